@@ -1,0 +1,48 @@
+"""Rerank retrieved documents with P(yes) of a Qwen3 reranker.
+
+    >>> from qwen3_ranker_plugins import Reranker
+    >>> with Reranker("bundled:tiny") as reranker:
+    ...     for hit in reranker.rerank("how do I close a file?", ["The with statement ...", "A list ..."]):
+    ...         print(hit.index, hit.score)
+
+Importing this module loads no torch, vllm or web framework.
+"""
+
+from .errors import (
+    EngineClosedError,
+    EngineError,
+    InvalidInputError,
+    MissingDependencyError,
+    ModelError,
+    ModelNotFoundError,
+    PromptTooLongError,
+    RankerError,
+    ScoringError,
+    UnsupportedModelError,
+)
+from .prompt import DEFAULT_INSTRUCTION, TEMPLATES
+from .reranker import Reranker
+from .types import Request, RerankResult, ScoredDocument, Usage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_INSTRUCTION",
+    "TEMPLATES",
+    "EngineClosedError",
+    "EngineError",
+    "InvalidInputError",
+    "MissingDependencyError",
+    "ModelError",
+    "ModelNotFoundError",
+    "PromptTooLongError",
+    "RankerError",
+    "Request",
+    "RerankResult",
+    "Reranker",
+    "ScoredDocument",
+    "ScoringError",
+    "UnsupportedModelError",
+    "Usage",
+    "__version__",
+]

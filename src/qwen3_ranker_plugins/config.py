@@ -1,0 +1,116 @@
+"""Settings, checked when they are made. The only module that reads environment variables."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import InvalidInputError
+
+#: The model of `Reranker()`; the commands of the command line use the bundled one, which needs no network.
+DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
+BUNDLED_MODEL = "bundled:tiny"
+
+ENGINES = ("auto", "packed")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+MODEL_VARIABLE = "QWEN3_RANKER_MODEL"
+DEVICE_VARIABLE = "QWEN3_RANKER_DEVICE"
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What makes two engines the same; rerankers with equal ones share an engine.
+
+    Attributes:
+        engine: a name from ENGINES other than "auto".
+        folder: the resolved model folder.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        dtype: a name from DTYPES.
+        token_budget: tokens of one forward pass; None leaves it to the engine.
+    """
+
+    engine: str
+    folder: Path
+    device: str = "auto"
+    dtype: str = "auto"
+    token_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("engine", self.engine, ENGINES)
+        check_choice("dtype", self.dtype, DTYPES)
+        kind, _, number = self.device.partition(":") if isinstance(self.device, str) else ("", "", "")
+        if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
+            raise InvalidInputError("device", self.device, "use 'auto', 'cpu', 'cuda' or 'cuda:N'")
+        check_positive("token_budget", self.token_budget)
+
+
+@dataclass(frozen=True)
+class RankingOptions:
+    """What is kept of a ranking. None means no limit.
+
+    Attributes:
+        top_k: at most this many documents.
+        score_threshold: only documents with score >= this, in [0, 1].
+        min_confidence: only documents with confidence >= this, in [0, 1]. A confident "no" passes: to drop what
+            is irrelevant, use score_threshold.
+    """
+
+    top_k: int | None = None
+    score_threshold: float | None = None
+    min_confidence: float | None = None
+
+    def __post_init__(self) -> None:
+        check_positive("top_k", self.top_k)
+        check_probability("score_threshold", self.score_threshold)
+        check_probability("min_confidence", self.min_confidence)
+
+    def override(
+        self, top_k: int | None = None, score_threshold: float | None = None, min_confidence: float | None = None
+    ) -> RankingOptions:
+        """These options with those of a call in place of the configured ones; None keeps the configured one."""
+        return RankingOptions(
+            self.top_k if top_k is None else top_k,
+            self.score_threshold if score_threshold is None else score_threshold,
+            self.min_confidence if min_confidence is None else min_confidence,
+        )
+
+
+def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise InvalidInputError unless the value is one of the choices."""
+    if value not in choices:
+        raise InvalidInputError(argument, value, f"use one of {', '.join(choices)}")
+
+
+def check_positive(argument: str, value: object) -> None:
+    """Raise InvalidInputError unless the value is None or a positive integer."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value <= 0):
+        raise InvalidInputError(argument, value, "use a positive integer, or None")
+
+
+def check_probability(argument: str, value: object) -> None:
+    """Raise InvalidInputError unless the value is None or a number from 0 to 1."""
+    if value is None:
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value) or not 0 <= value <= 1:
+        raise InvalidInputError(argument, value, "use a number from 0 to 1, or None")
+
+
+def check_text(argument: str, value: object, *, may_be_empty: bool = False) -> None:
+    """Raise InvalidInputError unless the value is a string with something in it."""
+    if not isinstance(value, str):
+        raise InvalidInputError(argument, value, f"needs a string, not {type(value).__name__}")
+    if not may_be_empty and not value.strip():
+        raise InvalidInputError(argument, value, "needs a text that is not empty")
+
+
+def model_from_environment(default: str) -> str:
+    """QWEN3_RANKER_MODEL, or the default."""
+    return os.environ.get(MODEL_VARIABLE) or default
+
+
+def device_from_environment() -> str:
+    """QWEN3_RANKER_DEVICE, or "auto"."""
+    return os.environ.get(DEVICE_VARIABLE) or "auto"

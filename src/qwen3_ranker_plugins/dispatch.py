@@ -1,0 +1,280 @@
+"""One worker per engine, and one engine per configuration in a process.
+
+Callers submit encoded requests and get futures. While a pass is running, waiting requests gather; the worker
+fills the next pass from all of them in turns, as many documents of each as fit the engine's token budget.
+So concurrent callers share passes without a timer, and a long list does not hold up a short one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from itertools import accumulate
+
+import numpy as np
+
+from .config import EngineConfig
+from .engines import create_engine
+from .engines.base import Engine, Margins
+from .errors import EngineClosedError, EngineError, RankerError
+from .packing import length_order
+from .prompt import EncodedRequest
+
+Progress = Callable[[int], None]
+
+
+class _Submission:
+    """A request on its way: documents up to `_taken` (shortest first) have gone into passes."""
+
+    def __init__(self, request: EncodedRequest, on_progress: Progress | None) -> None:
+        self.request = request
+        self.future: Future[Margins] = Future()
+        self._on_progress = on_progress
+        self._order = length_order(request)
+        self._tokens_before = [0, *accumulate(len(request.segments[i]) for i in self._order)]
+        self._taken = 0
+        self._scored = 0
+        self._values = np.full(len(self._order), np.nan, dtype=np.float32)
+        self._failures: dict[int, str] = {}
+        self._computed_tokens = 0
+
+    @property
+    def waiting(self) -> int:
+        """Documents that no pass has taken yet."""
+        return len(self._order) - self._taken
+
+    def take(self, budget: int, *, at_least: int) -> tuple[list[int], int]:
+        """(indices of the next documents that fit the budget together with the head, their tokens)."""
+        head = len(self.request.head)
+        before = self._tokens_before
+        end = self._taken
+        while end < len(self._order) and (
+            end - self._taken < at_least or head + before[end + 1] - before[self._taken] <= budget
+        ):
+            end += 1
+        indices = self._order[self._taken : end]
+        tokens = head + before[end] - before[self._taken] if indices else 0
+        self._taken = end
+        return indices, tokens
+
+    def record(self, indices: list[int], margins: Margins) -> None:
+        """Enter the scores of some documents; the last of them completes the future."""
+        self._values[indices] = margins.values
+        self._failures.update({indices[i]: reason for i, reason in margins.failures.items()})
+        self._computed_tokens += margins.computed_tokens
+        self._scored += len(indices)
+        if self._on_progress is not None:
+            self._on_progress(len(indices))
+        if self._scored == len(self._order) and self.future.set_running_or_notify_cancel():
+            self.future.set_result(Margins(self._values, self._computed_tokens, self._failures))
+
+    def fail(self, error: BaseException) -> None:
+        """Complete the future with an error, unless its caller has gone."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+    @property
+    def settled(self) -> bool:
+        """Cancelled, failed or complete: nothing more is wanted."""
+        return self.future.done()
+
+
+class Dispatcher:
+    """Owns an engine and the thread that runs it.
+
+    Args:
+        engine: closed together with the dispatcher.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._waiting: deque[_Submission] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._process = os.getpid()
+        # A daemon, so that a program that forgets close() can end; the leases' finalizers join it at exit.
+        self._worker = threading.Thread(target=self._run, name=f"qwen3-ranker-{engine.name}", daemon=True)
+        self._worker.start()
+
+    def submit(self, request: EncodedRequest, on_progress: Progress | None = None) -> Future[Margins]:
+        """Queue a request. Cancelling the future drops what no pass has taken yet.
+
+        Args:
+            request: with at least one document.
+            on_progress: called from the worker thread with the number of documents scored by a pass.
+
+        Raises:
+            EngineClosedError: closed, or called in a process forked from the one that made it.
+        """
+        if os.getpid() != self._process:
+            raise EngineClosedError(
+                "this reranker was made before a fork and its engine lives in the parent process: "
+                "make the reranker in the child, or start workers with the 'spawn' method"
+            )
+        submission = _Submission(request, on_progress)
+        with self._changed:
+            if self._closing:
+                raise EngineClosedError("the reranker is closed: make a new one")
+            self._waiting.append(submission)
+            self._changed.notify()
+        return submission.future
+
+    def close(self) -> None:
+        """Finish the pass in flight, fail what is still waiting, close the engine, end the thread."""
+        if os.getpid() != self._process:
+            return  # the thread and the engine are the parent's
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if threading.current_thread() is not self._worker:  # the garbage collector may run in any thread
+            self._worker.join()
+
+    def _run(self) -> None:
+        while batch := self._next_pass():
+            self._score(batch)
+        for submission in self._waiting:
+            submission.fail(EngineClosedError("the reranker was closed while this call was waiting"))
+        self.engine.close()
+
+    def _next_pass(self) -> list[tuple[_Submission, list[int]]]:
+        """Wait for work and fill one pass; empty when closing."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                if self._closing:
+                    return []
+                if batch := self._fill():
+                    return batch
+
+    def _fill(self) -> list[tuple[_Submission, list[int]]]:
+        """Take documents of the waiting submissions in turns, until the budget is used."""
+        budget = self.engine.token_budget
+        batch: list[tuple[_Submission, list[int]]] = []
+        skipped: list[_Submission] = []
+        served: list[_Submission] = []
+        while self._waiting and budget > 0:
+            submission = self._waiting.popleft()
+            if submission.settled:
+                continue
+            # A document that is longer than the budget goes through alone.
+            indices, tokens = submission.take(budget, at_least=0 if batch else 1)
+            budget -= tokens
+            if not indices:
+                skipped.append(submission)
+                continue
+            batch.append((submission, indices))
+            if submission.waiting:
+                served.append(submission)
+        # Whoever got nothing comes first next time, whoever got something last.
+        self._waiting.extendleft(reversed(skipped))
+        self._waiting.extend(served)
+        return batch
+
+    def _score(self, batch: list[tuple[_Submission, list[int]]]) -> None:
+        try:
+            results = self.engine.score([submission.request.take(indices) for submission, indices in batch])
+        except Exception as error:  # noqa: BLE001 - it belongs to the callers; this thread has to live on
+            if len(batch) > 1:  # one caller's fault must not become everybody's
+                for single in batch:
+                    self._score([single])
+            else:
+                batch[0][0].fail(error if isinstance(error, RankerError) else _engine_error(self.engine, error))
+            return
+        for (submission, indices), margins in zip(batch, results, strict=True):
+            if not submission.settled:
+                try:
+                    submission.record(indices, margins)
+                except Exception as error:  # noqa: BLE001 - the caller's progress function raised
+                    submission.fail(error)
+
+
+def _engine_error(engine: Engine, error: Exception) -> EngineError:
+    wrapped = EngineError(f"engine {engine.name!r} failed: {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+class _Shared:
+    """A dispatcher and how many leases it has; `ready` guards its creation."""
+
+    def __init__(self) -> None:
+        self.ready = threading.Lock()
+        self.leases = 0
+        self.dispatcher: Dispatcher | None = None
+
+
+class _Registry:
+    """The dispatchers of this process. The lock is reentrant, since the garbage collector may give a lease back."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Start without engines, as a forked child does: it has none of its parent's threads."""
+        self._lock = threading.RLock()
+        self._entries: dict[EngineConfig, _Shared] = {}
+
+    def enter(self, config: EngineConfig) -> _Shared:
+        """One more lease on a configuration's entry."""
+        with self._lock:
+            entry = self._entries.setdefault(config, _Shared())
+            entry.leases += 1
+            # A garbage collection between those two lines may have closed what the first one returned.
+            return entry if self._entries.get(config) is entry else self.enter(config)
+
+    def leave(self, config: EngineConfig, entry: _Shared) -> None:
+        """One lease less; the last one ends the engine."""
+        with self._lock:
+            entry.leases -= 1
+            last = entry.leases == 0
+            if last and self._entries.get(config) is entry:
+                del self._entries[config]
+        if last and entry.dispatcher is not None:
+            entry.dispatcher.close()
+
+
+_registry = _Registry()
+os.register_at_fork(after_in_child=_registry.forget)
+
+
+class Lease:
+    """A share in the one dispatcher of a configuration, given back by `close` or when it is garbage.
+
+    Raises:
+        RankerError: the engine could not be started.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        entry = _registry.enter(config)
+        try:
+            with entry.ready:  # the first lease loads the model; the others wait for it here
+                if entry.dispatcher is None:
+                    entry.dispatcher = Dispatcher(create_engine(config))
+        except BaseException:
+            _registry.leave(config, entry)
+            raise
+        self._dispatcher = entry.dispatcher
+        self._finalizer = weakref.finalize(self, _registry.leave, config, entry)
+
+    @property
+    def engine(self) -> Engine:
+        """The shared engine."""
+        return self._dispatcher.engine
+
+    def submit(self, request: EncodedRequest, on_progress: Progress | None = None) -> Future[Margins]:
+        """See `Dispatcher.submit`.
+
+        Raises:
+            EngineClosedError: this lease was given back, even if others hold the engine.
+        """
+        if not self._finalizer.alive:
+            raise EngineClosedError("the reranker is closed: make a new one")
+        return self._dispatcher.submit(request, on_progress)
+
+    def close(self) -> None:
+        """Give the share back; the last one ends the engine. Repeating it does nothing."""
+        self._finalizer()

@@ -1,0 +1,51 @@
+"""Engines by name, imported when they are first used: importing this package loads no torch."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from ..errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from ..config import EngineConfig
+    from .base import Engine
+
+#: Modules that an engine imports, and the extra of this distribution that installs them.
+REQUIREMENTS: dict[str, tuple[tuple[str, ...], str]] = {
+    "packed": (("torch", "transformers"), "packed"),
+}
+
+
+def missing_modules(engine: str) -> list[str]:
+    """Modules that the engine needs and this Python has not got."""
+    modules, _ = REQUIREMENTS[engine]
+    return [module for module in modules if find_spec(module) is None]
+
+
+def choose_engine(engine: str) -> tuple[str, str]:
+    """(the engine that a setting stands for, why).
+
+    Raises:
+        MissingDependencyError: what the engine needs is not installed.
+    """
+    asked_for = "packed" if engine == "auto" else engine
+    if missing := missing_modules(asked_for):
+        _, extra = REQUIREMENTS[asked_for]
+        raise MissingDependencyError(
+            f'engine {asked_for!r} needs {" and ".join(missing)}: pip install "qwen3-ranker-plugins[{extra}]"'
+        )
+    if engine == "auto":
+        return asked_for, "the packed engine computes a query once for all its documents, on a GPU or a CPU"
+    return asked_for, "asked for"
+
+
+def create_engine(config: EngineConfig) -> Engine:
+    """Start the engine of a configuration.
+
+    Raises:
+        RankerError: it cannot be started; the message says what to do.
+    """
+    from .packed import PackedEngine
+
+    return PackedEngine(config.folder, device=config.device, dtype=config.dtype, token_budget=config.token_budget)

@@ -1,0 +1,113 @@
+"""Shared-prefix attention: every token sees its request's head and the earlier tokens of its own document.
+
+Registered with transformers' attention interface, so that the model's own layers run unchanged on a packed
+row of tokens. The layout reaches the function as the keyword argument `packed`, which transformers hands
+through to the attention function.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from ..packing import Block, PackedPass, SegmentGroup
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+ATTENTION_NAME = "qwen3_ranker_shared_prefix"
+
+# Above this many tokens a document's queries are padded with the head's to a square, where SDPA needs no mask
+# and skips what lies above the diagonal; below, the rows saved are worth more.
+_MASKED_LENGTH = 512
+
+
+class CpuLayout:
+    """A packed pass for SDPA: documents of equal length form a batch, with the head's keys and values in front."""
+
+    def __init__(self, packed: PackedPass) -> None:
+        self._blocks = packed.blocks
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+        """Shapes: query [heads, tokens, head_dim], key and value [kv_heads, tokens, head_dim]; returns the query's."""
+        output = torch.empty_like(query)
+        for block in self._blocks:
+            head = slice(block.head_start, block.head_end)
+            output[:, head] = _causal(query[None, :, head], key[None, :, head], value[None, :, head], scaling)[0]
+            for group in block.groups:
+                _attend_group(output, query, key, value, block, group, scaling)
+        return output
+
+
+def _attend_group(
+    output: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block: Block,
+    group: SegmentGroup,
+    scaling: float,
+) -> None:
+    """Attention of `group`'s documents, written into `output`."""
+    heads, _, width = query.shape
+    kv_heads = key.shape[0]
+    head_length = block.head_end - block.head_start
+    here = slice(group.start, group.end)
+
+    def as_batch(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[:, here].view(-1, group.count, group.length, width).transpose(0, 1)
+
+    def with_head(tensor: torch.Tensor) -> torch.Tensor:
+        head = tensor[None, :, block.head_start : block.head_end].expand(group.count, -1, -1, -1)
+        return torch.cat([head, as_batch(tensor)], dim=2)
+
+    keys, values = with_head(key), with_head(value)
+    if group.length > _MASKED_LENGTH:
+        attended = _causal(with_head(query), keys, values, scaling)[:, :, head_length:]
+    else:
+        # Query heads that share a kv head become rows of one product, so that no key is copied for them.
+        rows = as_batch(query).reshape(group.count, kv_heads, -1, width)
+        mask = torch.ones(group.length, head_length + group.length, dtype=torch.bool, device=query.device)
+        mask = mask.tril(diagonal=head_length).repeat(heads // kv_heads, 1)
+        attended = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
+        attended = attended.reshape(group.count, heads, group.length, width)
+    output[:, here] = attended.transpose(0, 1).flatten(1, 2)
+
+
+def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Causal attention over a square, [batch, heads, length, head_dim]."""
+    return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+
+
+def shared_prefix_attention(
+    _module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    _attention_mask: torch.Tensor | None,
+    scaling: float,
+    packed: CpuLayout | BlockMask | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """An attention function for transformers: query [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim].
+
+    Raises:
+        ValueError: the model was called without a packed layout.
+    """
+    if packed is None:
+        raise ValueError(f"the attention function {ATTENTION_NAME} needs packed=..., the layout of the pass")
+    if isinstance(packed, CpuLayout):
+        output = packed.attend(query[0], key[0], value[0], scaling)[None]
+    else:
+        from .flex import flex_attend
+
+        output = flex_attend(query, key, value, packed, scaling)
+    return output.transpose(1, 2), None
+
+
+def register() -> None:
+    """Make `attn_implementation=ATTENTION_NAME` known to transformers. Repeating it does no harm."""
+    AttentionInterface.register(ATTENTION_NAME, shared_prefix_attention)

@@ -1,0 +1,175 @@
+"""The packed engine: transformers' Qwen3 layers over one row of tokens with shared-prefix attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch.nn.functional import pad
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from ..errors import EngineError, InvalidInputError, UnsupportedModelError
+from ..packing import PackedPass, pack
+from ..prompt import EncodedRequest, load_tokenizer
+from .attention import ATTENTION_NAME, CpuLayout, register
+from .base import Engine, Margins
+
+# Large enough to fill the device, small enough for activations (about 24 kB a token at 0.6B in bfloat16).
+_TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
+
+
+class PackedEngine(Engine):
+    """All documents of all waiting requests in one forward pass, each head computed once, nothing padded on CPU.
+
+    Args:
+        folder: a model folder as `models.resolve_model` returns it.
+        device: "auto", "cpu", "cuda" or "cuda:N"; auto takes a GPU if torch sees one.
+        dtype: "auto", "float32", "bfloat16" or "float16"; auto is float32 on CPU and on a GPU the half precision
+            that it computes natively.
+        token_budget: tokens of one pass; None chooses by device. Memory for activations grows with it.
+
+    Raises:
+        UnsupportedModelError: the weights are not those of a Qwen3 decoder.
+        InvalidInputError: the device is not there.
+    """
+
+    name = "packed"
+
+    def __init__(
+        self, folder: Path, *, device: str = "auto", dtype: str = "auto", token_budget: int | None = None
+    ) -> None:
+        self.device = _resolve_device(device)
+        self.dtype = _resolve_dtype(dtype, self.device)
+        self.token_budget = _TOKEN_BUDGET[self.device.type] if token_budget is None else token_budget
+        tokenizer = load_tokenizer(folder)
+        causal_lm = _load(folder, self.dtype)
+        # Only the difference of two rows of the output matrix is ever needed; in float32, since logits of a
+        # half precision product would be rounded to steps of up to 1/16.
+        rows = causal_lm.get_output_embeddings().weight
+        self._label_direction = (rows[tokenizer.yes_id].float() - rows[tokenizer.no_id].float()).to(self.device)
+        self._decoder: Any = causal_lm.model.to(self.device)
+
+    def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
+        """One forward pass over all requests.
+
+        Raises:
+            EngineError: out of memory; the message says what to lower.
+        """
+        packed = pack(requests)
+        try:
+            margins = self._forward(packed).cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            raise EngineError(
+                f"out of memory on {self.device} with {packed.num_tokens} tokens in one pass: lower token_budget "
+                f"(now {self.token_budget}), max_length, or use a smaller model"
+            ) from error
+        ends = np.cumsum([len(request.segments) for request in requests])[:-1]
+        return [
+            Margins(values=values, computed_tokens=len(request.head) + sum(map(len, request.segments)))
+            for request, values in zip(requests, np.split(margins, ends), strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _forward(self, packed: PackedPass) -> torch.Tensor:
+        """Margins, float32 [num_documents]."""
+        layout, padding = self._layout(packed)
+        token_ids = pad(torch.from_numpy(packed.token_ids), (0, padding)).to(self.device, non_blocking=True)
+        position_ids = pad(torch.from_numpy(packed.position_ids), (0, padding)).to(self.device, non_blocking=True)[None]
+        last_positions = torch.from_numpy(packed.last_positions).to(self.device, non_blocking=True)
+
+        hidden = self._decoder.embed_tokens(token_ids)[None]
+        position_embeddings = self._decoder.rotary_emb(hidden, position_ids)
+        for layer in self._decoder.layers:
+            hidden = layer(hidden, position_embeddings=position_embeddings, packed=layout)
+        last: torch.Tensor = self._decoder.norm(hidden[0, last_positions].float())
+        margins: torch.Tensor = last @ self._label_direction
+        return margins
+
+    def _layout(self, packed: PackedPass) -> tuple[object, int]:
+        """What attention needs to know about the pass, and how many tokens of padding it wants."""
+        if self.device.type == "cpu":
+            return CpuLayout(packed), 0
+        from .flex import build_block_mask, padded_length
+
+        length = padded_length(packed.num_tokens)
+        return build_block_mask(packed, length, self.device), length - packed.num_tokens
+
+    def close(self) -> None:
+        """Free the weights."""
+        self._decoder = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def describe(self) -> dict[str, str]:
+        """Device, dtype, budget and versions."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return {
+            "engine": self.name,
+            "device": name,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "token_budget": str(self.token_budget),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+
+def _resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    resolved = torch.device(device)
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise InvalidInputError(
+            "device", device, f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; use 'cpu'"
+        )
+    return resolved
+
+
+def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype != "auto":
+        resolved: torch.dtype = getattr(torch, dtype)
+        return resolved
+    if device.type == "cpu":
+        return torch.float32
+    # Before compute capability 8 bfloat16 is emulated.
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
+
+def _load(folder: Path, dtype: torch.dtype) -> Any:
+    """The causal language model, in evaluation mode, with our attention."""
+    register()
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if config.model_type != "qwen3" or set(config.layer_types) != {"full_attention"}:
+        raise UnsupportedModelError(
+            f"{folder} holds a {config.model_type!r} model with {sorted(set(config.layer_types))} layers; the packed "
+            "engine runs Qwen3 decoders with full attention: use a Qwen3-Reranker checkpoint"
+        )
+    with _no_progress_bar():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=ATTENTION_NAME,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    model.requires_grad_(False)
+    return model
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Weights load in a second; transformers' bar for it also leaves a thread behind."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,338 @@
+"""Reranker: encode -> dispatch -> order -> top_k, for sync and async callers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import DEFAULT_MODEL, ENGINES, EngineConfig, RankingOptions, check_choice, check_positive, check_text
+from .dispatch import Lease
+from .engines import choose_engine
+from .engines.base import Margins
+from .errors import InvalidInputError, ScoringError
+from .models import resolve_model
+from .prompt import DEFAULT_INSTRUCTION, DEFAULT_MAX_LENGTH, EncodedRequest, PromptEncoder, load_tokenizer
+from .types import Request, RerankResult, ScoredDocument, Usage
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+
+class Reranker:
+    """Orders documents by P(yes) of a Qwen3 reranker.
+
+    Thread-safe; concurrent callers share forward passes. Rerankers with equal engine settings in one process
+    share one engine, which ends with the last of them. Usable as a context manager.
+
+    Args:
+        model: a hub name, a folder, or "bundled:tiny".
+        engine: "auto" or a name from `config.ENGINES`.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        template: "standard", "standard-hf", "compact", or the text of a template with {query} and {document}.
+        instruction: the task that documents are judged for; None for the model's default.
+        max_length: longest prompt in tokens; longer documents are cut at their end and say so.
+        token_budget: tokens of one forward pass, which bounds memory; None chooses by device.
+        top_k, score_threshold, min_confidence: defaults of `rerank`, see `RankingOptions`.
+
+    Raises:
+        InvalidInputError: an argument is unusable.
+        ModelNotFoundError, UnsupportedModelError: see `resolve_model`.
+        MissingDependencyError: what the engine needs is not installed.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = DEFAULT_MODEL,
+        *,
+        engine: str = "auto",
+        device: str = "auto",
+        dtype: str = "auto",
+        template: str = "standard",
+        instruction: str | None = None,
+        max_length: int = DEFAULT_MAX_LENGTH,
+        token_budget: int | None = None,
+        top_k: int | None = None,
+        score_threshold: float | None = None,
+        min_confidence: float | None = None,
+    ) -> None:
+        check_choice("engine", engine, ENGINES)
+        if max_length is None:
+            raise InvalidInputError("max_length", max_length, "use a positive integer")
+        check_positive("max_length", max_length)
+        self.instruction = DEFAULT_INSTRUCTION if instruction is None else instruction
+        check_text("instruction", self.instruction)
+        self.options = RankingOptions(top_k, score_threshold, min_confidence)
+        self.engine_name, self.engine_reason = choose_engine(engine)
+        self.model_path: Path = resolve_model(model)
+        config = EngineConfig(self.engine_name, self.model_path, device, dtype, token_budget)
+        self._encoder = PromptEncoder(load_tokenizer(self.model_path), template, max_length)
+        self._lease = Lease(config)
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_k: int | None = None,
+        *,
+        instruction: str | None = None,
+        score_threshold: float | None = None,
+        min_confidence: float | None = None,
+        show_progress: bool = False,
+    ) -> RerankResult:
+        """The documents in order of relevance, best first; equal margins keep their input order.
+
+        Args:
+            query: not empty.
+            documents: texts; equal ones are scored once. An empty list gives an empty result.
+            top_k, instruction, score_threshold, min_confidence: None means as configured.
+            show_progress: draw a progress bar on standard error.
+
+        Raises:
+            InvalidInputError: names the argument and its value.
+            PromptTooLongError: query and instruction leave no room for a document.
+            ScoringError: a document has no usable score.
+            EngineError: the pass failed, or the reranker is closed.
+        """
+        options = self.options.override(top_k, score_threshold, min_confidence)
+        prepared = self._prepare(Request(query, documents, instruction))
+        with _progress(show_progress) as bar:
+            margins = _wait(self._submit(prepared, bar))
+        return prepared.result(margins, options)
+
+    async def arerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_k: int | None = None,
+        *,
+        instruction: str | None = None,
+        score_threshold: float | None = None,
+        min_confidence: float | None = None,
+    ) -> RerankResult:
+        """`rerank` without blocking the event loop; cancelling it frees its place in the queue."""
+        options = self.options.override(top_k, score_threshold, min_confidence)
+        prepared = await asyncio.to_thread(self._prepare, Request(query, documents, instruction))
+        return prepared.result(await asyncio.wrap_future(self._submit(prepared)), options)
+
+    def rerank_many(
+        self,
+        requests: Sequence[Request],
+        top_k: int | None = None,
+        *,
+        score_threshold: float | None = None,
+        min_confidence: float | None = None,
+        show_progress: bool = False,
+    ) -> list[RerankResult]:
+        """One result per request, in their order; small requests share forward passes.
+
+        Raises: as `rerank`.
+        """
+        options = self.options.override(top_k, score_threshold, min_confidence)
+        prepared: list[_Prepared] = []
+        futures: list[Future[Margins]] = []
+        with _progress(show_progress) as bar:
+            try:
+                for request in requests:  # the engine works on the first while the next are encoded
+                    prepared.append(self._prepare(request))
+                    futures.append(self._submit(prepared[-1], bar))
+                margins = [future.result() for future in futures]
+            finally:
+                for future in futures:
+                    future.cancel()
+        return [each.result(values, options) for each, values in zip(prepared, margins, strict=True)]
+
+    def score(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        instruction: str | None = None,
+        show_progress: bool = False,
+    ) -> NDArray[np.float32]:
+        """P(yes) of each document, float32 [n_documents] in input order.
+
+        Raises: as `rerank`.
+        """
+        prepared = self._prepare(Request(query, documents, instruction))
+        with _progress(show_progress) as bar:
+            margins = _wait(self._submit(prepared, bar))
+        return _sigmoid(prepared.margins(margins)).astype(np.float32)
+
+    async def ascore(
+        self, query: str, documents: Sequence[str], *, instruction: str | None = None
+    ) -> NDArray[np.float32]:
+        """`score` without blocking the event loop."""
+        prepared = await asyncio.to_thread(self._prepare, Request(query, documents, instruction))
+        margins = await asyncio.wrap_future(self._submit(prepared))
+        return _sigmoid(prepared.margins(margins)).astype(np.float32)
+
+    def describe(self) -> dict[str, str]:
+        """The engine's device, dtype and versions, for people."""
+        return self._lease.engine.describe()
+
+    def close(self) -> None:
+        """Give up the engine; the last reranker that uses it ends its thread. Repeating it does nothing."""
+        self._lease.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Reranker(model={str(self.model_path)!r}, engine={self.engine_name!r})"
+
+    def _prepare(self, request: Request) -> _Prepared:
+        started = time.perf_counter()
+        check_text("query", request.query)
+        instruction = self.instruction if request.instruction is None else request.instruction
+        check_text("instruction", instruction)
+        documents = _checked_documents(request.documents)
+        positions: dict[str, int] = {}
+        source = [positions.setdefault(document, len(positions)) for document in documents]
+        encoded = self._encoder.encode(request.query, list(positions), instruction)
+        return _Prepared(documents, np.asarray(source, dtype=np.intp), encoded, started)
+
+    def _submit(self, prepared: _Prepared, bar: _ProgressBar | None = None) -> Future[Margins]:
+        if not prepared.distinct:
+            nothing: Future[Margins] = Future()
+            nothing.set_result(Margins(np.empty(0, dtype=np.float32), computed_tokens=0))
+            return nothing
+        if bar is not None:
+            bar.expect(prepared.distinct)
+        return self._lease.submit(prepared.encoded, None if bar is None else bar.advance)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A checked and encoded request.
+
+    Attributes:
+        documents: as given.
+        source: for each document, its place among the distinct texts that were encoded.
+        encoded: the distinct texts.
+        started: perf_counter() when the call began.
+    """
+
+    documents: Sequence[str]
+    source: NDArray[np.intp]
+    encoded: EncodedRequest
+    started: float
+
+    @property
+    def distinct(self) -> int:
+        return len(self.encoded.segments)
+
+    def margins(self, margins: Margins) -> NDArray[np.float32]:
+        """Margins in input order.
+
+        Raises:
+            ScoringError: one of them is missing or not finite.
+        """
+        values = margins.values[self.source]
+        reasons = {
+            int(i): f"its margin is {margins.values[i]}" for i in np.flatnonzero(~np.isfinite(margins.values))
+        } | dict(margins.failures)
+        if reasons:
+            failed = {index: reasons[place] for index, place in enumerate(self.source.tolist()) if place in reasons}
+            values[list(failed)] = np.nan
+            raise ScoringError(failed, values)
+        return values
+
+    def result(self, margins: Margins, options: RankingOptions) -> RerankResult:
+        """Order, threshold, cut."""
+        values = self.margins(margins).astype(np.float64)
+        scores, confidences = _sigmoid(values), np.tanh(np.abs(values) / 2)
+        keep = np.ones(len(values), dtype=np.bool_)
+        if options.score_threshold is not None:
+            keep &= scores >= options.score_threshold
+        if options.min_confidence is not None:
+            keep &= confidences >= options.min_confidence
+        order = np.argsort(-values, kind="stable")
+        hits = tuple(
+            ScoredDocument(
+                index=index,
+                document=self.documents[index],
+                score=float(scores[index]),
+                margin=float(values[index]),
+                confidence=float(confidences[index]),
+                truncated_tokens=self.encoded.truncated_tokens[self.source[index]],
+            )
+            for index in order[keep[order]][: options.top_k].tolist()
+        )
+        return RerankResult(hits, self._usage(margins))
+
+    def _usage(self, margins: Margins) -> Usage:
+        lengths = np.asarray([len(segment) for segment in self.encoded.segments], dtype=np.int64)
+        prompts = len(self.encoded.head) * len(self.source) + int(lengths[self.source].sum()) if len(lengths) else 0
+        return Usage(
+            documents=len(self.source),
+            prompt_tokens=prompts,
+            computed_tokens=margins.computed_tokens,
+            seconds=time.perf_counter() - self.started,
+        )
+
+
+def _checked_documents(documents: Sequence[str]) -> list[str]:
+    if isinstance(documents, (str, bytes)) or not isinstance(documents, Sequence):
+        raise InvalidInputError("documents", documents, "needs a list of strings")
+    for index, document in enumerate(documents):
+        check_text(f"documents[{index}]", document, may_be_empty=True)
+    return list(documents)
+
+
+def _sigmoid(margins: NDArray[np.floating]) -> NDArray[np.float64]:
+    """1 / (1 + exp(-margin)), in the form that does not overflow."""
+    return 0.5 * (1.0 + np.tanh(0.5 * margins.astype(np.float64)))
+
+
+def _wait(future: Future[Margins]) -> Margins:
+    """The result; if the caller is interrupted meanwhile, the request leaves the queue."""
+    try:
+        return future.result()
+    finally:
+        future.cancel()
+
+
+class _ProgressBar:
+    """Documents scored and expected, on standard error."""
+
+    def __init__(self, bar: RichProgress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("reranking", total=0)
+        self._expected = 0
+
+    def expect(self, documents: int) -> None:
+        self._expected += documents
+        self._bar.update(self._task, total=self._expected)
+
+    def advance(self, documents: int) -> None:
+        self._bar.advance(self._task, documents)
+
+
+@contextmanager
+def _progress(show: bool) -> Iterator[_ProgressBar | None]:
+    if not show:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("reranking"), BarColumn(), MofNCompleteColumn(), TextColumn("documents"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        yield _ProgressBar(bar)

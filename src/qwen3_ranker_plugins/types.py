@@ -1,0 +1,91 @@
+"""The values that go into and come out of a reranker. All are immutable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One query and the documents to be judged for it: the unit of work.
+
+    Attributes:
+        query: what the user asked; not empty.
+        documents: texts in any order; may be empty.
+        instruction: the task, as in the model's prompt; None means as configured.
+    """
+
+    query: str
+    documents: Sequence[str]
+    instruction: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredDocument:
+    """A document with its judgement.
+
+    Attributes:
+        index: position in the input.
+        document: the text as it was given.
+        score: P(yes) = sigmoid(margin), in [0, 1].
+        margin: logit(yes) - logit(no); orders documents whose scores both round to 1.0.
+        confidence: |P(yes) - P(no)| = tanh(|margin| / 2), in [0, 1]: how decided the model is, either way.
+        truncated_tokens: tokens cut off the end of the document so that the prompt fits; 0 if it was read whole.
+    """
+
+    index: int
+    document: str
+    score: float
+    margin: float
+    confidence: float
+    truncated_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one call cost.
+
+    Attributes:
+        documents: documents in the input, equal texts counted each time.
+        prompt_tokens: tokens of all prompts, as if each document had been scored on its own.
+        computed_tokens: tokens that went through the model.
+        seconds: wall time of the call, waiting for other callers included.
+    """
+
+    documents: int
+    prompt_tokens: int
+    computed_tokens: int
+    seconds: float
+
+    @property
+    def shared_tokens(self) -> int:
+        """Tokens that did not have to be computed again: shared heads and equal documents."""
+        return self.prompt_tokens - self.computed_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class RerankResult(Sequence[ScoredDocument]):
+    """Documents in their new order, best first, and what the call cost. Behaves as a sequence of hits.
+
+    Attributes:
+        hits: what is left after thresholds and top_k.
+        usage: counts every document of the input.
+    """
+
+    hits: tuple[ScoredDocument, ...]
+    usage: Usage
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __iter__(self) -> Iterator[ScoredDocument]:
+        return iter(self.hits)
+
+    @overload
+    def __getitem__(self, item: int) -> ScoredDocument: ...
+    @overload
+    def __getitem__(self, item: slice) -> Sequence[ScoredDocument]: ...
+    def __getitem__(self, item: int | slice) -> ScoredDocument | Sequence[ScoredDocument]:
+        return self.hits[item]
