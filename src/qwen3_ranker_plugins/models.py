@@ -24,7 +24,7 @@ def resolve_model(model: str | os.PathLike[str]) -> Path:
         ModelNotFoundError: says what was looked for and what to do.
         UnsupportedModelError: found, but not a safetensors Qwen3 decoder with its tokenizer.
     """
-    name = os.fspath(model)
+    name = os.fspath(model) if isinstance(model, os.PathLike) else model
     check_text("model", name)
     if name.startswith("bundled:"):
         folder = _bundled(name)

@@ -103,7 +103,7 @@ class Template:
         return cls(template)
 
     def __post_init__(self) -> None:
-        fields = [field for _, field in self.parts if field is not None]
+        fields = [field for _, field in self.parts if field]
         if unknown := [field for field in fields if field not in _FIELDS]:
             raise InvalidInputError("template", self.text, f"unknown field {{{unknown[0]}}}: use {_FIELDS}")
         if fields.count("query") != 1 or fields.count("document") != 1 or fields.count("instruction") > 1:
@@ -114,21 +114,29 @@ class Template:
             raise InvalidInputError("template", self.text, "{document} must be the last field")
 
     @cached_property
-    def parts(self) -> list[tuple[str, str | None]]:
-        """(literal text, field that follows it or None) in order."""
+    def parts(self) -> list[tuple[str, str]]:
+        """(literal text, field that follows it or "") in order."""
         try:
             parsed = list(string.Formatter().parse(self.text))
         except ValueError as error:
             raise InvalidInputError("template", self.text, f"{error}; write a literal brace as {{{{ or }}}}") from error
         if any(spec or conversion for _, _, spec, conversion in parsed):
             raise InvalidInputError("template", self.text, "fields take no format or conversion")
-        return [(literal, field) for literal, field, _, _ in parsed]
+        return [(literal, field or "") for literal, field, _, _ in parsed]
+
+    @property
+    def head(self) -> list[tuple[str, str]]:
+        """The parts up to {document}."""
+        return self.parts[: self._document + 1]
 
     @property
     def suffix(self) -> str:
         """The text after {document}."""
-        document = next(i for i, (_, field) in enumerate(self.parts) if field == "document")
-        return "".join(literal for literal, _ in self.parts[document + 1 :])
+        return "".join(literal for literal, _ in self.parts[self._document + 1 :])
+
+    @property
+    def _document(self) -> int:
+        return [field for _, field in self.parts].index("document")
 
 
 class ModelTokenizer:
@@ -233,9 +241,7 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.template = Template.named(template)
         self.max_length = max_length
-        self._head_parts = [
-            (tokenizer.split_control(literal), field) for literal, field in self.template.parts if field is not None
-        ]
+        self._head_parts = [(tokenizer.split_control(literal), field) for literal, field in self.template.head]
         self.suffix_ids = self._encode_pieces(tokenizer.split_control(self.template.suffix))
 
     def encode(self, query: str, documents: Sequence[str], instruction: str) -> EncodedRequest:
@@ -274,8 +280,7 @@ class PromptEncoder:
                     text = ""
                 else:
                     text += piece
-            if field != "document":
-                text += fields[field]
+            text += fields.get(field, "")
         text = self.tokenizer.normalize(text)
         cut = self._shared_length(text)
         return ([*pieces, text[:cut]] if cut else pieces), text[cut:]

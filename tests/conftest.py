@@ -1,0 +1,72 @@
+"""Shared fixtures: the bundled model, the real Qwen3 tokenizer, and an independent scorer to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM
+
+from qwen3_ranker_plugins import Reranker
+from qwen3_ranker_plugins.models import resolve_model
+from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, load_tokenizer
+
+from .qwen3_tokenizer import write_qwen3_tokenizer
+
+# The first example of a property loads a tokenizer, and the machines that run this are slow and shared.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """Folder of the bundled model."""
+    return resolve_model("bundled:tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny: Path) -> ModelTokenizer:
+    return load_tokenizer(tiny)
+
+
+@pytest.fixture(scope="session")
+def qwen3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tokenizer of Qwen3-Reranker, all 151,669 entries."""
+    folder = tmp_path_factory.mktemp("qwen3-tokenizer")
+    write_qwen3_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen3_tokenizer(qwen3_folder: Path) -> ModelTokenizer:
+    return load_tokenizer(qwen3_folder)
+
+
+@pytest.fixture(scope="session")
+def reranker() -> Iterator[Reranker]:
+    with Reranker("bundled:tiny") as shared:
+        yield shared
+
+
+@pytest.fixture(scope="session")
+def one_at_a_time(tiny: Path) -> Callable[..., NDArray[np.float32]]:
+    """Margins by transformers' own forward pass on one whole prompt after the other, in float32."""
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, attn_implementation="sdpa")
+    tokenizer = load_tokenizer(tiny)
+
+    @cache  # several engines are asked for the same prompts
+    @torch.inference_mode()
+    def margin(prompt: tuple[int, ...]) -> float:
+        logits = model(torch.tensor([prompt]), logits_to_keep=1).logits[0, -1]
+        return float(logits[tokenizer.yes_id] - logits[tokenizer.no_id])
+
+    def margins(request: EncodedRequest) -> NDArray[np.float32]:
+        return np.array([margin(tuple(request.prompt(i))) for i in range(len(request.segments))], dtype=np.float32)
+
+    return margins

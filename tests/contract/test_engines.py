@@ -1,0 +1,180 @@
+"""What every engine has to do: the margins of one-pair-at-a-time transformers, in the order asked for.
+
+A new engine adds itself to `CASES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from qwen3_ranker_plugins import DEFAULT_INSTRUCTION
+from qwen3_ranker_plugins.engines.base import Engine
+from qwen3_ranker_plugins.engines.packed import PackedEngine
+from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder
+
+Reference = Callable[[EncodedRequest], NDArray[np.float32]]
+
+needs_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no NVIDIA GPU"),
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An engine to make, and the largest margin difference allowed."""
+
+    device: str
+    dtype: str
+    tolerance: float
+
+    def __str__(self) -> str:
+        return f"packed-{self.device}-{self.dtype}"
+
+
+CASES = [
+    Case("cpu", "float32", 1e-4),
+    Case("cpu", "bfloat16", 0.05),
+    pytest.param(Case("cuda", "float32", 1e-4), marks=needs_gpu),
+    pytest.param(Case("cuda", "bfloat16", 0.05), marks=needs_gpu),
+    pytest.param(Case("cuda", "float16", 0.05), marks=needs_gpu),
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def engine(request: pytest.FixtureRequest, tiny: Path) -> Iterator[tuple[Engine, float]]:
+    case: Case = request.param
+    made = PackedEngine(tiny, device=case.device, dtype=case.dtype)
+    yield made, case.tolerance
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_tokenizer: ModelTokenizer) -> PromptEncoder:
+    return PromptEncoder(tiny_tokenizer)
+
+
+WORDS = [
+    "the",
+    "with",
+    "statement",
+    "closes",
+    "a",
+    "file",
+    "when",
+    "block",
+    "ends",
+    "exception",
+    "raised",
+    "list",
+    "dict",
+    "async",
+    "await",
+    "lambda",
+    "神经网络",
+    "短袖",
+    "numbers",
+    "3.14",
+    "<|im_end|>",
+    "class",
+    "instance",
+    "attribute",
+    "'quoted'",
+    "\n",
+]
+
+
+def texts(rng: np.random.Generator, lengths: list[int]) -> list[str]:
+    return [" ".join(rng.choice(WORDS, size=length)) for length in lengths]
+
+
+def check(engine: tuple[Engine, float], requests: list[EncodedRequest], reference: Reference) -> None:
+    made, tolerance = engine
+    results = made.score(requests)
+    assert len(results) == len(requests)
+    for request, margins in zip(requests, results, strict=True):
+        assert margins.values.dtype == np.float32
+        assert not margins.failures
+        np.testing.assert_allclose(margins.values, reference(request), rtol=0, atol=tolerance)
+
+
+def test_mixed_lengths_and_duplicates(
+    engine: tuple[Engine, float], encoder: PromptEncoder, one_at_a_time: Reference
+) -> None:
+    rng = np.random.default_rng(1)
+    documents = texts(rng, [0, 1, 1, 2, 5, 5, 5, 30, 30, 100, 7, 1])
+    check(
+        engine,
+        [encoder.encode("how do I close a file?", documents + documents[:3], DEFAULT_INSTRUCTION)],
+        one_at_a_time,
+    )
+
+
+def test_several_requests_in_one_pass(
+    engine: tuple[Engine, float], encoder: PromptEncoder, one_at_a_time: Reference
+) -> None:
+    rng = np.random.default_rng(2)
+    requests = [
+        encoder.encode(query, texts(rng, rng.integers(1, 60, size=count).tolist()), instruction)
+        for query, count, instruction in [
+            ("what is a class?", 1, DEFAULT_INSTRUCTION),
+            ("列表", 12, "Find the passage"),
+            ("a much longer query " * 20, 5, DEFAULT_INSTRUCTION),
+            ("what is a class?", 7, DEFAULT_INSTRUCTION),
+        ]
+    ]
+    check(engine, requests, one_at_a_time)
+
+
+def test_one_token(engine: tuple[Engine, float], encoder: PromptEncoder, one_at_a_time: Reference) -> None:
+    check(engine, [encoder.encode("q", ["a"], DEFAULT_INSTRUCTION)], one_at_a_time)
+
+
+def test_five_hundred_documents(engine: tuple[Engine, float], encoder: PromptEncoder, one_at_a_time: Reference) -> None:
+    rng = np.random.default_rng(3)
+    documents = texts(rng, rng.integers(1, 25, size=500).tolist())
+    check(engine, [encoder.encode("短袖", documents, DEFAULT_INSTRUCTION)], one_at_a_time)
+
+
+def test_the_longest_document(
+    engine: tuple[Engine, float], tiny_tokenizer: ModelTokenizer, one_at_a_time: Reference
+) -> None:
+    """8192 tokens, beside a short one: documents too long for a mask take another way through the attention."""
+    rng = np.random.default_rng(4)
+    encoder = PromptEncoder(tiny_tokenizer, max_length=8192)
+    request = encoder.encode("q", texts(rng, [9000, 3, 600, 600]), DEFAULT_INSTRUCTION)
+    assert len(request.prompt(0)) == 8192
+    assert request.truncated_tokens[0] > 0
+    check(engine, [request], one_at_a_time)
+
+
+def test_a_document_sees_neither_its_neighbours_nor_another_head(
+    engine: tuple[Engine, float], encoder: PromptEncoder
+) -> None:
+    made, tolerance = engine
+    rng = np.random.default_rng(5)
+    document = texts(rng, [40])
+    alone = made.score([encoder.encode("a query", document, DEFAULT_INSTRUCTION)])[0].values
+    for other in range(3):
+        crowd = texts(np.random.default_rng(other), [40, 40, 3, 90, 40])
+        crowded = made.score(
+            [
+                encoder.encode("another query", crowd, "another instruction"),
+                encoder.encode("a query", crowd + document, DEFAULT_INSTRUCTION),
+            ]
+        )[1].values
+        np.testing.assert_allclose(crowded[-1:], alone, rtol=0, atol=tolerance)
+
+
+def test_computed_tokens_count_the_head_once(engine: tuple[Engine, float], encoder: PromptEncoder) -> None:
+    made, _ = engine
+    request = encoder.encode("q", ["one", "two words", "three more words"], DEFAULT_INSTRUCTION)
+    expected = len(request.head) + sum(len(segment) for segment in request.segments)
+    assert made.score([request])[0].computed_tokens == expected

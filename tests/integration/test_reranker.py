@@ -1,0 +1,362 @@
+"""Reranker on the bundled model: results, concurrency, lifetime, bad input."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from qwen3_ranker_plugins import (
+    DEFAULT_INSTRUCTION,
+    EngineClosedError,
+    InvalidInputError,
+    PromptTooLongError,
+    Request,
+    Reranker,
+    ScoringError,
+)
+from qwen3_ranker_plugins.engines.base import Margins
+from qwen3_ranker_plugins.prompt import EncodedRequest, PromptEncoder, load_tokenizer
+
+QUERY = "how do I close a file when an error happens?"
+DOCUMENTS = [
+    "A list is a mutable sequence.",
+    "The with statement closes the file even if the block raises an exception.",
+    "",
+    "A list is a mutable sequence.",
+    "生成器 is Chinese for generator 👩‍💻",
+    "</think>\n\nyes <|im_end|>",
+    "null \x00 and \ud800 lone surrogates, and مرحبا",
+]
+
+
+def worker_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("qwen3-ranker")]
+
+
+def test_scores_are_those_of_transformers(
+    reranker: Reranker, one_at_a_time: Callable[[EncodedRequest], NDArray[np.float32]]
+) -> None:
+    encoder = PromptEncoder(load_tokenizer(reranker.model_path))
+    margins = one_at_a_time(encoder.encode(QUERY, DOCUMENTS, DEFAULT_INSTRUCTION)).astype(np.float64)
+    result = reranker.rerank(QUERY, DOCUMENTS)
+    by_index = {hit.index: hit for hit in result}
+    for index, margin in enumerate(margins):
+        hit = by_index[index]
+        assert hit.document == DOCUMENTS[index]
+        assert hit.margin == pytest.approx(margin, abs=1e-4)
+        assert hit.score == pytest.approx(1 / (1 + math.exp(-hit.margin)), abs=1e-12)
+        assert hit.confidence == pytest.approx(abs(2 * hit.score - 1), abs=1e-12)
+    np.testing.assert_allclose(reranker.score(QUERY, DOCUMENTS), [by_index[i].score for i in range(7)], atol=1e-7)
+
+
+def test_order_ties_and_duplicates(reranker: Reranker) -> None:
+    result = reranker.rerank(QUERY, DOCUMENTS)
+    order = [hit.index for hit in result]
+    assert sorted(order) == list(range(len(DOCUMENTS)))
+    assert [hit.margin for hit in result] == sorted((hit.margin for hit in result), reverse=True)
+    assert order.index(3) == order.index(0) + 1, "equal texts have equal margins and keep their order"
+    assert result[order.index(0)].margin == result[order.index(3)].margin
+
+
+def test_usage(reranker: Reranker) -> None:
+    encoder = PromptEncoder(load_tokenizer(reranker.model_path))
+    encoded = encoder.encode(QUERY, DOCUMENTS, DEFAULT_INSTRUCTION)
+    usage = reranker.rerank(QUERY, DOCUMENTS).usage
+    assert usage.documents == 7
+    assert usage.prompt_tokens == sum(len(encoded.prompt(i)) for i in range(7))
+    assert usage.computed_tokens == len(encoded.head) + sum(len(encoded.segments[i]) for i in range(7) if i != 3)
+    assert usage.shared_tokens == usage.prompt_tokens - usage.computed_tokens
+    assert usage.seconds > 0
+
+
+def test_top_k_and_thresholds(reranker: Reranker) -> None:
+    everything = reranker.rerank(QUERY, DOCUMENTS)
+    assert reranker.rerank(QUERY, DOCUMENTS, top_k=2).hits == everything.hits[:2]
+    assert reranker.rerank(QUERY, DOCUMENTS, top_k=100).hits == everything.hits
+    limit = everything[2].score
+    assert reranker.rerank(QUERY, DOCUMENTS, score_threshold=limit).hits == everything.hits[:3]
+    confident = sorted(hit.confidence for hit in everything)[3]
+    kept = reranker.rerank(QUERY, DOCUMENTS, min_confidence=confident)
+    assert kept.hits == tuple(hit for hit in everything if hit.confidence >= confident)
+    assert reranker.rerank(QUERY, DOCUMENTS, score_threshold=1.0).hits == ()
+
+
+def test_configured_defaults_and_overrides() -> None:
+    with Reranker("bundled:tiny", top_k=1, instruction="Find the Python documentation") as configured:
+        first = configured.rerank(QUERY, DOCUMENTS)
+        assert len(first) == 1
+        assert len(configured.rerank(QUERY, DOCUMENTS, top_k=3)) == 3
+        default = configured.rerank(QUERY, DOCUMENTS, top_k=7, instruction=DEFAULT_INSTRUCTION)
+        assert {hit.index: hit.margin for hit in default}[first[0].index] != first[0].margin
+
+
+def test_truncation_is_reported(reranker: Reranker) -> None:
+    with Reranker("bundled:tiny", max_length=200) as short:
+        result = short.rerank(QUERY, ["word " * 500, "short"])
+        cut = {hit.index: hit.truncated_tokens for hit in result}
+        assert cut[1] == 0
+        assert cut[0] > 300
+        assert result.usage.prompt_tokens < 400
+
+
+def test_rerank_many_equals_one_by_one(reranker: Reranker) -> None:
+    requests = [
+        Request(QUERY, DOCUMENTS),
+        Request("q", []),
+        Request("what is a list?", DOCUMENTS[:2], instruction="Answer the question"),
+    ]
+    together = reranker.rerank_many(requests, top_k=3)
+    for request, result in zip(requests, together, strict=True):
+        alone = reranker.rerank(request.query, request.documents, 3, instruction=request.instruction)
+        assert [hit.index for hit in result] == [hit.index for hit in alone]
+        np.testing.assert_allclose([hit.margin for hit in result], [hit.margin for hit in alone], atol=1e-4)
+
+
+def test_nothing_in_nothing_out(reranker: Reranker) -> None:
+    assert list(reranker.rerank("q", [])) == []
+    assert reranker.score("q", []).shape == (0,)
+    assert reranker.score("q", []).dtype == np.float32
+    assert asyncio.run(reranker.ascore("q", [])).shape == (0,)
+
+
+def test_small_token_budget_gives_the_same_scores(reranker: Reranker) -> None:
+    documents = [f"document number {n} " * (n % 13 + 1) for n in range(100)]
+    with Reranker("bundled:tiny", token_budget=150) as split:
+        np.testing.assert_allclose(split.score(QUERY, documents), reranker.score(QUERY, documents), atol=1e-5)
+
+
+# --- concurrency -------------------------------------------------------------------------------------------------
+
+
+def test_fifty_threads_at_once(reranker: Reranker) -> None:
+    work = [(f"query {n}", [f"document {n} {m} " * (m + 1) for m in range(n % 5 + 1)]) for n in range(50)]
+    alone = [reranker.score(*each) for each in work]
+    with ThreadPoolExecutor(50) as pool:
+        together = list(pool.map(lambda each: reranker.score(*each), work))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_two_event_loops_in_a_row_and_many_tasks(reranker: Reranker) -> None:
+    expected = reranker.score(QUERY, DOCUMENTS)
+
+    async def gather() -> list[NDArray[np.float32]]:
+        return await asyncio.gather(*(reranker.ascore(QUERY, DOCUMENTS) for _ in range(20)))
+
+    for _ in range(2):
+        for scores in asyncio.run(gather()):
+            np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def test_event_loops_in_several_threads(reranker: Reranker) -> None:
+    def in_thread(_: int) -> list[int]:
+        return [hit.index for hit in asyncio.run(reranker.arerank(QUERY, DOCUMENTS))]
+
+    with ThreadPoolExecutor(8) as pool:
+        orders = list(pool.map(in_thread, range(16)))
+    assert all(order == orders[0] for order in orders)
+
+
+async def test_the_event_loop_is_free_while_a_pass_runs(reranker: Reranker) -> None:
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.005)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    await reranker.ascore(QUERY, [f"a document of some length, number {n} " * 20 for n in range(200)])
+    ticking.cancel()
+    assert ticks > 10
+
+
+async def test_cancelled_and_timed_out_calls_leave_the_reranker_usable(reranker: Reranker) -> None:
+    documents = [f"a document of some length, number {n} " * 20 for n in range(400)]
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(reranker.arerank(QUERY, documents), timeout=0.3)
+    task = asyncio.create_task(reranker.ascore(QUERY, documents))
+    await asyncio.sleep(0.2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    scores = await asyncio.wait_for(reranker.ascore(QUERY, DOCUMENTS), timeout=60)
+    assert scores.shape == (7,)
+
+
+# --- lifetime ----------------------------------------------------------------------------------------------------
+
+
+def test_equal_settings_share_an_engine_until_the_last_one_closes() -> None:
+    before = len(worker_threads())
+    first, second = (Reranker("bundled:tiny", token_budget=999) for _ in range(2))
+    assert len(worker_threads()) == before + 1
+    other = Reranker("bundled:tiny", token_budget=998)
+    assert len(worker_threads()) == before + 2
+    first.close()
+    first.close()
+    assert second.score("q", ["d"]).shape == (1,)
+    with pytest.raises(EngineClosedError, match="closed: make a new one"):
+        first.score("q", ["d"])
+    with pytest.raises(EngineClosedError):
+        asyncio.run(first.arerank("q", ["d"]))
+    second.close()
+    other.close()
+    assert len(worker_threads()) == before
+
+
+def test_many_threads_that_start_at_once_load_the_model_once() -> None:
+    before = len(worker_threads())
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: Reranker("bundled:tiny", token_budget=777), range(8)))
+    assert len(worker_threads()) == before + 1
+    for each in made:
+        each.close()
+    assert len(worker_threads()) == before
+
+
+def test_a_forgotten_reranker_ends_its_thread() -> None:
+    before = len(worker_threads())
+    forgotten = Reranker("bundled:tiny", token_budget=888)
+    assert len(worker_threads()) == before + 1
+    del forgotten
+    gc.collect()
+    assert len(worker_threads()) == before
+
+
+def test_a_program_that_forgets_to_close_ends() -> None:
+    program = (
+        "from qwen3_ranker_plugins import Reranker\n"
+        "reranker = Reranker('bundled:tiny')\n"
+        "print(len(reranker.rerank('q', ['a', 'b'])))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
+
+
+def test_a_forked_child_can_make_its_own() -> None:
+    """With the parent's reranker alive: the child must not be handed the parent's engine, whose thread it lacks."""
+    program = """
+import os, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # forking a process with threads is what this is about
+from qwen3_ranker_plugins import EngineClosedError, Reranker
+parent = Reranker("bundled:tiny")
+child = os.fork()
+if child == 0:
+    try:
+        parent.score("q", ["d"])
+    except EngineClosedError:
+        own = Reranker("bundled:tiny")
+        os._exit(0 if own.score("q", ["d"]).shape == (1,) else 2)
+    os._exit(1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert parent.score("q", ["d"]).shape == (1,)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"query": ""}, "query=''"),
+        ({"query": "  \n"}, "query='  "),
+        ({"query": None}, "query=None: needs a string"),
+        ({"query": b"bytes"}, "query=b'bytes'"),
+        ({"documents": "one string"}, "documents='one string': needs a list"),
+        ({"documents": None}, "documents=None"),
+        ({"documents": ["fine", None]}, "documents[1]=None: needs a string, not NoneType"),
+        ({"documents": ["fine", 3.5]}, "documents[1]=3.5"),
+        ({"top_k": 0}, "top_k=0: use a positive integer"),
+        ({"top_k": -1}, "top_k=-1"),
+        ({"top_k": 2.5}, "top_k=2.5"),
+        ({"top_k": True}, "top_k=True"),
+        ({"score_threshold": -0.1}, "score_threshold=-0.1: use a number from 0 to 1"),
+        ({"score_threshold": float("nan")}, "score_threshold=nan"),
+        ({"min_confidence": 1.5}, "min_confidence=1.5"),
+        ({"min_confidence": "high"}, "min_confidence='high'"),
+        ({"instruction": ""}, "instruction=''"),
+        ({"instruction": 5}, "instruction=5"),
+    ],
+)
+def test_bad_calls(reranker: Reranker, arguments: dict[str, Any], message: str) -> None:
+    call = {"query": "q", "documents": ["d"]} | arguments
+    with pytest.raises(InvalidInputError) as caught:
+        reranker.rerank(**call)
+    assert message in str(caught.value)
+    with pytest.raises(InvalidInputError):
+        asyncio.run(reranker.arerank(**call))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": "warp"}, "engine='warp': use one of auto, packed"),
+        ({"device": "tpu"}, "device='tpu'"),
+        ({"device": "cuda:99"}, "device='cuda:99'"),
+        ({"dtype": "int3"}, "dtype='int3': use one of auto, float32"),
+        ({"template": "fancy"}, "template='fancy': give one of standard"),
+        ({"template": "{query} {document} {score}"}, "unknown field {score}"),
+        ({"max_length": 0}, "max_length=0"),
+        ({"max_length": None}, "max_length=None"),
+        ({"token_budget": -5}, "token_budget=-5"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"score_threshold": -1}, "score_threshold=-1"),
+        ({"instruction": " "}, "instruction=' '"),
+        ({"model": ""}, "model=''"),
+        ({"model": None}, "model=None"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
+    before = worker_threads()
+    with pytest.raises(InvalidInputError) as caught:
+        Reranker(**({"model": "bundled:tiny"} | settings))
+    assert message in str(caught.value)
+    assert worker_threads() == before
+
+
+def test_query_that_leaves_no_room(reranker: Reranker) -> None:
+    with pytest.raises(PromptTooLongError, match="max_length=8192"):
+        reranker.rerank("word " * 9000, ["d"])
+
+
+@pytest.mark.slow
+def test_five_megabytes_of_text(reranker: Reranker) -> None:
+    result = reranker.rerank(QUERY, ["x" * 5_000_000, DOCUMENTS[1], "the file is closed " * 3000])
+    assert len(result) == 3
+    assert sum(hit.truncated_tokens > 0 for hit in result) == 2
+
+
+def test_a_score_that_is_not_finite_is_an_error_that_names_the_document() -> None:
+    """The check sits in front of every engine: an engine that goes wrong cannot pass as a low score."""
+    with Reranker("bundled:tiny", token_budget=4321) as broken:
+        engine = broken._lease.engine
+        score = engine.score
+
+        def one_nan(requests: Any) -> list[Margins]:
+            results = score(requests)
+            results[0].values[1] = np.nan
+            return results
+
+        engine.score = one_nan  # type: ignore[method-assign]
+        with pytest.raises(
+            ScoringError, match=r"documents\[1\] \(and 1 more\) could not be scored: its margin is nan"
+        ) as caught:
+            broken.rerank("q", ["a", "b", "c", "b"])
+        assert sorted(caught.value.failures) == [1, 3]
+        assert np.isfinite(caught.value.margins).tolist() == [True, False, True, False]

@@ -1,0 +1,228 @@
+"""The dispatcher with an engine of known arithmetic: who shares a pass, who waits, who hears of which error."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from qwen3_ranker_plugins import EngineClosedError, EngineError
+from qwen3_ranker_plugins.dispatch import Dispatcher
+from qwen3_ranker_plugins.engines.base import Engine, Margins
+from qwen3_ranker_plugins.prompt import EncodedRequest
+
+POISON = 666
+
+
+class SumEngine(Engine):
+    """Margin = sum of the prompt's ids. Waits at `gate` and writes down its passes; a poisoned head breaks a pass."""
+
+    name = "sum"
+
+    def __init__(self, token_budget: int = 100) -> None:
+        self.token_budget = token_budget
+        self.gate = threading.Event()
+        self.gate.set()
+        self.in_pass = threading.Event()
+        self.passes: list[list[EncodedRequest]] = []
+        self.closed_by: str | None = None
+
+    def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
+        self.in_pass.set()
+        assert self.gate.wait(10)
+        self.passes.append(list(requests))
+        if any(POISON in request.head for request in requests):
+            raise ZeroDivisionError("poisoned")
+        return [
+            Margins(
+                np.array([sum(request.prompt(i)) for i in range(len(request.segments))], dtype=np.float32),
+                computed_tokens=len(request.head) + sum(map(len, request.segments)),
+            )
+            for request in requests
+        ]
+
+    def close(self) -> None:
+        self.closed_by = threading.current_thread().name
+
+
+def request(documents: list[int], head: int = 1) -> EncodedRequest:
+    """One head token, and documents of the lengths given whose ids are their length."""
+    return EncodedRequest([head], [[length] * length for length in documents], [0] * len(documents))
+
+
+def expected(documents: list[int], head: int = 1) -> list[int]:
+    return [length * length + head for length in documents]
+
+
+def test_a_request_is_split_by_budget_and_comes_back_in_order() -> None:
+    engine = SumEngine(token_budget=10)
+    dispatcher = Dispatcher(engine)
+    lengths = [3, 9, 1, 4, 2, 5, 3, 30]
+    margins = dispatcher.submit(request(lengths)).result(10)
+    dispatcher.close()
+    assert margins.values.tolist() == expected(lengths)
+    sizes = [sum(len(r.head) + sum(map(len, r.segments)) for r in each) for each in engine.passes]
+    assert all(size <= 10 for size in sizes[:-1])
+    assert sizes[-1] == 31, "a document that is longer than the budget goes alone"
+    assert margins.computed_tokens == sum(sizes)
+
+
+def test_requests_that_wait_together_share_a_pass() -> None:
+    engine = SumEngine(token_budget=1000)
+    dispatcher = Dispatcher(engine)
+    engine.gate.clear()
+    first = dispatcher.submit(request([1]))
+    assert engine.in_pass.wait(10)
+    others = [dispatcher.submit(request([2, n], head=n)) for n in range(3, 20)]
+    engine.gate.set()
+    assert first.result(10).values.tolist() == [2]
+    for n, other in enumerate(others, start=3):
+        assert other.result(10).values.tolist() == expected([2, n], head=n)
+    dispatcher.close()
+    assert [len(each) for each in engine.passes] == [1, len(others)]
+
+
+def test_a_long_list_does_not_hold_up_a_short_one() -> None:
+    engine = SumEngine(token_budget=50)
+    dispatcher = Dispatcher(engine)
+    engine.gate.clear()
+    giant = dispatcher.submit(request([10] * 400))
+    assert engine.in_pass.wait(10)
+    small = [dispatcher.submit(request([45], head=head)) for head in (7, 8, 9)]
+    engine.gate.set()
+    assert giant.result(30).values.tolist() == expected([10] * 400)
+    dispatcher.close()
+    order = [request.head for each in engine.passes for request in each]
+    assert all(order.index([each]) < 8 for each in (7, 8, 9)), "they took turns with the long one's hundred passes"
+    assert all(
+        each.result(0).values.tolist() == expected([45], head) for head, each in zip((7, 8, 9), small, strict=True)
+    )
+
+
+def test_one_callers_fault_is_not_everybodys() -> None:
+    engine = SumEngine(token_budget=1000)
+    dispatcher = Dispatcher(engine)
+    engine.gate.clear()
+    dispatcher.submit(request([1]))
+    assert engine.in_pass.wait(10)
+    good, bad, other = (dispatcher.submit(request([2, 3], head=head)) for head in (1, POISON, 2))
+    engine.gate.set()
+    assert good.result(10).values.tolist() == expected([2, 3])
+    assert other.result(10).values.tolist() == expected([2, 3], head=2)
+    with pytest.raises(EngineError, match="ZeroDivisionError: poisoned") as caught:
+        bad.result(10)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    dispatcher.close()
+
+
+def test_cancelling_drops_what_waits() -> None:
+    engine = SumEngine(token_budget=11)
+    dispatcher = Dispatcher(engine)
+    engine.gate.clear()
+    running = dispatcher.submit(request([10] * 50))
+    assert engine.in_pass.wait(10)
+    waiting = dispatcher.submit(request([10] * 50))
+    assert running.cancel()
+    assert waiting.cancel()
+    engine.gate.set()
+    assert dispatcher.submit(request([4])).result(10).values.tolist() == [17]
+    dispatcher.close()
+    assert len(engine.passes) == 2, "the pass in flight, and the last request"
+    with pytest.raises(CancelledError):
+        waiting.result(0)
+
+
+def test_a_progress_function_that_raises_fails_its_own_call_only() -> None:
+    dispatcher = Dispatcher(SumEngine())
+
+    def broken(documents: int) -> None:
+        raise KeyError(documents)
+
+    with pytest.raises(KeyError):
+        dispatcher.submit(request([1]), broken).result(10)
+    assert dispatcher.submit(request([1])).result(10).values.tolist() == [2]
+    dispatcher.close()
+
+
+def test_progress_adds_up() -> None:
+    dispatcher = Dispatcher(SumEngine(token_budget=10))
+    steps: list[int] = []
+    dispatcher.submit(request([5] * 7), steps.append).result(10)
+    dispatcher.close()
+    assert sum(steps) == 7
+    assert len(steps) == 7
+
+
+def test_close_finishes_the_pass_in_flight_fails_the_rest_and_ends_the_thread() -> None:
+    engine = SumEngine(token_budget=11)
+    dispatcher = Dispatcher(engine)
+    engine.gate.clear()
+    in_flight = dispatcher.submit(request([10]))
+    assert engine.in_pass.wait(10)
+    waiting = dispatcher.submit(request([10]))
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(dispatcher.close)
+        engine.gate.set()
+        closing.result(10)
+    assert in_flight.result(0).values.tolist() == [101]
+    with pytest.raises(EngineClosedError):
+        waiting.result(0)
+    with pytest.raises(EngineClosedError):
+        dispatcher.submit(request([1]))
+    assert engine.closed_by == "qwen3-ranker-sum"
+    assert "qwen3-ranker-sum" not in {thread.name for thread in threading.enumerate()}
+    dispatcher.close()
+
+
+def test_fifty_threads() -> None:
+    engine = SumEngine(token_budget=64)
+    dispatcher = Dispatcher(engine)
+    rng = np.random.default_rng(0)
+    work = [rng.integers(1, 40, size=rng.integers(1, 30)).tolist() for _ in range(500)]
+    with ThreadPoolExecutor(50) as pool:
+        results = list(pool.map(lambda lengths: dispatcher.submit(request(lengths)).result(60).values.tolist(), work))
+    dispatcher.close()
+    assert results == [expected(lengths) for lengths in work]
+
+
+def _use_in_child(dispatcher: Dispatcher, answers: multiprocessing.Queue[str]) -> None:
+    try:
+        dispatcher.submit(request([1]))
+        answers.put("accepted")
+    except EngineClosedError as error:
+        answers.put(str(error))
+    dispatcher.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # that it is, is the point
+def test_a_forked_child_is_told_instead_of_waiting_for_ever() -> None:
+    dispatcher = Dispatcher(SumEngine())
+    context = multiprocessing.get_context("fork")
+    answers: multiprocessing.Queue[str] = context.Queue()
+    child = context.Process(target=_use_in_child, args=(dispatcher, answers))
+    child.start()
+    assert "made before a fork" in answers.get(timeout=20)
+    child.join(20)
+    assert child.exitcode == os.EX_OK
+    assert dispatcher.submit(request([1])).result(10).values.tolist() == [2], "the parent's is untouched"
+    dispatcher.close()
+
+
+def test_a_dispatcher_can_be_closed_by_the_garbage_collector_in_its_own_thread() -> None:
+    """A cycle that owns a reranker may be collected in any thread, and a thread cannot join itself."""
+    engine = SumEngine()
+    dispatcher = Dispatcher(engine)
+
+    def close_here(_documents: int) -> None:
+        dispatcher.close()
+
+    assert dispatcher.submit(request([1]), close_here).result(10).values.tolist() == [2]
+    dispatcher.close()
+    assert engine.closed_by == "qwen3-ranker-sum"
+    gc.collect()

@@ -1,0 +1,125 @@
+"""Model names: what is found, what is refused, and that the message says what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from qwen3_ranker_plugins import ModelNotFoundError, Reranker, UnsupportedModelError
+from qwen3_ranker_plugins.config import DEFAULT_MODEL
+from qwen3_ranker_plugins.models import resolve_model
+
+
+@pytest.fixture
+def copy(tiny: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny, tmp_path / "model"))
+
+
+def test_a_folder_scores_as_the_bundled_model_does(copy: Path, reranker: Reranker) -> None:
+    documents = ["one document", "another"]
+    with Reranker(copy) as other:
+        assert other.model_path == copy
+        assert other.score("query", documents).tolist() == reranker.score("query", documents).tolist()
+
+
+def test_sharded_weights_load(copy: Path, reranker: Reranker) -> None:
+    model = AutoModelForCausalLM.from_pretrained(copy, dtype=torch.bfloat16)
+    (copy / "model.safetensors").unlink()
+    model.save_pretrained(copy, max_shard_size="5MB")
+    assert len(list(copy.glob("*.safetensors"))) > 1
+    with Reranker(copy) as other:
+        assert other.score("q", ["a b c"]).tolist() == reranker.score("q", ["a b c"]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./no/such/folder", "there is no folder"),
+        ("/no/such", "there is no folder"),
+        ("bundled:huge", "the only bundled model is 'bundled:tiny'"),
+    ],
+)
+def test_missing_models(name: str, message: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=f"model='{name}'") as caught:
+        resolve_model(name)
+    assert message in str(caught.value)
+
+
+def test_no_network_is_one_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A port where nothing listens stands for a machine without a network."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelNotFoundError) as caught:
+        Reranker(DEFAULT_MODEL)
+    for part in (DEFAULT_MODEL, "cannot be reached", "hf download Qwen/Qwen3-Reranker-0.6B", "bundled:tiny"):
+        assert part in str(caught.value)
+
+
+def test_weights_that_can_run_code_are_refused(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(UnsupportedModelError, match=r"no \*\.safetensors weights \(only pytorch_model\.bin"):
+        resolve_model(copy)
+
+
+def test_code_in_the_folder_is_not_run(copy: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    (copy / "evil.py").write_text(
+        f"import pathlib\npathlib.Path({str(ran)!r}).touch()\nclass Config: ...\nclass Model: ...\n"
+    )
+    config = json.loads((copy / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    (copy / "config.json").write_text(json.dumps(config))
+    with Reranker(copy) as safe:
+        safe.score("q", ["d"])
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["Qwen2ForCausalLM"]}, "not Qwen3ForCausalLM"),
+        ({"architectures": ["Qwen3ForSequenceClassification"]}, "not Qwen3ForCausalLM"),
+        ({"architectures": None}, "unnamed architecture"),
+    ],
+)
+def test_other_architectures_are_refused(copy: Path, change: dict[str, object], message: str) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UnsupportedModelError, match=message):
+        resolve_model(copy)
+
+
+def test_a_sliding_window_is_refused(copy: Path) -> None:
+    """The packed layout has no windows; ignoring one would score long documents wrongly."""
+    config = json.loads((copy / "config.json").read_text())
+    layers = config["num_hidden_layers"]
+    config |= {
+        "use_sliding_window": True,
+        "sliding_window": 64,
+        "max_window_layers": 0,
+        "layer_types": ["sliding_attention"] * layers,
+    }
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match="full attention"):
+        Reranker(copy)
+
+
+def test_a_tokenizer_without_single_labels_is_refused(copy: Path) -> None:
+    specification = json.loads((copy / "tokenizer.json").read_text())
+    model = specification["model"]
+    model["merges"] = [merge for merge in model["merges"] if "".join(merge) not in ("yes", "no")]
+    (copy / "tokenizer.json").write_text(json.dumps(specification))
+    with pytest.raises(UnsupportedModelError, match=r"splits 'yes' into \d tokens"):
+        Reranker(copy)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
+def test_incomplete_folders_are_refused(copy: Path, file: str) -> None:
+    (copy / file).unlink()
+    with pytest.raises(UnsupportedModelError, match=f"no {file}"):
+        Reranker(copy)

@@ -1,0 +1,106 @@
+"""The layout of a pass, and the block mask of the CUDA path against the rule it stands for."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from qwen3_ranker_plugins.engines.flex import TILE, build_block_mask, padded_length
+from qwen3_ranker_plugins.packing import PackedPass, pack
+from qwen3_ranker_plugins.prompt import EncodedRequest
+
+requests = st.lists(
+    st.tuples(st.integers(0, 300), st.lists(st.integers(1, 400), min_size=1, max_size=12)), min_size=1, max_size=4
+)
+
+
+def make(shapes: list[tuple[int, list[int]]]) -> list[EncodedRequest]:
+    """Requests whose token ids say where they come from."""
+    made = []
+    for number, (head, documents) in enumerate(shapes):
+        segments = [[10_000 * number + 10 * index + 1] * length for index, length in enumerate(documents)]
+        made.append(EncodedRequest([10_000 * number] * head, segments, [0] * len(documents)))
+    return made
+
+
+def visible(packed: PackedPass) -> NDArray[np.bool_]:
+    """The rule itself: earlier tokens of one's own segment, and one's request's head."""
+    position = np.arange(packed.num_tokens)
+    segment, owner = np.zeros((2, packed.num_tokens), dtype=int)
+    is_head = np.zeros(packed.num_tokens, dtype=bool)
+    number = 0
+    for request, block in enumerate(packed.blocks):
+        segment[block.head_start : block.head_end] = number
+        is_head[block.head_start : block.head_end] = True
+        number += 1
+        owner[block.head_start : block.groups[-1].end] = request
+        for group in block.groups:
+            for start in range(group.start, group.end, group.length):
+                segment[start : start + group.length] = number
+                number += 1
+    same_segment = segment[:, None] == segment[None]
+    own_head = (owner[:, None] == owner[None]) & is_head[None]
+    return (same_segment | own_head) & (position[None] <= position[:, None])
+
+
+@given(requests)
+def test_layout(shapes: list[tuple[int, list[int]]]) -> None:
+    made = make(shapes)
+    packed = pack(made)
+    assert packed.num_tokens == sum(len(r.head) + sum(map(len, r.segments)) for r in made)
+    assert packed.num_documents == sum(len(r.segments) for r in made)
+    ends = iter(packed.last_positions)
+    for request in made:
+        for segment in request.segments:
+            end = next(ends)
+            assert packed.token_ids[end - len(segment) + 1 : end + 1].tolist() == segment
+            assert packed.position_ids[end - len(segment) + 1 : end + 1].tolist() == list(
+                range(len(request.head), len(request.head) + len(segment))
+            )
+    for request, block in zip(made, packed.blocks, strict=True):
+        head = slice(block.head_start, block.head_end)
+        assert packed.token_ids[head].tolist() == request.head
+        assert packed.position_ids[head].tolist() == list(range(len(request.head)))
+        assert [g.length for g in block.groups] == sorted({len(segment) for segment in request.segments})
+
+
+@settings(max_examples=40)
+@given(requests)
+def test_block_mask_is_the_rule(shapes: list[tuple[int, list[int]]]) -> None:
+    packed = pack(make(shapes))
+    length = padded_length(packed.num_tokens)
+    assert length % TILE == 0
+    mask = build_block_mask(packed, length, torch.device("cpu"))
+    rows, columns = torch.arange(length)[:, None], torch.arange(length)[None]
+    by_token = mask.mask_mod(torch.tensor(0), torch.tensor(0), rows, columns).numpy()
+
+    expected = visible(packed)
+    assert (by_token[: packed.num_tokens, : packed.num_tokens] == expected).all()
+    assert not by_token[: packed.num_tokens, packed.num_tokens :].any()
+
+    tiles = length // TILE
+
+    def listed(counts: torch.Tensor, indices: torch.Tensor) -> NDArray[np.bool_]:
+        found = np.zeros((tiles, tiles), dtype=bool)
+        for row in range(tiles):
+            found[row, indices[0, 0, row, : counts[0, 0, row]].numpy()] = True
+        return found
+
+    assert mask.full_kv_num_blocks is not None
+    assert mask.full_kv_indices is not None
+    partial, full = listed(mask.kv_num_blocks, mask.kv_indices), listed(mask.full_kv_num_blocks, mask.full_kv_indices)
+    per_tile = by_token.reshape(tiles, TILE, tiles, TILE).sum(axis=(1, 3))
+    assert not (partial & full).any()
+    assert (per_tile[full] == TILE * TILE).all(), "a full tile is not masked, so every pair in it must be visible"
+    assert (per_tile[~(partial | full)] == 0).all(), "a tile that is not listed is skipped"
+
+
+def test_few_padded_lengths_and_little_padding() -> None:
+    lengths = {padded_length(tokens) for tokens in range(1, 32_769)}
+    assert len(lengths) < 40
+    waste = [padded_length(tokens) / tokens for tokens in range(1024, 32_769, 7)]
+    assert max(waste) <= 1.26
+    assert np.mean(waste) < 1.12
