@@ -61,34 +61,10 @@ def encoder(tiny_tokenizer: ModelTokenizer) -> PromptEncoder:
     return PromptEncoder(tiny_tokenizer)
 
 
-WORDS = [
-    "the",
-    "with",
-    "statement",
-    "closes",
-    "a",
-    "file",
-    "when",
-    "block",
-    "ends",
-    "exception",
-    "raised",
-    "list",
-    "dict",
-    "async",
-    "await",
-    "lambda",
-    "神经网络",
-    "短袖",
-    "numbers",
-    "3.14",
-    "<|im_end|>",
-    "class",
-    "instance",
-    "attribute",
-    "'quoted'",
-    "\n",
-]
+WORDS = (
+    "the with statement closes a file when block ends exception raised list dict async await lambda "
+    "神经网络 短袖 numbers 3.14 <|im_end|> class instance attribute 'quoted' \n"
+).split(" ")
 
 
 def texts(rng: np.random.Generator, lengths: list[int]) -> list[str]:

@@ -7,6 +7,7 @@ through to the attention function.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,11 +71,16 @@ def _attend_group(
     else:
         # Query heads that share a kv head become rows of one product, so that no key is copied for them.
         rows = as_batch(query).reshape(group.count, kv_heads, -1, width)
-        mask = torch.ones(group.length, head_length + group.length, dtype=torch.bool, device=query.device)
-        mask = mask.tril(diagonal=head_length).repeat(heads // kv_heads, 1)
+        mask = _visible(group.length, head_length, heads // kv_heads)
         attended = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
         attended = attended.reshape(group.count, heads, group.length, width)
     output[:, here] = attended.transpose(0, 1).flatten(1, 2)
+
+
+@lru_cache(maxsize=256)  # the same for every layer, and for passes with equal lengths
+def _visible(length: int, head_length: int, copies: int) -> torch.Tensor:
+    """Which keys (head, then document) each of a document's tokens may see, bool [copies * length, keys]."""
+    return torch.ones(length, head_length + length, dtype=torch.bool).tril(diagonal=head_length).repeat(copies, 1)
 
 
 def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:

@@ -1,0 +1,118 @@
+"""Time the packed engine on a GPU with random weights in the shape of Qwen3-Reranker-0.6B, and check its margins.
+
+    python scripts/gpu_packed.py OUTPUT.json
+
+Random weights are right for speed and for agreement between implementations, and say nothing about quality. Every time
+is the median of ten calls with a new query each, documents as strings in, ordered results out. The margins of some
+documents are compared with transformers' own forward pass (SDPA, float32), one prompt after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, Reranker
+from qwen3_ranker_plugins.prompt import PromptEncoder, load_tokenizer
+from tests.qwen3_tokenizer import write_qwen3_tokenizer
+
+WORDS = (
+    "women men cotton short sleeve sports running shoes waterproof jacket summer new style loose casual kids dress "
+    "leather bag wireless headphones charger phone case 5000mAh stainless steel bottle kitchen yoga pants high waist"
+).split()
+
+
+def write_model(folder: Path) -> None:
+    """Random weights in the exact shape, with the real tokenizer."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=151669,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+        max_position_embeddings=40960,
+        rope_theta=1_000_000,
+        dtype="bfloat16",
+    )
+    with torch.device("cuda"):
+        model = Qwen3ForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    write_qwen3_tokenizer(folder)
+
+
+def texts(rng: np.random.Generator, count: int, words: tuple[int, int]) -> list[str]:
+    return [" ".join(rng.choice(WORDS, size=rng.integers(*words, endpoint=True))) for _ in range(count)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("output", type=Path)
+    output: Path = parser.parse_args().output
+    rng = np.random.default_rng(0)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_model(folder)
+        with Reranker(folder, device="cuda") as reranker:
+            for label, count, words in (
+                ("10 titles", 10, (10, 22)),
+                ("100 titles", 100, (10, 22)),
+                ("1000 titles", 1000, (10, 22)),
+                ("100 chunks", 100, (150, 240)),
+            ):
+                documents = texts(rng, count, words)
+                for n in range(3):
+                    reranker.rerank(f"warm-up {n}", documents)
+                times = []
+                for n in range(10):
+                    query = f"{n} " + " ".join(rng.choice(WORDS, size=4))
+                    torch.cuda.synchronize()
+                    started = time.perf_counter()
+                    result = reranker.rerank(query, documents)
+                    times.append(1000 * (time.perf_counter() - started))
+                rows.append(
+                    {
+                        "case": label,
+                        "median_ms": round(statistics.median(times), 2),
+                        "times_ms": [round(each, 2) for each in times],
+                        "computed_tokens": result.usage.computed_tokens,
+                        "largest_margin_difference": difference(folder, reranker, documents[:20]),
+                    }
+                )
+                print(json.dumps(rows[-1]), flush=True)
+            about = reranker.describe()
+    about["peak_memory_gib"] = str(round(torch.cuda.max_memory_allocated() / 2**30, 2))
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()  # noqa: S607
+    output.write_text(json.dumps({"about": about, "commit": commit, "rows": rows}, indent=1) + "\n")
+    print(json.dumps(about))
+
+
+def difference(folder: Path, reranker: Reranker, documents: list[str]) -> float:
+    """Largest difference of a margin to one-prompt-at-a-time float32."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").cuda()
+    tokenizer = load_tokenizer(folder)
+    request = PromptEncoder(tokenizer).encode("query", documents, DEFAULT_INSTRUCTION)
+    expected = []
+    with torch.inference_mode():
+        for index in range(len(documents)):
+            logits = model(torch.tensor([request.prompt(index)], device="cuda"), logits_to_keep=1).logits[0, -1]
+            expected.append(float(logits[tokenizer.yes_id] - logits[tokenizer.no_id]))
+    by_index = {hit.index: hit.margin for hit in reranker.rerank("query", documents)}
+    return max(abs(by_index[index] - margin) for index, margin in enumerate(expected))
+
+
+if __name__ == "__main__":
+    main()
