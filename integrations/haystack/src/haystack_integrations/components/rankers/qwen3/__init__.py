@@ -1,0 +1,5 @@
+"""Qwen3 rerankers for Haystack."""
+
+from .ranker import Qwen3Ranker
+
+__all__ = ["Qwen3Ranker"]

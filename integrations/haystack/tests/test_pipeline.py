@@ -1,0 +1,230 @@
+"""In real pipelines: retrieval in front, serialisation, event loops, threads, and who frees the model."""
+
+import asyncio
+import copy
+import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import haystack
+import pytest
+from haystack import Document, Pipeline
+from haystack.components.retrievers.in_memory import InMemoryBM25Retriever
+from haystack.document_stores.in_memory import InMemoryDocumentStore
+
+from haystack_integrations.components.rankers.qwen3 import Qwen3Ranker
+from qwen3_ranker_plugins import EngineClosedError, Reranker
+
+QUERY = "which statement closes a file?"
+# Haystack 2 has a class of its own for pipelines that run in an event loop.
+AsyncPipeline: type[Pipeline] = getattr(haystack, "AsyncPipeline", Pipeline)
+
+
+def bm25_then_qwen3(ranker: Qwen3Ranker, documents: list[Document], kind: type[Pipeline] = Pipeline) -> Pipeline:
+    store = InMemoryDocumentStore()
+    store.write_documents(documents)
+    pipeline = kind()
+    pipeline.add_component("retriever", InMemoryBM25Retriever(store, top_k=4))
+    pipeline.add_component("ranker", ranker)
+    pipeline.connect("retriever.documents", "ranker.documents")
+    return pipeline
+
+
+def both(query: str, **ranker: Any) -> dict[str, dict[str, Any]]:
+    return {"retriever": {"query": query}, "ranker": {"query": query, **ranker}}
+
+
+def engine_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("qwen3-ranker")}
+
+
+def texts(documents: list[Document]) -> list[str]:
+    return [document.content or "" for document in documents]
+
+
+def scores(documents: list[Document]) -> dict[str, float | None]:
+    """By id. The last digits depend on what else was in the forward pass: compare with a tolerance."""
+    return {document.id: document.score for document in documents}
+
+
+def test_reranks_what_bm25_retrieved(ranker: Qwen3Ranker, core: Reranker, documents: list[Document]) -> None:
+    output = bm25_then_qwen3(ranker, documents).run(both(QUERY), include_outputs_from={"retriever"})
+    retrieved, ranked = output["retriever"]["documents"], output["ranker"]["documents"]
+    expected = core.rerank(QUERY, texts(retrieved))
+    assert [document.id for document in ranked] == [retrieved[hit.index].id for hit in expected]
+    assert [document.meta["retriever_score"] for document in ranked] == [retrieved[hit.index].score for hit in expected]
+
+
+def test_options_of_a_run_are_pipeline_inputs(ranker: Qwen3Ranker, documents: list[Document]) -> None:
+    pipeline = bm25_then_qwen3(ranker, documents)
+    assert set(pipeline.inputs()["ranker"]) == {"query", "top_k", "score_threshold", "min_confidence", "instruction"}
+    assert len(pipeline.run(both(QUERY, top_k=2))["ranker"]["documents"]) == 2
+    default, jokes = (
+        pipeline.run(both(QUERY, instruction=instruction))["ranker"]["documents"]
+        for instruction in (None, "Find jokes")
+    )
+    assert {document.score for document in default} != {document.score for document in jokes}
+
+
+def test_a_second_ranker_can_follow(model: str, ranker: Qwen3Ranker, documents: list[Document]) -> None:
+    pipeline = bm25_then_qwen3(ranker, documents)
+    pipeline.add_component("second", Qwen3Ranker(model=model, instruction="Find jokes", top_k=1))
+    pipeline.connect("ranker.documents", "second.documents")
+    output = pipeline.run(both(QUERY) | {"second": {"query": QUERY}}, include_outputs_from={"retriever"})
+    [best] = output["second"]["documents"]
+    retrieved = {document.id: document.score for document in output["retriever"]["documents"]}
+    assert best.meta["retriever_score"] == retrieved[best.id]
+
+
+def test_dumps_and_loads(model: str, core: Reranker, documents: list[Document]) -> None:
+    pipeline = bm25_then_qwen3(Qwen3Ranker(model=model, top_k=2, meta_fields_to_embed=["tags"]), documents)
+    expected = pipeline.run(both(QUERY))
+    text = pipeline.dumps()
+    loaded = Pipeline.loads(text)
+    assert loaded.dumps() == text
+    assert loaded.to_dict()["components"]["ranker"] == {
+        "type": "haystack_integrations.components.rankers.qwen3.ranker.Qwen3Ranker",
+        "init_parameters": {
+            "model": model,
+            "engine": "auto",
+            "device": None,
+            "dtype": "auto",
+            "template": "standard",
+            "instruction": None,
+            "max_length": 8192,
+            "token_budget": None,
+            "top_k": 2,
+            "score_threshold": None,
+            "min_confidence": None,
+            "meta_fields_to_embed": ["tags"],
+            "embedding_separator": "\n",
+        },
+    }
+    # An in-memory store writes down its name, under which this process still has the documents.
+    assert loaded.run(both(QUERY)) == expected
+
+
+async def test_async_pipeline_gives_what_the_pipeline_gives(
+    model: str, ranker: Qwen3Ranker, documents: list[Document]
+) -> None:
+    pipeline = bm25_then_qwen3(ranker, documents, AsyncPipeline)
+    expected = bm25_then_qwen3(Qwen3Ranker(model=model, top_k=None), documents).run(both(QUERY))
+    outputs = await asyncio.gather(*(pipeline.run_async(both(QUERY)) for _ in range(8)))
+    for output in outputs:
+        assert scores(output["ranker"]["documents"]) == pytest.approx(scores(expected["ranker"]["documents"]), abs=1e-4)
+
+
+def test_two_event_loops_one_after_the_other(model: str, core: Reranker, documents: list[Document]) -> None:
+    pipeline = bm25_then_qwen3(Qwen3Ranker(model=model), documents, AsyncPipeline)
+    first = asyncio.run(pipeline.run_async(both(QUERY)))
+    assert asyncio.run(pipeline.run_async(both(QUERY))) == first
+
+
+def test_two_event_loops_in_two_threads(ranker: Qwen3Ranker, documents: list[Document]) -> None:
+    expected = pytest.approx(scores(ranker.run(QUERY, documents)["documents"]), abs=1e-4)
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(asyncio.run, ranker.run_async(QUERY, documents)) for _ in range(2)]
+        assert [scores(future.result()["documents"]) for future in futures] == [expected] * 2
+
+
+def test_fifty_threads_at_once_on_a_cold_component(model: str, core: Reranker, documents: list[Document]) -> None:
+    before = copy.deepcopy(documents)
+    queries = [f"{QUERY} number {i}" for i in range(50)]
+    # An engine of its own, so that the threads race for loading it.
+    ranker = Qwen3Ranker(model=model, top_k=None, token_budget=1001)
+    running = engine_threads()
+    start = threading.Barrier(50)
+
+    def run(query: str) -> list[Document]:
+        start.wait()
+        return ranker.run(query, documents)["documents"]
+
+    with ThreadPoolExecutor(50) as pool:
+        results = list(pool.map(run, queries))
+    assert len(engine_threads() - running) == 1
+    for query, ranked in zip(queries, results, strict=True):
+        expected = {f"doc-{hit.index}": hit.score for hit in core.rerank(query, texts(documents))}
+        assert scores(ranked) == pytest.approx(expected, abs=1e-4)
+    assert documents == before
+    ranker.close()
+    assert not engine_threads() - running
+
+
+async def test_a_cancelled_run_leaves_the_component_usable(ranker: Qwen3Ranker, documents: list[Document]) -> None:
+    expected = await ranker.run_async(QUERY, documents)
+    many = [Document(content=f"{i} {'word ' * 100}") for i in range(300)]
+    task = asyncio.create_task(ranker.run_async(QUERY, many))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await ranker.run_async(QUERY, documents) == expected
+
+
+async def test_the_event_loop_is_free_while_a_model_loads(model: str, documents: list[Document]) -> None:
+    ranker = Qwen3Ranker(model=model, token_budget=1002)
+    task = asyncio.create_task(ranker.run_async(QUERY, documents))
+    turns = 0
+    while not task.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    assert turns > 5
+    assert len((await task)["documents"]) == 5
+    await ranker.close_async()
+
+
+def test_equal_components_share_one_engine(model: str, documents: list[Document]) -> None:
+    before = engine_threads()
+    # What shapes the prompt or the result does not need an engine of its own; what shapes the passes does.
+    first = Qwen3Ranker(model=model, token_budget=1003)
+    second = Qwen3Ranker(model=model, token_budget=1003, top_k=1, template="compact", instruction="Find jokes")
+    pipeline = bm25_then_qwen3(first, documents)
+    pipeline.add_component("second", second)
+    pipeline.connect("ranker.documents", "second.documents")
+    pipeline.run(both(QUERY) | {"second": {"query": QUERY}})
+    assert len(engine_threads() - before) == 1
+    first.close()
+    assert len(second.run(QUERY, documents)["documents"]) == 1
+    second.close()
+    assert not engine_threads() - before
+
+
+def test_warm_up_may_be_repeated_and_close_undone(model: str, documents: list[Document]) -> None:
+    before = engine_threads()
+    ranker = Qwen3Ranker(model=model, token_budget=1004)
+    assert not engine_threads() - before  # making a component loads nothing
+    ranker.close()
+    ranker.warm_up()
+    ranker.warm_up()
+    assert len(engine_threads() - before) == 1
+    first = ranker.run(QUERY, documents)
+    ranker.close()
+    ranker.close()
+    assert not engine_threads() - before
+    ranker.warm_up()
+    assert ranker.run(QUERY, documents) == first
+    ranker.close()
+
+
+def test_a_forgotten_pipeline_frees_its_engine(model: str, documents: list[Document]) -> None:
+    before = engine_threads()
+    pipeline = bm25_then_qwen3(Qwen3Ranker(model=model, token_budget=1005), documents)
+    pipeline.run(both(QUERY))
+    assert len(engine_threads() - before) == 1
+    del pipeline
+    gc.collect()
+    assert not engine_threads() - before
+
+
+async def test_closing_during_a_run_ends_it_one_way_or_the_other(model: str, documents: list[Document]) -> None:
+    ranker = Qwen3Ranker(model=model, token_budget=1006)
+    await ranker.warm_up_async()
+    many = [Document(content=f"{i} {'word ' * 200}") for i in range(100)]
+    task = asyncio.create_task(ranker.run_async(QUERY, many))
+    await asyncio.sleep(0.3)
+    await ranker.close_async()
+    outcome: Any = (await asyncio.gather(task, return_exceptions=True))[0]
+    assert isinstance(outcome, EngineClosedError) or len(outcome["documents"]) == 10
+    assert len((await ranker.run_async(QUERY, documents))["documents"]) == 5
+    await ranker.close_async()

@@ -1,0 +1,73 @@
+"""The LangChain cross encoder: pairs of texts -> requests with one query each -> scores."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from langchain_core.cross_encoders import BaseCrossEncoder
+from pydantic import model_validator
+from typing_extensions import override
+
+from qwen3_ranker_plugins import InvalidInputError, Request
+from qwen3_ranker_plugins.config import RankingOptions, check_text
+
+from ._settings import RerankerSettings
+
+
+class Qwen3CrossEncoder(RerankerSettings, BaseCrossEncoder):
+    """Scores pairs of query and document with P(yes), the probability that a Qwen3 reranker answers "yes, it fits".
+
+    `Qwen3Rerank` does more (scores in the metadata, async, thresholds). This class is for code that takes a
+    `BaseCrossEncoder`, such as `langchain_classic`'s `CrossEncoderReranker`:
+
+    ```python
+    from langchain_classic.retrievers.document_compressors import CrossEncoderReranker
+    from langchain_core.documents import Document
+    from langchain_qwen3_ranker import Qwen3CrossEncoder
+
+    compressor = CrossEncoderReranker(model=Qwen3CrossEncoder(model="bundled:tiny"), top_n=1)
+    documents = [Document("A list holds items."), Document("The with statement closes a file.")]
+    print(compressor.compress_documents(documents, "how is a file closed?"))
+    ```
+    """
+
+    @model_validator(mode="after")
+    def _check_reranker(self) -> Self:
+        if self.reranker is not None and self.reranker.options != RankingOptions():
+            raise InvalidInputError(
+                "reranker", self.reranker, "every pair needs its score: give one without top_k and thresholds"
+            )
+        return self
+
+    @override
+    def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
+        """P(yes) of each pair, in the order given. Pairs with the same query share the work on it.
+
+        Args:
+            text_pairs: of query and document.
+
+        Raises:
+            InvalidInputError: a ValueError; names the pair, its value and the remedy.
+            PromptTooLongError: query and instruction leave no room for a document.
+            ScoringError: a document has no usable score.
+            EngineError: the forward pass failed, or the reranker was closed meanwhile.
+            ModelNotFoundError, UnsupportedModelError, MissingDependencyError: the model cannot be loaded.
+        """
+        positions: dict[str, list[int]] = {}
+        for position, (query, document) in enumerate(text_pairs):
+            check_text(f"text_pairs[{position}][0]", query)
+            check_text(f"text_pairs[{position}][1]", document, may_be_empty=True)
+            positions.setdefault(query, []).append(position)
+        if not positions:
+            return []
+        requests = [
+            Request(query, [text_pairs[position][1] for position in places], self.instruction)
+            for query, places in positions.items()
+        ]
+        results = self._ready().rerank_many(requests)
+        scores = {
+            places[hit.index]: hit.score
+            for places, result in zip(positions.values(), results, strict=True)
+            for hit in result
+        }
+        return [scores[position] for position in range(len(text_pairs))]
