@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import InvalidInputError
+from .prompt import DEFAULT_MAX_LENGTH, Template
 
 #: The model of `Reranker()`; the commands of the command line use the bundled one, which needs no network.
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
@@ -34,16 +35,51 @@ class EngineConfig:
 
     engine: str
     folder: Path
+    device: str
+    dtype: str
+    token_budget: int | None
+
+
+@dataclass(frozen=True)
+class RerankerSettings:
+    """What a reranker is made of; checked here without loading anything.
+
+    Attributes:
+        model: a hub name, a folder, or "bundled:tiny".
+        engine: a name from ENGINES.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        dtype: a name from DTYPES.
+        template: a name from `prompt.TEMPLATES`, or the text of a template.
+        instruction: the task that documents are judged for; None for the model's default.
+        max_length: longest prompt in tokens.
+        token_budget: tokens of one forward pass; None leaves it to the engine.
+
+    Raises:
+        InvalidInputError: names the setting, its value and the remedy.
+    """
+
+    model: str = DEFAULT_MODEL
+    engine: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
+    template: str = "standard"
+    instruction: str | None = None
+    max_length: int = DEFAULT_MAX_LENGTH
     token_budget: int | None = None
 
     def __post_init__(self) -> None:
+        check_text("model", self.model)
         check_choice("engine", self.engine, ENGINES)
         check_choice("dtype", self.dtype, DTYPES)
         kind, _, number = self.device.partition(":") if isinstance(self.device, str) else ("", "", "")
         if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
             raise InvalidInputError("device", self.device, "use 'auto', 'cpu', 'cuda' or 'cuda:N'")
+        Template.named(self.template)
+        if self.instruction is not None:
+            check_text("instruction", self.instruction)
+        if self.max_length is None:
+            raise InvalidInputError("max_length", None, "use a positive integer")
+        check_positive("max_length", self.max_length)
         check_positive("token_budget", self.token_budget)
 
 

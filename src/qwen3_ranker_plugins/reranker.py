@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import DEFAULT_MODEL, ENGINES, EngineConfig, RankingOptions, check_choice, check_positive, check_text
+from .config import DEFAULT_MODEL, EngineConfig, RankingOptions, RerankerSettings, check_text
 from .dispatch import Lease
 from .engines import choose_engine
 from .engines.base import Margins
@@ -67,18 +67,21 @@ class Reranker:
         score_threshold: float | None = None,
         min_confidence: float | None = None,
     ) -> None:
-        check_choice("engine", engine, ENGINES)
-        if max_length is None:
-            raise InvalidInputError("max_length", max_length, "use a positive integer")
-        check_positive("max_length", max_length)
-        self.instruction = DEFAULT_INSTRUCTION if instruction is None else instruction
-        check_text("instruction", self.instruction)
+        self.settings = RerankerSettings(
+            os.fspath(model) if isinstance(model, os.PathLike) else model,
+            engine,
+            device,
+            dtype,
+            template,
+            instruction,
+            max_length,
+            token_budget,
+        )
         self.options = RankingOptions(top_k, score_threshold, min_confidence)
         self.engine_name, self.engine_reason = choose_engine(engine)
-        self.model_path: Path = resolve_model(model)
-        config = EngineConfig(self.engine_name, self.model_path, device, dtype, token_budget)
+        self.model_path: Path = resolve_model(self.settings.model)
         self._encoder = PromptEncoder(load_tokenizer(self.model_path), template, max_length)
-        self._lease = Lease(config)
+        self._lease = Lease(EngineConfig(self.engine_name, self.model_path, device, dtype, token_budget))
 
     def rerank(
         self,
@@ -140,18 +143,17 @@ class Reranker:
         Raises: as `rerank`.
         """
         options = self.options.override(top_k, score_threshold, min_confidence)
-        prepared: list[_Prepared] = []
-        futures: list[Future[Margins]] = []
-        with _progress(show_progress) as bar:
-            try:
-                for request in requests:  # the engine works on the first while the next are encoded
-                    prepared.append(self._prepare(request))
-                    futures.append(self._submit(prepared[-1], bar))
-                margins = [future.result() for future in futures]
-            finally:
-                for future in futures:
-                    future.cancel()
-        return [each.result(values, options) for each, values in zip(prepared, margins, strict=True)]
+        return [each.result(margins, options) for each, margins in self._run_many(requests, show_progress)]
+
+    def score_many(self, requests: Sequence[Request], *, show_progress: bool = False) -> list[NDArray[np.float32]]:
+        """P(yes) of every document of every request, whatever top_k and thresholds are configured.
+
+        Returns:
+            One float32 array [n_documents] per request, in input order.
+
+        Raises: as `rerank`.
+        """
+        return [each.scores(margins) for each, margins in self._run_many(requests, show_progress)]
 
     def score(
         self,
@@ -168,15 +170,14 @@ class Reranker:
         prepared = self._prepare(Request(query, documents, instruction))
         with _progress(show_progress) as bar:
             margins = _wait(self._submit(prepared, bar))
-        return _sigmoid(prepared.margins(margins)).astype(np.float32)
+        return prepared.scores(margins)
 
     async def ascore(
         self, query: str, documents: Sequence[str], *, instruction: str | None = None
     ) -> NDArray[np.float32]:
         """`score` without blocking the event loop."""
         prepared = await asyncio.to_thread(self._prepare, Request(query, documents, instruction))
-        margins = await asyncio.wrap_future(self._submit(prepared))
-        return _sigmoid(prepared.margins(margins)).astype(np.float32)
+        return prepared.scores(await asyncio.wrap_future(self._submit(prepared)))
 
     def describe(self) -> dict[str, str]:
         """The engine's device, dtype and versions, for people."""
@@ -194,13 +195,19 @@ class Reranker:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copies and pickles carry the settings; the copy joins the same engine, or loads its own elsewhere."""
+        return _make_again, (self.settings, self.options)
+
     def __repr__(self) -> str:
         return f"Reranker(model={str(self.model_path)!r}, engine={self.engine_name!r})"
 
     def _prepare(self, request: Request) -> _Prepared:
         started = time.perf_counter()
         check_text("query", request.query)
-        instruction = self.instruction if request.instruction is None else request.instruction
+        instruction = self.settings.instruction if request.instruction is None else request.instruction
+        if instruction is None:
+            instruction = DEFAULT_INSTRUCTION
         check_text("instruction", instruction)
         documents = _checked_documents(request.documents)
         positions: dict[str, int] = {}
@@ -216,6 +223,23 @@ class Reranker:
         if bar is not None:
             bar.expect(prepared.distinct)
         return self._lease.submit(prepared.encoded, None if bar is None else bar.advance)
+
+    def _run_many(self, requests: Sequence[Request], show_progress: bool) -> list[tuple[_Prepared, Margins]]:
+        prepared: list[_Prepared] = []
+        futures: list[Future[Margins]] = []
+        with _progress(show_progress) as bar:
+            try:
+                for request in requests:  # the engine works on the first while the next are encoded
+                    prepared.append(self._prepare(request))
+                    futures.append(self._submit(prepared[-1], bar))
+                return [(each, future.result()) for each, future in zip(prepared, futures, strict=True)]
+            finally:
+                for future in futures:
+                    future.cancel()
+
+
+def _make_again(settings: RerankerSettings, options: RankingOptions) -> Reranker:
+    return Reranker(**asdict(settings), **asdict(options))
 
 
 @dataclass(frozen=True)
@@ -253,6 +277,10 @@ class _Prepared:
             values[list(failed)] = np.nan
             raise ScoringError(failed, values)
         return values
+
+    def scores(self, margins: Margins) -> NDArray[np.float32]:
+        """P(yes) in input order."""
+        return _sigmoid(self.margins(margins)).astype(np.float32)
 
     def result(self, margins: Margins, options: RankingOptions) -> RerankResult:
         """Order, threshold, cut."""

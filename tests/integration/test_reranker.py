@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import math
+import pickle
 import subprocess
 import sys
 import threading
@@ -121,6 +123,26 @@ def test_rerank_many_equals_one_by_one(reranker: Reranker) -> None:
         alone = reranker.rerank(request.query, request.documents, 3, instruction=request.instruction)
         assert [hit.index for hit in result] == [hit.index for hit in alone]
         np.testing.assert_allclose([hit.margin for hit in result], [hit.margin for hit in alone], atol=1e-4)
+
+
+def test_score_many_ignores_what_is_configured_for_rankings(reranker: Reranker) -> None:
+    with Reranker("bundled:tiny", top_k=1, score_threshold=1.0) as limited:
+        first, nothing = limited.score_many([Request(QUERY, DOCUMENTS), Request("q", [])])
+    np.testing.assert_allclose(first, reranker.score(QUERY, DOCUMENTS), atol=1e-5)
+    assert nothing.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.copy, copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))],  # noqa: S301 - our own bytes
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_copies_have_the_same_settings_and_share_the_engine(duplicate: Callable[[Reranker], Reranker]) -> None:
+    with Reranker("bundled:tiny", token_budget=1234, instruction="Find jokes", top_k=2) as original:
+        before = len(worker_threads())
+        with duplicate(original) as other:
+            assert len(worker_threads()) == before
+            assert other.rerank(QUERY, DOCUMENTS).hits == original.rerank(QUERY, DOCUMENTS).hits
 
 
 def test_nothing_in_nothing_out(reranker: Reranker) -> None:

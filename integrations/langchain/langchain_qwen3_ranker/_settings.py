@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from qwen3_ranker_plugins import InvalidInputError, Reranker
-from qwen3_ranker_plugins.config import DEFAULT_MODEL, EngineConfig, check_positive, check_text
-from qwen3_ranker_plugins.prompt import DEFAULT_MAX_LENGTH, Template
+from qwen3_ranker_plugins.config import DEFAULT_MODEL
+from qwen3_ranker_plugins.config import RerankerSettings as CoreSettings
+from qwen3_ranker_plugins.prompt import DEFAULT_MAX_LENGTH
 
 _RERANKER_SETTINGS = ("model", "engine", "device", "dtype", "template", "max_length", "token_budget")
 
@@ -68,12 +68,7 @@ class RerankerSettings(BaseModel):
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
         """Refuse at once what could only fail when the model is loaded."""
-        check_text("model", self.model)
-        EngineConfig(self.engine, Path(self.model), self.device, self.dtype, self.token_budget)
-        Template.named(self.template)
-        check_positive("max_length", self.max_length)
-        if self.instruction is not None:
-            check_text("instruction", self.instruction)
+        CoreSettings(instruction=self.instruction, **self._settings())
         fields = type(self).model_fields
         changed = [name for name in _RERANKER_SETTINGS if getattr(self, name) != fields[name].default]
         if self.reranker is not None and changed:
@@ -95,12 +90,15 @@ class RerankerSettings(BaseModel):
         if reranker is not None:
             reranker.close()
 
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _RERANKER_SETTINGS}
+
     def _ready(self) -> Reranker:
         if self.reranker is not None:
             return self.reranker
         with self._loaded.lock:
             if self._loaded.reranker is None:
-                self._loaded.reranker = Reranker(**{name: getattr(self, name) for name in _RERANKER_SETTINGS})
+                self._loaded.reranker = Reranker(**self._settings())
             return self._loaded.reranker
 
     async def _ready_async(self) -> Reranker:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 from langchain_core.cross_encoders import BaseCrossEncoder
-from pydantic import model_validator
 from typing_extensions import override
 
-from qwen3_ranker_plugins import InvalidInputError, Request
-from qwen3_ranker_plugins.config import RankingOptions, check_text
+from qwen3_ranker_plugins import Request
+from qwen3_ranker_plugins.config import check_text
 
 from ._settings import RerankerSettings
 
@@ -30,14 +27,6 @@ class Qwen3CrossEncoder(RerankerSettings, BaseCrossEncoder):
     print(compressor.compress_documents(documents, "how is a file closed?"))
     ```
     """
-
-    @model_validator(mode="after")
-    def _check_reranker(self) -> Self:
-        if self.reranker is not None and self.reranker.options != RankingOptions():
-            raise InvalidInputError(
-                "reranker", self.reranker, "every pair needs its score: give one without top_k and thresholds"
-            )
-        return self
 
     @override
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
@@ -64,10 +53,10 @@ class Qwen3CrossEncoder(RerankerSettings, BaseCrossEncoder):
             Request(query, [text_pairs[position][1] for position in places], self.instruction)
             for query, places in positions.items()
         ]
-        results = self._ready().rerank_many(requests)
+        results = self._ready().score_many(requests)
         scores = {
-            places[hit.index]: hit.score
-            for places, result in zip(positions.values(), results, strict=True)
-            for hit in result
+            position: score
+            for places, values in zip(positions.values(), results, strict=True)
+            for position, score in zip(places, values.tolist(), strict=True)
         }
         return [scores[position] for position in range(len(text_pairs))]

@@ -6,15 +6,14 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Self
 
 from haystack import Document, component, default_from_dict, default_to_dict
 from haystack.utils import ComponentDevice
 
 from qwen3_ranker_plugins import InvalidInputError, Reranker, RerankResult
-from qwen3_ranker_plugins.config import DEFAULT_MODEL, EngineConfig, RankingOptions, check_positive, check_text
-from qwen3_ranker_plugins.prompt import DEFAULT_MAX_LENGTH, Template
+from qwen3_ranker_plugins.config import DEFAULT_MODEL, RankingOptions, RerankerSettings, check_text
+from qwen3_ranker_plugins.prompt import DEFAULT_MAX_LENGTH
 
 
 @component
@@ -205,26 +204,29 @@ class Qwen3Ranker:
 
     def _check(self) -> None:
         """Refuse at once what could only fail when the model is loaded."""
-        check_text("model", self.model)
         if self.device is not None and (
             not isinstance(self.device, ComponentDevice) or self.device.has_multiple_devices
         ):
             raise InvalidInputError(
                 "device", self.device, "use one device, such as ComponentDevice.from_str('cuda:0'), or None"
             )
-        EngineConfig(self.engine, Path(self.model), self._core_device, self.dtype, self.token_budget)
-        Template.named(self.template)
-        if self.instruction is not None:
-            check_text("instruction", self.instruction)
-        check_positive("max_length", self.max_length)
+        RerankerSettings(**self._settings())
         self._options()
         if not isinstance(self.meta_fields_to_embed, list):
             raise InvalidInputError("meta_fields_to_embed", self.meta_fields_to_embed, "use a list of keys, or None")
         check_text("embedding_separator", self.embedding_separator, may_be_empty=True)
 
-    @property
-    def _core_device(self) -> str:
-        return "auto" if self.device is None else self.device.to_torch_str()
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "engine": self.engine,
+            "device": "auto" if self.device is None else self.device.to_torch_str(),
+            "dtype": self.dtype,
+            "template": self.template,
+            "instruction": self.instruction,
+            "max_length": self.max_length,
+            "token_budget": self.token_budget,
+        }
 
     def _options(self) -> RankingOptions:
         return RankingOptions(self.top_k, self.score_threshold, self.min_confidence)
@@ -232,15 +234,7 @@ class Qwen3Ranker:
     def _loaded(self) -> Reranker:
         with self._loading:
             if self._reranker is None:
-                self._reranker = Reranker(
-                    self.model,
-                    engine=self.engine,
-                    device=self._core_device,
-                    dtype=self.dtype,
-                    template=self.template,
-                    max_length=self.max_length,
-                    token_budget=self.token_budget,
-                )
+                self._reranker = Reranker(**self._settings())
             return self._reranker
 
     async def _loaded_async(self) -> Reranker:
@@ -266,7 +260,7 @@ class Qwen3Ranker:
             "top_k": options.top_k,
             "score_threshold": options.score_threshold,
             "min_confidence": options.min_confidence,
-            "instruction": self.instruction if instruction is None else instruction,
+            "instruction": instruction,
         }
         return _Call(distinct, arguments)
 
