@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -37,7 +38,6 @@ from .reranker import Reranker
 from .types import RerankResult
 
 app = typer.Typer(
-    help="Rerank documents with P(yes) of a Qwen3 reranker.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # a bug's traceback is for a bug report: plain, and without local values
@@ -54,14 +54,19 @@ DeviceOption = Annotated[
 ]
 
 
-@app.callback()
-def options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    """Rerank documents with P(yes) of a Qwen3 reranker."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"qwen3-ranker-plugins {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Rerank documents with P(yes) of a Qwen3 reranker."""
 
 
 @app.command()
@@ -98,7 +103,7 @@ class By(StrEnum):
 def rank(
     query: Annotated[str, typer.Option("--query", "-q", help="What the documents are judged for.")],
     files: Annotated[
-        list[str] | None, typer.Argument(metavar="[FILE]...", help="Text files; - or nothing for standard input.")
+        list[str] | None, typer.Argument(metavar="FILE", help="Text files; - or nothing for standard input.")
     ] = None,
     by: Annotated[By, typer.Option(help="Rank lines (empty ones left out), or whole files.")] = By.LINE,
     top_k: Annotated[int, typer.Option(help="Print at most this many.")] = 10,
@@ -243,6 +248,9 @@ def _errors() -> Console:
 
 def main() -> None:
     """The `qwen3-ranker` command."""
+    # Read by OpenMP when torch is imported. Threads that wait by spinning, as is its default, make a pass on a CPU up
+    # to ten times slower as soon as another process wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that has no star or box shows "?" instead
             stream.reconfigure(errors="replace")

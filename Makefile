@@ -1,0 +1,63 @@
+# Every target sets up what it needs, once: stamps in .venv say what is installed for which pyproject.toml.
+
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+# Without an NVIDIA GPU, this release is installed before anything asks for "some torch" and gets the newest CUDA build.
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+PROJECTS := pyproject.toml integrations/haystack/pyproject.toml integrations/langchain/pyproject.toml
+
+# OpenMP threads that wait by spinning make a pass ten times slower as soon as another process wants a core.
+export OMP_WAIT_POLICY ?= passive
+
+# $(call step,what is done,command): one line, with the time it took; errors stay visible and stop make.
+step = @printf '%s ... ' '$(1)'; started=$$(date +%s); { $(2); } && echo "$$(($$(date +%s) - started)) s"
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint clean
+
+help:
+	@echo 'make demo    rerank a real corpus in Haystack and LangChain (sets up .venv first, a few minutes once)'
+	@echo 'make test    lint, type-check and test everything'
+	@echo 'make lint    ruff and mypy only'
+	@echo 'make clean   remove .venv and caches'
+	@echo 'Variables: PYTHON (3.11 or newer), TORCH (what pip installs where there is no NVIDIA GPU)'
+
+demo: $(VENV)/.demo-installed
+	@$(BIN)/qwen3-ranker demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src integrations/haystack/src integrations/langchain/langchain_qwen3_ranker
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	find src integrations tests scripts training -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	@test -n '$(PYTHON)' || { echo 'No Python 3.11 or newer found: install one, or make PYTHON=/path/to/python' >&2; exit 1; }
+	$(call step,Creating $(VENV) with $(PYTHON),$(PYTHON) -m venv --clear $(VENV) && $(PIP) install --upgrade pip)
+	@touch $@
+
+$(VENV)/.torch-installed: $(VENV)/.created
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; then :; \
+	elif nvidia-smi >/dev/null 2>&1; then echo 'An NVIDIA GPU is here: torch comes with the package'; \
+	else printf '%s ... ' 'Installing $(TORCH), as there is no NVIDIA GPU'; started=$$(date +%s); \
+		$(PIP) install '$(TORCH)' && echo "$$(($$(date +%s) - started)) s"; fi
+	@touch $@
+
+$(VENV)/.demo-installed: $(VENV)/.torch-installed $(PROJECTS)
+	$(call step,Installing the package and both integrations,$(PIP) install -e '.[demo]' -e integrations/haystack -e integrations/langchain)
+	@touch $@
+
+$(VENV)/.test-installed: $(VENV)/.demo-installed
+	$(call step,Installing the test and lint tools,$(PIP) install --group test --group lint)
+	@touch $@

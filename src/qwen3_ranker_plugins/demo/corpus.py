@@ -1,0 +1,64 @@
+"""The demo corpus: passages, questions and judgements from the package's assets, in BEIR's layout."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+
+
+@dataclass(frozen=True, slots=True)
+class DemoDocument:
+    """A passage.
+
+    Attributes:
+        document_id: stable, such as "with-2".
+        title: of the section.
+        text: a paragraph or two.
+    """
+
+    document_id: str
+    title: str
+    text: str
+
+    @property
+    def content(self) -> str:
+        """Title and text: what is searched and what is judged."""
+        return f"{self.title}\n{self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoCorpus:
+    """A test collection.
+
+    Attributes:
+        documents: id -> passage.
+        queries: id -> question.
+        qrels: query id -> document id -> grade. 2: answers the question; 1: helps; not listed: does neither.
+    """
+
+    documents: Mapping[str, DemoDocument]
+    queries: Mapping[str, str]
+    qrels: Mapping[str, Mapping[str, int]]
+
+
+def load_demo_corpus() -> DemoCorpus:
+    """The corpus that comes with this package: passages of the Python language reference."""
+    folder = files(__package__.rpartition(".")[0]) / "assets" / "demo"
+
+    def lines(name: str) -> list[str]:
+        # Not splitlines(), which also ends a line at characters that may stand inside a JSON string.
+        return folder.joinpath(name).read_text(encoding="utf-8").rstrip("\n").split("\n")
+
+    passages = [json.loads(line) for line in lines("corpus.jsonl")]
+    questions = [json.loads(line) for line in lines("queries.jsonl")]
+    qrels: dict[str, dict[str, int]] = {}
+    for row in csv.DictReader(lines("qrels/test.tsv"), delimiter="\t"):
+        qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = int(row["score"])
+    return DemoCorpus(
+        documents={each["_id"]: DemoDocument(each["_id"], each["title"], each["text"]) for each in passages},
+        queries={each["_id"]: each["text"] for each in questions},
+        qrels=qrels,
+    )

@@ -1,0 +1,148 @@
+"""The demo corpus searched in Haystack and in LangChain: BM25 alone, and BM25 with the reranker behind it."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..errors import MissingDependencyError
+from .corpus import DemoCorpus
+
+_WHAT_TO_DO = (
+    'pip install "qwen3-ranker-plugins[demo]" qwen3-ranker-haystack langchain-qwen3-ranker (in a clone: make demo)'
+)
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What both frameworks are set to; equal settings make their rerankers share one engine.
+
+    Attributes:
+        model, device: as in `Reranker`.
+        candidates: how many passages BM25 hands to the reranker.
+        top_k: how many passages the reranker returns.
+    """
+
+    model: str
+    device: str
+    candidates: int
+    top_k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A passage that was found, with BM25's score or with P(yes)."""
+
+    document_id: str
+    score: float
+
+
+class Search(Protocol):
+    """A framework with the corpus in it.
+
+    Attributes:
+        framework: its name.
+        steps: what it is made of, for people.
+    """
+
+    framework: str
+    steps: str
+
+    def retrieve(self, query: str) -> list[Found]:
+        """The candidates in BM25's order."""
+
+    def rerank(self, query: str) -> list[Found]:
+        """BM25 and then the reranker, as one pipeline: its `top_k` in their new order."""
+
+
+class HaystackSearch:
+    """A Haystack Pipeline with InMemoryBM25Retriever -> Qwen3Ranker.
+
+    Raises:
+        MissingDependencyError: haystack or the adapter is not installed.
+    """
+
+    framework = "Haystack"
+    steps = "Pipeline with InMemoryBM25Retriever -> Qwen3Ranker"
+
+    def __init__(self, corpus: DemoCorpus, settings: SearchSettings) -> None:
+        # Haystack's telemetry writes a file into the home folder and calls out; a demonstration does neither.
+        os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
+        try:
+            from haystack import Document, Pipeline
+            from haystack.components.retrievers.in_memory import InMemoryBM25Retriever
+            from haystack.document_stores.in_memory import InMemoryDocumentStore
+            from haystack.utils import ComponentDevice
+
+            from haystack_integrations.components.rankers.qwen3 import Qwen3Ranker
+        except ImportError as error:
+            raise MissingDependencyError(f"the Haystack half of the demo lacks {error.name}: {_WHAT_TO_DO}") from error
+
+        store = InMemoryDocumentStore()
+        store.write_documents(
+            [Document(id=each.document_id, content=each.content) for each in corpus.documents.values()]
+        )
+        self._retriever = InMemoryBM25Retriever(store, top_k=settings.candidates)
+        device = None if settings.device == "auto" else ComponentDevice.from_str(settings.device)
+        self._pipeline = Pipeline()
+        self._pipeline.add_component("retriever", self._retriever)
+        self._pipeline.add_component("ranker", Qwen3Ranker(model=settings.model, device=device, top_k=settings.top_k))
+        self._pipeline.connect("retriever.documents", "ranker.documents")
+        self._pipeline.warm_up()
+
+    def retrieve(self, query: str) -> list[Found]:
+        """See `Search`."""
+        return [Found(each.id, each.score or 0.0) for each in self._retriever.run(query=query)["documents"]]
+
+    def rerank(self, query: str) -> list[Found]:
+        """See `Search`."""
+        output = self._pipeline.run({"retriever": {"query": query}, "ranker": {"query": query}})
+        return [Found(each.id, each.score) for each in output["ranker"]["documents"]]
+
+
+class LangChainSearch:
+    """A LangChain ContextualCompressionRetriever with BM25Retriever -> Qwen3Rerank.
+
+    Raises:
+        MissingDependencyError: langchain or the adapter is not installed.
+    """
+
+    framework = "LangChain"
+    steps = "ContextualCompressionRetriever with BM25Retriever -> Qwen3Rerank"
+
+    def __init__(self, corpus: DemoCorpus, settings: SearchSettings) -> None:
+        try:
+            with warnings.catch_warnings():
+                # The only BM25 retriever that LangChain has lives in a package that is no longer developed.
+                warnings.filterwarnings("ignore", "`langchain-community` is being sunset", DeprecationWarning)
+                from langchain_community.retrievers import BM25Retriever
+            from langchain_classic.retrievers import ContextualCompressionRetriever
+            from langchain_core.documents import Document
+
+            from langchain_qwen3_ranker import Qwen3Rerank
+
+            documents = [Document(each.content, id=each.document_id) for each in corpus.documents.values()]
+            # Its own tokenisation only splits at blanks, so that "Closed?" would not find "closed".
+            self._retriever = BM25Retriever.from_documents(
+                documents, k=settings.candidates, preprocess_func=lower_case_words
+            )
+        except ImportError as error:
+            raise MissingDependencyError(f"the LangChain half of the demo lacks {error.name}: {_WHAT_TO_DO}") from error
+        compressor = Qwen3Rerank(model=settings.model, device=settings.device, top_n=settings.top_k)
+        self._compression = ContextualCompressionRetriever(base_compressor=compressor, base_retriever=self._retriever)
+
+    def retrieve(self, query: str) -> list[Found]:
+        """See `Search`. This retriever gives no scores away."""
+        return [Found(str(each.id), 0.0) for each in self._retriever.invoke(query)]
+
+    def rerank(self, query: str) -> list[Found]:
+        """See `Search`."""
+        return [Found(str(each.id), each.metadata["relevance_score"]) for each in self._compression.invoke(query)]
+
+
+def lower_case_words(text: str) -> list[str]:
+    """Runs of letters, digits and underscores, in lower case, as Haystack's BM25 splits Latin text too."""
+    return re.findall(r"\w+", text.lower())

@@ -1,0 +1,217 @@
+"""The command as people and scripts call it: a process with arguments, streams and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from qwen3_ranker_plugins import Reranker, __version__
+from qwen3_ranker_plugins.cli import app
+
+LINES = ["Tigers live in Asia.", "", "Use the with statement: it closes the file in Python.", "Bread needs yeast."]
+QUERY = "how do I close a file in Python?"
+
+
+def run_command(*arguments: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "qwen3_ranker_plugins.cli", *arguments],
+        input=stdin,
+        capture_output=True,
+        check=False,
+        timeout=250,
+        env={**os.environ, "COLUMNS": "100", **environment},
+    )
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    file = tmp_path / "notes.txt"
+    file.write_text("\n".join(LINES), encoding="utf-8")
+    return file
+
+
+def test_rank_prints_one_json_object_a_line_and_nothing_else(notes: Path, reranker: Reranker) -> None:
+    done = run_command("rank", "-q", QUERY, str(notes), "--json")
+    assert done.returncode == 0
+    assert done.stderr == b""
+    hits = [json.loads(line) for line in done.stdout.splitlines()]
+    expected = reranker.rerank(QUERY, [line for line in LINES if line])
+    assert [hit["rank"] for hit in hits] == [1, 2, 3]
+    assert [hit["index"] for hit in hits] == [hit.index for hit in expected]
+    assert [hit["document"] for hit in hits] == [hit.document for hit in expected]
+    assert [hit["score"] for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-4)
+    assert {hit["source"] for hit in hits} == {f"{notes}:{number}" for number in (1, 3, 4)}
+    assert set(hits[0]) == {
+        "rank", "index", "source", "score", "margin", "confidence", "truncated_tokens", "document",
+    }  # fmt: skip
+
+
+def test_rank_reads_standard_input_and_files_in_the_order_given(notes: Path) -> None:
+    """Windows line ends and a byte order mark are no part of a document."""
+    stdin = "\ufeffone line\r\n\r\nanother line\r\n".encode()
+    result = CliRunner().invoke(app, ["rank", "-q", QUERY, "-", str(notes), "--json"], input=stdin)
+    assert result.exit_code == 0
+    hits = sorted((json.loads(line) for line in result.stdout.splitlines()), key=lambda hit: int(hit["index"]))
+    assert [hit["source"] for hit in hits] == ["stdin:1", "stdin:3", *(f"{notes}:{n}" for n in (1, 3, 4))]
+    assert [hit["document"] for hit in hits[:2]] == ["one line", "another line"]
+
+
+def test_rank_whole_files(notes: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("Bread is baked\nfrom flour.", encoding="utf-8")
+    result = CliRunner().invoke(app, ["rank", "-q", QUERY, str(notes), str(other), "--by", "file", "--json"])
+    assert result.exit_code == 0
+    documents = {hit["source"]: hit["document"] for hit in map(json.loads, result.stdout.splitlines())}
+    assert documents == {str(notes): "\n".join(LINES), str(other): "Bread is baked\nfrom flour."}
+
+
+def test_rank_prints_a_table_that_a_document_cannot_spoil() -> None:
+    """Rich markup stays text, and no escape sequence of a document reaches the terminal."""
+    stdin = "[bold]a file[/bold] is closed \x1b[31mhere\n[/] a tiger\n"
+    result = CliRunner().invoke(app, ["rank", "-q", QUERY, "--top-k", "2"], input=stdin)
+    assert result.exit_code == 0
+    assert "[bold]a file[/bold] is closed" in result.stdout
+    assert "[/] a tiger" in result.stdout
+    assert "stdin:1" in result.stdout
+    assert "bundled:tiny" in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_rank_says_what_it_did_not_read() -> None:
+    arguments = ["rank", "-q", QUERY, "--max-length", "120"]
+    result = CliRunner().invoke(app, arguments, input="many words " * 300)
+    assert result.exit_code == 0
+    assert "tokens were not read" in " ".join(result.stdout.split())
+
+
+def test_rank_keeps_top_k_and_thresholds(notes: Path) -> None:
+    runner = CliRunner()
+    top = runner.invoke(app, ["rank", "-q", QUERY, str(notes), "--json", "--top-k", "1"])
+    assert len(top.stdout.splitlines()) == 1
+    none = runner.invoke(app, ["rank", "-q", QUERY, str(notes), "--json", "--score-threshold", "1"])
+    assert (none.exit_code, none.stdout) == (0, "")
+
+
+def test_rank_of_text_that_is_not_utf8_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "latin1.txt"
+    file.write_bytes("ein Käse\n".encode("latin-1"))
+    result = CliRunner().invoke(app, ["rank", "-q", QUERY, str(file), "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["document"] == "ein K\ufffdse"
+    assert "is not UTF-8, first at byte 5" in result.stderr
+
+
+@pytest.mark.parametrize("stdin", [b"", b"\n  \n\t\n"])
+def test_rank_of_nothing_is_an_empty_result(stdin: bytes) -> None:
+    result = CliRunner().invoke(app, ["rank", "-q", QUERY, "--json"], input=stdin)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "nothing to rank" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-q", QUERY, "no-such-file.txt"], "error: FILE='no-such-file.txt': No such file or directory"),
+        (["-q", QUERY, "."], "error: FILE='.': Is a directory"),
+        (["-q", " "], "error: query=' ': needs a text that is not empty"),
+        (["-q", QUERY, "--top-k", "0"], "error: top_k=0: use a positive integer"),
+        (["-q", QUERY, "--score-threshold", "-1"], "error: score_threshold=-1.0: use a number from 0 to 1"),
+        (["-q", QUERY, "--device", "tpu"], "error: device='tpu': use 'auto', 'cpu'"),
+        (["-q", QUERY, "--dtype", "int8"], "error: dtype='int8': use one of auto"),
+        (["-q", QUERY, "--template", "{query} {document} {x}"], "unknown field {x}"),
+        (["-q", QUERY, "--instruction", "long " * 9000], "leaves no room for a document"),
+        (["-q", QUERY, "--by", "page"], "'page' is not one of"),
+        ([], "Missing option '--query'"),
+    ],
+)
+def test_unusable_arguments_exit_2_with_one_line_that_names_them(arguments: list[str], message: str) -> None:
+    done = run_command("rank", *arguments, stdin=b"a document")
+    errors = done.stderr.decode()
+    assert done.returncode == 2
+    assert done.stdout == b""
+    assert message in errors
+    assert "Traceback" not in errors
+    if errors.startswith("error:"):
+        assert errors.count("\n") == 1
+
+
+def test_missing_model_exits_1_and_says_what_to_do(tmp_path: Path) -> None:
+    done = run_command("rank", "-q", QUERY, "--model", str(tmp_path / "[absent]"), stdin=b"a document")
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith("error: model=")
+    assert "/[absent]; give an existing folder" in done.stderr.decode()
+
+
+def test_environment_sets_the_defaults_of_model_and_device() -> None:
+    done = run_command("rank", "-q", QUERY, stdin=b"a document", QWEN3_RANKER_MODEL="./nowhere")
+    assert done.returncode == 1
+    assert b"model='./nowhere'" in done.stderr
+    done = run_command("rank", "-q", QUERY, stdin=b"a document", QWEN3_RANKER_DEVICE="tpu")
+    assert done.returncode == 2
+    assert b"device='tpu'" in done.stderr
+
+
+def test_console_script_is_installed_and_knows_its_version() -> None:
+    script = Path(sys.executable).with_name("qwen3-ranker")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"qwen3-ranker-plugins {__version__}\n"
+
+
+def test_help_lists_the_commands_and_loads_no_torch() -> None:
+    """Asking for help must not take the seconds that a model takes."""
+    code = (
+        "import sys; from qwen3_ranker_plugins.cli import main; sys.argv = ['qwen3-ranker', '--help']\n"
+        "try: main()\nexcept SystemExit as end: assert end.code == 0\n"
+        "loaded = {'torch', 'transformers', 'haystack', 'langchain_core'} & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in ("demo", "rank", "doctor"))
+
+
+def test_doctor_proves_that_the_bundled_model_works() -> None:
+    done = run_command("doctor")
+    report = done.stdout.decode()
+    assert done.returncode == 0, done.stderr.decode()
+    assert "bundled:tiny" in report
+    assert "engine 'auto' is 'packed'" in report
+    assert "cores" in report
+    assert report.rstrip().endswith("usable")
+
+
+def test_doctor_still_prints_what_is_installed_when_the_model_is_missing() -> None:
+    done = run_command("doctor", "--model", "./nowhere")
+    assert done.returncode == 1
+    assert b"transformers" in done.stdout
+    assert done.stderr.startswith(b"error: model='./nowhere'")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_interrupt_exits_130_without_a_traceback() -> None:
+    """A long call, so that the signal arrives while the model is being loaded or used."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "qwen3_ranker_plugins.cli", "rank", "-q", QUERY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        # Reading its input is the first thing that the command does: once it took more than a pipe holds, it is there.
+        process.stdin.write(b"".join(b"some words of line %d\n" % number for number in range(20_000)))
+        process.stdin.close()
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        errors = process.stderr.read()
+        process.wait(timeout=250)
+    assert process.returncode == 130, errors
+    assert b"Traceback" not in errors

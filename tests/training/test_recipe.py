@@ -1,0 +1,296 @@
+"""The training recipe: every stage at a tiny size, and the properties that the shipped tokenizer and model rest on."""
+
+import gzip
+import json
+import random
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the recipe needs torch")
+transformers = pytest.importorskip("transformers", reason="the recipe is compared with transformers")
+from tokenizers import Tokenizer  # noqa: E402
+
+from tests.training.conftest import ROOT  # noqa: E402
+from training.batches import Sampler  # noqa: E402
+from training.lexical import OFFSET, SLOPE, LexicalStream  # noqa: E402
+from training.mine import fit_logistic, ragged  # noqa: E402
+from training.model import ModelShape, RowLayout, TinyQwen3, causal  # noqa: E402
+from training.prompt import SUFFIX, PromptTokens, prompt  # noqa: E402
+from training.smoke import smoke  # noqa: E402
+from training.sparse import TermIndex, hashed_terms  # noqa: E402
+from training.teacher import Teacher, pack, unpack  # noqa: E402
+from training.texts import BM25, query_variants, terms, windows  # noqa: E402
+from training.train import PHASES, choose_class, learning_rate  # noqa: E402
+
+TINY = ROOT / "src" / "qwen3_ranker_plugins" / "assets" / "tiny"
+SMALL = ModelShape(
+    vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+    intermediate_size=48,
+)  # fmt: skip
+SUBJECTS = ("copper", "violin", "glacier", "saffron", "lantern", "orchid", "anchor", "falcon")
+CHINESE = ("銅", "小提琴", "冰川", "番红花", "灯笼", "兰花", "船锚", "猎鹰")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(TINY / "tokenizer.json"))
+
+
+@pytest.fixture
+def train_folder(tmp_path: Path) -> Path:
+    """A train folder in the format of the real one, from texts made up here."""
+    english = [
+        {
+            "query": f"Where is the {subject} kept in winter?",
+            "positive": f"Every year in the last week of October the old {subject} is carried down from the upper hall of the house "
+            f"and kept in the cellar, wrapped in wool, until spring. Nobody but the keeper may touch the {subject} there. "
+            f"In spring the {subject} returns to its place beside the western window, where visitors can see it.",
+            "lang": "en",
+        }
+        for subject in SUBJECTS
+    ]
+    chinese = [
+        {"query": f"{name}冬天放在哪里？", "positive": f"每年十月的最后一周，人们把{name}从楼上搬到地下室，用羊毛包好，直到春天。除了看守人，谁也不能碰{name}。", "lang": "zh"}
+        for name in CHINESE
+    ]  # fmt: skip
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for name, rows in (("invented_en", english), ("invented_zh", chinese)):
+        with gzip.open(folder / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return folder
+
+
+def test_smoke_recipe_ends_in_a_model_that_transformers_loads(train_folder: Path, tmp_path: Path) -> None:
+    """All stages in order, with a resume in between; our scores and transformers' must be the same numbers."""
+    folder = smoke(train_folder, TINY, tmp_path / "out", steps=4)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    encode = transformers.AutoTokenizer.from_pretrained(folder)
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert set(scores) == {"invented_en", "invented_zh"}
+    rows = [
+        json.loads(line) for line in gzip.open(tmp_path / "out" / "data" / "heldout" / "invented_en.jsonl.gz", "rt")
+    ]
+    row, document = rows[0], rows[0]["docs"][0]
+    ids = encode(prompt(row["query"], document["text"]), return_tensors="pt").input_ids
+    with torch.no_grad():
+        logits = reference(ids).logits[0, -1]
+    yes, no = (encode.convert_tokens_to_ids(label) for label in ("yes", "no"))
+    assert scores["invented_en"][row["qid"]][document["docid"]] == pytest.approx(
+        float(logits[yes] - logits[no]), abs=1e-3
+    )
+
+
+def test_model_equals_transformers() -> None:
+    model = TinyQwen3(SMALL)
+    model.initialise(None, seed=3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+    config = transformers.Qwen3Config(**SMALL.as_dict(), tie_word_embeddings=True, max_position_embeddings=256)
+    reference = transformers.Qwen3ForCausalLM(config).eval()
+    missing = reference.load_state_dict(model.state_dict(), strict=False).missing_keys
+    assert missing in ([], ["lm_head.weight"])
+    reference.tie_weights()
+    ids = torch.randint(SMALL.vocab_size, (3, 40))
+    with torch.no_grad():
+        ours = model.logits(model.hidden(ids, torch.arange(40).expand(3, -1), causal, torch.float32))
+        torch.testing.assert_close(ours, reference(ids).logits, atol=1e-5, rtol=1e-4)
+
+
+def small_rows() -> tuple[RowLayout, torch.Tensor, torch.Tensor, torch.Tensor]:
+    layout = RowLayout(head=16, documents=3, slot=8)
+    head_lengths = torch.tensor([11, 16])
+    place = torch.arange(layout.slot).repeat(layout.documents)
+    head = torch.arange(layout.head).expand(2, -1)
+    return (
+        layout,
+        torch.randint(96, (2, layout.length)),
+        torch.cat([head, head_lengths[:, None] + place], 1),
+        head_lengths,
+    )
+
+
+def test_a_row_scores_its_documents_as_if_each_stood_alone() -> None:
+    """The shared head is an optimisation: no document may see another, nor the head's padding."""
+    model = TinyQwen3(SMALL)
+    model.initialise(None, seed=1)
+    layout, ids, positions, head_lengths = small_rows()
+    with torch.no_grad():
+        rows = model.hidden(ids, positions, layout.dense(head_lengths), torch.float32)
+        for row, head_length in enumerate(head_lengths.tolist()):
+            for document in range(layout.documents):
+                start = layout.head + document * layout.slot
+                alone = torch.cat([ids[row, :head_length], ids[row, start : start + layout.slot]])[None]
+                states = model.hidden(alone, torch.arange(alone.shape[1])[None], causal, torch.float32)
+                torch.testing.assert_close(
+                    rows[row, start : start + layout.slot], states[0, head_length:], atol=1e-5, rtol=1e-4
+                )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_flex_rows_equal_dense_rows() -> None:
+    """The block mask is built once, before the head lengths are known; they are read when it runs."""
+    layout, _, _, head_lengths = small_rows()
+    query, key, value = torch.randn(2, 4, 40, 16), torch.randn(2, 2, 40, 16), torch.randn(2, 2, 40, 16)
+    buffer = torch.ones(2, dtype=torch.long)
+    flex = layout.flex(buffer)
+    buffer.copy_(head_lengths)
+    torch.testing.assert_close(
+        flex(query, key, value), layout.dense(head_lengths)(query, key, value), atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+def test_teacher_equals_transformers(kind: str) -> None:
+    sizes = {
+        "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+        "max_position_embeddings": 200,
+    }  # fmt: skip
+    classes = {
+        "bert": (transformers.BertConfig, transformers.BertModel),
+        "mpnet": (transformers.MPNetConfig, transformers.MPNetModel),
+    }
+    config_class, model_class = classes[kind]
+    reference = model_class(config_class(**sizes)).eval()
+    teacher = Teacher(reference.config.to_dict(), reference.state_dict(), "cpu")
+    ids = torch.randint(5, 60, (2, 150))
+    with torch.no_grad():
+        torch.testing.assert_close(teacher.hidden_states(ids), reference(ids).last_hidden_state, atol=1e-4, rtol=1e-3)
+
+
+def test_packed_teacher_weights_are_close(tmp_path: Path) -> None:
+    weights = {"matrix": torch.randn(64, 32), "vector": torch.randn(32)}
+    parts = [tmp_path / "part0.npz", tmp_path / "part1.npz"]
+    pack(weights, parts)
+    unpacked = unpack(parts)
+    assert (unpacked["matrix"] - weights["matrix"]).norm() / weights["matrix"].norm() < 0.02
+    assert torch.equal(unpacked["vector"], weights["vector"])
+
+
+def test_shipped_tokenizer_is_a_valid_bpe(tokenizer: Tokenizer) -> None:
+    """Every merge joins kept tokens into a kept token, and merges come in the order of their ids."""
+    model = json.loads((TINY / "tokenizer.json").read_text("utf-8"))["model"]
+    vocabulary = model["vocab"]
+    made = [left + right for left, right in model["merges"]]
+    assert all(part in vocabulary for merge in model["merges"] for part in merge)
+    assert [vocabulary[token] for token in made] == list(range(256, 256 + len(made)))
+    assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
+    assert tokenizer.get_vocab_size() == json.loads((TINY / "config.json").read_text())["vocab_size"]
+    assert (TINY / "model.safetensors").stat().st_size <= 15 * 2**20
+
+
+def test_shipped_tokenizer_loses_no_text(tokenizer: Tokenizer) -> None:
+    rng = random.Random(0)
+    planes = [
+        (0x20, 0x7E),
+        (0xA0, 0x24F),
+        (0x370, 0x5FF),
+        (0x3041, 0x30FF),
+        (0x4E00, 0x9FFF),
+        (0x1F300, 0x1FAFF),
+        (0, 0x1F),
+    ]
+    for _ in range(300):
+        low, high = rng.choice(planes)
+        text = "".join(chr(rng.randint(low, high)) if rng.random() < 0.8 else rng.choice(" \n\tAé") for _ in range(40))
+        assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == unicodedata.normalize(
+            "NFC", text
+        )
+
+
+@pytest.mark.parametrize("label", ["yes", "no", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>"])
+def test_labels_and_control_tokens_are_single(tokenizer: Tokenizer, label: str) -> None:
+    assert len(tokenizer.encode(label).ids) == 1
+
+
+def test_head_document_and_suffix_compose(tokenizer: Tokenizer) -> None:
+    """An engine encodes the three parts separately; the ids must be those of the whole prompt."""
+    tokens = PromptTokens(tokenizer)
+    assert tokens.suffix == tokenizer.encode(SUFFIX).ids
+    rng = random.Random(1)
+    alphabet = ["the", "Copper", " ", "  ", "\n", "健身", "T恤", "3.5", "'s", "!", "é", "臺灣", "x_1", "—"]
+    for _ in range(300):
+        query = "".join(rng.choices(alphabet, k=rng.randint(1, 8))).strip()
+        document = "".join(rng.choices(alphabet, k=rng.randint(1, 20))).strip()
+        parts = tokens.heads([query])[0] + tokens.documents([document])[0] + tokens.suffix
+        assert parts == tokenizer.encode(prompt(query, document)).ids
+
+
+def test_long_query_keeps_the_fixed_parts(tokenizer: Tokenizer) -> None:
+    tokens = PromptTokens(tokenizer)
+    head = tokens.heads(["copper lantern " * 100], max_tokens=100)[0]
+    assert len(head) == 100
+    assert head[: len(tokens.prefix)] == tokens.prefix
+    assert head[-len(tokens.ending) :] == tokens.ending
+
+
+def test_lexical_stream_plants_what_it_asks_for(tokenizer: Tokenizer) -> None:
+    """The first passage holds the whole query; targets lie between none and all; readouts point at the answer place."""
+    rng = random.Random(2)
+    tokens = PromptTokens(tokenizer)
+    documents, starts = ragged([[rng.randrange(300, 14_000) for _ in range(rng.randint(30, 60))] for _ in range(50)])
+    mined = {
+        "heads": documents, "head_starts": starts, "documents": documents, "document_starts": starts,
+        "candidates": torch.zeros(1, 1, 1), "targets": torch.zeros(1, 1, 1), "suffix": tokens.suffix,
+        "groups": [(False, "labelled", "x")], "group": torch.zeros(1, dtype=torch.long),
+    }  # fmt: skip
+    sampler = Sampler(mined, "cpu", 0, tokenizer.token_to_id("<|endoftext|>"))
+    counts = torch.ones(tokenizer.get_vocab_size())
+    layout = RowLayout(128, 4, 72)
+    batch = LexicalStream(sampler, counts, tokens.prefix, tokens.ending, 5).batch(layout, 16)
+    assert torch.allclose(batch.targets[:, 0], torch.tensor(OFFSET + SLOPE))
+    assert ((batch.targets >= OFFSET - 1e-4) & (batch.targets <= OFFSET + SLOPE + 1e-4)).all()
+    assert (batch.ids.gather(1, batch.readouts) == tokens.suffix[-1]).all()
+    for row in range(16):
+        length = int(batch.head_lengths[row])
+        query = batch.ids[row, len(tokens.prefix) : length - len(tokens.ending)].tolist()
+        assert query
+        assert batch.ids[row, length - len(tokens.ending) : length].tolist() == tokens.ending
+        assert set(query) <= set(batch.ids[row, layout.head : layout.head + layout.slot].tolist())
+
+
+def test_sparse_bm25_agrees_with_the_reference() -> None:
+    documents = [
+        f"the {a} beside the {b}, {a}s and one {c}"
+        for a, b, c in zip(SUBJECTS, SUBJECTS[1:], SUBJECTS[2:], strict=False)
+    ]
+    queries = ["falcon beside an orchid", "glaciers", "lantern saffron"]
+    index = TermIndex([hashed_terms(text) for text in documents], [hashed_terms(text) for text in queries], "cpu")
+    asked, largest = index.questions(torch.arange(len(queries)))
+    scores = (index.weights(torch.arange(len(documents))) @ asked).T
+    reference = BM25(documents)
+    for number, query in enumerate(queries):
+        best = reference.top(query, 2)
+        assert scores[number].argmax().item() == best[0]
+        assert 0 < scores[number].max() <= largest[number]
+
+
+def test_terms_windows_and_variants() -> None:
+    assert terms("The glaciers and the Glacier") == ["glacier", "glacier"]
+    assert terms("小提琴") == ["小", "提", "琴", "小提", "提琴"]
+    text = "One two three. Four five six. Seven eight nine."
+    assert windows(text, 6) == ["One two three. Four five six.", "Seven eight nine."]
+    assert query_variants("Where is the Falcon?") == ("Where is the Falcon?", "where is the falcon", "falcon")
+
+
+def test_logistic_regression_finds_the_weights() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(20_000, 2)
+    labels = torch.rand(20_000) < torch.sigmoid(2 * features[:, 0] - features[:, 1])
+    weights = fit_logistic(features, labels)
+    assert weights[:2].tolist() == pytest.approx([2.0, -1.0], abs=0.1)
+
+
+def test_schedule_covers_every_class_and_ends_at_zero() -> None:
+    assert learning_rate(0.0) > 0
+    assert learning_rate(0.3) == 1.0
+    assert learning_rate(1.0) == 0.0
+    for begin, (end, shares) in zip((0.0, *(end for end, _ in PHASES)), PHASES, strict=False):
+        progress = (begin + min(end, 1.0)) / 2
+        counts = [sum(choose_class(progress, step) == c for step in range(20)) / 20 for c in range(3)]
+        assert counts == pytest.approx(shares, abs=0.051)
