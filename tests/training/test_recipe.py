@@ -14,10 +14,12 @@ from tokenizers import Tokenizer  # noqa: E402
 
 from tests.training.conftest import ROOT  # noqa: E402
 from training.batches import Sampler  # noqa: E402
+from training.candidates import fit_logistic  # noqa: E402
 from training.lexical import OFFSET, SLOPE, LexicalStream  # noqa: E402
-from training.mine import fit_logistic, ragged  # noqa: E402
 from training.model import ModelShape, RowLayout, TinyQwen3, causal  # noqa: E402
+from training.passages import ragged  # noqa: E402
 from training.prompt import SUFFIX, PromptTokens, prompt  # noqa: E402
+from training.scoring import read_lists  # noqa: E402
 from training.smoke import smoke  # noqa: E402
 from training.sparse import TermIndex, hashed_terms  # noqa: E402
 from training.teacher import Teacher, pack, unpack  # noqa: E402
@@ -41,20 +43,19 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def train_folder(tmp_path: Path) -> Path:
     """A train folder in the format of the real one, from texts made up here."""
+    english_text = (
+        "Every year in the last week of October the old {0} is carried down from the upper hall of the house and kept "
+        "in the cellar, wrapped in wool, until spring. Nobody but the keeper may touch the {0} there. In spring "
+        "the {0} returns to its place beside the western window, where visitors can see it."
+    )
+    chinese_text = "每年十月的最后一周，人们把{0}从楼上搬到地下室，用羊毛包好，直到春天。除了看守人，谁也不能碰{0}。"
     english = [
-        {
-            "query": f"Where is the {subject} kept in winter?",
-            "positive": f"Every year in the last week of October the old {subject} is carried down from the upper hall of the house "
-            f"and kept in the cellar, wrapped in wool, until spring. Nobody but the keeper may touch the {subject} there. "
-            f"In spring the {subject} returns to its place beside the western window, where visitors can see it.",
-            "lang": "en",
-        }
-        for subject in SUBJECTS
+        {"query": f"Where is the {name} kept in winter?", "positive": english_text.format(name), "lang": "en"}
+        for name in SUBJECTS
     ]
     chinese = [
-        {"query": f"{name}冬天放在哪里？", "positive": f"每年十月的最后一周，人们把{name}从楼上搬到地下室，用羊毛包好，直到春天。除了看守人，谁也不能碰{name}。", "lang": "zh"}
-        for name in CHINESE
-    ]  # fmt: skip
+        {"query": f"{name}冬天放在哪里？", "positive": chinese_text.format(name), "lang": "zh"} for name in CHINESE
+    ]
     folder = tmp_path / "pairs"
     folder.mkdir()
     for name, rows in (("invented_en", english), ("invented_zh", chinese)):
@@ -70,10 +71,8 @@ def test_smoke_recipe_ends_in_a_model_that_transformers_loads(train_folder: Path
     encode = transformers.AutoTokenizer.from_pretrained(folder)
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert set(scores) == {"invented_en", "invented_zh"}
-    rows = [
-        json.loads(line) for line in gzip.open(tmp_path / "out" / "data" / "heldout" / "invented_en.jsonl.gz", "rt")
-    ]
-    row, document = rows[0], rows[0]["docs"][0]
+    row = read_lists(tmp_path / "out" / "data" / "heldout" / "invented_en.jsonl.gz")[0]
+    document = row["docs"][0]
     ids = encode(prompt(row["query"], document["text"]), return_tensors="pt").input_ids
     with torch.no_grad():
         logits = reference(ids).logits[0, -1]
@@ -185,7 +184,7 @@ def test_shipped_tokenizer_is_a_valid_bpe(tokenizer: Tokenizer) -> None:
 
 
 def test_shipped_tokenizer_loses_no_text(tokenizer: Tokenizer) -> None:
-    rng = random.Random(0)
+    rng = random.Random(0)  # noqa: S311
     planes = [
         (0x20, 0x7E),
         (0xA0, 0x24F),
@@ -212,7 +211,7 @@ def test_head_document_and_suffix_compose(tokenizer: Tokenizer) -> None:
     """An engine encodes the three parts separately; the ids must be those of the whole prompt."""
     tokens = PromptTokens(tokenizer)
     assert tokens.suffix == tokenizer.encode(SUFFIX).ids
-    rng = random.Random(1)
+    rng = random.Random(1)  # noqa: S311
     alphabet = ["the", "Copper", " ", "  ", "\n", "健身", "T恤", "3.5", "'s", "!", "é", "臺灣", "x_1", "—"]
     for _ in range(300):
         query = "".join(rng.choices(alphabet, k=rng.randint(1, 8))).strip()
@@ -231,7 +230,7 @@ def test_long_query_keeps_the_fixed_parts(tokenizer: Tokenizer) -> None:
 
 def test_lexical_stream_plants_what_it_asks_for(tokenizer: Tokenizer) -> None:
     """The first passage holds the whole query; targets lie between none and all; readouts point at the answer place."""
-    rng = random.Random(2)
+    rng = random.Random(2)  # noqa: S311
     tokens = PromptTokens(tokenizer)
     documents, starts = ragged([[rng.randrange(300, 14_000) for _ in range(rng.randint(30, 60))] for _ in range(50)])
     mined = {

@@ -1,0 +1,112 @@
+"""Assemble rows on the GPU from the mined tensors; no data loader, nothing crosses from the host."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.candidates import POOL, RANDOM
+from training.model import RowLayout
+from training.passages import HEAD_VARIANTS
+
+
+@dataclass
+class Batch:
+    ids: Tensor  # (rows, layout.length)
+    positions: Tensor  # the same
+    head_lengths: Tensor  # (rows,)
+    readouts: Tensor  # (rows, documents): place of every document's last suffix token
+    targets: Tensor  # (rows, documents): target logits
+
+
+# Sampling weight of a group of queries, by (Chinese, kind).
+KIND_WEIGHT = {
+    (False, "labelled"): 0.44, (False, "title"): 0.13, (False, "keywords"): 0.13, (False, "sentence"): 0.13,
+    (True, "labelled"): 0.11, (True, "title"): 0.01, (True, "keywords"): 0.025, (True, "sentence"): 0.025,
+}  # fmt: skip
+
+
+def fill_slots(contents: Tensor, lengths: Tensor, ending: Tensor, slot: int, padding: int) -> Tensor:
+    """`contents` (.., at least slot) cut at `lengths`, then `ending`, then padding, in `slot` places."""
+    place = torch.arange(slot, device=contents.device)
+    after = place - lengths[..., None]
+    filled = torch.where(after < 0, contents[..., :slot], padding)
+    return torch.where((after >= 0) & (after < len(ending)), ending[after.clamp(0, len(ending) - 1)], filled)
+
+
+class Sampler:
+    """Batches of mined queries (`natural`); `base_documents` serves the lexical stream."""
+
+    def __init__(self, mined: dict[str, Any], device: str, seed: int, padding: int) -> None:
+        names = ("heads", "head_starts", "documents", "document_starts", "candidates", "targets")
+        self.data: dict[str, Tensor] = {name: mined[name].to(device) for name in names}
+        self.suffix = torch.tensor(mined["suffix"], device=device)
+        self.device, self.padding = device, padding
+        self.generator = torch.Generator(device).manual_seed(seed)
+        weight = torch.tensor([KIND_WEIGHT[chinese, kind] for chinese, kind, _ in mined["groups"]])
+        group: Tensor = mined["group"]
+        counts = torch.bincount(group, minlength=len(weight)).float()
+        # Within a kind, sources weigh by the root of their size, so that small ones are heard.
+        totals: dict[tuple[bool, str], float] = {}
+        for number, (chinese, kind, _) in enumerate(mined["groups"]):
+            totals[chinese, kind] = totals.get((chinese, kind), 0.0) + float(counts[number]) ** 0.5
+        for number, (chinese, kind, _) in enumerate(mined["groups"]):
+            weight[number] *= counts[number] ** 0.5 / totals[chinese, kind] / counts[number]
+        self.cumulative = weight[group].double().cumsum(0).to(device)
+
+    def rand(self, *shape: int) -> Tensor:
+        return torch.rand(shape, device=self.device, generator=self.generator)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, device=self.device, generator=self.generator)
+
+    def rows_of(self, values: str, starts: str, numbers: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Rows of a ragged vector: contents (.., width), whose end is arbitrary, and lengths (..)."""
+        begin = self.data[starts][numbers]
+        lengths = (self.data[starts][numbers + 1] - begin).clamp(max=width)
+        index = begin[..., None] + torch.arange(width, device=self.device)
+        return self.data[values][index.clamp(max=len(self.data[values]) - 1)].long(), lengths
+
+    def _columns(self, has_positive: Tensor, documents: int) -> Tensor:
+        """Columns of the candidate table: the positive (or a random passage), neighbours and random passages."""
+        rows = len(has_positive)
+        dense, lexical = documents * 5 // 16, documents * 6 // 16
+        random = documents - 1 - dense - lexical
+        parts = [
+            self.rand(rows, POOL).argsort(1)[:, :dense] + 1,
+            self.rand(rows, POOL).argsort(1)[:, :lexical] + 1 + POOL,
+            self.rand(rows, RANDOM).argsort(1)[:, : random + 1] + 1 + 2 * POOL,
+        ]
+        columns = torch.cat(parts, 1)
+        columns[:, -1] = torch.where(has_positive, 0, columns[:, -1])
+        return columns
+
+    def natural(self, layout: RowLayout, rows: int, size_class: int) -> Batch:
+        spot = self.rand(rows).double() * self.cumulative[-1]
+        query = torch.searchsorted(self.cumulative, spot).clamp(max=len(self.cumulative) - 1)
+        candidates = self.data["candidates"][size_class]
+        has_positive = candidates[query, 0] >= 0
+        columns = self._columns(has_positive, layout.documents)
+        numbers = candidates[query[:, None], columns].long().clamp(min=0)
+        targets = self.data["targets"][size_class][query[:, None], columns].float()
+        variant = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 3, 3], device=self.device)[self.integers(10, rows)]
+        heads, head_lengths = self.rows_of("heads", "head_starts", query * HEAD_VARIANTS + variant, layout.head)
+        room = layout.slot - len(self.suffix)
+        contents, lengths = self.rows_of("documents", "document_starts", numbers, room)
+        return self.assemble(layout, heads, head_lengths, contents, lengths, targets)
+
+    def assemble(
+        self, layout: RowLayout, heads: Tensor, head_lengths: Tensor, contents: Tensor, lengths: Tensor, targets: Tensor
+    ) -> Batch:
+        head_place = torch.arange(layout.head, device=self.device)
+        head = torch.where(head_place < head_lengths[:, None], heads, self.padding)
+        padded = torch.nn.functional.pad(contents, (0, len(self.suffix)))
+        slots = fill_slots(padded, lengths, self.suffix, layout.slot, self.padding)
+        place = torch.arange(layout.slot, device=self.device).repeat(layout.documents)
+        positions = torch.cat(
+            [torch.arange(layout.head, device=self.device).expand(len(head), -1), head_lengths[:, None] + place], 1
+        )
+        first = layout.head + layout.slot * torch.arange(layout.documents, device=self.device)
+        readouts = first + lengths + len(self.suffix) - 1
+        return Batch(torch.cat([head, slots.flatten(1)], 1), positions, head_lengths, readouts, targets)

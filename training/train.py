@@ -1,0 +1,269 @@
+"""Train the reranker on the mined tensors; stop by the clock, save everything, resume.
+
+The schedule follows the share of the total training time that has passed (over all calls): 64-token documents
+first, then up to 160 and 400 tokens, the learning rate constant and then linearly down to zero. Every fourth
+step is a lexical one. With --steps instead of --total-seconds the schedule counts steps and a run repeats exactly
+on the CPU.
+"""
+
+import argparse
+import io
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional
+
+from training.batches import Batch, Sampler
+from training.lexical import LexicalStream
+from training.model import Attend, ModelShape, RowLayout, TinyQwen3
+from training.optim import Optimiser
+from training.prompt import PromptTokens, token_id
+from training.scoring import margins, quick_ndcg, read_lists
+from training.trim_tokenizer import SPECIAL_TOKENS
+
+TEMPERATURE = 0.5
+LEXICAL_EVERY = 4
+PART_BYTES = 15_000_000  # a GPU call hands back files of at most 16 MiB
+# (layout, rows, share of each class of documents by progress); FULL on a GPU, SMOKE in tests.
+FULL_LAYOUTS = ((RowLayout(128, 16, 72), 112), (RowLayout(128, 16, 160), 56), (RowLayout(128, 8, 400), 44))
+SMOKE_LAYOUTS = ((RowLayout(128, 2, 72), 2), (RowLayout(128, 2, 160), 1), (RowLayout(128, 2, 400), 1))
+PHASES = ((0.30, (1.0, 0.0, 0.0)), (0.55, (0.4, 0.6, 0.0)), (1.01, (0.25, 0.3, 0.45)))
+
+
+def learning_rate(progress: float) -> float:
+    """Factor of the learning rates: warm up, stay until 40 %, fall linearly to zero."""
+    return min(1.0, progress / 0.01 + 0.02, max(0.0, (1.0 - progress) / 0.6))
+
+
+def choose_class(progress: float, step: int) -> int:
+    """Which length class a step trains; the shares repeat in a fixed pattern of 20 steps."""
+    shares = next(shares for end, shares in PHASES if progress < end)
+    spot = (step * 7 % 20) / 20
+    return 0 if spot < shares[0] else 1 if spot < shares[0] + shares[1] else 2
+
+
+class Trainer:
+    def __init__(
+        self, model: TinyQwen3, yes: int, no: int, layouts: tuple[tuple[RowLayout, int], ...], device: str
+    ) -> None:
+        self.model, self.yes, self.no, self.layouts = model, yes, no, layouts
+        self.cuda = device.startswith("cuda")
+        self.dtype = torch.bfloat16 if self.cuda else torch.float32
+        self.head_lengths = [torch.ones(rows, dtype=torch.long, device=device) for _, rows in layouts]
+        self.attends: list[Attend] = []
+        for (layout, _), lengths in zip(layouts, self.head_lengths, strict=True):
+            self.attends.append(layout.flex(lengths) if self.cuda else layout.dense(lengths))
+        self._loss = torch.compile(self.loss, dynamic=False) if self.cuda else self.loss
+
+    def scores(self, ids: Tensor, positions: Tensor, readouts: Tensor, attend: Attend) -> Tensor:
+        """Logits (rows, documents, vocabulary) at the answer places."""
+        states = self.model.hidden(ids, positions, attend, self.dtype)
+        index = readouts[..., None].expand(-1, -1, states.shape[-1])
+        return self.model.logits(states.gather(1, index))
+
+    def loss(
+        self, ids: Tensor, positions: Tensor, readouts: Tensor, targets: Tensor, attend: Attend
+    ) -> tuple[Tensor, Tensor]:
+        """(loss, its three parts): listwise KL + 0.3 binary cross-entropy + 0.1 mass outside yes and no."""
+        logits = self.scores(ids, positions, readouts, attend)
+        labels = torch.stack([logits[..., self.yes], logits[..., self.no]])
+        margin = labels[0] - labels[1]
+        wanted = (targets / TEMPERATURE).softmax(-1)
+        listwise = (wanted * (wanted.clamp(min=1e-9).log() - (margin / TEMPERATURE).log_softmax(-1))).sum(-1).mean()
+        binary = functional.binary_cross_entropy_with_logits(margin, targets.sigmoid())
+        outside = (logits.logsumexp(-1) - labels.logsumexp(0)).mean()
+        return listwise + 0.3 * binary + 0.1 * outside, torch.stack([listwise, binary, outside]).detach()
+
+    def backward(self, batch: Batch, size_class: int) -> Tensor:
+        self.head_lengths[size_class].copy_(batch.head_lengths)
+        loss, parts = self._loss(batch.ids, batch.positions, batch.readouts, batch.targets, self.attends[size_class])
+        loss.backward()  # type: ignore[no-untyped-call]
+        return parts
+
+
+class DevSet:
+    """Tokenised candidate lists for checkpoint selection while training."""
+
+    def __init__(self, path: Path, tokens: PromptTokens, limit: int) -> None:
+        self.name = path.name.split(".")[0]
+        self.rows = read_lists(path, limit)
+        heads = tokens.heads([row["query"] for row in self.rows])
+        self.prompts = [
+            head + document + tokens.suffix
+            for row, head in zip(self.rows, heads, strict=True)
+            for document in tokens.documents([doc["text"] for doc in row["docs"]], 600)
+        ]
+
+    def ndcg(self, trainer: Trainer) -> float:
+        values = iter(margins(trainer.model, self.prompts, trainer.yes, trainer.no, trainer.dtype).tolist())
+        return quick_ndcg(self.rows, [[next(values) for _ in row["docs"]] for row in self.rows])
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint in parts, the last part last, so that a cut-off write is noticed."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getvalue()
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("state.*"):
+        old.unlink()
+    parts = range(0, len(data), PART_BYTES)
+    for number, start in enumerate(parts):
+        (folder / f"state.{number}of{len(parts)}").write_bytes(data[start : start + PART_BYTES])
+
+
+def load(folder: Path, device: str) -> dict[str, Any] | None:
+    parts = sorted(folder.glob("state.*"), key=lambda path: int(path.suffix[1:].split("of")[0]))
+    if not parts:
+        return None
+    if len(parts) != int(parts[0].suffix.split("of")[1]):
+        raise ValueError(f"{folder} holds an incomplete checkpoint; take the previous call's")
+    data = b"".join(path.read_bytes() for path in parts)
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device)
+    return state
+
+
+class Session:
+    """One call of training: what was restored, the clock, and what is written down."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        device: str = arguments.device
+        mined = torch.load(arguments.mined, weights_only=True)
+        tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
+        shape = {"num_hidden_layers": 2, "intermediate_size": 128} if arguments.smoke else {}
+        model = TinyQwen3(ModelShape(vocab_size=tokenizer.get_vocab_size(), **shape))
+        model.initialise(mined["embeddings"], arguments.seed)
+        model.to(device)
+        self.optimiser = Optimiser(model)
+        self.layouts = SMOKE_LAYOUTS if arguments.smoke else FULL_LAYOUTS
+        labels = token_id(tokenizer, "yes"), token_id(tokenizer, "no")
+        self.trainer = Trainer(model, *labels, self.layouts, device)
+        state = load(arguments.checkpoint, device) or {"step": 0, "seconds": 0.0, "pairs": 0, "history": []}
+        if "model" in state:
+            model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+        elif arguments.start_from is not None:
+            weights = load_file(arguments.start_from / "model.safetensors")
+            model.load_state_dict({name: weight.float() for name, weight in weights.items()})
+        self.step, self.pairs = int(state["step"]), int(state["pairs"])
+        self.history: list[dict[str, Any]] = list(state["history"])
+        self.seconds_before = float(state["seconds"])
+        # Another seed in every call, or a resumed run would repeat the batches of the first.
+        self.sampler = Sampler(mined, device, arguments.seed + self.step, token_id(tokenizer, "<|endoftext|>"))
+        self.lexical = LexicalStream(
+            self.sampler, mined["token_counts"], mined["prefix"], mined["ending"], len(SPECIAL_TOKENS)
+        )
+        self.dev = [DevSet(path, PromptTokens(tokenizer), arguments.dev_queries) for path in arguments.dev]
+        self.sums: dict[str, list[Tensor]] = {}
+        if self.trainer.cuda:
+            self._compile()
+        self.begun = time.time()
+
+    def _compile(self) -> None:
+        """Compile every layout before the clock starts: it takes 20 s each on a fresh machine, no learning."""
+        for size_class, (layout, rows) in enumerate(self.layouts):
+            self.trainer.backward(self.sampler.natural(layout, rows, size_class), size_class)
+        self.trainer.model.zero_grad()
+        torch.cuda.synchronize()
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.time() - self.begun
+
+    @property
+    def progress(self) -> float:
+        steps: int = self.arguments.steps
+        return self.step / steps if steps else self.seconds / float(self.arguments.total_seconds)
+
+    def train_step(self) -> None:
+        progress = self.progress
+        size_class = choose_class(progress, self.step)
+        layout, rows = self.layouts[size_class]
+        is_lexical = self.step % LEXICAL_EVERY == LEXICAL_EVERY - 1
+        batch = self.lexical.batch(layout, rows) if is_lexical else self.sampler.natural(layout, rows, size_class)
+        parts = self.trainer.backward(batch, size_class)
+        self.optimiser.step(learning_rate(progress))
+        self.sums.setdefault(f"{'lexical' if is_lexical else 'natural'}{size_class}", []).append(parts)
+        self.step, self.pairs = self.step + 1, self.pairs + rows * layout.documents
+
+    def log(self) -> None:
+        """Print the mean loss parts (listwise, binary, outside) of every stream since the last line."""
+        means = {name: torch.stack(parts).mean(0).tolist() for name, parts in sorted(self.sums.items())}
+        shown = {name: [round(value, 3) for value in values] for name, values in means.items()}
+        where = f"{self.step} steps, {self.pairs} pairs, {self.pairs / self.seconds:.0f}/s"
+        print(f"[train {self.seconds:5.0f}s {self.progress:.3f}] {where} {shown}", flush=True)
+        if not all(math.isfinite(value) for values in means.values() for value in values):
+            raise FloatingPointError("the loss is not finite; resume from the last checkpoint with another seed")
+        self.sums = {}
+
+    def evaluate(self) -> None:
+        found = {dev.name: round(dev.ndcg(self.trainer), 4) for dev in self.dev}
+        self.history.append({"step": self.step, "seconds": round(self.seconds, 1), "pairs": self.pairs, **found})
+        print(f"[dev] {self.history[-1]}", flush=True)
+
+    def save(self) -> None:
+        state = {
+            "model": self.trainer.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "shape": self.trainer.model.shape.as_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "pairs": self.pairs,
+            "history": self.history,
+        }
+        save(self.arguments.checkpoint, state)
+        text = json.dumps(self.history, indent=1) + "\n"
+        (self.arguments.checkpoint / "history.json").write_text(text, "utf-8")
+
+
+def train(arguments: argparse.Namespace) -> None:
+    started = time.time()
+    torch.manual_seed(arguments.seed)
+    torch.set_float32_matmul_precision("high")
+    session = Session(arguments)
+    print(f"[train] ready after {time.time() - started:.1f}s, step {session.step}", flush=True)
+    periods = {"log": arguments.log_seconds, "evaluate": arguments.eval_seconds, "save": arguments.save_seconds}
+    last = dict.fromkeys(periods, time.time())
+    while session.progress < 1 and time.time() - started < arguments.seconds:
+        session.train_step()
+        for name, period in periods.items():
+            if time.time() - last[name] > period:
+                getattr(session, name)()
+                last[name] = time.time()
+    session.log()
+    session.evaluate()
+    session.save()
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mined", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True, help="trimmed tokenizer.json")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder to resume from and save to")
+    parser.add_argument(
+        "--start-from", type=Path, help="exported model folder to begin with where no checkpoint exists"
+    )
+    parser.add_argument("--dev", type=Path, action="append", default=[], help="candidate lists for selection")
+    parser.add_argument("--dev-queries", type=int, default=60)
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop this call after so many seconds")
+    parser.add_argument("--total-seconds", type=float, default=1500.0, help="training seconds of all calls together")
+    parser.add_argument("--steps", type=int, default=0, help="train so many steps instead of --total-seconds")
+    parser.add_argument("--log-seconds", type=float, default=10.0)
+    parser.add_argument("--eval-seconds", type=float, default=120.0)
+    parser.add_argument("--save-seconds", type=float, default=120.0)
+    parser.add_argument("--smoke", action="store_true", help="two layers and tiny rows, for the CPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    train(parse())
