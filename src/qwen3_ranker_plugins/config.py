@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 
 from .errors import InvalidInputError
@@ -28,16 +28,18 @@ class EngineConfig:
     Attributes:
         engine: a name from ENGINES other than "auto".
         folder: the resolved model folder.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        dtype: a name from DTYPES.
-        token_budget: tokens of one forward pass; None leaves it to the engine.
+        device: "cpu" or "cuda:N".
+        dtype: "float32", "bfloat16" or "float16".
+        token_budget: tokens of one forward pass.
+        modified_ns: when the model's files were last written, so that new weights are not scored with old ones.
     """
 
     engine: str
     folder: Path
     device: str
     dtype: str
-    token_budget: int | None
+    token_budget: int
+    modified_ns: int
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,9 @@ def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None
 
 def check_positive(argument: str, value: object) -> None:
     """Raise InvalidInputError unless the value is None or a positive integer."""
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value <= 0):
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) <= 0:
         raise InvalidInputError(argument, value, "use a positive integer, or None")
 
 
@@ -130,7 +134,8 @@ def check_probability(argument: str, value: object) -> None:
     """Raise InvalidInputError unless the value is None or a number from 0 to 1."""
     if value is None:
         return
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value) or not 0 <= value <= 1:
+    # A NaN fails the comparison.
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise InvalidInputError(argument, value, "use a number from 0 to 1, or None")
 
 

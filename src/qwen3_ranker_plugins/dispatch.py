@@ -7,12 +7,14 @@ So concurrent callers share passes without a timer, and a long list does not hol
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from itertools import accumulate
 
 import numpy as np
@@ -47,7 +49,7 @@ class _Submission:
         """Documents that no pass has taken yet."""
         return len(self._order) - self._taken
 
-    def take(self, budget: int, *, at_least: int) -> tuple[list[int], int]:
+    def take(self, budget: int, *, at_least: int = 0) -> tuple[list[int], int]:
         """(indices of the next documents that fit the budget together with the head, their tokens)."""
         head = len(self.request.head)
         before = self._tokens_before
@@ -61,6 +63,10 @@ class _Submission:
         self._taken = end
         return indices, tokens
 
+    def take_first(self, budget: int) -> tuple[list[int], int]:
+        """`take` for the first of a pass: at least one document, and enough of them to be worth a long head."""
+        return self.take(max(budget, len(self.request.head) + budget // 4), at_least=1)
+
     def record(self, indices: list[int], margins: Margins) -> None:
         """Enter the scores of some documents; the last of them completes the future."""
         self._values[indices] = margins.values
@@ -69,18 +75,22 @@ class _Submission:
         self._scored += len(indices)
         if self._on_progress is not None:
             self._on_progress(len(indices))
-        if self._scored == len(self._order) and self.future.set_running_or_notify_cancel():
+        if self._scored == len(self._order) and not self.settled and self.future.set_running_or_notify_cancel():
             self.future.set_result(Margins(self._values, self._computed_tokens, self._failures))
 
     def fail(self, error: BaseException) -> None:
-        """Complete the future with an error, unless its caller has gone."""
-        if self.future.set_running_or_notify_cancel():
+        """Complete the future with an error, unless it is settled."""
+        if not self.settled and self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
     @property
     def settled(self) -> bool:
         """Cancelled, failed or complete: nothing more is wanted."""
         return self.future.done()
+
+
+_Pass = list[tuple[_Submission, list[int]]]
+"""What a forward pass is filled with: documents of some submissions."""
 
 
 class Dispatcher:
@@ -96,7 +106,7 @@ class Dispatcher:
         self._changed = threading.Condition()
         self._closing = False
         self._process = os.getpid()
-        # A daemon, so that a program that forgets close() can end; the leases' finalizers join it at exit.
+        # A daemon, so that a program that forgets close() can end; the registry joins it at exit.
         self._worker = threading.Thread(target=self._run, name=f"qwen3-ranker-{engine.name}", daemon=True)
         self._worker.start()
 
@@ -123,24 +133,33 @@ class Dispatcher:
             self._changed.notify()
         return submission.future
 
-    def close(self) -> None:
-        """Finish the pass in flight, fail what is still waiting, close the engine, end the thread."""
+    def close(self, *, wait: bool = True) -> None:
+        """Finish the pass in flight, fail what is still waiting, close the engine, end the thread.
+
+        Args:
+            wait: until all that is done; False leaves it to the thread.
+        """
         if os.getpid() != self._process:
             return  # the thread and the engine are the parent's
         with self._changed:
             self._closing = True
             self._changed.notify()
-        if threading.current_thread() is not self._worker:  # the garbage collector may run in any thread
+        if wait and threading.current_thread() is not self._worker:
             self._worker.join()
 
     def _run(self) -> None:
-        while batch := self._next_pass():
-            self._score(batch)
-        for submission in self._waiting:
-            submission.fail(EngineClosedError("the reranker was closed while this call was waiting"))
-        self.engine.close()
+        batch: _Pass = []
+        try:
+            while batch := self._next_pass():
+                self._score(batch)
+        finally:  # also if this thread is torn down by what is not an Exception: nobody may wait for ever
+            with self._changed:
+                self._closing = True
+            for submission in [*(submission for submission, _ in batch), *self._waiting]:
+                submission.fail(EngineClosedError("the reranker was closed while this call was waiting"))
+            self.engine.close()
 
-    def _next_pass(self) -> list[tuple[_Submission, list[int]]]:
+    def _next_pass(self) -> _Pass:
         """Wait for work and fill one pass; empty when closing."""
         with self._changed:
             while True:
@@ -150,18 +169,17 @@ class Dispatcher:
                 if batch := self._fill():
                     return batch
 
-    def _fill(self) -> list[tuple[_Submission, list[int]]]:
+    def _fill(self) -> _Pass:
         """Take documents of the waiting submissions in turns, until the budget is used."""
         budget = self.engine.token_budget
-        batch: list[tuple[_Submission, list[int]]] = []
+        batch: _Pass = []
         skipped: list[_Submission] = []
         served: list[_Submission] = []
         while self._waiting and budget > 0:
             submission = self._waiting.popleft()
             if submission.settled:
                 continue
-            # A document that is longer than the budget goes through alone.
-            indices, tokens = submission.take(budget, at_least=0 if batch else 1)
+            indices, tokens = submission.take(budget) if batch else submission.take_first(budget)
             budget -= tokens
             if not indices:
                 skipped.append(submission)
@@ -174,7 +192,7 @@ class Dispatcher:
         self._waiting.extend(served)
         return batch
 
-    def _score(self, batch: list[tuple[_Submission, list[int]]]) -> None:
+    def _score(self, batch: _Pass) -> None:
         try:
             results = self.engine.score([submission.request.take(indices) for submission, indices in batch])
         except Exception as error:  # noqa: BLE001 - it belongs to the callers; this thread has to live on
@@ -226,19 +244,26 @@ class _Registry:
             # A garbage collection between those two lines may have closed what the first one returned.
             return entry if self._entries.get(config) is entry else self.enter(config)
 
-    def leave(self, config: EngineConfig, entry: _Shared) -> None:
-        """One lease less; the last one ends the engine."""
+    def leave(self, config: EngineConfig, entry: _Shared, *, wait: bool) -> None:
+        """One lease less; the last one ends the engine, and may wait until it has."""
         with self._lock:
             entry.leases -= 1
             last = entry.leases == 0
             if last and self._entries.get(config) is entry:
                 del self._entries[config]
         if last and entry.dispatcher is not None:
-            entry.dispatcher.close()
+            entry.dispatcher.close(wait=wait)
+
+    def close_all(self) -> None:
+        """End every engine, while the interpreter is still whole: a daemon thread inside torch would not survive it."""
+        for entry in list(self._entries.values()):
+            if entry.dispatcher is not None:
+                entry.dispatcher.close()
 
 
 _registry = _Registry()
 os.register_at_fork(after_in_child=_registry.forget)
+atexit.register(_registry.close_all)
 
 
 class Lease:
@@ -255,10 +280,13 @@ class Lease:
                 if entry.dispatcher is None:
                     entry.dispatcher = Dispatcher(create_engine(config))
         except BaseException:
-            _registry.leave(config, entry)
+            _registry.leave(config, entry, wait=True)
             raise
         self._dispatcher = entry.dispatcher
-        self._finalizer = weakref.finalize(self, _registry.leave, config, entry)
+        self._give_back = partial(_registry.leave, config, entry)
+        # The garbage collector may run in any thread, an event loop's or a worker's: it must not wait for a pass.
+        self._finalizer = weakref.finalize(self, self._give_back, wait=False)
+        self._finalizer.atexit = False
 
     @property
     def engine(self) -> Engine:
@@ -277,4 +305,5 @@ class Lease:
 
     def close(self) -> None:
         """Give the share back; the last one ends the engine. Repeating it does nothing."""
-        self._finalizer()
+        if self._finalizer.detach() is not None:
+            self._give_back(wait=True)

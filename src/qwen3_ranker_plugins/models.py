@@ -86,8 +86,8 @@ def _check(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UnsupportedModelError(f"{folder}/config.json is not JSON: {error}") from error
-    architectures = config.get("architectures") or []
-    if architectures != ["Qwen3ForCausalLM"]:
+    architectures = config.get("architectures") or [] if isinstance(config, dict) else []
+    if architectures != ["Qwen3ForCausalLM"] or config.get("model_type") != "qwen3":
         raise UnsupportedModelError(
             f"{folder} holds {architectures or 'an unnamed architecture'}, not Qwen3ForCausalLM: use a "
             "Qwen3-Reranker checkpoint in its original form"
@@ -98,3 +98,7 @@ def _check(folder: Path) -> None:
         raise UnsupportedModelError(
             f"{folder} has no *.safetensors weights{found}; convert them with model.save_pretrained(folder)"
         )
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            if file.read(8) == b"version ":
+                raise UnsupportedModelError(f"{path} is a git-lfs pointer, not the weights: run `git lfs pull`")

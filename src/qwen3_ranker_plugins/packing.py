@@ -12,7 +12,7 @@ equal length are neighbours and can be attended to as one batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -35,6 +35,11 @@ class SegmentGroup:
         """First position after the group."""
         return self.start + self.count * self.length
 
+    def slices(self, count: int) -> Iterator[SegmentGroup]:
+        """The group in parts of at most `count` documents."""
+        for first in range(0, self.count, count):
+            yield SegmentGroup(self.start + first * self.length, min(count, self.count - first), self.length)
+
 
 @dataclass(frozen=True)
 class Block:
@@ -43,6 +48,11 @@ class Block:
     head_start: int
     head_end: int
     groups: tuple[SegmentGroup, ...]
+
+    @property
+    def head_length(self) -> int:
+        """Tokens of the head."""
+        return self.head_end - self.head_start
 
 
 @dataclass(frozen=True)

@@ -103,9 +103,9 @@ class Template:
         return cls(template)
 
     def __post_init__(self) -> None:
-        fields = [field for _, field in self.parts if field]
+        fields = [field for _, field in self.parts if field is not None]
         if unknown := [field for field in fields if field not in _FIELDS]:
-            raise InvalidInputError("template", self.text, f"unknown field {{{unknown[0]}}}: use {_FIELDS}")
+            raise InvalidInputError("template", self.text, f"unknown field {{{unknown[0]}}}: use {', '.join(_FIELDS)}")
         if fields.count("query") != 1 or fields.count("document") != 1 or fields.count("instruction") > 1:
             raise InvalidInputError(
                 "template", self.text, "needs {query} and {document} once, and {instruction} at most once"
@@ -114,18 +114,18 @@ class Template:
             raise InvalidInputError("template", self.text, "{document} must be the last field")
 
     @cached_property
-    def parts(self) -> list[tuple[str, str]]:
-        """(literal text, field that follows it or "") in order."""
+    def parts(self) -> list[tuple[str, str | None]]:
+        """(literal text, field that follows it or None) in order."""
         try:
             parsed = list(string.Formatter().parse(self.text))
         except ValueError as error:
             raise InvalidInputError("template", self.text, f"{error}; write a literal brace as {{{{ or }}}}") from error
         if any(spec or conversion for _, _, spec, conversion in parsed):
             raise InvalidInputError("template", self.text, "fields take no format or conversion")
-        return [(literal, field or "") for literal, field, _, _ in parsed]
+        return [(literal, field) for literal, field, _, _ in parsed]
 
     @property
-    def head(self) -> list[tuple[str, str]]:
+    def head(self) -> list[tuple[str, str | None]]:
         """The parts up to {document}."""
         return self.parts[: self._document + 1]
 
@@ -157,11 +157,18 @@ class ModelTokenizer:
             raise UnsupportedModelError(
                 f"{folder} has no tokenizer.json: write one with AutoTokenizer.from_pretrained(...).save_pretrained()"
             )
-        specification = json.loads(path.read_text(encoding="utf-8"))
-        self.control: dict[str, int] = {token["content"]: token["id"] for token in specification["added_tokens"]}
-        # Truncation and padding stored in the file would cut suffixes off; both are decided here.
-        specification |= {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
-        self.plain: Tokenizer = Tokenizer.from_str(json.dumps(specification))
+        try:
+            specification = json.loads(path.read_text(encoding="utf-8"))
+            self.control: dict[str, int] = {token["content"]: token["id"] for token in specification["added_tokens"]}
+            # Truncation and padding stored in the file would cut suffixes off; both are decided here.
+            specification |= {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
+            self.plain: Tokenizer = Tokenizer.from_str(json.dumps(specification))
+        except Exception as error:  # tokenizers raises nothing more specific
+            raise UnsupportedModelError(
+                f"{path} cannot be read ({type(error).__name__}: {error}); download it again"
+            ) from error
+        if self.plain.pre_tokenizer is None:
+            raise UnsupportedModelError(f"{path} has no pre-tokenizer, so it is not a Qwen3 tokenizer")
         self.yes_id, self.no_id = (self._label(folder, word) for word in ("yes", "no"))
 
     def _label(self, folder: Path, word: str) -> int:
@@ -280,7 +287,7 @@ class PromptEncoder:
                     text = ""
                 else:
                     text += piece
-            text += fields.get(field, "")
+            text += fields.get(field or "", "")
         text = self.tokenizer.normalize(text)
         cut = self._shared_length(text)
         return ([*pieces, text[:cut]] if cut else pieces), text[cut:]

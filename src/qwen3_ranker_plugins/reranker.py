@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import DEFAULT_MODEL, EngineConfig, RankingOptions, RerankerSettings, check_text
+from .config import DEFAULT_MODEL, RankingOptions, RerankerSettings, check_text
 from .dispatch import Lease
-from .engines import choose_engine
+from .engines import choose_engine, engine_config
 from .engines.base import Margins
 from .errors import InvalidInputError, ScoringError
 from .models import resolve_model
@@ -81,7 +81,7 @@ class Reranker:
         self.engine_name, self.engine_reason = choose_engine(engine)
         self.model_path: Path = resolve_model(self.settings.model)
         self._encoder = PromptEncoder(load_tokenizer(self.model_path), template, max_length)
-        self._lease = Lease(EngineConfig(self.engine_name, self.model_path, device, dtype, token_budget))
+        self._lease = Lease(engine_config(self.engine_name, self.model_path, self.settings))
 
     def rerank(
         self,
@@ -197,7 +197,7 @@ class Reranker:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copies and pickles carry the settings; the copy joins the same engine, or loads its own elsewhere."""
-        return _make_again, (self.settings, self.options)
+        return _make_again, (type(self), self.settings, self.options)
 
     def __repr__(self) -> str:
         return f"Reranker(model={str(self.model_path)!r}, engine={self.engine_name!r})"
@@ -210,6 +210,8 @@ class Reranker:
             instruction = DEFAULT_INSTRUCTION
         check_text("instruction", instruction)
         documents = _checked_documents(request.documents)
+        if not documents:
+            return _Prepared(documents, np.empty(0, dtype=np.intp), EncodedRequest([], [], []), started)
         positions: dict[str, int] = {}
         source = [positions.setdefault(document, len(positions)) for document in documents]
         encoded = self._encoder.encode(request.query, list(positions), instruction)
@@ -222,9 +224,16 @@ class Reranker:
             return nothing
         if bar is not None:
             bar.expect(prepared.distinct)
-        return self._lease.submit(prepared.encoded, None if bar is None else bar.advance)
+        future = self._lease.submit(prepared.encoded, None if bar is None else bar.advance)
+        future.add_done_callback(prepared.stop_clock)
+        return future
 
     def _run_many(self, requests: Sequence[Request], show_progress: bool) -> list[tuple[_Prepared, Margins]]:
+        if not isinstance(requests, Sequence):
+            raise InvalidInputError("requests", requests, "needs a list of Request")
+        for index, request in enumerate(requests):
+            if not isinstance(request, Request):
+                raise InvalidInputError(f"requests[{index}]", request, "needs a Request(query, documents)")
         prepared: list[_Prepared] = []
         futures: list[Future[Margins]] = []
         with _progress(show_progress) as bar:
@@ -238,11 +247,11 @@ class Reranker:
                     future.cancel()
 
 
-def _make_again(settings: RerankerSettings, options: RankingOptions) -> Reranker:
-    return Reranker(**asdict(settings), **asdict(options))
+def _make_again(kind: type[Reranker], settings: RerankerSettings, options: RankingOptions) -> Reranker:
+    return kind(**asdict(settings), **asdict(options))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Prepared:
     """A checked and encoded request.
 
@@ -250,17 +259,22 @@ class _Prepared:
         documents: as given.
         source: for each document, its place among the distinct texts that were encoded.
         encoded: the distinct texts.
-        started: perf_counter() when the call began.
+        started: perf_counter() when its preparation began.
+        finished: perf_counter() when its last document was scored.
     """
 
     documents: Sequence[str]
     source: NDArray[np.intp]
     encoded: EncodedRequest
     started: float
+    finished: float | None = None
 
     @property
     def distinct(self) -> int:
         return len(self.encoded.segments)
+
+    def stop_clock(self, _future: Future[Margins]) -> None:
+        self.finished = time.perf_counter()
 
     def margins(self, margins: Margins) -> NDArray[np.float32]:
         """Margins in input order.
@@ -307,12 +321,12 @@ class _Prepared:
 
     def _usage(self, margins: Margins) -> Usage:
         lengths = np.asarray([len(segment) for segment in self.encoded.segments], dtype=np.int64)
-        prompts = len(self.encoded.head) * len(self.source) + int(lengths[self.source].sum()) if len(lengths) else 0
+        prompts = len(self.encoded.head) * len(self.source) + int(lengths[self.source].sum())
         return Usage(
             documents=len(self.source),
             prompt_tokens=prompts,
             computed_tokens=margins.computed_tokens,
-            seconds=time.perf_counter() - self.started,
+            seconds=(time.perf_counter() if self.finished is None else self.finished) - self.started,
         )
 
 

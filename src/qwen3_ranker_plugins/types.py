@@ -51,7 +51,7 @@ class Usage:
         documents: documents in the input, equal texts counted each time.
         prompt_tokens: tokens of all prompts, as if each document had been scored on its own.
         computed_tokens: tokens that went through the model.
-        seconds: wall time of the call, waiting for other callers included.
+        seconds: wall time from the beginning of the request's tokenization to its last score, waiting included.
     """
 
     documents: int

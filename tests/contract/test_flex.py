@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.attention.flex_attention import flex_attention
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION
-from qwen3_ranker_plugins.engines.flex import build_block_mask, padded_length
+from qwen3_ranker_plugins.engines.flex import build_block_mask, many_lengths, padded_length
 from qwen3_ranker_plugins.engines.packed import PackedEngine
-from qwen3_ranker_plugins.packing import PackedPass
-from qwen3_ranker_plugins.prompt import ModelTokenizer, PromptEncoder
+from qwen3_ranker_plugins.packing import PackedPass, pack
+from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder
 
 
 class FlexEngine(PackedEngine):
@@ -38,3 +41,23 @@ def test_flex_attention_gives_the_margins_of_the_cpu_path(tiny: Path, tiny_token
     margins = FlexEngine(tiny, device="cpu").score(requests)
     for one, other in zip(margins, expected, strict=True):
         np.testing.assert_allclose(one.values, other.values, rtol=0, atol=1e-4)
+
+
+def test_every_padded_length_is_compiled() -> None:
+    """Past its limit of recompilations dynamo would go on uncompiled, with a matrix of all scores, and not say so."""
+    compiled = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph
+
+    attend = torch.compile(flex_attention, dynamic=False, fullgraph=True, backend=backend)
+    lengths = sorted({padded_length(tokens) for tokens in range(1, 4097)})
+    assert len(lengths) > 8
+    with many_lengths():
+        for length in lengths:
+            packed = pack([EncodedRequest([1] * 20, [[1] * (length - 25)], [0])])
+            mask = build_block_mask(packed, length, torch.device("cpu"))
+            states = torch.zeros(1, 2, length, 16)
+            attend(states, states, states, block_mask=mask)
+    assert len(compiled) == len(lengths)

@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -87,7 +88,9 @@ def test_top_k_and_thresholds(reranker: Reranker) -> None:
     assert reranker.rerank(QUERY, DOCUMENTS, top_k=2).hits == everything.hits[:2]
     assert reranker.rerank(QUERY, DOCUMENTS, top_k=100).hits == everything.hits
     limit = everything[2].score
-    assert reranker.rerank(QUERY, DOCUMENTS, score_threshold=limit).hits == everything.hits[:3]
+    kept = reranker.rerank(QUERY, DOCUMENTS, score_threshold=limit)
+    assert kept.hits == tuple(hit for hit in everything if hit.score >= limit)
+    assert 3 <= len(kept) < 7
     confident = sorted(hit.confidence for hit in everything)[3]
     kept = reranker.rerank(QUERY, DOCUMENTS, min_confidence=confident)
     assert kept.hits == tuple(hit for hit in everything if hit.confidence >= confident)
@@ -147,6 +150,7 @@ def test_copies_have_the_same_settings_and_share_the_engine(duplicate: Callable[
 
 def test_nothing_in_nothing_out(reranker: Reranker) -> None:
     assert list(reranker.rerank("q", [])) == []
+    assert list(reranker.rerank("word " * 9000, [])) == []
     assert reranker.score("q", []).shape == (0,)
     assert reranker.score("q", []).dtype == np.float32
     assert asyncio.run(reranker.ascore("q", [])).shape == (0,)
@@ -223,7 +227,8 @@ async def test_cancelled_and_timed_out_calls_leave_the_reranker_usable(reranker:
 
 def test_equal_settings_share_an_engine_until_the_last_one_closes() -> None:
     before = len(worker_threads())
-    first, second = (Reranker("bundled:tiny", token_budget=999) for _ in range(2))
+    first = Reranker("bundled:tiny", token_budget=999)
+    second = Reranker("bundled:tiny", token_budget=999, device="cpu", dtype="float32")  # what "auto" is without a GPU
     assert len(worker_threads()) == before + 1
     other = Reranker("bundled:tiny", token_budget=998)
     assert len(worker_threads()) == before + 2
@@ -255,6 +260,9 @@ def test_a_forgotten_reranker_ends_its_thread() -> None:
     assert len(worker_threads()) == before + 1
     del forgotten
     gc.collect()
+    until = time.monotonic() + 20  # the collector does not wait for the thread
+    while len(worker_threads()) > before and time.monotonic() < until:
+        time.sleep(0.01)
     assert len(worker_threads()) == before
 
 
@@ -350,6 +358,18 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
         Reranker(**({"model": "bundled:tiny"} | settings))
     assert message in str(caught.value)
     assert worker_threads() == before
+
+
+@pytest.mark.parametrize("requests", [None, "text", 7, [("q", ["d"])]])
+def test_bad_lists_of_requests(reranker: Reranker, requests: Any) -> None:
+    for call in (reranker.rerank_many, reranker.score_many):
+        with pytest.raises(InvalidInputError, match="requests"):
+            call(requests)
+
+
+def test_numbers_of_numpy_are_numbers(reranker: Reranker) -> None:
+    result = reranker.rerank(QUERY, DOCUMENTS, top_k=np.int64(2), score_threshold=np.float32(0.0))  # type: ignore[arg-type]
+    assert len(result) == 2
 
 
 def test_query_that_leaves_no_room(reranker: Reranker) -> None:

@@ -180,6 +180,73 @@ def test_close_finishes_the_pass_in_flight_fails_the_rest_and_ends_the_thread() 
     dispatcher.close()
 
 
+@pytest.mark.parametrize("fate", ["failed", "cancelled", "progress raised"])
+def test_closing_after_a_call_went_wrong_strands_nobody(fate: str) -> None:
+    """A settled call may still have documents that no pass has taken."""
+    engine = SumEngine(token_budget=11)
+    dispatcher = Dispatcher(engine)
+    engine.gate.clear()
+
+    def broken(documents: int) -> None:
+        raise KeyError(documents)
+
+    wrong = dispatcher.submit(
+        request([10] * 5, head=POISON if fate == "failed" else 1), broken if fate == "progress raised" else None
+    )
+    assert engine.in_pass.wait(10)
+    if fate == "cancelled":
+        assert wrong.cancel()
+    waiting = dispatcher.submit(request([10] * 5))
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(dispatcher.close)
+        while not dispatcher._closing:
+            pass
+        engine.gate.set()
+        closing.result(10)
+    with pytest.raises(EngineClosedError):
+        waiting.result(0)
+    assert engine.closed_by == "qwen3-ranker-sum"
+
+
+class Panic(BaseException):
+    """Not an Exception, as what Rust code panics with."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the panic itself
+def test_nobody_waits_for_a_thread_that_was_torn_down() -> None:
+    engine = SumEngine(token_budget=11)
+
+    def panic(_requests: Sequence[EncodedRequest]) -> list[Margins]:
+        engine.in_pass.set()
+        assert engine.gate.wait(10)
+        raise Panic
+
+    engine.score = panic  # type: ignore[method-assign]
+    dispatcher = Dispatcher(engine)
+    engine.gate.clear()
+    first = dispatcher.submit(request([10] * 5))
+    assert engine.in_pass.wait(10)
+    second = dispatcher.submit(request([10]))
+    engine.gate.set()
+    for each in (first, second):
+        with pytest.raises(EngineClosedError):
+            each.result(10)
+    with pytest.raises(EngineClosedError):
+        dispatcher.submit(request([1]))
+    dispatcher.close()
+    assert engine.closed_by == "qwen3-ranker-sum"
+
+
+def test_a_head_as_long_as_the_budget_is_not_computed_for_every_document() -> None:
+    for head in (90, 99, 150):
+        engine = SumEngine(token_budget=100)
+        dispatcher = Dispatcher(engine)
+        long_head = EncodedRequest([1] * head, [[2]] * 100, [0] * 100)
+        assert dispatcher.submit(long_head).result(10).values.tolist() == [head + 2] * 100
+        dispatcher.close()
+        assert len(engine.passes) <= 10
+
+
 def test_fifty_threads() -> None:
     engine = SumEngine(token_budget=64)
     dispatcher = Dispatcher(engine)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from qwen3_ranker_plugins import ModelNotFoundError, Reranker, UnsupportedModelError
@@ -116,6 +119,86 @@ def test_a_tokenizer_without_single_labels_is_refused(copy: Path) -> None:
     (copy / "tokenizer.json").write_text(json.dumps(specification))
     with pytest.raises(UnsupportedModelError, match=r"splits 'yes' into \d tokens"):
         Reranker(copy)
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: {k: v for k, v in weights.items() if ".layers.3." not in k}, "missing keys: .*layers.3"),
+        (lambda weights: {f"other.{k}": v for k, v in weights.items()}, "missing keys"),
+        (
+            lambda weights: weights | {"model.layers.9.mlp.up_proj.weight": torch.zeros(2)},
+            "unexpected keys: .*layers.9",
+        ),
+        (lambda weights: weights | {"model.norm.weight": torch.zeros(3)}, "cannot be loaded|mismatched"),
+    ],
+    ids=["layer missing", "other names", "layer too many", "other shape"],
+)
+def test_weights_that_do_not_fit_are_refused(copy: Path, change: Any, message: str) -> None:
+    """transformers would fill the gaps with random numbers, and they would pass for scores."""
+    change_weights(copy, change)
+    with pytest.raises(UnsupportedModelError, match=message):
+        Reranker(copy)
+
+
+def test_untied_weights_need_their_output_matrix(copy: Path, reranker: Reranker) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    with pytest.raises(UnsupportedModelError, match=r"missing keys: lm_head\.weight"):
+        Reranker(copy)
+    change_weights(copy, lambda weights: weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()})
+    with Reranker(copy) as untied:
+        assert untied.score("q", ["a b c"]).tolist() == pytest.approx(reranker.score("q", ["a b c"]).tolist())
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model.safetensors", b"", "cannot be loaded"),
+        ("model.safetensors", b"\x10\0\0\0\0\0\0\0{not json", "cannot be loaded"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ("config.json", b"[]", "unnamed architecture"),
+        ("config.json", b"{", "not JSON"),
+        ("tokenizer.json", b"{", "cannot be read"),
+        ("tokenizer.json", b"{}", "cannot be read"),
+    ],
+)
+def test_damaged_files_are_named(copy: Path, file: str, content: bytes, message: str) -> None:
+    (copy / file).write_bytes(content)
+    with pytest.raises(UnsupportedModelError, match=message) as caught:
+        Reranker(copy)
+    assert str(copy) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 128}, "cannot be loaded"),
+        ({"hidden_size": "many"}, "cannot be loaded"),
+        ({"vocab_size": 5000}, "cannot be loaded|tokenizer makes ids"),
+        ({"model_type": "llama"}, "not Qwen3ForCausalLM"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}}, "neighbours"),
+    ],
+)
+def test_configurations_that_do_not_fit_are_refused(copy: Path, change: dict[str, object], message: str) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config.pop("rope_scaling", None)
+    (copy / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UnsupportedModelError, match=message):
+        Reranker(copy)
+
+
+def test_weights_written_anew_are_loaded_anew(copy: Path) -> None:
+    with Reranker(copy) as before:
+        scores = before.score("q", ["a b c"])
+        change_weights(copy, lambda weights: {k: v * 0.5 if "mlp" in k else v for k, v in weights.items()})
+        with Reranker(copy) as after:
+            assert after.score("q", ["a b c"]) != scores
+        assert before.score("q", ["a b c"]) == scores
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])

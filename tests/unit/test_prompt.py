@@ -132,6 +132,7 @@ def test_a_query_that_leaves_no_room_is_refused(qwen3_tokenizer: ModelTokenizer)
         ("{query} {query} {document}", "needs {query} and {document} once"),
         ("{query} { {document}", "brace"),
         ("{query!r} {document}", "no format"),
+        ("{}{query}{document}", "unknown field {}"),
         (17, "give one of"),
     ],
 )

@@ -214,6 +214,8 @@ def test_a_forgotten_pipeline_frees_its_engine(model: str, documents: list[Docum
     assert len(engine_threads() - before) == 1
     del pipeline
     gc.collect()
+    for thread in engine_threads() - before:  # the collector does not wait for it
+        thread.join(20)
     assert not engine_threads() - before
 
 

@@ -144,6 +144,13 @@ def test_instruction_of_the_component_and_of_the_run(model: str, core: Reranker,
     assert margins("Find jokes") == expected("Find jokes")
     assert margins(None) != margins("Find jokes")
 
+    # An attribute that is set later counts, as it does in `to_dict`.
+    ranker.instruction = "Find jokes"
+    assert margins(None) == expected("Find jokes")
+    before = margins(None)
+    ranker.template = "compact"
+    assert margins(None) != before
+
 
 def test_meta_fields_are_embedded_in_their_order_and_only_none_is_left_out(model: str, core: Reranker) -> None:
     meta = {"zero": 0, "none": None, "empty": "", "no": False, "title": "Files", "list": [1, 2]}

@@ -7,10 +7,10 @@ import threading
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from qwen3_ranker_plugins import InvalidInputError, Reranker
-from qwen3_ranker_plugins.config import DEFAULT_MODEL
-from qwen3_ranker_plugins.config import RerankerSettings as CoreSettings
+from qwen3_ranker_plugins.config import DEFAULT_MODEL, RerankerSettings
 from qwen3_ranker_plugins.prompt import DEFAULT_MAX_LENGTH
 
 _RERANKER_SETTINGS = ("model", "engine", "device", "dtype", "template", "max_length", "token_budget")
@@ -32,7 +32,7 @@ class _Loaded:
     __hash__ = None  # type: ignore[assignment]
 
 
-class RerankerSettings(BaseModel):
+class Qwen3Settings(BaseModel):
     """Which model scores, and how.
 
     The model is loaded when the first document is scored. Objects with equal engine settings in one process share
@@ -60,7 +60,7 @@ class RerankerSettings(BaseModel):
     """Tokens of one forward pass, which bounds memory; None chooses by device."""
     instruction: str | None = None
     """The task that documents are judged for; None for the reranker's own."""
-    reranker: Reranker | None = Field(default=None, exclude=True, repr=False, frozen=True)
+    reranker: SkipJsonSchema[Reranker | None] = Field(default=None, exclude=True, repr=False, frozen=True)
     """A ready reranker in place of the settings above, which must then be left out. It stays its maker's to close."""
 
     _loaded: _Loaded = PrivateAttr(default_factory=_Loaded)
@@ -68,11 +68,12 @@ class RerankerSettings(BaseModel):
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
         """Refuse at once what could only fail when the model is loaded."""
-        CoreSettings(instruction=self.instruction, **self._settings())
-        fields = type(self).model_fields
-        changed = [name for name in _RERANKER_SETTINGS if getattr(self, name) != fields[name].default]
-        if self.reranker is not None and changed:
-            raise InvalidInputError(changed[0], getattr(self, changed[0]), "leave it out where `reranker` is given")
+        RerankerSettings(instruction=self.instruction, **self._settings())
+        if self.reranker is not None:
+            if given := [name for name in _RERANKER_SETTINGS if name in self.model_fields_set]:
+                raise InvalidInputError(given[0], getattr(self, given[0]), "leave it out where `reranker` is given")
+            # What is dumped is what scores. (Past the frozen fields, and without counting as given.)
+            self.__dict__.update({name: getattr(self.reranker.settings, name) for name in _RERANKER_SETTINGS})
         return self
 
     def __copy__(self) -> Self:

@@ -14,10 +14,10 @@ from typing_extensions import override
 from qwen3_ranker_plugins import InvalidInputError, RerankResult
 from qwen3_ranker_plugins.config import RankingOptions, check_positive, check_text
 
-from ._settings import RerankerSettings
+from ._settings import Qwen3Settings
 
 
-class Qwen3Rerank(RerankerSettings, BaseDocumentCompressor):
+class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
     r"""Orders documents by P(yes), the probability that a Qwen3 reranker answers "yes, this document fits the query".
 
     Returned documents are copies. Their `metadata` gains:
@@ -40,7 +40,7 @@ class Qwen3Rerank(RerankerSettings, BaseDocumentCompressor):
     """
 
     top_n: int | None = 3
-    """At most this many documents are returned; None for all of them."""
+    """At most this many documents are returned; None for all of them, or as many as `reranker` is configured for."""
     score_threshold: float | None = None
     """Only documents with a score of at least this, in [0, 1], are returned."""
     min_confidence: float | None = None
@@ -128,8 +128,8 @@ class _Call:
             document = self.documents[hit.index]
             metadata = dict(document.metadata)
             for key in ("score", "relevance_score"):
-                if metadata.get(key) is not None:
-                    metadata.setdefault("retriever_score", metadata[key])
+                if metadata.get(key) is not None and metadata.get("retriever_score") is None:
+                    metadata["retriever_score"] = metadata[key]
             metadata |= {
                 "relevance_score": hit.score,
                 "qwen3_margin": hit.margin,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from langchain_core.cross_encoders import BaseCrossEncoder
 from typing_extensions import override
 
-from qwen3_ranker_plugins import Request
+from qwen3_ranker_plugins import InvalidInputError, Request
 from qwen3_ranker_plugins.config import check_text
 
-from ._settings import RerankerSettings
+from ._settings import Qwen3Settings
 
 
-class Qwen3CrossEncoder(RerankerSettings, BaseCrossEncoder):
+class Qwen3CrossEncoder(Qwen3Settings, BaseCrossEncoder):
     """Scores pairs of query and document with P(yes), the probability that a Qwen3 reranker answers "yes, it fits".
 
     `Qwen3Rerank` does more (scores in the metadata, async, thresholds). This class is for code that takes a
@@ -43,7 +43,10 @@ class Qwen3CrossEncoder(RerankerSettings, BaseCrossEncoder):
             ModelNotFoundError, UnsupportedModelError, MissingDependencyError: the model cannot be loaded.
         """
         positions: dict[str, list[int]] = {}
-        for position, (query, document) in enumerate(text_pairs):
+        for position, pair in enumerate(text_pairs):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise InvalidInputError(f"text_pairs[{position}]", pair, "needs a pair of query and document")
+            query, document = pair
             check_text(f"text_pairs[{position}][0]", query)
             check_text(f"text_pairs[{position}][1]", document, may_be_empty=True)
             positions.setdefault(query, []).append(position)

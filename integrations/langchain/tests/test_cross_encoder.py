@@ -38,6 +38,12 @@ def test_nothing_in_nothing_out_without_loading_a_model() -> None:
     assert Qwen3CrossEncoder(model="/no/such/folder").score([]) == []
 
 
+@pytest.mark.parametrize("pair", ["qa", (QUERY, "a", "b"), 7])
+def test_what_is_not_a_pair_is_named(pair: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"text_pairs\[0\]=.*needs a pair"):
+        Qwen3CrossEncoder(model="/no/such/folder").score([pair])
+
+
 @pytest.mark.parametrize(
     ("pair", "named"),
     [(("", "text"), r"text_pairs\[1\]\[0\]=''"), ((QUERY, None), r"text_pairs\[1\]\[1\]=None"), ((7, "text"), "=7")],

@@ -4,6 +4,6 @@ Reading order: `corpus` (what is searched), `searches` (one per framework), `eva
 `run` (all of it, as `qwen3-ranker demo` prints it). The first needs no framework, nor does the third.
 """
 
-#: How many passages BM25 hands to the reranker. Two cores rerank all questions of the corpus in two frameworks with
-#: so many in less than a minute, and a small model gains little from more.
+#: How many passages BM25 hands to the reranker: as many as two cores can rerank for all questions of the corpus, in two
+#: frameworks, in less than a minute.
 DEFAULT_CANDIDATES = 15

@@ -34,10 +34,10 @@ class SearchSettings:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A passage that was found, with BM25's score or with P(yes)."""
+    """A passage that was found, with P(yes) if it was reranked."""
 
     document_id: str
-    score: float
+    score: float | None = None
 
 
 class Search(Protocol):
@@ -95,7 +95,7 @@ class HaystackSearch:
 
     def retrieve(self, query: str) -> list[Found]:
         """See `Search`."""
-        return [Found(each.id, each.score or 0.0) for each in self._retriever.run(query=query)["documents"]]
+        return [Found(each.id) for each in self._retriever.run(query=query)["documents"]]
 
     def rerank(self, query: str) -> list[Found]:
         """See `Search`."""
@@ -135,8 +135,8 @@ class LangChainSearch:
         self._compression = ContextualCompressionRetriever(base_compressor=compressor, base_retriever=self._retriever)
 
     def retrieve(self, query: str) -> list[Found]:
-        """See `Search`. This retriever gives no scores away."""
-        return [Found(str(each.id), 0.0) for each in self._retriever.invoke(query)]
+        """See `Search`."""
+        return [Found(str(each.id)) for each in self._retriever.invoke(query)]
 
     def rerank(self, query: str) -> list[Found]:
         """See `Search`."""

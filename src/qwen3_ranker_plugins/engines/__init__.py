@@ -5,10 +5,13 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from ..config import ENGINES, EngineConfig, check_choice
 from ..errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    from ..config import EngineConfig
+    from pathlib import Path
+
+    from ..config import RerankerSettings
     from .base import Engine
 
 #: Modules that an engine imports, and the extra of this distribution that installs them.
@@ -27,8 +30,10 @@ def choose_engine(engine: str) -> tuple[str, str]:
     """(the engine that a setting stands for, why).
 
     Raises:
+        InvalidInputError: there is no such engine.
         MissingDependencyError: what the engine needs is not installed.
     """
+    check_choice("engine", engine, ENGINES)
     asked_for = "packed" if engine == "auto" else engine
     if missing := missing_modules(asked_for):
         _, extra = REQUIREMENTS[asked_for]
@@ -38,6 +43,19 @@ def choose_engine(engine: str) -> tuple[str, str]:
     if engine == "auto":
         return asked_for, "the packed engine computes a query once for all its documents, on a GPU or a CPU"
     return asked_for, "asked for"
+
+
+def engine_config(engine: str, folder: Path, settings: RerankerSettings) -> EngineConfig:
+    """The configuration that settings stand for on this machine; settings with the same one share an engine.
+
+    Raises:
+        InvalidInputError: the device is not there.
+    """
+    from .packed import resolve
+
+    device, dtype, token_budget = resolve(settings.device, settings.dtype, settings.token_budget)
+    files = [folder / "config.json", *folder.glob("*.safetensors")]
+    return EngineConfig(engine, folder, device, dtype, token_budget, max(file.stat().st_mtime_ns for file in files))
 
 
 def create_engine(config: EngineConfig) -> Engine:

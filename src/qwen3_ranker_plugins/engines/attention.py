@@ -7,7 +7,6 @@ through to the attention function.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,11 +25,17 @@ ATTENTION_NAME = "qwen3_ranker_shared_prefix"
 _MASKED_LENGTH = 512
 
 
+# A group's documents go through SDPA in slices of about this many keys, each document with a copy of the head's: more
+# would not be faster, and a long head before many short documents would take gigabytes.
+_KEYS_PER_SLICE = 16384
+
+
 class CpuLayout:
     """A packed pass for SDPA: documents of equal length form a batch, with the head's keys and values in front."""
 
     def __init__(self, packed: PackedPass) -> None:
         self._blocks = packed.blocks
+        self._masks: dict[tuple[int, int, int], torch.Tensor] = {}
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
         """Shapes: query [heads, tokens, head_dim], key and value [kv_heads, tokens, head_dim]; returns the query's."""
@@ -39,48 +44,50 @@ class CpuLayout:
             head = slice(block.head_start, block.head_end)
             output[:, head] = _causal(query[None, :, head], key[None, :, head], value[None, :, head], scaling)[0]
             for group in block.groups:
-                _attend_group(output, query, key, value, block, group, scaling)
+                at_once = max(1, _KEYS_PER_SLICE // (block.head_length + group.length))
+                for part in group.slices(at_once):
+                    self._attend_group(output, (query, key, value), block, part, scaling)
         return output
 
+    def _attend_group(
+        self,
+        output: torch.Tensor,
+        states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        block: Block,
+        group: SegmentGroup,
+        scaling: float,
+    ) -> None:
+        """Attention of `group`'s documents, written into `output`."""
+        query, key, value = states
+        heads, _, width = query.shape
+        kv_heads = key.shape[0]
+        here = slice(group.start, group.end)
 
-def _attend_group(
-    output: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    block: Block,
-    group: SegmentGroup,
-    scaling: float,
-) -> None:
-    """Attention of `group`'s documents, written into `output`."""
-    heads, _, width = query.shape
-    kv_heads = key.shape[0]
-    head_length = block.head_end - block.head_start
-    here = slice(group.start, group.end)
+        def as_batch(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor[:, here].view(-1, group.count, group.length, width).transpose(0, 1)
 
-    def as_batch(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor[:, here].view(-1, group.count, group.length, width).transpose(0, 1)
+        def with_head(tensor: torch.Tensor) -> torch.Tensor:
+            head = tensor[None, :, block.head_start : block.head_end].expand(group.count, -1, -1, -1)
+            return torch.cat([head, as_batch(tensor)], dim=2)
 
-    def with_head(tensor: torch.Tensor) -> torch.Tensor:
-        head = tensor[None, :, block.head_start : block.head_end].expand(group.count, -1, -1, -1)
-        return torch.cat([head, as_batch(tensor)], dim=2)
+        keys, values = with_head(key), with_head(value)
+        if group.length > _MASKED_LENGTH:
+            attended = _causal(with_head(query), keys, values, scaling)[:, :, block.head_length :]
+        else:
+            # Query heads that share a kv head become rows of one product, so that no key is copied for them.
+            rows = as_batch(query).reshape(group.count, kv_heads, -1, width)
+            mask = self._mask(group.length, block.head_length, heads // kv_heads)
+            attended = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
+            attended = attended.reshape(group.count, heads, group.length, width)
+        output[:, here] = attended.transpose(0, 1).flatten(1, 2)
 
-    keys, values = with_head(key), with_head(value)
-    if group.length > _MASKED_LENGTH:
-        attended = _causal(with_head(query), keys, values, scaling)[:, :, head_length:]
-    else:
-        # Query heads that share a kv head become rows of one product, so that no key is copied for them.
-        rows = as_batch(query).reshape(group.count, kv_heads, -1, width)
-        mask = _visible(group.length, head_length, heads // kv_heads)
-        attended = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
-        attended = attended.reshape(group.count, heads, group.length, width)
-    output[:, here] = attended.transpose(0, 1).flatten(1, 2)
-
-
-@lru_cache(maxsize=256)  # the same for every layer, and for passes with equal lengths
-def _visible(length: int, head_length: int, copies: int) -> torch.Tensor:
-    """Which keys (head, then document) each of a document's tokens may see, bool [copies * length, keys]."""
-    return torch.ones(length, head_length + length, dtype=torch.bool).tril(diagonal=head_length).repeat(copies, 1)
+    def _mask(self, length: int, head_length: int, copies: int) -> torch.Tensor:
+        """Which keys (head, then document) each of a document's tokens may see, bool [copies * length, keys]."""
+        shape = (length, head_length, copies)
+        if shape not in self._masks:  # the same for every layer
+            visible = torch.ones(length, head_length + length, dtype=torch.bool).tril(diagonal=head_length)
+            self._masks[shape] = visible.repeat(copies, 1)
+        return self._masks[shape]
 
 
 def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:

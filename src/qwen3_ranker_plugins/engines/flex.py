@@ -6,11 +6,13 @@ tiles hold anything, and which hold everything.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch._dynamo.config as dynamo_config
 from numpy.typing import NDArray
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
@@ -107,8 +109,18 @@ def _tiles(
 
 @lru_cache(maxsize=1)
 def _compiled() -> Any:
-    """FlexAttention is only fast (and only saves memory) when compiled."""
-    return torch.compile(flex_attention, dynamic=False)
+    """FlexAttention compiled, once for each padded length.
+
+    It is only fast, and only saves memory, when compiled. `fullgraph` makes dynamo raise where it would otherwise go
+    on uncompiled, with a matrix of all scores.
+    """
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+
+def many_lengths() -> AbstractContextManager[None]:
+    """For the time of a forward pass, dynamo may compile as often as there are padded lengths; its default is 8."""
+    limits: AbstractContextManager[None] = dynamo_config.patch(recompile_limit=512, accumulated_recompile_limit=4096)
+    return limits
 
 
 def flex_attend(
@@ -116,6 +128,5 @@ def flex_attend(
 ) -> torch.Tensor:
     """Shapes as in `shared_prefix_attention`; key and value may have fewer heads."""
     grouped = query.shape[1] != key.shape[1]
-    attend = flex_attention if torch.compiler.is_compiling() else _compiled()
-    output: torch.Tensor = attend(query, key, value, block_mask=mask, scale=scaling, enable_gqa=grouped)
+    output: torch.Tensor = _compiled()(query, key, value, block_mask=mask, scale=scaling, enable_gqa=grouped)
     return output

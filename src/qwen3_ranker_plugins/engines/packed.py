@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from ..errors import EngineError, InvalidInputError, UnsupportedModelError
+from ..errors import EngineError, InvalidInputError, RankerError, UnsupportedModelError
 from ..packing import PackedPass, pack
 from ..prompt import EncodedRequest, load_tokenizer
 from .attention import ATTENTION_NAME, CpuLayout, register
@@ -44,11 +44,16 @@ class PackedEngine(Engine):
     def __init__(
         self, folder: Path, *, device: str = "auto", dtype: str = "auto", token_budget: int | None = None
     ) -> None:
-        self.device = _resolve_device(device)
-        self.dtype = _resolve_dtype(dtype, self.device)
-        self.token_budget = _TOKEN_BUDGET[self.device.type] if token_budget is None else token_budget
+        device, dtype, self.token_budget = resolve(device, dtype, token_budget)
+        self.device, self.dtype = torch.device(device), getattr(torch, dtype)
         tokenizer = load_tokenizer(folder)
         causal_lm = _load(folder, self.dtype)
+        highest = max(tokenizer.yes_id, tokenizer.no_id, *tokenizer.control.values())
+        if highest >= causal_lm.config.vocab_size:
+            raise UnsupportedModelError(
+                f"{folder}: its tokenizer makes ids up to {highest}, its model knows {causal_lm.config.vocab_size}: "
+                "they do not belong together"
+            )
         # Only the difference of two rows of the output matrix is ever needed; in float32, since logits of a
         # half precision product would be rounded to steps of up to 1/16.
         rows = causal_lm.get_output_embeddings().weight
@@ -64,7 +69,10 @@ class PackedEngine(Engine):
         packed = pack(requests)
         try:
             margins = self._forward(packed).cpu().numpy()
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            # For a CPU it is a RuntimeError like any other: "DefaultCPUAllocator: can't allocate memory".
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
             raise EngineError(
                 f"out of memory on {self.device} with {packed.num_tokens} tokens in one pass: lower token_budget "
                 f"(now {self.token_budget}), max_length, or use a smaller model"
@@ -85,8 +93,9 @@ class PackedEngine(Engine):
 
         hidden = self._decoder.embed_tokens(token_ids)[None]
         position_embeddings = self._decoder.rotary_emb(hidden, position_ids)
-        for layer in self._decoder.layers:
-            hidden = layer(hidden, position_embeddings=position_embeddings, packed=layout)
+        with self._compiler_limits():
+            for layer in self._decoder.layers:
+                hidden = layer(hidden, position_embeddings=position_embeddings, packed=layout)
         last: torch.Tensor = self._decoder.norm(hidden[0, last_positions].float())
         margins: torch.Tensor = last @ self._label_direction
         return margins
@@ -99,6 +108,13 @@ class PackedEngine(Engine):
 
         length = padded_length(packed.num_tokens)
         return build_block_mask(packed, length, self.device), length - packed.num_tokens
+
+    def _compiler_limits(self) -> AbstractContextManager[None]:
+        if self.device.type == "cpu":
+            return nullcontext()
+        from .flex import many_lengths
+
+        return many_lengths()
 
     def close(self) -> None:
         """Free the weights."""
@@ -119,57 +135,94 @@ class PackedEngine(Engine):
         }
 
 
-def _resolve_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    resolved = torch.device(device)
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise InvalidInputError(
-            "device", device, f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; use 'cpu'"
+def resolve(device: str, dtype: str, token_budget: int | None) -> tuple[str, str, int]:
+    """(device, dtype, token budget) that settings stand for on this machine.
+
+    Raises:
+        InvalidInputError: the device is not there.
+    """
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    resolved = torch.device(kind)
+    if resolved.type == "cuda":
+        resolved = torch.device("cuda", resolved.index or 0)
+        if (resolved.index or 0) >= torch.cuda.device_count():
+            raise InvalidInputError(
+                "device", device, f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; use 'cpu'"
+            )
+    if dtype == "auto":
+        # Before compute capability 8, bfloat16 is emulated.
+        native = (
+            "bfloat16" if resolved.type == "cuda" and torch.cuda.get_device_capability(resolved)[0] >= 8 else "float16"
         )
-    return resolved
-
-
-def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    if dtype != "auto":
-        resolved: torch.dtype = getattr(torch, dtype)
-        return resolved
-    if device.type == "cpu":
-        return torch.float32
-    # Before compute capability 8 bfloat16 is emulated.
-    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+        dtype = "float32" if resolved.type == "cpu" else native
+    return str(resolved), dtype, _TOKEN_BUDGET[resolved.type] if token_budget is None else token_budget
 
 
 def _load(folder: Path, dtype: torch.dtype) -> Any:
-    """The causal language model, in evaluation mode, with our attention."""
+    """The causal language model, in evaluation mode, with our attention.
+
+    Raises:
+        UnsupportedModelError: it cannot be loaded, or would run with weights that are not the checkpoint's.
+    """
     register()
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        _check_config(folder, config)
+        with _quiet():
+            model: Any
+            loaded: dict[str, Any]
+            load: Any = AutoModelForCausalLM.from_pretrained  # its annotation does not know output_loading_info
+            model, loaded = load(
+                folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation=ATTENTION_NAME,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except RankerError:
+        raise
+    except Exception as error:  # a damaged folder makes transformers and what it calls raise almost anything
+        raise UnsupportedModelError(
+            f"{folder} cannot be loaded ({type(error).__name__}: {str(error).strip().splitlines()[0]}); "
+            "download it again, or use a Qwen3-Reranker checkpoint in its original form"
+        ) from error
+    # transformers fills what it does not find with random numbers, which would pass for scores.
+    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
+        if problems := sorted(map(str, loaded.get(kind) or ())):
+            raise UnsupportedModelError(
+                f"{folder}: config.json and the weights do not fit, {kind.replace('_', ' ')}: {', '.join(problems[:3])}"
+                f"{', ...' if len(problems) > 3 else ''}; download the checkpoint again"
+            )
+    model.requires_grad_(False)
+    return model
+
+
+def _check_config(folder: Path, config: Any) -> None:
     if config.model_type != "qwen3" or set(config.layer_types) != {"full_attention"}:
         raise UnsupportedModelError(
             f"{folder} holds a {config.model_type!r} model with {sorted(set(config.layer_types))} layers; the packed "
             "engine runs Qwen3 decoders with full attention: use a Qwen3-Reranker checkpoint"
         )
-    with _no_progress_bar():
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            attn_implementation=ATTENTION_NAME,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
+    rope = config.rope_parameters["rope_type"]
+    if rope in ("dynamic", "longrope"):
+        raise UnsupportedModelError(
+            f"{folder} has {rope!r} rotary embeddings, which depend on the longest prompt of a batch, so that a score "
+            "would depend on its neighbours; set a fixed one, such as 'default' or 'yarn', in config.json"
         )
-    model.requires_grad_(False)
-    return model
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Weights load in a second; transformers' bar for it also leaves a thread behind."""
-    shown = transformers_logging.is_progress_bar_enabled()
+def _quiet() -> Iterator[None]:
+    """No progress bar, which leaves a thread behind, and no table of what `_load` checks itself."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: Haystack 2 reads the annotations of `run` as they stand.
 
 import asyncio
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -63,7 +64,7 @@ class Qwen3Ranker:
     def __init__(
         self,
         *,
-        model: str = DEFAULT_MODEL,
+        model: str | os.PathLike[str] = DEFAULT_MODEL,
         engine: str = "auto",
         device: ComponentDevice | None = None,
         dtype: str = "auto",
@@ -77,7 +78,7 @@ class Qwen3Ranker:
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
     ) -> None:
-        self.model = model
+        self.model = os.fspath(model) if isinstance(model, os.PathLike) else model
         self.engine = engine
         self.device = device
         self.dtype = dtype
@@ -232,15 +233,14 @@ class Qwen3Ranker:
         return RankingOptions(self.top_k, self.score_threshold, self.min_confidence)
 
     def _loaded(self) -> Reranker:
+        settings = RerankerSettings(**self._settings())
         with self._loading:
-            if self._reranker is None:
+            if self._reranker is None or self._reranker.settings != settings:  # an attribute was set after loading
                 self._reranker = Reranker(**self._settings())
             return self._reranker
 
     async def _loaded_async(self) -> Reranker:
-        # Read once: another thread may close the component between two looks.
-        reranker = self._reranker
-        return await asyncio.to_thread(self._loaded) if reranker is None else reranker
+        return await asyncio.to_thread(self._loaded)
 
     def _prepare(
         self,
@@ -260,7 +260,7 @@ class Qwen3Ranker:
             "top_k": options.top_k,
             "score_threshold": options.score_threshold,
             "min_confidence": options.min_confidence,
-            "instruction": instruction,
+            "instruction": self.instruction if instruction is None else instruction,
         }
         return _Call(distinct, arguments)
 
@@ -296,8 +296,8 @@ class _Call:
         for hit in result:
             document = self.documents[hit.index]
             meta = dict(document.meta)
-            if document.score is not None:
-                meta.setdefault("retriever_score", document.score)
+            if document.score is not None and meta.get("retriever_score") is None:
+                meta["retriever_score"] = document.score
             meta |= {
                 "qwen3_margin": hit.margin,
                 "qwen3_confidence": hit.confidence,
