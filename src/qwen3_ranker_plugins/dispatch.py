@@ -147,6 +147,11 @@ class Dispatcher:
         if wait and threading.current_thread() is not self._worker:
             self._worker.join()
 
+    @property
+    def running(self) -> bool:
+        """Whether the thread is alive."""
+        return self._worker.is_alive()
+
     def _run(self) -> None:
         batch: _Pass = []
         try:
@@ -235,6 +240,7 @@ class _Registry:
         """Start without engines, as a forked child does: it has none of its parent's threads."""
         self._lock = threading.RLock()
         self._entries: dict[EngineConfig, _Shared] = {}
+        self._ending: list[Dispatcher] = []  # closed by the garbage collector, which did not wait for their threads
 
     def enter(self, config: EngineConfig) -> _Shared:
         """One more lease on a configuration's entry."""
@@ -252,13 +258,15 @@ class _Registry:
             if last and self._entries.get(config) is entry:
                 del self._entries[config]
         if last and entry.dispatcher is not None:
+            if not wait:
+                self._ending = [each for each in self._ending if each.running] + [entry.dispatcher]
             entry.dispatcher.close(wait=wait)
 
     def close_all(self) -> None:
-        """End every engine, while the interpreter is still whole: a daemon thread inside torch would not survive it."""
-        for entry in list(self._entries.values()):
-            if entry.dispatcher is not None:
-                entry.dispatcher.close()
+        """End every engine while the interpreter is whole: a thread inside torch would abort its exit."""
+        shared = [entry.dispatcher for entry in self._entries.values() if entry.dispatcher is not None]
+        for dispatcher in [*shared, *self._ending]:
+            dispatcher.close()
 
 
 _registry = _Registry()

@@ -266,11 +266,21 @@ def test_a_forgotten_reranker_ends_its_thread() -> None:
     assert len(worker_threads()) == before
 
 
-def test_a_program_that_forgets_to_close_ends() -> None:
+@pytest.mark.parametrize(
+    "last_line",
+    [
+        "",
+        "del reranker",  # the collector closes it without waiting, and the interpreter must not end meanwhile
+        "import threading\nthreading.Thread(target=reranker.score, args=('q', ['d ' * 500] * 200), daemon=True).start()",
+    ],
+    ids=["alive", "collected", "in a pass"],
+)
+def test_a_program_that_forgets_to_close_ends(last_line: str) -> None:
     program = (
         "from qwen3_ranker_plugins import Reranker\n"
         "reranker = Reranker('bundled:tiny')\n"
         "print(len(reranker.rerank('q', ['a', 'b'])))\n"
+        f"{last_line}\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
