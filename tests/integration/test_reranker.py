@@ -271,7 +271,7 @@ def test_a_forgotten_reranker_ends_its_thread() -> None:
     [
         "",
         "del reranker",  # the collector closes it without waiting, and the interpreter must not end meanwhile
-        "from threading import Thread\nThread(target=reranker.score, args=('q', ['d ' * 500] * 99), daemon=True).start()",
+        "from threading import Thread\nThread(target=reranker.score, args=('q', ['d ' * 500] * 99), daemon=1).start()",
     ],
     ids=["alive", "collected", "in a pass"],
 )
