@@ -76,12 +76,20 @@ class FaultyEngine(NullEngine):
 class MortalEngine(NullEngine):
     """Takes a moment for each pass, and has its process killed in the pass that KILL_AT names."""
 
+    seconds = 0.002
+
     def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
-        time.sleep(0.002)
+        time.sleep(self.seconds)
         result = super().score(requests)
         if str(self.passes) == os.environ.get("KILL_AT"):
             os.kill(os.getpid(), 9)
         return result
+
+
+class SlowMortalEngine(MortalEngine):
+    """Slower than the disk, as real engines are."""
+
+    seconds = 0.1
 
 
 class OneArmedEngine(NullEngine):

@@ -46,7 +46,8 @@ class RunSource(Source):
             query, document = last[1], self.document(doc_id)
             if query is None or document is None:
                 missing = "the queries have no" if query is None else "the corpus has no"
-                yield unusable(number, f"{missing} {query_id if query is None else doc_id!r}", query_id, doc_id)
+                name = query_id if query is None else doc_id
+                yield unusable(number, f"{missing} {name!r}", query_id, doc_id)
             else:
                 yield checked(number, query_id, doc_id, query, document)
 

@@ -9,11 +9,11 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
 
 from ..errors import InvalidInputError, MissingDependencyError
 from .pairs import Pair, checked, pairs_of, unusable
@@ -79,14 +79,12 @@ class Lines:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._size = max(1, path.stat().st_size)
-        self._raw: IO[bytes] | None = None
         self._read = 0.0
 
     def __iter__(self) -> Iterator[tuple[int, str | Pair]]:
-        with self.path.open("rb") as raw:
-            self._raw = raw
-            unpacked = gzip.GzipFile(fileobj=raw) if self.path.suffix == ".gz" else raw
-            lines = io.BufferedReader(unpacked, 2**20)  # type: ignore[arg-type, type-var, unused-ignore]
+        with self.path.open("rb", buffering=0) as raw:
+            # A larger buffer around the unpacked stream would lose what it holds where the stream breaks off.
+            lines = gzip.GzipFile(fileobj=raw) if self.path.suffix == ".gz" else io.BufferedReader(raw, 2**20)
             number = 0
             try:
                 while line := lines.readline(MAX_LINE_BYTES):
@@ -105,7 +103,7 @@ class Lines:
                         continue
                     if text and not text.isspace():
                         yield number, text
-            except (EOFError, OSError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
+            except (EOFError, OSError, zlib.error) as error:
                 if self.path.suffix != ".gz":
                     raise
                 yield number + 1, unusable(number + 1, f"the gzip stream breaks off here: {error}")

@@ -72,28 +72,30 @@ class LocalRunner(Runner):
         self._scorer.close()
 
 
+def _put(queue: Queue[tuple[str, Any]], stop: threading.Event, item: tuple[str, Any]) -> None:
+    """Wait for room, unless nobody takes items any more."""
+    while not stop.is_set():
+        try:
+            queue.put(item, timeout=0.1)
+        except Full:
+            continue
+        return
+
+
 def prefetch(source: Iterator[T], ahead: int) -> Generator[T]:
     """The items of `source`, produced by a thread that is at most `ahead` of them."""
     queue: Queue[tuple[str, Any]] = Queue(ahead)
     stop = threading.Event()
 
-    def put(kind: str, value: object = None) -> None:
-        while not stop.is_set():
-            try:
-                queue.put((kind, value), timeout=0.1)
-            except Full:
-                continue
-            return
-
     def fill() -> None:
         try:
             for item in source:
-                put("item", item)
+                _put(queue, stop, ("item", item))
                 if stop.is_set():
                     return
-            put("end")
+            _put(queue, stop, ("end", None))
         except BaseException as error:  # noqa: BLE001 - raised again where the items are taken
-            put("error", error)
+            _put(queue, stop, ("error", error))
 
     thread = threading.Thread(target=fill, name="qwen3-ranker-read-ahead", daemon=True)
     thread.start()
