@@ -2,9 +2,11 @@
 
     python scripts/measure_offline.py overhead     10^5 and 10^6 pairs through a null engine, on one core
     python scripts/measure_offline.py checkpoint   a real run with the bundled model: share of committing
+    python scripts/measure_offline.py actors       two Ray actors on two cores against one on one
     python scripts/measure_offline.py profile      where the overhead goes
 
-Each run is a process of its own, pinned to one core.
+Each run is a process of its own, pinned to the cores named here. "Overhead" is CPU time outside the tokenizers
+library and the (null) engine: reading, grouping, planning, committing, ordering, writing.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -40,8 +44,24 @@ def write_pairs(path: Path, pairs: int, documents: int = 100) -> None:
             file.write(json.dumps(record) + "\n")
 
 
+def time_the_tokenizer() -> list[float]:
+    """CPU seconds inside the tokenizers library, which works in the calling thread if it is told to."""
+    from qwen3_ranker_plugins import prompt
+
+    seconds = [0.0]
+
+    def encode_batch(self: prompt.ModelTokenizer, texts: Sequence[str]) -> list[list[int]]:
+        started = time.thread_time()
+        encodings = self.plain.encode_batch_fast(list(texts), add_special_tokens=False)
+        seconds[0] += time.thread_time() - started
+        return [encoding.ids for encoding in encodings]
+
+    prompt.ModelTokenizer.encode_batch = encode_batch  # type: ignore[method-assign]
+    return seconds
+
+
 def run_null(source: str, output: str) -> None:
-    """In a process of its own: one job, its summary and its largest resident size on standard output."""
+    """In a process of its own: one job, its summary, CPU seconds and its largest resident size on standard output."""
     sys.path.insert(0, str(ROOT))
     from qwen3_ranker_plugins.offline import RerankJob
     from tests.offline.engines import NullEngine
@@ -50,11 +70,19 @@ def run_null(source: str, output: str) -> None:
     profile = cProfile.Profile() if "PROFILE" in os.environ else None
     if profile:
         profile.enable()
+    tokenizers_seconds = time_the_tokenizer()
+    started = time.process_time()
     summary = job.run().summary.as_dict()
+    cpu_seconds = time.process_time() - started
     if profile:
         profile.disable()
         pstats.Stats(profile, stream=sys.stderr).sort_stats("tottime").print_stats(25)
-    print(json.dumps(summary | {"resident_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+    own = {
+        "cpu_seconds": cpu_seconds,
+        "tokenizers_cpu_seconds": tokenizers_seconds[0],
+        "resident_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
+    print(json.dumps(summary | own))
 
 
 def run_real(source: str, output: str) -> None:
@@ -64,32 +92,53 @@ def run_real(source: str, output: str) -> None:
     print(json.dumps(RerankJob(source, output, model="bundled:tiny").run().summary.as_dict()))
 
 
-def in_process(kind: str, pairs: int, *, cores: str = "0", **environment: str) -> dict[str, float]:
+def in_process(kind: str, pairs: int, *more: str, cores: str = "0", **environment: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "pairs.jsonl"
         write_pairs(source, pairs)
-        command = ["taskset", "-c", cores, sys.executable, __file__, kind, str(source), f"{folder}/out.jsonl"]
+        command = ["taskset", "-c", cores, sys.executable, __file__, kind, str(source), f"{folder}/out.jsonl", *more]
         variables = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"} | environment
         done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, check=True)  # noqa: S603
     return dict(json.loads(done.stdout))
 
 
 def overhead() -> dict[str, object]:
-    found: dict[str, object] = {}
+    found: dict[str, dict[str, float]] = {}
     for pairs in (100_000, 1_000_000):
         summary = in_process("run-null", pairs)
-        rest = summary["seconds"] - summary["tokenization_seconds"] - summary["engine_seconds"]
+        overhead_seconds = summary["cpu_seconds"] - summary["tokenizers_cpu_seconds"]
         found[f"{pairs} pairs"] = summary | {
             "pairs_per_second": pairs / summary["seconds"],
-            "pairs_per_second_without_tokenization": pairs / rest,
+            "pairs_per_cpu_second_outside_tokenizers": pairs / overhead_seconds,
         }
         print(json.dumps(found[f"{pairs} pairs"], indent=2))
-    return found
+    sizes = [row["resident_kib"] for row in found.values()]
+    return {**found, "resident_ratio": sizes[1] / sizes[0]}
 
 
 def checkpoint() -> dict[str, object]:
     summary = in_process("run-real", 2000, cores="0,1")
     return summary | {"share_of_committing": summary["writing_seconds"] / summary["seconds"]}
+
+
+def run_ray(source: str, output: str, workers: str) -> None:
+    """With a CPU for each engine; the engines are there before the clock runs."""
+    import ray
+
+    from qwen3_ranker_plugins.offline import RerankJob
+
+    ray.init(num_cpus=int(workers), include_dashboard=False, log_to_driver=False)
+    options = {"model": "bundled:tiny", "runner": "ray", "workers": int(workers), "window_pairs": 200}
+    summary = RerankJob(source, output, **options).run().summary.as_dict()
+    print(json.dumps(summary))
+
+
+def actors() -> dict[str, object]:
+    """Two Ray actors on two cores against one on one: time from the first pass to the last."""
+    one = in_process("run-ray", 2000, "1", cores="0")
+    two = in_process("run-ray", 2000, "2", cores="0,1")
+    ratio = one["scoring_seconds"] / two["scoring_seconds"]
+    return {"one": one, "two": two, "speedup": ratio}
 
 
 def main() -> None:
@@ -98,10 +147,12 @@ def main() -> None:
         return run_null(*sys.argv[2:])
     if what == "run-real":
         return run_real(*sys.argv[2:])
+    if what == "run-ray":
+        return run_ray(*sys.argv[2:])
     if what == "profile":
         in_process("run-null", 100_000, PROFILE="1")
         return None
-    found = {"overhead": overhead, "checkpoint": checkpoint}[what]()
+    found = {"overhead": overhead, "checkpoint": checkpoint, "actors": actors}[what]()
     print(json.dumps(found, indent=2))
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

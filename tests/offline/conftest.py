@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -67,15 +69,29 @@ except RankerError as error:
 """
 
 
-def start_job(source: Path, output: Path, engine: str, window: int = 64, **variables: str) -> subprocess.Popen[str]:
-    """A job in a process of its own, which can be killed."""
-    import os
+class JobProcess:
+    """A job in a process of its own, which can be killed. Its messages go to a file: nobody has to read a pipe."""
 
-    root = Path(__file__).parents[2]
-    return subprocess.Popen(
-        [sys.executable, "-c", JOB_SCRIPT, str(source), str(output), engine, str(window)],
-        cwd=root,
-        env=os.environ | {"PYTHONPATH": f"{root / 'src'}:{root}"} | variables,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    def __init__(self, source: Path, output: Path, engine: str, *, first: str = "", **variables: str) -> None:
+        root = Path(__file__).parents[2]
+        with tempfile.TemporaryFile("w+") as messages:
+            self._messages = os.dup(messages.fileno())
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", first + JOB_SCRIPT, str(source), str(output), engine, "64"],
+                cwd=root,
+                env=os.environ | {"PYTHONPATH": f"{root / 'src'}:{root}"} | variables,
+                stderr=messages,
+            )
+
+    def wait(self) -> tuple[int, str]:
+        """(exit code, messages)."""
+        code = self.process.wait(120)
+        with os.fdopen(self._messages, encoding="utf-8") as messages:
+            messages.seek(0)
+            return code, messages.read()
+
+
+def finish_job(source: Path, output: Path, engine: str = "NullEngine") -> None:
+    """Run a job to its end."""
+    code, messages = JobProcess(source, output, engine).wait()
+    assert code == 0, messages

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ import pytest
 from qwen3_ranker_plugins.offline import CheckpointError, JobLockedError
 from qwen3_ranker_plugins.offline.checkpoint import Checkpoint
 
-from .conftest import JOB_SCRIPT, Job, make_records, read_jsonl, start_job, write_jsonl
+from .conftest import Job, JobProcess, finish_job, make_records, read_jsonl, write_jsonl
 
 PAIRS = 1200
 
@@ -36,8 +34,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uninterrupted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
     """(output, errors) of a job that nothing happens to."""
     output = tmp_path_factory.mktemp("uninterrupted") / "out.jsonl"
-    process = start_job(source, output, "NullEngine")
-    assert process.wait(120) == 0, process.communicate()[1]
+    finish_job(source, output)
     return output.read_bytes(), output.with_name("out.jsonl.errors.jsonl").read_bytes()
 
 
@@ -59,37 +56,33 @@ def test_kills_in_chosen_passes_and_at_random_moments(
     output = tmp_path / "out.jsonl"
     before = 0
     for kill_at in (1, 2, 3, 9, 17):  # a run starts counting its passes anew
-        process = start_job(source, output, "MortalEngine", KILL_AT=str(kill_at))
-        assert process.wait(120) == -signal.SIGKILL, process.communicate()[1]
+        code, messages = JobProcess(source, output, "MortalEngine", KILL_AT=str(kill_at)).wait()
+        assert code == -signal.SIGKILL, messages
         assert not output.exists()
         after = committed_pairs(output)
         assert after >= before, "what was committed stays"
         before = after
     assert before > 0
+    folder = tmp_path / "out.jsonl.job"
     choose = random.Random(7)
     for _ in range(5):
-        process = start_job(source, output, "MortalEngine")
-        folder = output.with_name("out.jsonl.job")
-        lock = f"{process.pid}\n"
+        job = JobProcess(source, output, "MortalEngine")
         deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            if (folder / "lock").exists() and (folder / "lock").read_text() == lock:
-                break
+        while (folder / "lock").read_text() != f"{job.process.pid}\n" and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(choose.uniform(0, 0.25))
-        process.kill()
-        process.wait(60)
-    process = start_job(source, output, "MortalEngine")
-    assert process.wait(120) == 0, process.communicate()[1]
+        job.process.kill()
+        job.wait()
+    finish_job(source, output, "MortalEngine")
     assert_same(output, uninterrupted)
-    assert json.loads((tmp_path / "out.jsonl.job" / "summary.json").read_text())["resumed"] > 0 or before == 0
+    assert json.loads((tmp_path / "out.jsonl.job" / "summary.json").read_text())["resumed"] >= before
 
 
 def test_a_kill_loses_no_more_than_what_was_in_flight(tmp_path: Path, source: Path) -> None:
     """Passes are committed one by one where they are slower than the disk: here the last two may be missing."""
     output = tmp_path / "out.jsonl"
-    process = start_job(source, output, "SlowMortalEngine", KILL_AT="12")
-    assert process.wait(120) == -signal.SIGKILL
+    code, messages = JobProcess(source, output, "SlowMortalEngine", KILL_AT="12").wait()
+    assert code == -signal.SIGKILL, messages
     manifest = (tmp_path / "out.jsonl.job" / "manifest").read_text().splitlines()
     assert len(manifest) >= 10
 
@@ -216,9 +209,8 @@ def test_another_model_is_refused(
 
 def test_two_processes_on_one_output(tmp_path: Path, job: Job, source: Path) -> None:
     first = Checkpoint(tmp_path / "out.jsonl")
-    second = start_job(source, tmp_path / "out.jsonl", "NullEngine")
-    _, message = second.communicate(timeout=120)
-    assert second.returncode == 1
+    code, message = JobProcess(source, tmp_path / "out.jsonl", "NullEngine").wait()
+    assert code == 1
     assert f"JobLockedError: {tmp_path / 'out.jsonl'} is being written by process {os.getpid()}" in message
     with pytest.raises(JobLockedError):
         job(source).run()
@@ -230,7 +222,9 @@ def test_two_processes_on_one_output(tmp_path: Path, job: Job, source: Path) -> 
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", folder], check=False, capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", folder], check=False, capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("mounting needs root: the test with a file size limit stands in for a full disk")
     yield folder
@@ -241,16 +235,14 @@ def test_a_full_disk_stops_the_job_and_leaves_what_can_be_continued(
     tmp_path: Path, small_disk: Path, source: Path, uninterrupted: tuple[bytes, bytes]
 ) -> None:
     output = small_disk / "out.jsonl"
-    process = start_job(source, output, "NullEngine")
-    _, message = process.communicate(timeout=120)
-    assert process.returncode == 1
+    code, message = JobProcess(source, output, "NullEngine").wait()
+    assert code == 1
     assert "StorageError" in message
     assert "No space left on device" in message
     assert not output.exists()
     assert 0 < committed_pairs(output) <= PAIRS
     subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
-    process = start_job(source, output, "NullEngine")
-    assert process.wait(120) == 0, process.communicate()[1]
+    finish_job(source, output)
     assert_same(output, uninterrupted)
     assert json.loads((small_disk / "out.jsonl.job" / "summary.json").read_text())["resumed"] > 0
 
@@ -261,35 +253,26 @@ def test_a_file_that_may_not_grow_stops_the_job(
 ) -> None:
     """Stands for a full disk at other moments: in the part, the manifest, the output."""
     output = tmp_path / "out.jsonl"
-    script = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {resource.RLIM_INFINITY}))\n{JOB_SCRIPT}"
-    root = Path(__file__).parents[2]
-    process = subprocess.run(
-        [sys.executable, "-c", script, source, output, "NullEngine", "64"],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=root,
-        env=os.environ | {"PYTHONPATH": f"{root / 'src'}:{root}"},
-    )
-    assert process.returncode == 1
-    assert "StorageError" in process.stderr
+    first = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+    code, message = JobProcess(source, output, "NullEngine", first=first).wait()
+    assert code == 1
+    assert "StorageError" in message
     assert not output.exists()
-    again = start_job(source, output, "NullEngine")
-    assert again.wait(120) == 0, again.communicate()[1]
+    finish_job(source, output)
     assert_same(output, uninterrupted)
 
 
 def test_an_interrupt_keeps_what_was_scored(tmp_path: Path, source: Path, uninterrupted: tuple[bytes, bytes]) -> None:
     output = tmp_path / "out.jsonl"
-    process = start_job(source, output, "SlowMortalEngine")
+    running = JobProcess(source, output, "SlowMortalEngine")
     deadline = time.monotonic() + 60
     while committed_pairs(output) < 100 and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) != 0
+    running.process.send_signal(signal.SIGINT)
+    code, messages = running.wait()
+    assert code != 0
+    assert "KeyboardInterrupt" in messages
     assert 100 <= committed_pairs(output) < PAIRS
-    process = start_job(source, output, "NullEngine")
-    assert process.wait(120) == 0, process.communicate()[1]
+    finish_job(source, output)
     assert_same(output, uninterrupted)
     assert len(read_jsonl(output)) == PAIRS - 2

@@ -157,9 +157,12 @@ class RerankJob:
         windows = Windows(source, self.window_pairs, WINDOW_CHARACTERS)
         with self._open_runner() as runner, metering(show=self.show_progress) as meter:
             checkpoint.match(runner.facts())
+            ready = time.perf_counter()
             written = self._score(checkpoint, runner, windows, done, meter)
-        scored = time.perf_counter()
+            scored = time.perf_counter()
+        merging = time.perf_counter()
         counts = self._write(checkpoint, grouped=windows.grouped)
+        ended = time.perf_counter()
         summary = Summary(
             pairs=counts.pairs,
             scored=counts.scored,
@@ -168,12 +171,13 @@ class RerankJob:
             queries=counts.queries,
             resumed=done.pairs,
             tokens=meter.tokens,
-            seconds=time.perf_counter() - started,
+            seconds=ended - started,
+            scoring_seconds=scored - ready,
             reading_seconds=windows.seconds,
             tokenization_seconds=meter.tokenization_seconds,
             engine_seconds=meter.engine_seconds,
             writing_seconds=written,
-            ordering_seconds=time.perf_counter() - scored,
+            ordering_seconds=ended - merging,
         )
         checkpoint.finish(summary.as_dict() | {"output_bytes": self.output.stat().st_size})
         return self._results(summary)

@@ -78,9 +78,11 @@ def describe(summary: Summary) -> str:
     if summary.resumed:
         lines[0] += f" ({summary.resumed:,} taken over from earlier runs)"
     lines.append(f"{summary.truncated:,} documents were cut to fit the window")
-    if now and summary.seconds:
-        rates = f"{now / summary.seconds:,.0f} pairs/s, {summary.tokens / summary.seconds:,.0f} tokens/s"
-        lines.append(f"{summary.seconds:,.1f} s: {rates}")
+    if now and summary.scoring_seconds:
+        rates = (
+            f"{now / summary.scoring_seconds:,.0f} pairs/s, {summary.tokens / summary.scoring_seconds:,.0f} tokens/s"
+        )
+        lines.append(f"{summary.seconds:,.1f} s, of which {summary.scoring_seconds:,.1f} s scoring: {rates}")
     lines.append(
         f"reading {summary.reading_seconds:.1f} s, tokenization {summary.tokenization_seconds:.1f} s, engine "
         f"{summary.engine_seconds:.1f} s, writing {summary.writing_seconds:.1f} s (these overlap), "

@@ -54,6 +54,7 @@ class Summary:
         tokens: that went through the model in this run.
         reading_seconds, tokenization_seconds, engine_seconds, writing_seconds: spent on each; of several engines
             the sum.
+        scoring_seconds: from engines that are ready to the last pass.
         ordering_seconds: from the last pass to the finished output.
     """
 
@@ -65,6 +66,7 @@ class Summary:
     resumed: int
     tokens: int
     seconds: float
+    scoring_seconds: float
     reading_seconds: float
     tokenization_seconds: float
     engine_seconds: float
