@@ -19,7 +19,9 @@ import json
 import os
 import shutil
 import zlib
+from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -189,7 +191,6 @@ class Checkpoint:
             CheckpointError: passes are missing, or were damaged after they were committed.
         """
         entries = self._entries()
-        entries = entries[np.lexsort((entries[:, 1], entries[:, 0]))]
         position = 0
         with contextlib.ExitStack() as stack:
             parts: dict[int, IO[bytes]] = {}
@@ -203,7 +204,7 @@ class Checkpoint:
                     if zlib.crc32(content) != checksum:
                         raise CheckpointError(f"{self._part_path(number)} was damaged at byte {offset}: run again")
                     rows += json.loads(content)
-                rows.sort(key=_position)
+                rows.sort(key=itemgetter(0))
                 if [row[0] for row in rows] != list(range(position, position + len(rows))):
                     raise CheckpointError(f"{self.folder} lacks pairs of window {window[0, 0]}, or has them twice")
                 position += len(rows)
@@ -220,13 +221,13 @@ class Checkpoint:
 
     def _entries(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The manifest's lines that are whole, int64 [passes, 9]."""
-        entries: dict[tuple[int, int], list[int]] = {}
+        numbers: array[int] = array("q")
         if self._manifest_path.exists():
             with self._manifest_path.open("rb") as lines:
                 for line in lines:
-                    if (entry := _parse_manifest_line(line)) is not None:
-                        entries.setdefault((entry[0], entry[1]), entry)
-        return np.array(list(entries.values()), dtype=np.int64).reshape(-1, _FIELDS)
+                    numbers.extend(_parse_manifest_line(line))
+        entries = np.array(numbers, dtype=np.int64).reshape(-1, _FIELDS)
+        return entries[np.unique(entries[:, :2], axis=0, return_index=True)[1]]  # a pass counts once
 
     def _valid_entries(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Those whose rows are in the parts as they were written."""
@@ -294,10 +295,11 @@ def _manifest_line(entry: Sequence[int]) -> str:
     return f"{zlib.crc32(text.encode()):08x} {text}\n"
 
 
-def _parse_manifest_line(line: bytes) -> list[int] | None:
+def _parse_manifest_line(line: bytes) -> list[int]:
+    """The entry, or nothing if the line is not as it was written."""
     checksum, _, text = line.removesuffix(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
-        return None
+        return []
     return [int(number) for number in text.split()]
 
 
@@ -310,10 +312,6 @@ def _append(file: IO[bytes], content: bytes) -> None:
 def _read_at(file: IO[bytes], offset: int, length: int) -> bytes:
     file.seek(offset)
     return file.read(length)
-
-
-def _position(row: Row) -> int:
-    return int(row[0])
 
 
 def _sync_folder(folder: Path) -> None:

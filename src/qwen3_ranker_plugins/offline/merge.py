@@ -14,11 +14,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
 from .scoring import Row
 from .writers import Writer
+
+_first, _query_id, _margin = itemgetter(0), itemgetter(2), itemgetter(4)
 
 #: Rows that are sorted in memory at a time.
 RUN_ROWS = 50_000
@@ -49,11 +52,13 @@ def merge(windows: Iterable[list[Row]], writer: Writer, errors: IO[str], folder:
         grouped: the pairs of each query stand together, and are few enough to be held.
     """
     counts = Counts()
-    accepted = _accepted((row for window in windows for row in window), writer, errors, counts)
+    accepted = _accepted(windows, writer, errors, counts)
     if grouped:
         for query_id, group in groupby(accepted, key=_query_id):
-            rows = list(_distinct(group, errors, counts))
-            rows.sort(key=_by_margin)
+            rows = list(group)
+            if len({row[3] for row in rows}) < len(rows):
+                rows = list(_distinct(rows, errors, counts))
+            rows.sort(key=_margin, reverse=True)  # which keeps the order of equal ones
             _count(rows, counts)
             counts.queries += 1
             writer.write(query_id, rows, 1)
@@ -61,7 +66,7 @@ def merge(windows: Iterable[list[Row]], writer: Writer, errors: IO[str], folder:
     by_query = external_sort(([row[2], row[0], row] for row in accepted), folder, "query")
     keyed = _with_first_position(by_query, errors, counts)
     ordered = external_sort(keyed, folder, "rank")
-    for _, group_of_keys in groupby(ordered, key=_first_position):
+    for _, group_of_keys in groupby(ordered, key=_first):
         counts.queries += 1
         rank = 1
         for rows in _slices(key[-1] for key in group_of_keys):
@@ -71,15 +76,20 @@ def merge(windows: Iterable[list[Row]], writer: Writer, errors: IO[str], folder:
     return counts
 
 
-def _accepted(rows: Iterator[Row], writer: Writer, errors: IO[str], counts: Counts) -> Iterator[Row]:
+def _accepted(windows: Iterable[list[Row]], writer: Writer, errors: IO[str], counts: Counts) -> Iterator[Row]:
     """Rows that have a score and can be written in this format."""
-    for row in rows:
-        counts.pairs += 1
-        reason = row[5] if row[4] is None else writer.fault(row)
-        if reason is None:
-            yield row
-        else:
-            _report(row, reason, errors, counts)
+    takes_all = type(writer).fault is Writer.fault
+    for rows in windows:
+        counts.pairs += len(rows)
+        if takes_all and None not in map(_margin, rows):
+            yield from rows
+            continue
+        for row in rows:
+            reason = row[5] if row[4] is None else writer.fault(row)
+            if reason is None:
+                yield row
+            else:
+                _report(row, reason, errors, counts)
 
 
 def _distinct(rows: Iterable[Row], errors: IO[str], counts: Counts) -> Iterator[Row]:
@@ -111,7 +121,7 @@ def _count(rows: list[Row], counts: Counts) -> None:
 
 
 def _with_first_position(by_query: Iterator[Row], errors: IO[str], counts: Counts) -> Iterator[Row]:
-    for _, group in groupby(by_query, key=_sort_key):
+    for _, group in groupby(by_query, key=_first):
         first = None
         for row in _distinct((keyed[-1] for keyed in group), errors, counts):
             first = row[0] if first is None else first
@@ -164,22 +174,6 @@ def _write_run(run: list[Row], folder: Path) -> Path:
 def _read_run(file: IO[bytes]) -> Iterator[Row]:
     for line in file:
         yield from json.loads(line)
-
-
-def _query_id(row: Row) -> str:
-    return str(row[2])
-
-
-def _sort_key(keyed: Row) -> str:
-    return str(keyed[0])
-
-
-def _first_position(keyed: Row) -> int:
-    return int(keyed[0])
-
-
-def _by_margin(row: Row) -> tuple[float, int]:
-    return -row[4], row[0]
 
 
 def sync(file: IO[Any]) -> None:

@@ -55,11 +55,12 @@ def checked(line: int, query_id: object, doc_id: object, query: object, document
                 return unusable(line, f"{name} {reason}", *known)
     assert isinstance(query_id, str) and isinstance(doc_id, str) and isinstance(query, str)  # noqa: S101, PT018 - for mypy
     assert isinstance(document, str)  # noqa: S101
-    for name, value in (("query_id", query_id), ("doc_id", doc_id)):
-        if not value:
-            return unusable(line, f"{name} is empty", query_id, doc_id)
-        if not value.isascii() and (fault := _surrogate(value)):
-            return unusable(line, f"{name} {fault}", _printable(query_id), _printable(doc_id))
+    if not (query_id and doc_id and query_id.isascii() and doc_id.isascii()):
+        for name, value in (("query_id", query_id), ("doc_id", doc_id)):
+            if not value:
+                return unusable(line, f"{name} is empty", query_id, doc_id)
+            if fault := _surrogate(value):
+                return unusable(line, f"{name} {fault}", _printable(query_id), _printable(doc_id))
     if not query or query.isspace():
         return unusable(line, "query is empty", query_id, doc_id)
     return Pair(line, query_id, doc_id, query, document)

@@ -138,11 +138,12 @@ class JsonlWriter(_TextWriter):
         lines: list[str] = []
         for place, row in enumerate(rows, start=rank):
             doc_id, margin, truncated, seconds = row[3:7]
+            decided = math.tanh(0.5 * margin)
             time = f', "processing_time": {seconds!r}' if self._processing_time else ""
             texts = f', "query": {_quoted(row[7])}, "document": {_quoted(row[8])}' if self._include_text else ""
             lines.append(
-                f'{start}{encode_basestring(doc_id)}, "relevance_score": {relevance_score(margin)!r}, '
-                f'"margin": {margin!r}, "confidence": {confidence(margin)!r}, "rank": {place}, '
+                f'{start}{encode_basestring(doc_id)}, "relevance_score": {0.5 + 0.5 * decided!r}, '
+                f'"margin": {margin!r}, "confidence": {abs(decided)!r}, "rank": {place}, '
                 f'"truncated": {truncated}{time}{texts}}}\n'
             )
         return "".join(lines)
