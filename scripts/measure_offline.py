@@ -1,7 +1,7 @@
 """Measure what an offline job costs beside the forward pass, and write docs/results/offline.json.
 
     python scripts/measure_offline.py overhead     10^5 and 10^6 pairs through a null engine, on one core
-    python scripts/measure_offline.py checkpoint   a real run with the bundled model: share of committing
+    python scripts/measure_offline.py checkpoint   a real run with the bundled model: time beside the engine
     python scripts/measure_offline.py actors       two Ray actors on two cores against one on one
     python scripts/measure_offline.py profile      where the overhead goes
 
@@ -136,7 +136,12 @@ def overhead() -> dict[str, object]:
 
 def checkpoint() -> dict[str, object]:
     summary = in_process("run-real", 2000, cores="0,1")
-    return summary | {"share_of_committing": summary["writing_seconds"] / summary["seconds"]}
+    scoring = summary["scoring_seconds"]
+    # Commits are made by a thread while the engine works: what they cost is no more than the time it stood still.
+    return summary | {
+        "share_beside_the_engine": 1 - summary["engine_seconds"] / scoring,
+        "share_of_the_committing_thread": summary["writing_seconds"] / scoring,
+    }
 
 
 def run_ray(source: str, output: str, workers: str) -> None:

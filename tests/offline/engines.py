@@ -89,7 +89,7 @@ class MortalEngine(NullEngine):
 class SlowMortalEngine(MortalEngine):
     """Slower than the disk, as real engines are."""
 
-    seconds = 0.1
+    seconds = 0.2
 
 
 class OneArmedEngine(NullEngine):

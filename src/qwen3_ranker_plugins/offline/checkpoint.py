@@ -143,6 +143,8 @@ class Checkpoint:
             ends: dict[int, int] = {}
             for entry in entries.tolist():
                 ends[entry[3]] = max(ends.get(entry[3], 0), entry[4] + entry[5])
+            for path in self.folder.glob("sort-*"):
+                path.unlink()
             numbers = [-1]
             for path in self.folder.glob("part-*.jsonl"):
                 number = int(path.stem.removeprefix("part-"))

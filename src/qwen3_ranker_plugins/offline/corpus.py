@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError, MissingDependencyError
+from .errors import StorageError
 from .pairs import Pair, checked, unusable
 from .readers import Lines, Source, file_identity
 
@@ -84,6 +85,8 @@ class BeirSource(RunSource):
             if self._index.execute("PRAGMA user_version").fetchone()[0] == 0:
                 self._fill(self._index)
             yield from super().__iter__()
+        except sqlite3.OperationalError as error:
+            raise StorageError(f"the index of the corpus, {self._index_path}, cannot be written: {error}") from error
         finally:
             self._index.close()
 

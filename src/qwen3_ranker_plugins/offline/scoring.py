@@ -142,16 +142,17 @@ class Scorer:
         Raises:
             EngineError: the engine no longer scores anything, not even a known request.
         """
-        started = time.perf_counter()
         failures: dict[int, str] = dict(planned.faults)
         margins: dict[int, float] = {}
         tokens = 0
+        seconds = 0.0
         if planned.requests:
             with self._one_at_a_time:
+                started = time.perf_counter()
                 tokens = self._score(planned.requests, planned.indices, margins, failures)
                 if not margins:
                     self._prove_that_it_lives(failures)
-        seconds = time.perf_counter() - started
+                seconds = time.perf_counter() - started
         return ScoredPass(
             planned.window.number,
             planned.number,
@@ -161,7 +162,7 @@ class Scorer:
             tokens=tokens,
             fraction=planned.window.fraction,
             tokenization_seconds=self._tokenization_seconds.pop(planned.window.number, 0.0),
-            engine_seconds=seconds if planned.requests else 0.0,
+            engine_seconds=seconds,
         )
 
     def _score(
@@ -211,18 +212,21 @@ class Scorer:
         if not np.isfinite(values).all():
             raise EngineError(f"the engine gives {values[0]} for every text; check the model's weights and dtype")
 
-    def _scored_rows(self, planned: PlannedPass, margins: dict[int, float], seconds: float) -> Iterator[Row]:
-        if not margins:
-            return
+    def _scored_rows(self, planned: PlannedPass, margins: dict[int, float], seconds: float) -> list[Row]:
         start, pairs = planned.window.start, planned.window.pairs
-        each = round(seconds / len(margins), 9)
-        for request, places in zip(planned.requests, planned.indices, strict=True):
-            for truncated, same in zip(request.truncated_tokens, places, strict=True):
-                for index in same:
-                    if index in margins:
-                        line, query_id, doc_id, query, document, _ = pairs[index]
-                        row = [start + index, line, query_id, doc_id, margins[index], truncated, each]
-                        yield [*row, query, document] if self._include_text else row
+        each = round(seconds / max(1, len(margins)), 9)
+        rows: list[Row] = [
+            [start + index, *pairs[index][:3], margins[index], truncated, each]
+            for request, places in zip(planned.requests, planned.indices, strict=True)
+            for truncated, same in zip(request.truncated_tokens, places, strict=True)
+            for index in same
+            if index in margins
+        ]
+        if self._include_text:
+            for row in rows:
+                pair = pairs[row[0] - start]
+                row += [pair.query, pair.document]
+        return rows
 
 
 def _fill_passes(
@@ -235,14 +239,12 @@ def _fill_passes(
     used = 0
     for request, places in encoded:
         order = length_order(request)
+        lengths = [len(request.segments[place]) for place in order]
         start = 0
         while start < len(order):
             tokens, end = used + len(request.head), start
-            for place in order[start:]:
-                tokens += len(request.segments[place])
-                if tokens > budget and (requests or end > start):
-                    tokens -= len(request.segments[place])
-                    break
+            while end < len(order) and (tokens + lengths[end] <= budget or not (requests or end > start)):
+                tokens += lengths[end]
                 end += 1
             if end > start:
                 requests.append(request.take(order[start:end]))
