@@ -33,6 +33,7 @@ from .config import (
 )
 from .demo import DEFAULT_CANDIDATES
 from .errors import InvalidInputError, RankerError
+from .offline.command import rerank
 from .prompt import DEFAULT_MAX_LENGTH
 from .reranker import Reranker
 from .types import RerankResult
@@ -90,6 +91,9 @@ def demo(
         top_k=top_k,
         candidates=candidates,
     )
+
+
+app.command()(rerank)
 
 
 class By(StrEnum):

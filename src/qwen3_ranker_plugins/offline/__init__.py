@@ -1,0 +1,25 @@
+"""Reranking of files larger than memory, by jobs that survive being killed.
+
+>>> from qwen3_ranker_plugins.offline import RerankJob
+>>> results = RerankJob("pairs.jsonl", "ranked.jsonl", model="bundled:tiny").run()
+>>> for pair in results.get_top_documents("q1", top_k=10, min_confidence=0.5):
+...     print(pair.rank, pair.doc_id, pair.relevance_score)
+
+docs/offline.md says what a job promises.
+"""
+
+from .errors import CheckpointError, JobError, JobLockedError, StorageError, TooManyErrorsError
+from .job import RerankJob
+from .results import RerankedPair, RerankResults, Summary
+
+__all__ = [
+    "CheckpointError",
+    "JobError",
+    "JobLockedError",
+    "RerankJob",
+    "RerankResults",
+    "RerankedPair",
+    "StorageError",
+    "Summary",
+    "TooManyErrorsError",
+]

@@ -1,0 +1,182 @@
+"""Committed rows -> the output: queries as they first appear in the input, each by margin, ties by position.
+
+Where the pairs of each query stand together in the input, as they mostly do, the windows are read once, and one
+query at a time is held. Otherwise the rows are sorted on disk: by query to find where each begins, then by that.
+Of a query then only the set of its document ids is held.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import IO, Any
+
+from .scoring import Row
+from .writers import Writer
+
+_first, _query_id, _margin = itemgetter(0), itemgetter(2), itemgetter(4)
+
+#: Rows that are sorted in memory at a time.
+RUN_ROWS = 50_000
+RUN_CHARACTERS = 32 * 2**20
+_CHUNK = 512
+_SLICE = 10_000
+
+
+@dataclass
+class Counts:
+    """What went into the output, and what did not."""
+
+    pairs: int = 0
+    scored: int = 0
+    errors: int = 0
+    truncated: int = 0
+    queries: int = 0
+
+
+def merge(windows: Iterable[list[Row]], writer: Writer, errors: IO[str], folder: Path, *, grouped: bool) -> Counts:
+    """Write all rows, those without a score to `errors`.
+
+    Of rows with the same query and document ids the first is kept, the others are errors.
+
+    Args:
+        windows: rows in input order.
+        folder: for the runs of a sort.
+        grouped: the pairs of each query stand together, and are few enough to be held.
+    """
+    counts = Counts()
+    accepted = _accepted(windows, writer, errors, counts)
+    if grouped:
+        for query_id, group in groupby(accepted, key=_query_id):
+            rows = list(group)
+            if len({row[3] for row in rows}) < len(rows):
+                rows = list(_distinct(rows, errors, counts))
+            rows.sort(key=_margin, reverse=True)  # which keeps the order of equal ones
+            _count(rows, counts)
+            counts.queries += 1
+            writer.write(query_id, rows, 1)
+        return counts
+    by_query = external_sort(([row[2], row[0], row] for row in accepted), folder, "query")
+    keyed = _with_first_position(by_query, errors, counts)
+    ordered = external_sort(keyed, folder, "rank")
+    for _, group_of_keys in groupby(ordered, key=_first):
+        counts.queries += 1
+        rank = 1
+        for rows in _slices(key[-1] for key in group_of_keys):
+            _count(rows, counts)
+            writer.write(rows[0][2], rows, rank)
+            rank += len(rows)
+    return counts
+
+
+def _accepted(windows: Iterable[list[Row]], writer: Writer, errors: IO[str], counts: Counts) -> Iterator[Row]:
+    """Rows that have a score and can be written in this format."""
+    takes_all = type(writer).fault is Writer.fault
+    for rows in windows:
+        counts.pairs += len(rows)
+        if takes_all and None not in map(_margin, rows):
+            yield from rows
+            continue
+        for row in rows:
+            reason = row[5] if row[4] is None else writer.fault(row)
+            if reason is None:
+                yield row
+            else:
+                _report(row, reason, errors, counts)
+
+
+def _distinct(rows: Iterable[Row], errors: IO[str], counts: Counts) -> Iterator[Row]:
+    """Rows of one query in input order, the first of each document."""
+    lines: dict[str, int] = {}
+    for row in rows:
+        if row[3] in lines:
+            _report(row, f"the same query_id and doc_id stand in line {lines[row[3]]}, which was kept", errors, counts)
+        else:
+            lines[row[3]] = row[1]
+            yield row
+
+
+def _report(row: Row, reason: str, errors: IO[str], counts: Counts) -> None:
+    counts.errors += 1
+    errors.write(json.dumps({"query_id": row[2], "doc_id": row[3], "line": row[1], "reason": reason}) + "\n")
+
+
+def report_errors(rows: Iterable[Row], errors: IO[str]) -> None:
+    """Write the rows that have no score."""
+    for row in rows:
+        if row[4] is None:
+            _report(row, row[5], errors, Counts())
+
+
+def _count(rows: list[Row], counts: Counts) -> None:
+    counts.scored += len(rows)
+    counts.truncated += sum(1 for row in rows if row[5])
+
+
+def _with_first_position(by_query: Iterator[Row], errors: IO[str], counts: Counts) -> Iterator[Row]:
+    for _, group in groupby(by_query, key=_first):
+        first = None
+        for row in _distinct((keyed[-1] for keyed in group), errors, counts):
+            first = row[0] if first is None else first
+            yield [first, -row[4], row[0], row]
+
+
+def _slices(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == _SLICE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def external_sort(rows: Iterable[Row], folder: Path, name: str) -> Iterator[Row]:
+    """Rows in order of their items, a part of them in memory at a time.
+
+    Args:
+        rows: JSON values; the items that decide are the first ones.
+        folder: holds the sorted runs, `sort-NAME-*`, until the end.
+    """
+    runs: list[Path] = []
+    run: list[Row] = []
+    characters = 0
+    for row in rows:
+        run.append(row)
+        characters += sum(map(len, row[-1][7:]))
+        if len(run) == RUN_ROWS or characters >= RUN_CHARACTERS:
+            runs.append(_write_run(run, folder / f"sort-{name}-{len(runs)}"))
+            run, characters = [], 0
+    run.sort()
+    with ExitStack() as stack:
+        stored = [_read_run(stack.enter_context(path.open("rb"))) for path in runs]
+        yield from heapq.merge(*stored, run)
+    for path in runs:
+        path.unlink()
+
+
+def _write_run(run: list[Row], folder: Path) -> Path:
+    run.sort()
+    with folder.open("wb") as file:
+        for start in range(0, len(run), _CHUNK):
+            file.write(json.dumps(run[start : start + _CHUNK], separators=(",", ":")).encode() + b"\n")
+    return folder
+
+
+def _read_run(file: IO[bytes]) -> Iterator[Row]:
+    for line in file:
+        yield from json.loads(line)
+
+
+def sync(file: IO[Any]) -> None:
+    """Have what was written on the disk."""
+    file.flush()
+    os.fsync(file.fileno())

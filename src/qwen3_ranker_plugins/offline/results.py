@@ -1,0 +1,166 @@
+"""What a job wrote, read again without loading it whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..config import check_positive, check_probability
+from ..errors import InvalidInputError
+from .writers import confidence, relevance_score
+
+
+@dataclass(frozen=True, slots=True)
+class RerankedPair:
+    """A pair with its judgement; the fields are those of the output.
+
+    Attributes:
+        relevance_score: P(yes) = sigmoid(margin).
+        margin: logit(yes) - logit(no).
+        confidence: |P(yes) - P(no)|.
+        rank: among the query's documents, from 1.
+        truncated: tokens cut off the end of the document; None in a TREC run, which does not say.
+        processing_time: seconds of the pass divided by its pairs; None if it was not written.
+        query, document: None if they were not written.
+    """
+
+    query_id: str
+    doc_id: str
+    relevance_score: float
+    margin: float
+    confidence: float
+    rank: int
+    truncated: int | None = None
+    processing_time: float | None = None
+    query: str | None = None
+    document: str | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a job did. Counts are of the whole job, times of the run that finished it.
+
+    Reading, tokenization and writing go on beside the engine, so the times may add up to more than `seconds`.
+
+    Attributes:
+        pairs: in the input, unreadable lines included; scored + errors.
+        resumed: pairs that earlier runs had scored.
+        truncated: pairs whose document was cut.
+        queries: with at least one score.
+        tokens: that went through the model in this run.
+        reading_seconds, tokenization_seconds, engine_seconds, writing_seconds: spent on each; of several engines
+            the sum.
+        scoring_seconds: from engines that are ready to the last pass.
+        ordering_seconds: from the last pass to the finished output.
+    """
+
+    pairs: int
+    scored: int
+    errors: int
+    truncated: int
+    queries: int
+    resumed: int
+    tokens: int
+    seconds: float
+    scoring_seconds: float
+    reading_seconds: float
+    tokenization_seconds: float
+    engine_seconds: float
+    writing_seconds: float
+    ordering_seconds: float
+
+    def as_dict(self) -> dict[str, float]:
+        """All fields."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RerankResults:
+    """The output of a finished job.
+
+    Attributes:
+        path: of the output.
+        format: "jsonl", "parquet" or "trec".
+        errors_path: of the pairs without a score; empty if there are none.
+        summary: what was done.
+    """
+
+    path: Path
+    format: str
+    errors_path: Path
+    summary: Summary
+
+    def __len__(self) -> int:
+        return self.summary.scored
+
+    def __iter__(self) -> Iterator[RerankedPair]:
+        """All pairs in the order of the output, read as they are asked for."""
+        if self.format == "parquet":
+            import pyarrow.parquet as pq
+
+            for batch in pq.ParquetFile(self.path).iter_batches(1024):
+                for row in batch.to_pylist():
+                    yield RerankedPair(**row)
+            return
+        with self.path.open(encoding="utf-8", newline="\n") as lines:
+            yield from map(self._parse, lines)
+
+    def get_top_documents(
+        self, query_id: str, top_k: int = 10, min_confidence: float | None = None
+    ) -> list[RerankedPair]:
+        """The best documents of a query, in order.
+
+        Args:
+            query_id: one without scored pairs is refused.
+            top_k: at most this many.
+            min_confidence: only pairs decided at least this much, in [0, 1]. A confident "no" passes.
+
+        Raises:
+            InvalidInputError: an argument is unusable.
+        """
+        check_positive("top_k", top_k)
+        check_probability("min_confidence", min_confidence)
+        found = iter(self._of_query(query_id))
+        first = next(found, None)
+        if first is None:
+            raise InvalidInputError("query_id", query_id, f"{self.path} has no such query")
+        wanted = (
+            pair
+            for each in ((first,), found)
+            for pair in each
+            if min_confidence is None or pair.confidence >= min_confidence
+        )
+        return list(islice(wanted, top_k))
+
+    def _of_query(self, query_id: str) -> Iterator[RerankedPair]:
+        if self.format == "parquet":
+            import pyarrow.parquet as pq
+
+            table = pq.read_table(self.path, filters=[("query_id", "=", query_id)])
+            yield from (RerankedPair(**row) for row in table.to_pylist())
+            return
+        index = self.path.with_name(f"{self.path.name}.job") / "queries.jsonl"
+        with index.open(encoding="utf-8") as places, self.path.open("rb") as output:
+            prefix = f"[{json.dumps(query_id)},"
+            for place in places:
+                if place.startswith(prefix):
+                    _, offset, rows = json.loads(place)
+                    output.seek(offset)
+                    for line in islice(output, rows):
+                        yield self._parse(line.decode("utf-8"))
+
+    def _parse(self, line: str) -> RerankedPair:
+        if self.format == "jsonl":
+            return RerankedPair(**json.loads(line))
+        query_id, _, doc_id, rank, score, _ = line.split()
+        margin = float(score)
+        return RerankedPair(query_id, doc_id, relevance_score(margin), margin, confidence(margin), int(rank))
+
+
+def summary_from(stored: dict[str, Any]) -> Summary:
+    """A summary as `Checkpoint.summary` gives it."""
+    return Summary(**{each.name: stored[each.name] for each in fields(Summary)})

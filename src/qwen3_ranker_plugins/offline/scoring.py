@@ -1,0 +1,292 @@
+"""A window -> forward passes -> rows. What passes a window makes depends on nothing but the window and the settings.
+
+The engine is called directly, not through the dispatcher, whose passes depend on when its callers come: the last
+bits of a margin may differ with the company that a document has in its pass, and a job that is resumed, or spread
+over several engines, has to give the same bytes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..config import EngineConfig, RerankerSettings
+from ..engines import choose_engine, create_engine
+from ..engines.base import Engine
+from ..errors import EngineClosedError, EngineError, PromptTooLongError
+from ..models import resolve_model
+from ..packing import length_order
+from ..prompt import DEFAULT_INSTRUCTION, EncodedRequest, PromptEncoder, load_tokenizer
+from .pairs import Pair
+from .windows import Window
+
+EngineFactory = Callable[[EngineConfig], Engine]
+
+#: [position, line, query_id, doc_id, margin, truncated tokens, seconds, query, document] of a scored pair, the texts
+#: only where asked for; [position, line, query_id, doc_id, None, reason] of one that could not be scored.
+Row = list[Any]
+
+
+@dataclass(frozen=True)
+class PlannedPass:
+    """One forward pass of a window.
+
+    Attributes:
+        window, number: its window, and its place there; `count` passes belong to the window.
+        requests: encoded, each with at least one document.
+        indices: for each document of each request, the places in the window of the pairs with this text.
+        faults: (place in the window, reason) of pairs that cannot be encoded; on a window's first pass.
+    """
+
+    window: Window
+    number: int
+    count: int
+    requests: list[EncodedRequest] = field(default_factory=list)
+    indices: list[list[list[int]]] = field(default_factory=list)
+    faults: list[tuple[int, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ScoredPass:
+    """What a pass brought.
+
+    Attributes:
+        window, number, count: as in `PlannedPass`.
+        rows: of all its pairs.
+        errors: how many of the rows hold no score.
+        tokens: that went through the model.
+        fraction: how much of the input lies before the end of the window.
+        tokenization_seconds, engine_seconds: what it took; tokenization is that of the whole window, on pass 0.
+    """
+
+    window: int
+    number: int
+    count: int
+    rows: list[Row]
+    errors: int
+    tokens: int
+    fraction: float
+    tokenization_seconds: float
+    engine_seconds: float
+
+
+class Scorer:
+    """A model with its tokenizer and engine, for one caller.
+
+    Args:
+        settings: as of a `Reranker`.
+        factory: makes the engine.
+        include_text: rows carry the texts.
+
+    Raises: as `Reranker`.
+    """
+
+    def __init__(
+        self, settings: RerankerSettings, factory: EngineFactory = create_engine, *, include_text: bool
+    ) -> None:
+        folder = resolve_model(settings.model)
+        name, _ = choose_engine(settings.engine) if factory is create_engine else (settings.engine, "")
+        self._instruction = DEFAULT_INSTRUCTION if settings.instruction is None else settings.instruction
+        self._include_text = include_text
+        self._encoder = PromptEncoder(load_tokenizer(folder), settings.template, settings.max_length)
+        self._engine = factory(EngineConfig(name, folder, settings.device, settings.dtype, settings.token_budget))
+        self._one_at_a_time = threading.Lock()
+        self._tokenization_seconds: dict[int, float] = {}
+
+    def facts(self) -> dict[str, str]:
+        """What a score depends on and only the running engine knows."""
+        described = self._engine.describe()
+        return {
+            "engine": self._engine.name,
+            "device": "cpu" if described.get("device", "cpu") == "cpu" else "cuda",
+            "dtype": described.get("dtype", "float32"),
+            "token_budget": str(self._engine.token_budget),
+        }
+
+    def close(self) -> None:
+        """Free the model."""
+        self._engine.close()
+
+    def plan(self, window: Window) -> list[PlannedPass]:
+        """The passes of a window, at least one: each query's documents by length, as many as fit the token budget."""
+        started = time.perf_counter()
+        faults: list[tuple[int, str]] = []
+        places: dict[str, dict[str, list[int]]] = {}
+        for index, pair in enumerate(window.pairs):
+            if pair.fault is not None:
+                faults.append((index, pair.fault))
+            else:
+                places.setdefault(pair.query, {}).setdefault(pair.document, []).append(index)
+        encoded: list[tuple[EncodedRequest, list[list[int]]]] = []
+        for query, documents in places.items():
+            indices = list(documents.values())
+            try:
+                encoded.append((self._encoder.encode(query, list(documents), self._instruction), indices))
+            except PromptTooLongError as error:
+                faults += [(index, str(error)) for same in indices for index in same]
+        passes = _fill_passes(encoded, self._engine.token_budget) or [([], [])]
+        self._tokenization_seconds[window.number] = time.perf_counter() - started
+        return [
+            PlannedPass(window, number, len(passes), requests, indices, [] if number else faults)
+            for number, (requests, indices) in enumerate(passes)
+        ]
+
+    def score(self, planned: PlannedPass) -> ScoredPass:
+        """Run a pass; if it fails, its halves, down to the documents at fault.
+
+        Raises:
+            EngineError: the engine no longer scores anything, not even a known request.
+        """
+        failures: dict[int, str] = dict(planned.faults)
+        margins: dict[int, float] = {}
+        tokens = 0
+        seconds = 0.0
+        if planned.requests:
+            with self._one_at_a_time:
+                started = time.perf_counter()
+                tokens = self._score(planned.requests, planned.indices, margins, failures)
+                if not margins:
+                    self._prove_that_it_lives(failures)
+                seconds = time.perf_counter() - started
+        return ScoredPass(
+            planned.window.number,
+            planned.number,
+            planned.count,
+            rows=[*self._scored_rows(planned, margins, seconds), *_error_rows(planned.window, failures)],
+            errors=len(failures),
+            tokens=tokens,
+            fraction=planned.window.fraction,
+            tokenization_seconds=self._tokenization_seconds.pop(planned.window.number, 0.0),
+            engine_seconds=seconds,
+        )
+
+    def _score(
+        self,
+        requests: Sequence[EncodedRequest],
+        indices: Sequence[Sequence[Sequence[int]]],
+        margins: dict[int, float],
+        failures: dict[int, str],
+    ) -> int:
+        """Enter margins and failures by place in the window; returns the tokens that were computed."""
+        try:
+            results = self._engine.score(requests)
+        except EngineClosedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a pass dies of is looked for in its documents
+            halves = _halves(requests, indices)
+            if not halves:
+                reason = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+                failures.update(dict.fromkeys(indices[0][0], reason))
+                return 0
+            return sum(self._score(*half, margins, failures) for half in halves)
+        for result, places in zip(results, indices, strict=True):
+            values = result.values.tolist()
+            finite = np.isfinite(result.values)
+            if finite.all() and not result.failures:
+                for value, same in zip(values, places, strict=True):
+                    for index in same:
+                        margins[index] = value
+                continue
+            for place, (value, same) in enumerate(zip(values, places, strict=True)):
+                if place in result.failures or not finite[place]:
+                    failures.update(dict.fromkeys(same, result.failures.get(place, f"its margin is {value}")))
+                else:
+                    margins.update(dict.fromkeys(same, value))
+        return sum(result.computed_tokens for result in results)
+
+    def _prove_that_it_lives(self, failures: dict[int, str]) -> None:
+        """After a pass without a single score: an engine that has died would make an error of every pair to come."""
+        known = self._encoder.encode("what is this?", ["a text that every model can score"], self._instruction)
+        try:
+            values = self._engine.score([known])[0].values
+        except Exception as error:
+            reason = next(iter(failures.values()))
+            raise EngineError(
+                f"the engine no longer scores anything: {error}; the pass failed with: {reason}"
+            ) from error
+        if not np.isfinite(values).all():
+            raise EngineError(f"the engine gives {values[0]} for every text; check the model's weights and dtype")
+
+    def _scored_rows(self, planned: PlannedPass, margins: dict[int, float], seconds: float) -> list[Row]:
+        start, pairs = planned.window.start, planned.window.pairs
+        each = round(seconds / max(1, len(margins)), 9)
+        rows: list[Row] = [
+            [start + index, *pairs[index][:3], margins[index], truncated, each]
+            for request, places in zip(planned.requests, planned.indices, strict=True)
+            for truncated, same in zip(request.truncated_tokens, places, strict=True)
+            for index in same
+            if index in margins
+        ]
+        if self._include_text:
+            for row in rows:
+                pair = pairs[row[0] - start]
+                row += [pair.query, pair.document]
+        return rows
+
+
+def _fill_passes(
+    encoded: Sequence[tuple[EncodedRequest, list[list[int]]]], budget: int
+) -> list[tuple[list[EncodedRequest], list[list[list[int]]]]]:
+    """Requests in turn, their documents shortest first; a document that is longer than the budget goes alone."""
+    passes: list[tuple[list[EncodedRequest], list[list[list[int]]]]] = []
+    requests: list[EncodedRequest] = []
+    indices: list[list[list[int]]] = []
+    used = 0
+    for request, places in encoded:
+        order = length_order(request)
+        lengths = [len(request.segments[place]) for place in order]
+        start = 0
+        while start < len(order):
+            tokens, end = used + len(request.head), start
+            while end < len(order) and (tokens + lengths[end] <= budget or not (requests or end > start)):
+                tokens += lengths[end]
+                end += 1
+            if end > start:
+                requests.append(request.take(order[start:end]))
+                indices.append([places[place] for place in order[start:end]])
+                used = tokens
+            if end < len(order):  # no room for the next one
+                passes.append((requests, indices))
+                requests, indices, used = [], [], 0
+            start = end
+    return [*passes, (requests, indices)] if requests else passes
+
+
+def _halves(
+    requests: Sequence[EncodedRequest], indices: Sequence[Sequence[Sequence[int]]]
+) -> list[tuple[Sequence[EncodedRequest], Sequence[Sequence[Sequence[int]]]]]:
+    """Two parts of a pass: of its requests, or of the documents of its only request; none if it has one document."""
+    if len(requests) > 1:
+        middle = len(requests) // 2
+        return [(requests[:middle], indices[:middle]), (requests[middle:], indices[middle:])]
+    documents = len(requests[0].segments)
+    if documents == 1:
+        return []
+    parts = (range(documents // 2), range(documents // 2, documents))
+    return [([requests[0].take(part)], [indices[0][part.start : part.stop]]) for part in parts]
+
+
+def _error_rows(window: Window, failures: dict[int, str]) -> Iterator[Row]:
+    for index, reason in failures.items():
+        pair: Pair = window.pairs[index]
+        yield [window.start + index, pair.line, pair.query_id, pair.doc_id, None, reason]
+
+
+def score_windows(
+    scorer: Scorer, windows: Iterator[tuple[Window, Collection[int]]]
+) -> Iterator[Callable[[], ScoredPass]]:
+    """The passes that are still to be run, encoded, in order: calling one runs it.
+
+    Args:
+        scorer: encodes here and scores where the result is called.
+        windows: each with the numbers of its passes that are done.
+    """
+    for window, done in windows:
+        for planned in scorer.plan(window):
+            if planned.number not in done:
+                yield lambda planned=planned: scorer.score(planned)  # type: ignore[misc]

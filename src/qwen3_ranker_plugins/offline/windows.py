@@ -1,0 +1,121 @@
+"""Pairs -> windows: as much of the input as is held at once. The same input makes the same windows every time."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .pairs import Pair
+from .readers import Source
+
+#: A query with more documents than this is put in order on disk.
+MAX_QUERY_PAIRS = 100_000
+
+
+@dataclass(frozen=True)
+class Window:
+    """A run of pairs.
+
+    Attributes:
+        number: from 0.
+        start: position of the first pair in the input, from 0.
+        pairs: in input order.
+        fraction: how much of the input lies before the window's end, from 0 to 1.
+    """
+
+    number: int
+    start: int
+    pairs: list[Pair]
+    fraction: float
+
+
+class Windows:
+    """Reads a source window by window and notes whether each query's pairs stand together.
+
+    Args:
+        source: read from its beginning.
+        max_pairs: pairs of a window at most.
+        max_characters: a window ends with the pair that reaches this many, which bounds memory.
+
+    Attributes:
+        seconds: spent reading so far.
+        pairs: read so far.
+    """
+
+    def __init__(self, source: Source, max_pairs: int, max_characters: int) -> None:
+        self._source = source
+        self._max_pairs = max_pairs
+        self._max_characters = max_characters
+        self._groups = _Groups()
+        self.seconds = 0.0
+        self.pairs = 0
+
+    def __iter__(self) -> Iterator[Window]:
+        pairs = iter(self._source)
+        number = 0
+        while True:
+            started = time.perf_counter()
+            window = self._take(pairs)
+            self._groups.add(window)
+            self.seconds += time.perf_counter() - started
+            if not window:
+                return
+            yield Window(number, self.pairs, window, self._source.fraction())
+            self.pairs += len(window)
+            number += 1
+
+    def _take(self, pairs: Iterator[Pair]) -> list[Pair]:
+        window: list[Pair] = []
+        characters = 0
+        for pair in pairs:
+            window.append(pair)
+            characters += len(pair.document) + len(pair.query)
+            if len(window) == self._max_pairs or characters >= self._max_characters:
+                break
+        return window
+
+    @property
+    def grouped(self) -> bool:
+        """No query's pairs are scattered, and none has more than MAX_QUERY_PAIRS."""
+        return self._groups.distinct()
+
+
+class _Groups:
+    """Eight bytes for each group of neighbouring pairs of one query, until a query is known to have two."""
+
+    def __init__(self) -> None:
+        self._hashes: array[int] = array("q")
+        self._last: str | None = None
+        self._length = 0
+        self._known_distinct = 4096
+        self._scattered = False
+
+    def add(self, window: list[Pair]) -> None:
+        if self._scattered:
+            return
+        last, length = self._last, self._length
+        for pair in window:
+            if pair.query_id == last:
+                length += 1
+            elif not pair.fault:  # a fault ends no group: it may have lost its query's id
+                last = pair.query_id
+                self._scattered |= length > MAX_QUERY_PAIRS
+                length = 1
+                self._hashes.append(hash(last))
+        self._last, self._length = last, length
+        self._scattered |= length > MAX_QUERY_PAIRS
+        if len(self._hashes) > 2 * self._known_distinct:
+            self.distinct()
+            self._known_distinct = len(self._hashes)
+
+    def distinct(self) -> bool:
+        """Whether all groups so far belong to different queries; equal hashes count as equal queries."""
+        import numpy as np
+
+        if not self._scattered and len(self._hashes):
+            self._scattered = len(np.unique(np.frombuffer(self._hashes, dtype=np.int64))) < len(self._hashes)
+        if self._scattered:
+            self._hashes = array("q")
+        return not self._scattered

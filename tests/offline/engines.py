@@ -1,0 +1,103 @@
+"""Engines of known arithmetic, for what does not depend on a model. Importable by workers and scripts."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from qwen3_ranker_plugins.config import EngineConfig
+from qwen3_ranker_plugins.engines.base import Engine, Margins
+from qwen3_ranker_plugins.errors import EngineError
+from qwen3_ranker_plugins.prompt import EncodedRequest, load_tokenizer
+
+
+class NullEngine(Engine):
+    """No forward pass. A margin follows from a document's length and its first and middle id, so texts differ."""
+
+    name = "null"
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.token_budget = config.token_budget or 4096
+        self.passes = 0
+
+    def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
+        self.passes += 1
+        return [
+            Margins(
+                np.array(
+                    [(7 * len(ids) + 13 * ids[0] + 31 * ids[len(ids) // 3]) % 1009 for ids in request.segments],
+                    dtype=np.float32,
+                )
+                / np.float32(100)
+                - np.float32(5),
+                computed_tokens=len(request.head) + sum(map(len, request.segments)),
+            )
+            for request in requests
+        ]
+
+    def close(self) -> None:
+        pass
+
+
+class FaultyEngine(NullEngine):
+    """Fails in the ways that a document's text asks for."""
+
+    name = "null"
+
+    def __init__(self, config: EngineConfig) -> None:
+        super().__init__(config)
+        tokenizer = load_tokenizer(config.folder)
+        words = [" poison", " nan", " refuse", " kaput"]
+        self._poison, self._nan, self._refuse, self._kaput = (ids[-1] for ids in tokenizer.encode_batch(words))
+        self._broken = False
+
+    def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
+        ids = [segment for request in requests for segment in request.segments]
+        self._broken |= any(self._kaput in each for each in ids)
+        if self._broken:
+            raise EngineError("the device is gone")
+        if any(self._poison in each for each in ids):
+            raise ZeroDivisionError("poisoned")
+        results = []
+        for request, margins in zip(requests, super().score(requests), strict=True):
+            values = margins.values.copy()
+            for place, segment in enumerate(request.segments):
+                if self._nan in segment:
+                    values[place] = np.nan
+            failures = {i: "refused" for i, each in enumerate(request.segments) if self._refuse in each}
+            results.append(Margins(values, margins.computed_tokens, failures))
+        return results
+
+
+class MortalEngine(NullEngine):
+    """Takes a moment for each pass, and has its process killed in the pass that KILL_AT names."""
+
+    seconds = 0.002
+
+    def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
+        time.sleep(self.seconds)
+        result = super().score(requests)
+        if str(self.passes) == os.environ.get("KILL_AT"):
+            os.kill(os.getpid(), 9)
+        return result
+
+
+class SlowMortalEngine(MortalEngine):
+    """Slower than the disk, as real engines are."""
+
+    seconds = 0.2
+
+
+class OneArmedEngine(NullEngine):
+    """Dies in its first pass where a file is not there yet, which it then makes."""
+
+    def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
+        marker = Path(os.environ["DIED_ONCE"])
+        if not marker.exists():
+            marker.touch()
+            os._exit(3)
+        return super().score(requests)

@@ -1,0 +1,79 @@
+"""Several engines give the same bytes as one."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from qwen3_ranker_plugins import EngineError, InvalidInputError
+from qwen3_ranker_plugins.offline import RerankJob
+
+from .conftest import Job, make_records, read_jsonl, write_jsonl
+from .engines import FaultyEngine, OneArmedEngine
+
+
+def test_a_process_for_each_device_gives_the_same_bytes(tmp_path: Path, job: Job) -> None:
+    records = make_records(600)
+    records[77]["document"] += " poison"
+    source = write_jsonl(tmp_path / "in.jsonl", records)
+    job(source, "one.jsonl", window_pairs=64, engine_factory=FaultyEngine).run()
+    summary = (
+        job(source, "two.jsonl", window_pairs=64, engine_factory=FaultyEngine, devices=["cpu", "cpu"]).run().summary
+    )
+    assert (summary.pairs, summary.errors) == (600, 1)
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+    assert (tmp_path / "one.jsonl.errors.jsonl").read_bytes() == (tmp_path / "two.jsonl.errors.jsonl").read_bytes()
+
+
+def test_a_worker_that_dies_is_reported_and_the_job_goes_on_later(
+    tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIED_ONCE", str(tmp_path / "died"))
+    source = write_jsonl(tmp_path / "in.jsonl", make_records(600))
+    with pytest.raises(EngineError, match=r"worker qwen3-ranker-cpu ended with exit code 3: .* to go on"):
+        job(source, window_pairs=64, engine_factory=OneArmedEngine, devices=["cpu"]).run()
+    assert job(source, window_pairs=64, engine_factory=OneArmedEngine, devices=["cpu"]).run().summary.scored == 600
+
+
+def test_what_a_worker_cannot_start_with_is_said(tmp_path: Path, job: Job) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", make_records(6))
+    with pytest.raises(InvalidInputError, match="CUDA devices"):
+        RerankJob(source, tmp_path / "out.jsonl", model="bundled:tiny", devices=["cuda:7"]).run()
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes_and_goes_on_where_another_runner_stopped(
+    tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two actors with the bundled model, over windows that a local run left half done, against one process."""
+    ray = pytest.importorskip("ray")
+    source = write_jsonl(tmp_path / "in.jsonl", [*make_records(120), "bad"])
+    options = {"model": "bundled:tiny", "window_pairs": 25, "token_budget": 600, "processing_time": False}
+    RerankJob(source, tmp_path / "local.jsonl", **options).run()  # type: ignore[arg-type]
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qwen3_ranker_plugins.offline.job.merge", stop)
+        with pytest.raises(KeyboardInterrupt):
+            RerankJob(source, tmp_path / "ray.jsonl", **options).run()  # type: ignore[arg-type]
+    manifest = tmp_path / "ray.jsonl.job" / "manifest"
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join(lines[:3]))
+
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        summary = RerankJob(source, tmp_path / "ray.jsonl", runner="ray", workers=2, **options).run().summary  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="has 2 CPUs"):
+            RerankJob(source, tmp_path / "more.jsonl", runner="ray", workers=3, **options).run()  # type: ignore[arg-type]
+    finally:
+        ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
+    assert (summary.pairs, summary.errors) == (121, 1)
+    assert 0 < summary.resumed < 121
+    assert (tmp_path / "local.jsonl").read_bytes() == (tmp_path / "ray.jsonl").read_bytes()
+    assert len(read_jsonl(tmp_path / "ray.jsonl")) == 120
