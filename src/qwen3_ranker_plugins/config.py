@@ -30,7 +30,7 @@ class EngineConfig:
         folder: the resolved model folder.
         device: "cpu" or "cuda:N".
         dtype: "float32", "bfloat16" or "float16".
-        token_budget: tokens of one forward pass.
+        token_budget: tokens of one forward pass; None leaves it to the engine.
         modified_ns: when the model's files were last written, so that new weights are not scored with old ones.
     """
 
@@ -38,8 +38,8 @@ class EngineConfig:
     folder: Path
     device: str
     dtype: str
-    token_budget: int
-    modified_ns: int
+    token_budget: int | None
+    modified_ns: int = 0
 
 
 @dataclass(frozen=True)

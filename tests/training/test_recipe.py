@@ -184,7 +184,7 @@ def test_shipped_tokenizer_is_a_valid_bpe(tokenizer: Tokenizer) -> None:
 
 
 def test_shipped_tokenizer_loses_no_text(tokenizer: Tokenizer) -> None:
-    rng = random.Random(0)  # noqa: S311
+    rng = random.Random(0)
     planes = [
         (0x20, 0x7E),
         (0xA0, 0x24F),
@@ -211,7 +211,7 @@ def test_head_document_and_suffix_compose(tokenizer: Tokenizer) -> None:
     """An engine encodes the three parts separately; the ids must be those of the whole prompt."""
     tokens = PromptTokens(tokenizer)
     assert tokens.suffix == tokenizer.encode(SUFFIX).ids
-    rng = random.Random(1)  # noqa: S311
+    rng = random.Random(1)
     alphabet = ["the", "Copper", " ", "  ", "\n", "健身", "T恤", "3.5", "'s", "!", "é", "臺灣", "x_1", "—"]
     for _ in range(300):
         query = "".join(rng.choices(alphabet, k=rng.randint(1, 8))).strip()
@@ -230,7 +230,7 @@ def test_long_query_keeps_the_fixed_parts(tokenizer: Tokenizer) -> None:
 
 def test_lexical_stream_plants_what_it_asks_for(tokenizer: Tokenizer) -> None:
     """The first passage holds the whole query; targets lie between none and all; readouts point at the answer place."""
-    rng = random.Random(2)  # noqa: S311
+    rng = random.Random(2)
     tokens = PromptTokens(tokenizer)
     documents, starts = ragged([[rng.randrange(300, 14_000) for _ in range(rng.randint(30, 60))] for _ in range(50)])
     mined = {

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..config import EngineConfig, RerankerSettings
-from ..engines import choose_engine, create_engine
+from ..engines import choose_engine, create_engine, engine_config
 from ..engines.base import Engine
 from ..errors import EngineClosedError, EngineError, PromptTooLongError
 from ..models import resolve_model
@@ -90,11 +90,14 @@ class Scorer:
         self, settings: RerankerSettings, factory: EngineFactory = create_engine, *, include_text: bool
     ) -> None:
         folder = resolve_model(settings.model)
-        name, _ = choose_engine(settings.engine) if factory is create_engine else (settings.engine, "")
         self._instruction = DEFAULT_INSTRUCTION if settings.instruction is None else settings.instruction
         self._include_text = include_text
         self._encoder = PromptEncoder(load_tokenizer(folder), settings.template, settings.max_length)
-        self._engine = factory(EngineConfig(name, folder, settings.device, settings.dtype, settings.token_budget))
+        if factory is create_engine:
+            config = engine_config(choose_engine(settings.engine)[0], folder, settings)
+        else:  # an engine that this package has not got resolves its settings itself
+            config = EngineConfig(settings.engine, folder, settings.device, settings.dtype, settings.token_budget)
+        self._engine = factory(config)
         self._one_at_a_time = threading.Lock()
         self._tokenization_seconds: dict[int, float] = {}
 
