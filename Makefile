@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 PROJECTS := pyproject.toml integrations/haystack/pyproject.toml integrations/langchain/pyproject.toml
 
-# OpenMP threads that wait by spinning make a pass ten times slower as soon as another process wants a core.
+# OpenMP threads that wait by spinning make a pass much slower when another process wants a core.
 export OMP_WAIT_POLICY ?= passive
 
 # $(call step,what is done,command): one line, with the time it took; errors stay visible and stop make.
