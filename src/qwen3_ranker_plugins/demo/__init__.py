@@ -5,5 +5,5 @@ Reading order: `corpus` (what is searched), `searches` (one per framework), `eva
 """
 
 #: How many passages BM25 hands to the reranker: as many as two cores can rerank for all questions of the corpus, in two
-#: frameworks, in less than a minute.
+#: frameworks, in about a minute.
 DEFAULT_CANDIDATES = 10
