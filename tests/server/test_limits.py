@@ -57,7 +57,7 @@ def test_a_request_has_limits(strict: Running) -> None:
 
 
 def test_a_full_queue_says_when_to_come_back(strict: Running, reranker: Reranker) -> None:
-    documents = [f"document {number}" for number in range(8)]
+    documents = [f"document {number}" + " word" * 40 for number in range(8)]
     with ThreadPoolExecutor(1) as pool, busy_engine(reranker) as gate, strict.client() as client:
         waiting = pool.submit(
             httpx.post, f"{strict.url}/rerank", timeout=60, json={"query": QUERY, "documents": documents}
@@ -67,7 +67,7 @@ def test_a_full_queue_says_when_to_come_back(strict: Running, reranker: Reranker
         assert (full.status_code, full.json()["error"]["type"]) == (503, "queue_full")
         assert 1 <= int(full.headers["Retry-After"]) <= 60
         # There is room for fewer documents, until their tokens are too many: counted exactly, not guessed.
-        dense = client.post("/rerank", json={"query": QUERY, "documents": ["ж! " * 130, "§ " * 130]})
+        dense = client.post("/rerank", json={"query": QUERY, "documents": ["ж! " * 170]})
         assert (dense.status_code, dense.json()["error"]["type"]) == (503, "queue_full")
         assert strict.parts.admission.documents == 8, "a refused request holds no place"
         assert client.get("/health").json()["queue"] == {
@@ -199,8 +199,8 @@ def test_a_client_that_does_not_read_is_cut_off(reranker: Reranker) -> None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.settimeout(60)
             connection.connect(("127.0.0.1", running.port))
-            head = f"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-            connection.sendall(head.encode() + body)
+            head = b"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            connection.sendall(head % len(body) + body)
             wait_until(lambda: running.metric("request_documents_count") == 1)
             wait_until(lambda: running.lifecycle.exchanges == 0)
         assert running.parts.bodies.held == 0

@@ -288,28 +288,28 @@ def test_metrics_count_what_happened(server: Running, client: httpx.Client, rera
         assert f"qwen3_ranker_{name}" in text.text
 
 
-SECRET = "zebra-crossing-4711"
+MARK = "zebra-crossing-4711"
 
 
 def test_no_text_of_a_request_is_in_logs_or_errors(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
     bodies: list[object] = [
-        {"query": SECRET, "documents": [SECRET, 7]},
-        {"query": SECRET, "documents": [SECRET], "top_k": SECRET},
-        {"query": SECRET + " word" * 9000, "documents": [SECRET]},
-        {"query": SECRET, "documents": [SECRET], "instruction": " "},
-        {"query": SECRET, "documents": [SECRET], "model": SECRET},
-        {"query": SECRET, "documents": {"text": SECRET}},
-        [SECRET],
+        {"query": MARK, "documents": [MARK, 7]},
+        {"query": MARK, "documents": [MARK], "top_k": MARK},
+        {"query": MARK + " word" * 9000, "documents": [MARK]},
+        {"query": MARK, "documents": [MARK], "instruction": " "},
+        {"query": MARK, "documents": [MARK], "model": MARK},
+        {"query": MARK, "documents": {"text": MARK}},
+        [MARK],
     ]
     with caplog.at_level(logging.DEBUG):
         for body in bodies:
             answer = client.post("/v1/rerank", json=body)
             assert answer.status_code in (404, 422)
-            assert SECRET not in answer.text
+            assert MARK not in answer.text
         broken = client.post(
-            "/rerank", content=f'{{"query": "{SECRET}'.encode(), headers={"Content-Type": "application/json"}
+            "/rerank", content=f'{{"query": "{MARK}'.encode(), headers={"Content-Type": "application/json"}
         )
-        assert SECRET not in broken.text
-        assert client.post("/v1/rerank", json={"query": SECRET, "documents": [SECRET]}).status_code == 200
+        assert MARK not in broken.text
+        assert client.post("/v1/rerank", json={"query": MARK, "documents": [MARK]}).status_code == 200
     assert caplog.records
-    assert SECRET not in json.dumps([[record.getMessage(), str(record.__dict__)] for record in caplog.records])
+    assert MARK not in json.dumps([[record.getMessage(), str(record.__dict__)] for record in caplog.records])
