@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # Haystack's telemetry writes a file into the home folder and calls out.
@@ -39,6 +40,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """These clients leave sockets to the garbage collector: it shall find them here, where that is expected."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +106,9 @@ def test_haystacks_vllm_ranker(path: str, shared: Running, expected: list[tuple[
         http_client_kwargs={"timeout": 60},
         extra_parameters={"instruction": None, "truncate_prompt_tokens": -1},
     )
-    output = ranker.run(query=QUERY, documents=[HaystackDocument(id=str(n), content=text) for n, text in enumerate(TEXTS)])
+    output = ranker.run(
+        query=QUERY, documents=[HaystackDocument(id=str(n), content=text) for n, text in enumerate(TEXTS)]
+    )
     ranker.close()
     assert [(int(each.id), each.score) for each in output["documents"]] == expected[:3]
     assert output["meta"]["usage"]["prompt_tokens"] > 0
@@ -106,7 +116,9 @@ def test_haystacks_vllm_ranker(path: str, shared: Running, expected: list[tuple[
 
 def test_haystacks_cohere_ranker(shared: Running, expected: list[tuple[int, Any]]) -> None:
     ranker = CohereRanker(model="rerank-v3.5", api_key=Secret.from_token(KEY), api_base_url=shared.url, top_k=3)
-    output = ranker.run(query=QUERY, documents=[HaystackDocument(id=str(n), content=text) for n, text in enumerate(TEXTS)])
+    output = ranker.run(
+        query=QUERY, documents=[HaystackDocument(id=str(n), content=text) for n, text in enumerate(TEXTS)]
+    )
     assert [(int(each.id), each.score) for each in output["documents"]] == expected[:3]
 
 

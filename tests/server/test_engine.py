@@ -45,7 +45,7 @@ def test_a_dead_engine_is_seen_and_started_again() -> None:
 
         load = [pool.submit(post, number) for number in range(60)]
         _kill(engine)
-        assert not engine.running
+        wait_until(lambda: not engine.running)
         answers = [each.result(120) for each in load]
         codes = Counter(answer.status_code for answer in answers)
         assert set(codes) <= {200, 503}
@@ -62,7 +62,9 @@ def test_a_dead_engine_is_seen_and_started_again() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_engine_that_stays_dead_shows_in_health(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, tiny) -> None:  # noqa: ANN001
+def test_an_engine_that_stays_dead_shows_in_health(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, tiny
+) -> None:  # noqa: ANN001
     """Its model's folder is gone when it is to be started again, and comes back later."""
     import shutil
 

@@ -38,7 +38,7 @@ async def _post_all(url: str, requests: list[Request]) -> list[httpx.Response]:
 
 
 def test_five_hundred_at_once_are_all_answered_and_all_right(server: Running, reranker: Reranker) -> None:
-    requests = _requests(500, documents=6)
+    requests = _requests(500, documents=4)
     passes = server.metric("pass_requests_count")
     answers = asyncio.run(_post_all(server.url, requests))
     passes = server.metric("pass_requests_count") - passes

@@ -139,7 +139,8 @@ def run(configuration: Configuration) -> int:
     lifecycle = Lifecycle()
     server = make_server(configuration, lifecycle)
     try:
-        server.run()
+        # Bound before anything is loaded, so that a port that is taken is known at once.
+        server.run(sockets=[server.config.bind_socket()])
     except SystemExit:  # uvicorn's way to say that it cannot listen; its log says why
         return 1
     if isinstance(lifecycle.fatal, RankerError):
