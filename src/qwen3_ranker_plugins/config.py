@@ -21,6 +21,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 MODEL_VARIABLE = "QWEN3_RANKER_MODEL"
 DEVICE_VARIABLE = "QWEN3_RANKER_DEVICE"
+#: Every setting of the server is also read from the variable of this name and its own in capitals.
+VARIABLE_PREFIX = "QWEN3_RANKER_"
 
 
 @dataclass(frozen=True)
@@ -179,3 +181,12 @@ def model_from_environment(default: str) -> str:
 def device_from_environment() -> str:
     """QWEN3_RANKER_DEVICE, or "auto"."""
     return os.environ.get(DEVICE_VARIABLE) or "auto"
+
+
+def variables() -> dict[str, str]:
+    """What follows QWEN3_RANKER_ in the names of environment variables, in lower case -> value, which may be empty."""
+    return {
+        name.removeprefix(VARIABLE_PREFIX).lower(): value
+        for name, value in os.environ.items()
+        if name.startswith(VARIABLE_PREFIX)
+    }

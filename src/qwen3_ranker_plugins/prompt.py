@@ -66,6 +66,11 @@ class EncodedRequest:
     segments: list[list[int]]
     truncated_tokens: list[int]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to be computed if the head is computed once."""
+        return len(self.head) + sum(map(len, self.segments))
+
     def prompt(self, index: int) -> list[int]:
         """All ids of one document's prompt."""
         return self.head + self.segments[index]
@@ -251,10 +256,13 @@ class PromptEncoder:
         self._head_parts = [(tokenizer.split_control(literal), field) for literal, field in self.template.head]
         self.suffix_ids = self._encode_pieces(tokenizer.split_control(self.template.suffix))
 
-    def encode(self, query: str, documents: Sequence[str], instruction: str) -> EncodedRequest:
+    def encode(
+        self, query: str, documents: Sequence[str], instruction: str, max_document_tokens: int | None = None
+    ) -> EncodedRequest:
         """Ids of one request.
 
-        Only documents are cut, at their end and before the suffix.
+        Only documents are cut, at their end and before the suffix: to what fits the prompt, and to
+        `max_document_tokens` if that is less.
 
         Raises:
             PromptTooLongError: query and instruction leave no room for a document.
@@ -269,6 +277,8 @@ class PromptEncoder:
                 f"query and instruction take {len(head)} tokens and the suffix {len(self.suffix_ids)}, which leaves no "
                 f"room for a document within max_length={self.max_length}; shorten them or raise max_length",
             )
+        if max_document_tokens is not None:
+            room = min(room, max_document_tokens)
         encoded = self.tokenizer.encode_batch([before_document + document for document in documents])
         return EncodedRequest(
             head=head,
