@@ -16,11 +16,12 @@ from .prompt import DEFAULT_MAX_LENGTH, Template
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 BUNDLED_MODEL = "bundled:tiny"
 
-ENGINES = ("auto", "packed")
+ENGINES = ("auto", "packed", "remote")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 MODEL_VARIABLE = "QWEN3_RANKER_MODEL"
 DEVICE_VARIABLE = "QWEN3_RANKER_DEVICE"
+API_KEY_VARIABLE = "QWEN3_RANKER_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class EngineConfig:
 
     Attributes:
         engine: a name from ENGINES other than "auto".
-        folder: the resolved model folder.
-        device: "cpu" or "cuda:N".
+        folder: the resolved model folder; None if the engine reads nothing from it.
+        device: "cpu" or "cuda:N"; for the remote engine "remote", as its dtype.
         dtype: "float32", "bfloat16" or "float16".
         token_budget: tokens of one forward pass; None leaves it to the engine.
         modified_ns: when the model's files were last written, so that new weights are not scored with old ones.
@@ -38,7 +39,7 @@ class EngineConfig:
     """
 
     engine: str
-    folder: Path
+    folder: Path | None
     device: str
     dtype: str
     token_budget: int | None
@@ -174,6 +175,11 @@ def check_text(argument: str, value: object, *, may_be_empty: bool = False) -> N
 def model_from_environment(default: str) -> str:
     """QWEN3_RANKER_MODEL, or the default."""
     return os.environ.get(MODEL_VARIABLE) or default
+
+
+def secret_from_environment(variable: str) -> str | None:
+    """The value of a variable that holds a secret, or None. Keep it out of messages, settings and `repr`."""
+    return os.environ.get(variable) or None
 
 
 def device_from_environment() -> str:
