@@ -36,6 +36,7 @@ from .errors import InvalidInputError, RankerError
 from .offline.command import rerank
 from .prompt import DEFAULT_MAX_LENGTH
 from .reranker import Reranker
+from .server.command import serve
 from .types import RerankResult
 
 app = typer.Typer(
@@ -94,6 +95,7 @@ def demo(
 
 
 app.command()(rerank)
+app.command()(serve)
 
 
 class By(StrEnum):

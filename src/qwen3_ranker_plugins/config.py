@@ -22,6 +22,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODEL_VARIABLE = "QWEN3_RANKER_MODEL"
 DEVICE_VARIABLE = "QWEN3_RANKER_DEVICE"
 API_KEY_VARIABLE = "QWEN3_RANKER_API_KEY"
+#: Every setting of the server is also read from the variable of this name and its own in capitals.
+VARIABLE_PREFIX = "QWEN3_RANKER_"
 
 
 @dataclass(frozen=True)
@@ -185,3 +187,12 @@ def secret_from_environment(variable: str) -> str | None:
 def device_from_environment() -> str:
     """QWEN3_RANKER_DEVICE, or "auto"."""
     return os.environ.get(DEVICE_VARIABLE) or "auto"
+
+
+def variables() -> dict[str, str]:
+    """What follows QWEN3_RANKER_ in the names of environment variables, in lower case -> value, which may be empty."""
+    return {
+        name.removeprefix(VARIABLE_PREFIX).lower(): value
+        for name, value in os.environ.items()
+        if name.startswith(VARIABLE_PREFIX)
+    }

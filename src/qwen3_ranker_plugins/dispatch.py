@@ -11,10 +11,13 @@ import atexit
 import os
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
@@ -28,6 +31,27 @@ from .packing import length_order
 from .prompt import EncodedRequest
 
 Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PassReport:
+    """What one forward pass held, and how it went.
+
+    Attributes:
+        requests, documents: how many took part, and with how many documents.
+        tokens: that went into it.
+        seconds: wall time of the pass.
+        error: what it raised, or None.
+    """
+
+    requests: int
+    documents: int
+    tokens: int
+    seconds: float
+    error: BaseException | None = None
+
+
+PassListener = Callable[[PassReport], None]
 
 
 class _Submission:
@@ -123,6 +147,7 @@ class Dispatcher:
         self._waiting: deque[_Submission] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self._listeners: list[PassListener] = []
         self._process = os.getpid()
         # Daemons, so that a program that forgets close() can end; the registry joins them at exit.
         self._workers = [
@@ -154,7 +179,18 @@ class Dispatcher:
                 raise EngineClosedError("the reranker is closed: make a new one")
             self._waiting.append(submission)
             self._changed.notify()
+        submission.future.add_done_callback(partial(self._forget_cancelled, submission))
         return submission.future
+
+    def _forget_cancelled(self, submission: _Submission, future: Future[Margins]) -> None:
+        """Free the memory of a cancelled request now: the pass in flight may take long, or never end."""
+        if future.cancelled():
+            with self._changed, suppress(ValueError):  # it is in a pass, or was taken out already
+                self._waiting.remove(submission)
+
+    def on_pass(self, listener: PassListener) -> None:
+        """Call `listener` after every pass, from the worker thread. It must not raise."""
+        self._listeners.append(listener)
 
     def close(self, *, wait: bool = True) -> None:
         """Finish the passes in flight, fail what is still waiting, close the engine, end the threads.
@@ -234,24 +270,42 @@ class Dispatcher:
 
     def _score(self, batch: _Pass) -> None:
         requests = [submission.request.take(indices) for submission, indices in batch]
+        started = time.perf_counter()
         try:
             if self.engine.workers == 1:
                 results = self.engine.score(requests)
             else:
                 results = self.engine.score_until(requests, batch[0][0].future)
         except Exception as error:  # noqa: BLE001 - it belongs to the callers; this thread has to live on
+            self._report(requests, started, error)
             if len(batch) > 1:  # one caller's fault must not become everybody's
                 for single in batch:
                     self._score([single])
             else:
                 batch[0][0].fail(error if isinstance(error, RankerError) else _engine_error(self.engine, error))
             return
+        except BaseException as error:  # the thread ends with it
+            self._report(requests, started, error)
+            raise
+        self._report(requests, started)
         for (submission, indices), margins in zip(batch, results, strict=True):
             if not submission.settled:
                 try:
                     submission.record(indices, margins)
                 except Exception as error:  # noqa: BLE001 - the caller's progress function raised
                     submission.fail(error)
+
+    def _report(self, requests: list[EncodedRequest], started: float, error: BaseException | None = None) -> None:
+        if self._listeners:
+            report = PassReport(
+                requests=len(requests),
+                documents=sum(len(request.segments) for request in requests),
+                tokens=sum(request.num_tokens for request in requests),
+                seconds=time.perf_counter() - started,
+                error=error,
+            )
+            for listener in self._listeners:
+                listener(report)
 
 
 def _engine_error(engine: Engine, error: Exception) -> EngineError:
@@ -339,6 +393,15 @@ class Lease:
     def engine(self) -> Engine:
         """The shared engine."""
         return self._dispatcher.engine
+
+    @property
+    def running(self) -> bool:
+        """Whether this lease is held and the engine's thread is alive."""
+        return self._finalizer.alive and self._dispatcher.running
+
+    def on_pass(self, listener: PassListener) -> None:
+        """See `Dispatcher.on_pass`; it hears of the passes of everybody who shares the engine."""
+        self._dispatcher.on_pass(listener)
 
     def submit(self, request: EncodedRequest, on_progress: Progress | None = None) -> Future[Margins]:
         """See `Dispatcher.submit`.

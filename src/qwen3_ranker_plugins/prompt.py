@@ -68,6 +68,11 @@ class EncodedRequest:
     truncated_tokens: list[int]
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens to be computed if the head is computed once."""
+        return self.head_length + sum(self.lengths)
+
+    @property
     def head_length(self) -> int:
         """Tokens of the head."""
         return len(self.head)
@@ -93,7 +98,9 @@ class EncodedRequest:
 class Encoder(Protocol):
     """What turns texts into what an engine is given."""
 
-    def encode(self, query: str, documents: Sequence[str], instruction: str | None) -> EncodedRequest:
+    def encode(
+        self, query: str, documents: Sequence[str], instruction: str | None, max_document_tokens: int | None = None
+    ) -> EncodedRequest:
         """One request; an instruction of None stands for the model's default, or the service's own."""
 
 
@@ -273,10 +280,13 @@ class PromptEncoder:
         self._head_parts = [(tokenizer.split_control(literal), field) for literal, field in self.template.head]
         self.suffix_ids = self._encode_pieces(tokenizer.split_control(self.template.suffix))
 
-    def encode(self, query: str, documents: Sequence[str], instruction: str | None) -> EncodedRequest:
+    def encode(
+        self, query: str, documents: Sequence[str], instruction: str | None, max_document_tokens: int | None = None
+    ) -> EncodedRequest:
         """Ids of one request.
 
-        Only documents are cut, at their end and before the suffix. An instruction of None is the default one.
+        Only documents are cut, at their end and before the suffix: to what fits the prompt, and to
+        `max_document_tokens` if that is less. An instruction of None is the default one.
 
         Raises:
             PromptTooLongError: query and instruction leave no room for a document.
@@ -292,6 +302,8 @@ class PromptEncoder:
                 f"query and instruction take {len(head)} tokens and the suffix {len(self.suffix_ids)}, which leaves no "
                 f"room for a document within max_length={self.max_length}; shorten them or raise max_length",
             )
+        if max_document_tokens is not None:
+            room = min(room, max_document_tokens)
         encoded = self.tokenizer.encode_batch([before_document + document for document in documents])
         return EncodedRequest(
             head=head,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import DEFAULT_MODEL, RankingOptions, RerankerSettings, check_text
-from .dispatch import Lease
+from .config import DEFAULT_MODEL, RankingOptions, RerankerSettings, check_positive, check_text
+from .dispatch import Lease, PassListener
 from .engines import choose_engine, engine_config, make_encoder, model_folder
 from .engines.base import Margins
 from .errors import InvalidInputError, ScoringError
@@ -182,6 +182,32 @@ class Reranker:
         prepared = await asyncio.to_thread(self._prepare, Request(query, documents, instruction))
         return prepared.scores(await asyncio.wrap_future(self._submit(prepared)))
 
+    def prepare(self, request: Request) -> Prepared:
+        """The first half of a call, for callers such as a server that look at its size before they `submit` it.
+
+        Raises: as `rerank`, for the input.
+        """
+        return self._prepare(request)
+
+    def submit(self, prepared: Prepared) -> Future[Margins]:
+        """The second half: queue it. `prepared.result(margins, options)` makes the ranking of what the future brings.
+
+        Cancelling the future drops what no forward pass has taken.
+
+        Raises:
+            EngineClosedError: the reranker is closed, or its engine has ended.
+        """
+        return self._submit(prepared)
+
+    @property
+    def running(self) -> bool:
+        """Whether the engine's thread is alive; if it is not, every call raises EngineClosedError."""
+        return self._lease.running
+
+    def on_pass(self, listener: PassListener) -> None:
+        """Call `listener(PassReport)` after every forward pass, from the engine's thread."""
+        self._lease.on_pass(listener)
+
     def describe(self) -> dict[str, str]:
         """The engine's device, dtype and versions, for people."""
         return self._lease.engine.describe()
@@ -205,21 +231,22 @@ class Reranker:
     def __repr__(self) -> str:
         return f"Reranker(model={str(self.model_path or self.settings.model)!r}, engine={self.engine_name!r})"
 
-    def _prepare(self, request: Request) -> _Prepared:
+    def _prepare(self, request: Request) -> Prepared:
         started = time.perf_counter()
         check_text("query", request.query)
+        check_positive("max_document_tokens", request.max_document_tokens)
         instruction = self.settings.instruction if request.instruction is None else request.instruction
         if instruction is not None:
             check_text("instruction", instruction)
         documents = _checked_documents(request.documents)
         if not documents:
-            return _Prepared(documents, np.empty(0, dtype=np.intp), EncodedRequest([], [], []), started)
+            return Prepared(documents, np.empty(0, dtype=np.intp), EncodedRequest([], [], []), started)
         positions: dict[str, int] = {}
         source = [positions.setdefault(document, len(positions)) for document in documents]
-        encoded = self._encoder.encode(request.query, list(positions), instruction)
-        return _Prepared(documents, np.asarray(source, dtype=np.intp), encoded, started)
+        encoded = self._encoder.encode(request.query, list(positions), instruction, request.max_document_tokens)
+        return Prepared(documents, np.asarray(source, dtype=np.intp), encoded, started)
 
-    def _submit(self, prepared: _Prepared, bar: _ProgressBar | None = None) -> Future[Margins]:
+    def _submit(self, prepared: Prepared, bar: _ProgressBar | None = None) -> Future[Margins]:
         if not prepared.distinct:
             nothing: Future[Margins] = Future()
             nothing.set_result(Margins(np.empty(0, dtype=np.float32), computed_tokens=0))
@@ -230,13 +257,13 @@ class Reranker:
         future.add_done_callback(prepared.stop_clock)
         return future
 
-    def _run_many(self, requests: Sequence[Request], show_progress: bool) -> list[tuple[_Prepared, Margins]]:
+    def _run_many(self, requests: Sequence[Request], show_progress: bool) -> list[tuple[Prepared, Margins]]:
         if not isinstance(requests, Sequence):
             raise InvalidInputError("requests", requests, "needs a list of Request")
         for index, request in enumerate(requests):
             if not isinstance(request, Request):
                 raise InvalidInputError(f"requests[{index}]", request, "needs a Request(query, documents)")
-        prepared: list[_Prepared] = []
+        prepared: list[Prepared] = []
         futures: list[Future[Margins]] = []
         with _progress(show_progress) as bar:
             try:
@@ -254,7 +281,7 @@ def _make_again(kind: type[Reranker], settings: RerankerSettings, options: Ranki
 
 
 @dataclass
-class _Prepared:
+class Prepared:
     """A checked and encoded request.
 
     Attributes:
@@ -273,9 +300,17 @@ class _Prepared:
 
     @property
     def distinct(self) -> int:
+        """Texts that have to be scored."""
         return len(self.encoded.segments)
 
+    @property
+    def truncated(self) -> list[tuple[int, int]]:
+        """(position in the input, tokens cut off) of every document that is not read whole."""
+        cut = self.encoded.truncated_tokens
+        return [(index, cut[place]) for index, place in enumerate(self.source.tolist()) if cut[place]]
+
     def stop_clock(self, _future: Future[Margins]) -> None:
+        """The last document is scored."""
         self.finished = time.perf_counter()
 
     def margins(self, margins: Margins) -> NDArray[np.float32]:

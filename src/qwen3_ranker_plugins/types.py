@@ -15,11 +15,13 @@ class Request:
         query: what the user asked; not empty.
         documents: texts in any order; may be empty.
         instruction: the task, as in the model's prompt; None means as configured.
+        max_document_tokens: cut each document to so many tokens; None cuts only what does not fit the prompt.
     """
 
     query: str
     documents: Sequence[str]
     instruction: str | None = None
+    max_document_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,8 @@ class Service:
     Attributes:
         routes: name -> path; the first is the default.
         scores: what comes back, "probability" in [0, 1] or "logit".
-        takes_instruction: whether its requests have a field for it.
+        takes_instruction, takes_limit: whether its requests have a field for the instruction, and for the most tokens
+            of a document.
         prompts_are_ours: whether it reads prompts as they come, so that we have to make them.
         documents_per_request: by default.
     """
@@ -39,21 +40,25 @@ class Service:
     routes: Mapping[str, str]
     scores: str
     takes_instruction: bool = False
+    takes_limit: bool = False
     prompts_are_ours: bool = False
     documents_per_request: int = 256
 
 
 #: Defaults of documents_per_request: 32 is TEI's own limit (--max-client-batch-size), 1000 Cohere's.
 SERVICES: dict[str, Service] = {
-    "server": Service({"rerank": "/v1/rerank", "score": "/v1/score"}, "probability", takes_instruction=True),
+    "server": Service(
+        {"rerank": "/v1/rerank", "score": "/v1/score"}, "logit", takes_instruction=True, takes_limit=True
+    ),
     "vllm": Service(
         {"classify": "/classify", "score": "/v1/score", "rerank": "/v1/rerank"},
         "logit",
         takes_instruction=True,
+        takes_limit=True,
         prompts_are_ours=True,
     ),
     "tei": Service({"tei": "/rerank"}, "logit", documents_per_request=32),
-    "cohere": Service({"rerank": "/v2/rerank"}, "probability", documents_per_request=1000),
+    "cohere": Service({"rerank": "/v2/rerank"}, "probability", takes_limit=True, documents_per_request=1000),
     "jina": Service({"rerank": "/v1/rerank"}, "probability", documents_per_request=1000),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ...errors import InvalidInputError
@@ -27,12 +27,14 @@ class TextRequest(EncodedRequest):
         query: what stands in the request's field for the query.
         documents: what stands in its field for the documents.
         instruction: what stands in its field for the instruction; None leaves it out.
+        max_document_tokens: what stands in its field for it; None leaves it out.
         exact: the ids are those that the service should read.
     """
 
     query: str
     documents: list[str]
     instruction: str | None
+    max_document_tokens: int | None
     exact: bool
 
     @property
@@ -47,15 +49,11 @@ class TextRequest(EncodedRequest):
 
     def take(self, indices: Sequence[int]) -> TextRequest:
         """The same request with only some of its documents, in the order given."""
-        part = super().take(indices)
-        return TextRequest(
-            part.head,
-            part.segments,
-            part.truncated_tokens,
-            self.query,
-            [self.documents[i] for i in indices],
-            self.instruction,
-            self.exact,
+        return replace(
+            self,
+            segments=[self.segments[i] for i in indices],
+            truncated_tokens=[self.truncated_tokens[i] for i in indices],
+            documents=[self.documents[i] for i in indices],
         )
 
 
@@ -69,12 +67,18 @@ class TextEncoder:
     def __init__(self, options: RemoteOptions) -> None:
         self._options = options
 
-    def encode(self, query: str, documents: Sequence[str], instruction: str | None) -> TextRequest:
+    def encode(
+        self, query: str, documents: Sequence[str], instruction: str | None, max_document_tokens: int | None = None
+    ) -> TextRequest:
         """One request; an instruction of None is left to the service.
 
         Raises:
-            InvalidInputError: an instruction for a service that takes none.
+            InvalidInputError: an instruction, or a limit of tokens, for a service that takes none.
         """
+        if max_document_tokens is not None and not self._options.service.takes_limit:
+            raise InvalidInputError(
+                "max_document_tokens", max_document_tokens, f"{self._options.kind} takes none: leave it out"
+            )
         if not self._options.takes_instruction:
             if instruction not in (None, DEFAULT_INSTRUCTION):
                 raise InvalidInputError("instruction", instruction, f"{self._options.kind} takes none: leave it out")
@@ -86,6 +90,7 @@ class TextEncoder:
             as_utf8(query),
             [as_utf8(document) for document in documents],
             None if instruction is None else as_utf8(instruction),
+            max_document_tokens,
             exact=False,
         )
 
@@ -103,7 +108,9 @@ class RenderedEncoder:
     def __init__(self, encoder: PromptEncoder) -> None:
         self._encoder = encoder
 
-    def encode(self, query: str, documents: Sequence[str], instruction: str | None) -> TextRequest:
+    def encode(
+        self, query: str, documents: Sequence[str], instruction: str | None, max_document_tokens: int | None = None
+    ) -> TextRequest:
         """One request.
 
         Raises:
@@ -112,20 +119,19 @@ class RenderedEncoder:
         instruction = _defused(DEFAULT_INSTRUCTION if instruction is None else instruction)
         query = _defused(query)
         texts = [_defused(document) for document in documents]
-        encoded = self._encoder.encode(query, texts, instruction)
+        encoded = self._encoder.encode(query, texts, instruction, max_document_tokens)
         truncated = list(encoded.truncated_tokens)
         segments = list(encoded.segments)
-        room = self._encoder.max_length - len(encoded.head) - len(self._encoder.suffix_ids)
         for index, cut in enumerate(truncated):
             if cut:
-                texts[index], segments[index] = self._shortened(texts[index], room, query, instruction)
                 whole = len(encoded.segments[index]) + cut
+                room = len(encoded.segments[index]) - len(self._encoder.suffix_ids)
+                texts[index], segments[index] = self._shortened(texts[index], room, query, instruction)
                 truncated[index] = whole - len(segments[index])
         template = self._encoder.template
         head = template.render_head({"instruction": instruction, "query": query})
-        return TextRequest(
-            encoded.head, segments, truncated, head, [text + template.suffix for text in texts], None, exact=True
-        )
+        documents = [text + template.suffix for text in texts]
+        return TextRequest(encoded.head, segments, truncated, head, documents, None, None, exact=True)
 
     def _shortened(self, text: str, room: int, query: str, instruction: str) -> tuple[str, list[int]]:
         """The longest beginning found whose prompt fits, and its segment: cutting ids may split a character."""
@@ -134,7 +140,7 @@ class RenderedEncoder:
         length = room
         while True:
             shorter = tokenizer.plain.decode(ids[: max(0, length)], skip_special_tokens=False).rstrip("\ufffd")
-            encoded = self._encoder.encode(query, [shorter], instruction)
+            encoded = self._encoder.encode(query, [shorter], instruction, room)
             if not encoded.truncated_tokens[0]:
                 return shorter, encoded.segments[0]
             length -= encoded.truncated_tokens[0]

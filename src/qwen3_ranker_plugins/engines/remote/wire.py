@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,25 +27,27 @@ from .texts import TextRequest
 
 Json = dict[str, Any]
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def request_body(options: RemoteOptions, request: EncodedRequest) -> Json:
     """What is sent for one query and its documents."""
     body: Json = {"model": options.served_model} if options.served_model and options.route != "tei" else {}
-    if options.kind == "vllm":
+    if options.kind in ("server", "vllm"):
         # The sigmoid of a score that is decided would round to 0 or 1 and lose the order.
         body["use_activation"] = options.scores == "probability"
     if not isinstance(request, TextRequest):
         return body | {"input": [request.prompt(i) for i in range(len(request.segments))]}
     if request.instruction is not None:
         body["instruction"] = request.instruction
+    if request.max_document_tokens is not None:
+        body["max_tokens_per_doc"] = request.max_document_tokens
     if options.route == "score":
         return body | {"text_1": request.query, "text_2": request.documents}
     if options.route == "tei":
         raw, truncate = options.scores == "logit", options.truncate
         return body | {"query": request.query, "texts": request.documents, "raw_scores": raw, "truncate": truncate}
     body |= {"query": request.query, "documents": request.documents, "top_n": len(request.documents)}
-    if options.kind == "server":
-        body["return_margins"] = True
     # Cohere's second version has no such field and returns none.
     return body if options.kind == "cohere" else body | {"return_documents": False}
 
@@ -77,14 +79,14 @@ def margins(options: RemoteOptions, request: EncodedRequest, answer: object) -> 
         if reason is not None:
             failures.setdefault(index, reason)
     usable = {index: item for index, item in found.items() if index not in failures}
-    prompt_tokens = _prompt_tokens(answer)
+    prompt_tokens = _tokens(answer, "prompt_tokens", "total_tokens")
     _check_prompts(options, request, prompt_tokens)
     return Margins(
         _values(options, usable, count),
-        computed_tokens=prompt_tokens or 0,
+        computed_tokens=_tokens(answer, "computed_tokens", "prompt_tokens", "total_tokens") or 0,
         failures=failures,
         prompt_tokens=prompt_tokens or 0,
-        truncated={index: item.truncated for index, item in usable.items() if item.truncated},
+        truncated=_truncated(answer, count),
     )
 
 
@@ -94,14 +96,10 @@ class _Item:
 
     Attributes:
         value: as the service wrote it; NaN if that is not a number.
-        margin: where the service gives it besides the score.
-        truncated: tokens that the service says it cut off.
         problem: why it cannot be used, or None.
     """
 
     value: float
-    margin: float | None
-    truncated: int
     problem: str | None
 
 
@@ -110,7 +108,7 @@ def _items(options: RemoteOptions, answer: object) -> list[Any]:
     items = answer if name is None else answer.get(name) if isinstance(answer, dict) else None
     if not isinstance(items, list):
         raise RemoteError(
-            f"{options.endpoint} answered without a list of {name or 'scores'}: {_short(answer)}; "
+            f"{options.endpoint} answered without a list of {name or 'scores'}, with {_shape(answer)}; "
             f"is it a service of kind {options.kind!r}?"
         )
     return items
@@ -127,34 +125,22 @@ def _item(options: RemoteOptions, item: Json) -> _Item:
         score = given[0] if isinstance(given, list) else None
     else:
         score = item.get("relevance_score" if options.route == "rerank" else "score")
-    margin = _number(item.get("margin"))
-    truncated = item.get("truncated_tokens")
     value = _number(score)
     problem = None
     if value is None:
         problem = f"its score is {_short(score)}, which is no number"
-    elif not math.isfinite(value):
+    elif not abs(value) < _LARGEST:  # also if it is not a number
         problem = f"its score is {value}"
     elif options.scores == "probability" and not 0 <= value <= 1:
         problem = f"its score is {value}, which is no probability: set engine_options['scores'] to 'logit'"
-    elif margin is not None and not math.isfinite(margin):
-        problem = f"its margin is {margin}"
-    return _Item(
-        math.nan if value is None else value,
-        margin,
-        truncated if isinstance(truncated, int) and not isinstance(truncated, bool) and truncated > 0 else 0,
-        problem,
-    )
+    return _Item(math.nan if value is None else value, problem)
 
 
 def _values(options: RemoteOptions, items: Mapping[int, _Item], count: int) -> NDArray[np.float32]:
     """Margins, float32 [count]; NaN where there is no usable item."""
     values = np.full(count, np.nan, dtype=np.float32)
     for index, item in items.items():
-        if item.margin is not None:
-            values[index] = item.margin
-        else:
-            values[index] = item.value if options.scores == "logit" else _logit(item.value)
+        values[index] = item.value if options.scores == "logit" else _logit(item.value)
     scores = [item.value for item in items.values()]
     ranked = scores == sorted(scores, reverse=True)
     if ranked and options.route in ("rerank", "tei") and options.scores == "probability":
@@ -171,21 +157,32 @@ def _logit(score: float) -> float:
 def _keep_order(values: NDArray[np.float32], items: Mapping[int, _Item]) -> None:
     """Scores that were rounded to 0 or 1 are equal, but a service that ranks knows their order: one bit each."""
     for limit in (1.0, 0.0):
-        tied = [index for index, item in items.items() if item.value == limit and item.margin is None]
+        tied = [index for index, item in items.items() if item.value == limit]
         for above, below in pairwise(tied):
             values[below] = np.nextafter(values[above], np.float32(-np.inf))
 
 
-def _prompt_tokens(answer: object) -> int | None:
-    """What the service counted, if it says so."""
+def _tokens(answer: object, *names: str) -> int | None:
+    """What the service counted, under the first of these names that it uses."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
-    if not isinstance(usage, dict):
-        return None
-    for name in ("prompt_tokens", "total_tokens"):
-        tokens = usage.get(name)
-        if isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0:
-            return tokens
-    return None
+    counts = [usage.get(name) for name in names] if isinstance(usage, dict) else []
+    return next((count for count in counts if _is_count(count)), None)
+
+
+def _truncated(answer: object, count: int) -> dict[int, int]:
+    """Index -> tokens cut off, as our server reports it: meta.truncated [{index, truncated_tokens}]."""
+    meta = answer.get("meta") if isinstance(answer, dict) else None
+    entries = meta.get("truncated") if isinstance(meta, dict) else None
+    cut: dict[int, int] = {}
+    for entry in entries if isinstance(entries, list) else ():
+        index, tokens = (entry.get("index"), entry.get("truncated_tokens")) if isinstance(entry, dict) else (None, None)
+        if _is_count(index) and index < count and _is_count(tokens):
+            cut[index] = tokens
+    return cut
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _check_prompts(options: RemoteOptions, request: EncodedRequest, counted: int | None) -> None:
@@ -202,7 +199,20 @@ def _check_prompts(options: RemoteOptions, request: EncodedRequest, counted: int
 
 
 def _number(value: object) -> float | None:
-    return None if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf
+
+
+def _shape(answer: object) -> str:
+    """What an answer is, without its texts."""
+    if isinstance(answer, dict):
+        names = ", ".join(sorted(map(str, answer)))
+        return f"an object of {names if len(names) <= 80 else f'{names[:77]}...'}" if names else "an empty object"
+    return "a list" if isinstance(answer, list) else f"a {type(answer).__name__}"
 
 
 def _short(value: object) -> str:
