@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -164,6 +164,24 @@ def check_json(argument: str, value: object) -> str:
         return json.dumps(dict(value), sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(argument, value, f"use values that JSON can write ({error})") from error
+
+
+def parse_options(argument: str, given: Sequence[str]) -> dict[str, object]:
+    """Options of an engine as a command line gives them: NAME=VALUE, the value as JSON if it is JSON, else as text.
+
+    Raises:
+        InvalidInputError: one has no name or no equals sign.
+    """
+    options: dict[str, object] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals or not name:
+            raise InvalidInputError(argument, each, "write NAME=VALUE")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
 
 
 def check_text(argument: str, value: object, *, may_be_empty: bool = False) -> None:
