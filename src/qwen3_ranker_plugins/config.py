@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -98,6 +99,8 @@ class RerankerSettings:
             raise InvalidInputError("max_length", None, "use a positive integer")
         check_positive("max_length", self.max_length)
         check_positive("token_budget", self.token_budget)
+        if self.engine == "remote":
+            _check_no_secrets(self.engine_options)
         # A copy, so that later changes to the caller's mapping change nothing here.
         object.__setattr__(self, "engine_options", json.loads(check_json("engine_options", self.engine_options)))
 
@@ -164,6 +167,27 @@ def check_json(argument: str, value: object) -> str:
         return json.dumps(dict(value), sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(argument, value, f"use values that JSON can write ({error})") from error
+
+
+_SECRET_NAME = re.compile(r"(?:^|_)(?:key|token|secret|password|authorization|auth|bearer|headers?)$", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"^[a-z]+://(?:[^/?#]*@|[^?#]*[?#])", re.IGNORECASE)
+
+
+def _check_no_secrets(options: object) -> None:
+    """Refuse, without showing them, secrets where they would be printed, pickled and written into pipelines.
+
+    Raises:
+        InvalidInputError: an option is named as a secret, or is an address with a user, a password or a query.
+    """
+    for name, value in options.items() if isinstance(options, Mapping) else ():
+        secret = isinstance(name, str) and _SECRET_NAME.search(name)
+        if secret or (isinstance(value, str) and _CREDENTIALS.search(value)):
+            raise InvalidInputError(
+                f"engine_options[{name!r}]",
+                "(hidden)",
+                "secrets are not written into options: put the key into an environment variable and its name into "
+                "engine_options['api_key_env']",
+            )
 
 
 def parse_options(argument: str, given: Sequence[str]) -> dict[str, object]:

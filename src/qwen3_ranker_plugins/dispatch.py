@@ -85,7 +85,7 @@ class _Submission:
         end, stop = self._taken, min(len(self._order), self._taken + most)
         while end < stop and (end - self._taken < at_least or head + before[end + 1] - before[self._taken] <= budget):
             end += 1
-        indices = self._order[self._taken : end]
+        indices = sorted(self._order[self._taken : end])  # a service that ranks may tell ties by this order
         tokens = head + before[end] - before[self._taken] if indices else 0
         self._taken = end
         return indices, tokens

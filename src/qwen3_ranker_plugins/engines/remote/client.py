@@ -75,33 +75,38 @@ class HttpClient:
         """
         options = self._options
         content = json.dumps(body, ensure_ascii=False, allow_nan=False).encode("utf-8")
-        failed: list[RetryCallState] = []
+        failed: list[RemoteError] = []
         attempts = AsyncRetrying(  # one for each call, as it keeps a call's state
             retry=retry_if_exception_type(_TryAgainError),
             stop=stop_after_attempt(options.max_attempts) | stop_before_delay(options.total_timeout),
             wait=self._wait,
-            before_sleep=failed.append,
             reraise=True,
         )
         try:
             async with asyncio.timeout(options.total_timeout):
-                return await attempts(self._once, content)
+                return await attempts(self._once, content, failed)
         except _TryAgainError as error:
-            spent = f"attempt {len(failed) + 1} of {options.max_attempts}"
+            spent = f"attempt {len(failed)} of {options.max_attempts}"
             raise RemoteError(f"{error} ({spent})", error.status) from error.__cause__
         except TimeoutError as error:
-            last = failed[-1].outcome.exception() if failed and failed[-1].outcome is not None else None
-            before = "" if last is None else f"; before that: {last}"
-            raise RemoteError(
-                f"{options.endpoint} gave no answer within total_timeout={options.total_timeout:g} s{before}",
-                last.status if isinstance(last, RemoteError) else None,
-            ) from error
+            text = f"{options.endpoint} gave no answer within total_timeout={options.total_timeout:g} s"
+            if failed:
+                text += f"; before that: {failed[-1]}"
+            raise RemoteError(text, failed[-1].status if failed else None) from error
 
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
 
-    async def _once(self, content: bytes) -> object:
+    async def _once(self, content: bytes, failed: list[RemoteError]) -> object:
+        """One attempt, written down if it fails in a way that another may mend."""
+        try:
+            return await self._attempt(content)
+        except _TryAgainError as error:
+            failed.append(error)
+            raise
+
+    async def _attempt(self, content: bytes) -> object:
         endpoint = self._options.endpoint
         try:
             async with self._client.stream("POST", endpoint, content=content) as response:
