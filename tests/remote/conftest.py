@@ -1,4 +1,4 @@
-"""Our server in a process of its own, and services in vLLM's shape, one for all tests."""
+"""Our server in a process of its own, one for all tests."""
 
 from __future__ import annotations
 
@@ -36,19 +36,6 @@ def server_url() -> Iterator[str]:
         yield address.group(1)
         process.terminate()
         process.stdout.read()
-
-
-@pytest.fixture(scope="session")
-def tiny_engine(tiny: Path) -> Iterator[PackedEngine]:
-    engine = PackedEngine(tiny, device="cpu", dtype="float32")
-    yield engine
-    engine.close()
-
-
-@pytest.fixture(scope="session")
-def vllm_url(tiny: Path, tiny_engine: PackedEngine) -> Iterator[str]:
-    with running(vllm_like(tiny, tiny_engine)) as url:
-        yield url
 
 
 @pytest.fixture(scope="session")
