@@ -30,6 +30,7 @@ from .config import (
     check_text,
     device_from_environment,
     model_from_environment,
+    parse_options,
 )
 from .demo import DEFAULT_CANDIDATES
 from .errors import InvalidInputError, RankerError
@@ -53,6 +54,11 @@ ModelOption = Annotated[
 ]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help=f"auto, cpu, cuda or cuda:N. Default: ${DEVICE_VARIABLE}, or auto.")
+]
+EngineOption = Annotated[str, typer.Option("--engine", help="auto, or the name of an engine.")]
+EngineOptions = Annotated[
+    list[str] | None,
+    typer.Option("--engine-option", metavar="NAME=VALUE", help="An option of the engine; repeat it for more."),
 ]
 
 
@@ -125,6 +131,8 @@ def rank(
         int, typer.Option(help="Longest prompt in tokens; longer documents are cut at their end.")
     ] = DEFAULT_MAX_LENGTH,
     model: ModelOption = None,
+    engine: EngineOption = "auto",
+    engine_option: EngineOptions = None,
     device: DeviceOption = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
@@ -135,6 +143,8 @@ def rank(
     name = _model(model)
     with Reranker(
         name,
+        engine=engine,
+        engine_options=parse_options("--engine-option", engine_option or []),
         device=device_from_environment() if device is None else device,
         dtype=dtype,
         template=template,
@@ -161,14 +171,19 @@ def rank(
 @app.command()
 def doctor(
     model: ModelOption = None,
-    engine: Annotated[str, typer.Option(help="auto, or the name of an engine.")] = "auto",
+    engine: EngineOption = "auto",
+    engine_option: EngineOptions = None,
     device: DeviceOption = None,
 ) -> None:
     """Say what is installed and usable here, and prove it by scoring known pairs."""
     from .doctor import diagnose
 
     healthy = diagnose(
-        _console(), model=_model(model), engine=engine, device=device_from_environment() if device is None else device
+        _console(),
+        model=_model(model),
+        engine=engine,
+        engine_options=parse_options("--engine-option", engine_option or []),
+        device=device_from_environment() if device is None else device,
     )
     raise typer.Exit(0 if healthy else 1)
 

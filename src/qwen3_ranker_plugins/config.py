@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -16,11 +17,12 @@ from .prompt import DEFAULT_MAX_LENGTH, Template
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 BUNDLED_MODEL = "bundled:tiny"
 
-ENGINES = ("auto", "packed")
+ENGINES = ("auto", "packed", "remote")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 MODEL_VARIABLE = "QWEN3_RANKER_MODEL"
 DEVICE_VARIABLE = "QWEN3_RANKER_DEVICE"
+API_KEY_VARIABLE = "QWEN3_RANKER_API_KEY"
 #: Every setting of the server is also read from the variable of this name and its own in capitals.
 VARIABLE_PREFIX = "QWEN3_RANKER_"
 
@@ -31,8 +33,8 @@ class EngineConfig:
 
     Attributes:
         engine: a name from ENGINES other than "auto".
-        folder: the resolved model folder.
-        device: "cpu" or "cuda:N".
+        folder: the resolved model folder; None if the engine reads nothing from it.
+        device: "cpu" or "cuda:N"; for the remote engine "remote", as its dtype.
         dtype: "float32", "bfloat16" or "float16".
         token_budget: tokens of one forward pass; None leaves it to the engine.
         modified_ns: when the model's files were last written, so that new weights are not scored with old ones.
@@ -40,7 +42,7 @@ class EngineConfig:
     """
 
     engine: str
-    folder: Path
+    folder: Path | None
     device: str
     dtype: str
     token_budget: int | None
@@ -97,6 +99,8 @@ class RerankerSettings:
             raise InvalidInputError("max_length", None, "use a positive integer")
         check_positive("max_length", self.max_length)
         check_positive("token_budget", self.token_budget)
+        if self.engine == "remote":
+            _check_no_secrets(self.engine_options)
         # A copy, so that later changes to the caller's mapping change nothing here.
         object.__setattr__(self, "engine_options", json.loads(check_json("engine_options", self.engine_options)))
 
@@ -165,6 +169,45 @@ def check_json(argument: str, value: object) -> str:
         raise InvalidInputError(argument, value, f"use values that JSON can write ({error})") from error
 
 
+_SECRET_NAME = re.compile(r"(?:^|_)(?:key|token|secret|password|authorization|auth|bearer|headers?)$", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"^[a-z]+://(?:[^/?#]*@|[^?#]*[?#])", re.IGNORECASE)
+
+
+def _check_no_secrets(options: object) -> None:
+    """Refuse, without showing them, secrets where they would be printed, pickled and written into pipelines.
+
+    Raises:
+        InvalidInputError: an option is named as a secret, or is an address with a user, a password or a query.
+    """
+    for name, value in options.items() if isinstance(options, Mapping) else ():
+        secret = isinstance(name, str) and _SECRET_NAME.search(name)
+        if secret or (isinstance(value, str) and _CREDENTIALS.search(value)):
+            raise InvalidInputError(
+                f"engine_options[{name!r}]",
+                "(hidden)",
+                "secrets are not written into options: put the key into an environment variable and its name into "
+                "engine_options['api_key_env']",
+            )
+
+
+def parse_options(argument: str, given: Sequence[str]) -> dict[str, object]:
+    """Options of an engine as a command line gives them: NAME=VALUE, the value as JSON if it is JSON, else as text.
+
+    Raises:
+        InvalidInputError: one has no name or no equals sign.
+    """
+    options: dict[str, object] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals or not name:
+            raise InvalidInputError(argument, each, "write NAME=VALUE")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
 def check_text(argument: str, value: object, *, may_be_empty: bool = False) -> None:
     """Raise InvalidInputError unless the value is a string with something in it."""
     if not isinstance(value, str):
@@ -176,6 +219,11 @@ def check_text(argument: str, value: object, *, may_be_empty: bool = False) -> N
 def model_from_environment(default: str) -> str:
     """QWEN3_RANKER_MODEL, or the default."""
     return os.environ.get(MODEL_VARIABLE) or default
+
+
+def secret_from_environment(variable: str) -> str | None:
+    """The value of a variable that holds a secret, or None. Keep it out of messages, settings and `repr`."""
+    return os.environ.get(variable) or None
 
 
 def device_from_environment() -> str:

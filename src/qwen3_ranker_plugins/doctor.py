@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -56,7 +57,14 @@ PROBES = (
 )
 
 
-def diagnose(console: Console, *, model: str, engine: str = "auto", device: str = "auto") -> bool:
+def diagnose(
+    console: Console,
+    *,
+    model: str,
+    engine: str = "auto",
+    engine_options: Mapping[str, object] | None = None,
+    device: str = "auto",
+) -> bool:
     """Print everything; False if the model does not tell the probes apart.
 
     Raises:
@@ -76,7 +84,7 @@ def diagnose(console: Console, *, model: str, engine: str = "auto", device: str 
     name, reason = choose_engine(engine)
     console.print(Text(f"\nengine {engine!r} is {name!r}: {reason}"))
     started = time.perf_counter()
-    with Reranker(model, engine=engine, device=device) as reranker:
+    with Reranker(model, engine=engine, engine_options=engine_options, device=device) as reranker:
         described = ", ".join(f"{key} {value}" for key, value in reranker.describe().items() if key != "engine")
         console.print(Text(f"{model} loaded in {time.perf_counter() - started:.1f} s: {described}\n"))
         healthy = _probe(console, reranker)

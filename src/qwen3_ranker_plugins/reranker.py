@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from .config import DEFAULT_MODEL, RankingOptions, RerankerSettings, check_positive, check_text
 from .dispatch import Lease, PassListener
-from .engines import choose_engine, engine_config
+from .engines import choose_engine, engine_config, make_encoder, model_folder
 from .engines.base import Margins
 from .errors import InvalidInputError, ScoringError
-from .models import resolve_model
-from .prompt import DEFAULT_INSTRUCTION, DEFAULT_MAX_LENGTH, EncodedRequest, PromptEncoder, load_tokenizer
+from .prompt import DEFAULT_MAX_LENGTH, EncodedRequest
 from .types import Request, RerankResult, ScoredDocument, Usage
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class Reranker:
     share one engine, which ends with the last of them. Usable as a context manager.
 
     Args:
-        model: a hub name, a folder, or "bundled:tiny".
+        model: a hub name, a folder, or "bundled:tiny"; what a remote service calls it.
         engine: "auto" or a name from `config.ENGINES`.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: "auto", "float32", "bfloat16" or "float16".
@@ -82,8 +81,9 @@ class Reranker:
         )
         self.options = RankingOptions(top_k, score_threshold, min_confidence)
         self.engine_name, self.engine_reason = choose_engine(engine)
-        self.model_path: Path = resolve_model(self.settings.model)
-        self._encoder = PromptEncoder(load_tokenizer(self.model_path), template, max_length)
+        #: The local folder with the model, or with its tokenizer; None if the engine needs neither.
+        self.model_path: Path | None = model_folder(self.engine_name, self.settings)
+        self._encoder = make_encoder(self.engine_name, self.model_path, self.settings)
         self._lease = Lease(engine_config(self.engine_name, self.model_path, self.settings))
 
     def rerank(
@@ -229,16 +229,15 @@ class Reranker:
         return _make_again, (type(self), self.settings, self.options)
 
     def __repr__(self) -> str:
-        return f"Reranker(model={str(self.model_path)!r}, engine={self.engine_name!r})"
+        return f"Reranker(model={str(self.model_path or self.settings.model)!r}, engine={self.engine_name!r})"
 
     def _prepare(self, request: Request) -> Prepared:
         started = time.perf_counter()
         check_text("query", request.query)
         check_positive("max_document_tokens", request.max_document_tokens)
         instruction = self.settings.instruction if request.instruction is None else request.instruction
-        if instruction is None:
-            instruction = DEFAULT_INSTRUCTION
-        check_text("instruction", instruction)
+        if instruction is not None:
+            check_text("instruction", instruction)
         documents = _checked_documents(request.documents)
         if not documents:
             return Prepared(documents, np.empty(0, dtype=np.intp), EncodedRequest([], [], []), started)
@@ -351,15 +350,20 @@ class Prepared:
                 score=float(scores[index]),
                 margin=float(values[index]),
                 confidence=float(confidences[index]),
-                truncated_tokens=self.encoded.truncated_tokens[self.source[index]],
+                truncated_tokens=self._truncated(margins, int(self.source[index])),
             )
             for index in order[keep[order]][: options.top_k].tolist()
         )
         return RerankResult(hits, self._usage(margins))
 
+    def _truncated(self, margins: Margins, place: int) -> int:
+        return self.encoded.truncated_tokens[place] + margins.truncated.get(place, 0)
+
     def _usage(self, margins: Margins) -> Usage:
-        lengths = np.asarray([len(segment) for segment in self.encoded.segments], dtype=np.int64)
-        prompts = len(self.encoded.head) * len(self.source) + int(lengths[self.source].sum())
+        prompts = margins.prompt_tokens
+        if prompts is None:
+            lengths = np.asarray(self.encoded.lengths, dtype=np.int64)
+            prompts = self.encoded.head_length * len(self.source) + int(lengths[self.source].sum())
         return Usage(
             documents=len(self.source),
             prompt_tokens=prompts,

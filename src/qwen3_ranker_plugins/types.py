@@ -51,8 +51,9 @@ class Usage:
 
     Attributes:
         documents: documents in the input, equal texts counted each time.
-        prompt_tokens: tokens of all prompts, as if each document had been scored on its own.
-        computed_tokens: tokens that went through the model.
+        prompt_tokens: tokens of all prompts, as if each document had been scored on its own. From a remote service:
+            as it counted them, equal texts once; 0 if it does not say.
+        computed_tokens: tokens that went through the model. From a remote service: as `prompt_tokens`.
         seconds: wall time from the beginning of the request's tokenization to its last score, waiting included.
     """
 

@@ -15,8 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION
+from qwen3_ranker_plugins.config import RerankerSettings
+from qwen3_ranker_plugins.engines import create_engine
 from qwen3_ranker_plugins.engines.base import Engine
 from qwen3_ranker_plugins.engines.packed import PackedEngine
+from qwen3_ranker_plugins.engines.remote import remote_config
 from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder
 
 Reference = Callable[[EncodedRequest], NDArray[np.float32]]
@@ -36,12 +39,13 @@ class Case:
     tolerance: float
 
     def __str__(self) -> str:
-        return f"packed-{self.device}-{self.dtype}"
+        return f"{'remote' if self.device == 'remote' else 'packed'}-{self.device}-{self.dtype}"
 
 
 CASES = [
     Case("cpu", "float32", 1e-4),
     Case("cpu", "bfloat16", 0.05),
+    Case("remote", "float32", 1e-4),
     pytest.param(Case("cuda", "float32", 1e-4), marks=needs_gpu),
     pytest.param(Case("cuda", "bfloat16", 0.05), marks=needs_gpu),
     pytest.param(Case("cuda", "float16", 0.05), marks=needs_gpu),
@@ -51,6 +55,12 @@ CASES = [
 @pytest.fixture(scope="module", params=CASES, ids=str)
 def engine(request: pytest.FixtureRequest, tiny: Path) -> Iterator[tuple[Engine, float]]:
     case: Case = request.param
+    if case.device == "remote":  # token ids to a service with vLLM's shape
+        options = {"url": request.getfixturevalue("vllm_url"), "kind": "vllm"}
+        remote = create_engine(remote_config(RerankerSettings("bundled:tiny", "remote", engine_options=options)))
+        yield remote, case.tolerance
+        remote.close()
+        return
     made = PackedEngine(tiny, device=case.device, dtype=case.dtype)
     yield made, case.tolerance
     made.close()
@@ -152,5 +162,6 @@ def test_a_document_sees_neither_its_neighbours_nor_another_head(
 def test_computed_tokens_count_the_head_once(engine: tuple[Engine, float], encoder: PromptEncoder) -> None:
     made, _ = engine
     request = encoder.encode("q", ["one", "two words", "three more words"], DEFAULT_INSTRUCTION)
-    expected = len(request.head) + sum(len(segment) for segment in request.segments)
+    heads = len(request.segments) if made.name == "remote" else 1  # a service that scores pairs
+    expected = heads * len(request.head) + sum(len(segment) for segment in request.segments)
     assert made.score([request])[0].computed_tokens == expected

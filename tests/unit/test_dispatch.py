@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -245,6 +245,48 @@ def test_a_head_as_long_as_the_budget_is_not_computed_for_every_document() -> No
         assert dispatcher.submit(long_head).result(10).values.tolist() == [head + 2] * 100
         dispatcher.close()
         assert len(engine.passes) <= 10
+
+
+class WaitingEngine(SumEngine):
+    """Three passes at a time, two documents each; one for a head of 13 waits until the caller has gone."""
+
+    workers = 3
+    documents_per_pass = 2
+
+    def __init__(self) -> None:
+        super().__init__(token_budget=1000)
+        self.gone = threading.Event()
+
+    def score_until(self, requests: Sequence[EncodedRequest], settled: Future[Margins]) -> list[Margins]:
+        [only] = requests
+        assert len(only.segments) <= 2
+        if only.head == [13]:
+            self.in_pass.set()
+            settled.add_done_callback(lambda _: self.gone.set())
+            assert self.gone.wait(10)
+            raise CancelledError
+        return self.score(requests)
+
+
+def test_several_workers_serve_each_request_alone_and_stop_for_a_caller_that_has_gone() -> None:
+    engine = WaitingEngine()
+    dispatcher = Dispatcher(engine)
+    stuck = dispatcher.submit(request([1, 2], head=13))
+    assert engine.in_pass.wait(10)
+    rng = np.random.default_rng(0)
+    work = [rng.integers(1, 40, size=rng.integers(1, 9)).tolist() for _ in range(100)]
+    with ThreadPoolExecutor(10) as pool:
+        results = list(pool.map(lambda lengths: dispatcher.submit(request(lengths)).result(60).values.tolist(), work))
+    assert results == [expected(lengths) for lengths in work]
+    assert not stuck.done()
+    assert stuck.cancel()
+    assert engine.gone.wait(10)
+    poisoned = dispatcher.submit(request([1] * 9, head=POISON))
+    with pytest.raises(EngineError, match="poisoned"):
+        poisoned.result(10)
+    dispatcher.close()
+    assert not dispatcher.running
+    assert engine.closed_by == "qwen3-ranker-sum"
 
 
 def test_fifty_threads() -> None:

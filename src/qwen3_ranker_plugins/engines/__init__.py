@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING
 
 from ..config import ENGINES, EngineConfig, check_choice, check_json
 from ..errors import InvalidInputError, MissingDependencyError
+from ..models import resolve_model
+from ..prompt import PromptEncoder, load_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ..config import RerankerSettings
+    from ..prompt import Encoder
     from .base import Engine
 
 #: Modules that an engine imports, and the extra of this distribution that installs them.
 REQUIREMENTS: dict[str, tuple[tuple[str, ...], str]] = {
     "packed": (("torch", "transformers"), "packed"),
+    "remote": (("httpx", "tenacity"), "remote"),
 }
 
 
@@ -45,12 +49,40 @@ def choose_engine(engine: str) -> tuple[str, str]:
     return asked_for, "asked for"
 
 
-def engine_config(engine: str, folder: Path, settings: RerankerSettings) -> EngineConfig:
+def model_folder(engine: str, settings: RerankerSettings) -> Path | None:
+    """The folder with what the engine needs of the model on this machine; None if that is nothing.
+
+    Raises:
+        ModelNotFoundError, UnsupportedModelError: see `resolve_model`.
+        InvalidInputError: the engine cannot use a setting.
+    """
+    if engine == "remote":
+        from .remote import tokenizer_folder
+
+        return tokenizer_folder(settings)
+    return resolve_model(settings.model)
+
+
+def make_encoder(engine: str, folder: Path | None, settings: RerankerSettings) -> Encoder:
+    """What makes the engine's requests of texts; `folder` as of `model_folder`."""
+    if engine == "remote":
+        from .remote import make_encoder as make_remote_encoder
+
+        return make_remote_encoder(settings, folder)
+    return PromptEncoder(load_tokenizer(_needed(folder, engine)), settings.template, settings.max_length)
+
+
+def engine_config(engine: str, folder: Path | None, settings: RerankerSettings) -> EngineConfig:
     """The configuration that settings stand for on this machine; settings with the same one share an engine.
 
     Raises:
         InvalidInputError: the device is not there, or the engine has no such option.
     """
+    if engine == "remote":
+        from .remote import remote_config
+
+        return remote_config(settings)
+    folder = _needed(folder, engine)
     from .packed import resolve
 
     if settings.engine_options:
@@ -72,6 +104,17 @@ def create_engine(config: EngineConfig) -> Engine:
     Raises:
         RankerError: it cannot be started; the message says what to do.
     """
+    if config.engine == "remote":
+        from .remote import RemoteEngine
+
+        return RemoteEngine.from_config(config)
     from .packed import PackedEngine
 
-    return PackedEngine(config.folder, device=config.device, dtype=config.dtype, token_budget=config.token_budget)
+    folder = _needed(config.folder, config.engine)
+    return PackedEngine(folder, device=config.device, dtype=config.dtype, token_budget=config.token_budget)
+
+
+def _needed(folder: Path | None, engine: str) -> Path:
+    if folder is None:
+        raise InvalidInputError("folder", None, f"engine {engine!r} needs the folder of a model")
+    return folder

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..config import BUNDLED_MODEL
-from ..errors import InvalidInputError, MissingDependencyError
+from ..config import BUNDLED_MODEL, parse_options
+from ..errors import MissingDependencyError
 
 
 def serve(
@@ -69,7 +68,7 @@ def serve(
         "model": model,
         "served_model_names": served_model_name or None,
         "engine": engine,
-        "engine_options": _options(engine_option) if engine_option else None,
+        "engine_options": parse_options("--engine-option", engine_option) if engine_option else None,
         "device": device,
         "dtype": dtype,
         "template": template,
@@ -90,17 +89,3 @@ def serve(
     typer.echo(configuration.dump())
     if not print_config:
         raise typer.Exit(run(configuration))
-
-
-def _options(given: list[str]) -> dict[str, object]:
-    """NAME=VALUE, the value as JSON if it is JSON, otherwise as text."""
-    options: dict[str, object] = {}
-    for each in given:
-        name, equals, value = each.partition("=")
-        if not equals or not name:
-            raise InvalidInputError("--engine-option", each, "write NAME=VALUE")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
