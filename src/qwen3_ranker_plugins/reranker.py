@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .config import DEFAULT_MODEL, RankingOptions, RerankerSettings, check_text
 from .dispatch import Lease
-from .engines import choose_engine, engine_config
+from .engines import choose_engine, engine_config, prompt_settings
 from .engines.base import Margins
 from .errors import InvalidInputError, ScoringError
 from .models import resolve_model
@@ -83,7 +83,8 @@ class Reranker:
         self.options = RankingOptions(top_k, score_threshold, min_confidence)
         self.engine_name, self.engine_reason = choose_engine(engine)
         self.model_path: Path = resolve_model(self.settings.model)
-        self._encoder = PromptEncoder(load_tokenizer(self.model_path), template, max_length)
+        prompt = prompt_settings(self.engine_name, self.model_path, self.settings)
+        self._encoder = PromptEncoder(load_tokenizer(prompt.tokenizer), prompt.template, prompt.max_length)
         self._lease = Lease(engine_config(self.engine_name, self.model_path, self.settings))
 
     def rerank(
