@@ -67,7 +67,7 @@ class VllmEngine(Engine):
             self._worker = None
             worker.kill()
             raise EngineError(
-                f"engine {self.name!r}: vLLM's process died in this call: {_reason(error)}; the next call starts it again"
+                f"engine {self.name!r}: its process died in this call: {_reason(error)}; the next call starts it again"
             ) from error
         values = [np.full(len(request.segments), np.nan, dtype=np.float32) for request in requests]
         computed = [0] * len(requests)
