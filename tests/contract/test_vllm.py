@@ -200,6 +200,21 @@ def test_the_copied_snippets_differ_from_the_truth(tiny: Path, tiny_tokenizer: M
     assert np.abs(np.array(copied["llm_score"]) - truth).max() > 0.1
 
 
+def test_doctor_proves_that_the_engine_works() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "qwen3_ranker_plugins.cli", "doctor", "--engine", "qwen3_vllm_score"],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "engine 'qwen3_vllm_score' is 'vllm_score'" in done.stdout
+    assert "CPU_ATTN" in done.stdout
+    assert "GiB resident" in done.stdout
+    assert done.stdout.rstrip().endswith("usable")
+
+
 def test_a_document_without_a_score_is_named(vllm_score: VllmEngine) -> None:
     """The reranker above the engine raises for it and keeps the others' margins."""
     with Reranker("bundled:tiny", engine="vllm_score") as reranker:
