@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .config import DEFAULT_MODEL, RankingOptions, RerankerSettings, check_positive, check_text
 from .dispatch import Lease, PassListener
-from .engines import choose_engine, engine_config, make_encoder, model_folder
+from .engines import choose_engine, engine_module
 from .engines.base import Margins
 from .errors import InvalidInputError, ScoringError
 from .prompt import DEFAULT_MAX_LENGTH, EncodedRequest
@@ -81,10 +81,11 @@ class Reranker:
         )
         self.options = RankingOptions(top_k, score_threshold, min_confidence)
         self.engine_name, self.engine_reason = choose_engine(engine)
+        module = engine_module(self.engine_name)
         #: The local folder with the model, or with its tokenizer; None if the engine needs neither.
-        self.model_path: Path | None = model_folder(self.engine_name, self.settings)
-        self._encoder = make_encoder(self.engine_name, self.model_path, self.settings)
-        self._lease = Lease(engine_config(self.engine_name, self.model_path, self.settings))
+        self.model_path: Path | None = module.model_folder(self.engine_name, self.settings)
+        self._encoder = module.make_encoder(self.engine_name, self.model_path, self.settings)
+        self._lease = Lease(module.configure(self.engine_name, self.model_path, self.settings))
 
     def rerank(
         self,

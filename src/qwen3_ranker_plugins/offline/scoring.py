@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..config import EngineConfig, RerankerSettings
-from ..engines import choose_engine, create_engine, engine_config
+from ..engines import choose_engine, create_engine, engine_module
 from ..engines.base import Engine
 from ..errors import EngineClosedError, EngineError, PromptTooLongError
 from ..models import resolve_model
@@ -89,14 +89,18 @@ class Scorer:
     def __init__(
         self, settings: RerankerSettings, factory: EngineFactory = create_engine, *, include_text: bool
     ) -> None:
-        folder = resolve_model(settings.model)
         self._instruction = DEFAULT_INSTRUCTION if settings.instruction is None else settings.instruction
         self._include_text = include_text
-        self._encoder = PromptEncoder(load_tokenizer(folder), settings.template, settings.max_length)
         if factory is create_engine:
-            config = engine_config(choose_engine(settings.engine)[0], folder, settings)
+            engine = choose_engine(settings.engine)[0]
+            module = engine_module(engine)
+            folder = module.model_folder(engine, settings)
+            config = module.configure(engine, folder, settings)
+            self._encoder = module.make_encoder(engine, folder, settings)
         else:  # an engine that this package has not got resolves its settings itself
+            folder = resolve_model(settings.model)
             config = EngineConfig(settings.engine, folder, settings.device, settings.dtype, settings.token_budget)
+            self._encoder = PromptEncoder(load_tokenizer(folder), settings.template, settings.max_length)
         self._engine = factory(config)
         self._one_at_a_time = threading.Lock()
         self._tokenization_seconds: dict[int, float] = {}

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from ...config import RerankerSettings
     from ...prompt import Encoder
 
-__all__ = ["RemoteEngine", "RemoteOptions", "make_encoder", "remote_config", "tokenizer_folder"]
+__all__ = ["RemoteEngine", "RemoteOptions", "configure", "create", "make_encoder", "model_folder"]
 
 
-def tokenizer_folder(settings: RerankerSettings) -> Path | None:
-    """The folder of the tokenizer that prompts are made with here; None if the service makes them."""
+def model_folder(_engine: str, settings: RerankerSettings) -> Path | None:
+    """See `EngineModule`: where the tokenizer is; None if the service makes the prompts."""
     return resolve_tokenizer(settings.model) if RemoteOptions.of(settings).prompts_are_ours else None
 
 
-def make_encoder(settings: RerankerSettings, folder: Path | None) -> Encoder:
-    """What makes the service's requests of texts."""
+def make_encoder(_engine: str, folder: Path | None, settings: RerankerSettings) -> Encoder:
+    """See `EngineModule`."""
     options = RemoteOptions.of(settings)
     if folder is None:
         return TextEncoder(options)
@@ -34,7 +34,12 @@ def make_encoder(settings: RerankerSettings, folder: Path | None) -> Encoder:
     return encoder if options.sends_ids else RenderedEncoder(encoder)
 
 
-def remote_config(settings: RerankerSettings) -> EngineConfig:
-    """Two rerankers with the same one share connections and the limit of concurrent requests."""
+def configure(_engine: str, _folder: Path | None, settings: RerankerSettings) -> EngineConfig:
+    """See `EngineModule`: two rerankers with the same one share connections and the limit of concurrent requests."""
     options = RemoteOptions.of(settings)
     return EngineConfig("remote", None, "remote", "remote", settings.token_budget, options=options.as_json())
+
+
+def create(config: EngineConfig) -> RemoteEngine:
+    """See `EngineModule`."""
+    return RemoteEngine.from_config(config)

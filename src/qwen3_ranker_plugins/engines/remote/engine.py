@@ -54,7 +54,7 @@ class RemoteEngine(Engine):
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> RemoteEngine:
-        """The engine of a configuration as of `remote_config`."""
+        """The engine of a configuration as of `configure`."""
         return cls(RemoteOptions.from_config(config), token_budget=config.token_budget)
 
     def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
