@@ -378,7 +378,7 @@ class Lease:
         entry = _registry.enter(config)
         try:
             with entry.ready:  # the first lease loads the model; the others wait for it here
-                if entry.dispatcher is None:
+                if entry.dispatcher is None or not entry.dispatcher.running:  # not loaded yet, or dead
                     entry.dispatcher = Dispatcher(create_engine(config))
         except BaseException:
             _registry.leave(config, entry, wait=True)

@@ -62,7 +62,7 @@ def from_validation(error: RequestValidationError) -> ApiError:
         return ApiError(400, "invalid_json", "the body is not JSON")
     # The union's tags are no part of the request.
     place = [part for part in first["loc"] if part not in ("body", "seed", "tei", "rerank", "text", "queries", "str")]
-    param = ".".join(str(part) for part in place) or None
+    param = ".".join(str(part)[:60] for part in place) or None  # an unknown field's name is the client's
     message = str(first["msg"])
     if first["type"] == "extra_forbidden":
         message = "unknown field; it is refused because it might have been meant to change the ranking"

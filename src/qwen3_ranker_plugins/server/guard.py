@@ -140,7 +140,7 @@ class Guard:
 
     async def _exchange(self, scope: Scope, receive: Receive, reply: _Reply, headers: Mapping[bytes, bytes]) -> None:
         if self._keys and scope["path"] != _OPEN_ROUTE:
-            self._check_key(headers)
+            self._check_key(headers, reply)
         if scope["method"] != "POST":
             await self._run(scope, receive, _replay(b""), reply, None)
             return
@@ -161,15 +161,11 @@ class Guard:
         finally:
             self._bodies.give_back(held)
 
-    def _check_key(self, headers: Mapping[bytes, bytes]) -> None:
+    def _check_key(self, headers: Mapping[bytes, bytes], reply: _Reply) -> None:
         if not self._keys.opens(headers.get(b"authorization"), headers.get(b"x-api-key")):
-            raise ApiError(
-                401,
-                "unauthorized",
-                "give a valid API key: Authorization: Bearer KEY",
-                # Basic is for browsers, which then ask for a user (any) and a password (the key).
-                headers={"WWW-Authenticate": 'Bearer, Basic realm="API key as password", charset="UTF-8"'},
-            )
+            # Basic is for browsers, which then ask for a user (any) and a password (the key).
+            reply.extra += [(b"www-authenticate", b"Bearer"), (b"www-authenticate", b'Basic realm="key as password"')]
+            raise ApiError(401, "unauthorized", "give a valid API key: Authorization: Bearer KEY")
 
     def _deadline(self, headers: Mapping[bytes, bytes]) -> float:
         """Seconds: the configured ones, or fewer if the client says so."""

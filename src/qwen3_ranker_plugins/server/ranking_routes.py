@@ -33,7 +33,7 @@ class _JsonRequest(Request):
     async def json(self) -> Any:
         """The body; lone surrogates become U+FFFD, as in the core, since no answer could repeat them."""
         text = (await self.body()).decode("utf-8-sig")
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_number)
         return _without_surrogates(value) if "\\ud" in text.lower() else value
 
 
@@ -74,7 +74,7 @@ async def rerank(request: Request, body: AnyRerankRequest) -> Response:
         )
         return _json([wire.tei_rank(body, hit) for hit in ranked.result], ranked)
     options = RankingOptions(body.top_k, body.score_threshold, body.min_confidence)
-    ranked = await _rank(request, CoreRequest(body.query, body.documents, body.instruction), options)
+    ranked = await _rank(request, CoreRequest(body.query, wire.texts(body.documents), body.instruction), options)
     return _json(wire.seed_response(body, ranked), ranked)
 
 
@@ -145,6 +145,12 @@ def _json(body: BaseModel | list[TeiRank], *rankings: Ranking) -> Response:
         content = body.model_dump_json(exclude_none=True).encode()
     cut = sum(len(each.truncated) for each in rankings)
     return Response(content, headers={"X-Truncated-Documents": str(cut)}, media_type="application/json")
+
+
+def _number(text: str) -> float:
+    """A whole number is an integer for JSON Schema, however it is written."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) <= 2**53 else value
 
 
 def _refuse_constant(name: str) -> float:

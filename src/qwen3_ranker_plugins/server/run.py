@@ -135,30 +135,12 @@ def run(configuration: Configuration) -> int:
     """
     settings = configuration.settings
     configure(settings.log_level)
-    for note in configuration.notes:
-        log(logging.WARNING, "configuration", note=note)
-    if not configuration.api_keys and settings.host not in {"127.0.0.1", "::1", "localhost"}:
-        log(logging.WARNING, "configuration", note=f"no API key, and {settings.host} can be reached from elsewhere")
+    _say(configuration)
     lifecycle = Lifecycle()
-    app = create_app(configuration, lifecycle=lifecycle)
-    server = Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            http=type("BoundConnection", (Connection,), {"settings": settings}),
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=settings.keep_alive_timeout,
-            timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
-        ),
-        lifecycle,
-        settings.drain_timeout,
-    )
+    server = make_server(configuration, lifecycle)
     try:
-        server.run()
+        # Bound before anything is loaded, so that a port that is taken is known at once.
+        server.run(sockets=[server.config.bind_socket()])
     except SystemExit:  # uvicorn's way to say that it cannot listen; its log says why
         return 1
     if isinstance(lifecycle.fatal, RankerError):
@@ -167,3 +149,30 @@ def run(configuration: Configuration) -> int:
         log(logging.ERROR, "the model cannot be loaded", **describe_error(lifecycle.fatal))
         return 1
     return 0
+
+
+def make_server(configuration: Configuration, lifecycle: Lifecycle) -> Server:
+    """A server that is not started yet; `serve` runs it in an event loop."""
+    settings = configuration.settings
+    config = uvicorn.Config(
+        create_app(configuration, lifecycle=lifecycle),
+        host=settings.host,
+        port=settings.port,
+        http=type("BoundConnection", (Connection,), {"settings": settings}),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_timeout,
+        timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
+    )
+    return Server(config, lifecycle, settings.drain_timeout)
+
+
+def _say(configuration: Configuration) -> None:
+    """What is worth knowing about the configuration."""
+    settings = configuration.settings
+    for note in configuration.notes:
+        log(logging.WARNING, "configuration", note=note)
+    if not configuration.api_keys and settings.host not in {"127.0.0.1", "::1", "localhost"}:
+        log(logging.WARNING, "configuration", note=f"no API key, and {settings.host} can be reached from elsewhere")

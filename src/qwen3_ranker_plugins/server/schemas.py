@@ -34,15 +34,21 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
 
+class DocumentObject(BaseModel):
+    """A document as an object. `text` is judged; other fields come back with it and are not judged."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    text: str
+
+
 class SeedRequest(_Request):
     """`POST /rerank`, the plain shape."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"query": _QUERY, "documents": _DOCUMENTS, "top_k": 2}]}, title="RankRequest"
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": _QUERY, "documents": _DOCUMENTS, "top_k": 2}]})
 
     query: Query
-    documents: list[str]
+    documents: list[str | DocumentObject]
     instruction: Instruction = None
     top_k: Positive = Field(default=10, description="At most this many documents in the answer.")
     min_confidence: Probability | None = Field(
@@ -53,14 +59,6 @@ class SeedRequest(_Request):
     score_threshold: Probability | None = Field(
         default=None, description="Only documents with P(yes) of at least this."
     )
-
-
-class DocumentObject(BaseModel):
-    """A document as an object. `text` is judged; other fields come back with it and are not judged."""
-
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
-
-    text: str
 
 
 class _RerankFields(_Request):
