@@ -17,7 +17,9 @@ from .prompt import DEFAULT_MAX_LENGTH, Template
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 BUNDLED_MODEL = "bundled:tiny"
 
-ENGINES = ("auto", "packed", "remote")
+ENGINES = ("auto", "packed", "vllm_score", "vllm_generate", "remote")
+#: Other names of engines; settings hold the name that they stand for.
+ENGINE_ALIASES = {"qwen3_vllm_score": "vllm_score", "qwen3_vllm": "vllm_generate"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 MODEL_VARIABLE = "QWEN3_RANKER_MODEL"
@@ -33,7 +35,7 @@ class EngineConfig:
 
     Attributes:
         engine: a name from ENGINES other than "auto".
-        folder: the resolved model folder; None if the engine reads nothing from it.
+        folder: the resolved model folder; Path() if the engine reads nothing from one.
         device: "cpu" or "cuda:N"; for the remote engine "remote", as its dtype.
         dtype: "float32", "bfloat16" or "float16".
         token_budget: tokens of one forward pass; None leaves it to the engine.
@@ -42,7 +44,7 @@ class EngineConfig:
     """
 
     engine: str
-    folder: Path | None
+    folder: Path
     device: str
     dtype: str
     token_budget: int | None
@@ -62,7 +64,7 @@ class RerankerSettings:
 
     Attributes:
         model: a hub name, a folder, or "bundled:tiny".
-        engine: a name from ENGINES.
+        engine: a name from ENGINES, or from ENGINE_ALIASES, which becomes the one that it stands for.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: a name from DTYPES.
         template: a name from `prompt.TEMPLATES`, or the text of a template.
@@ -87,7 +89,7 @@ class RerankerSettings:
 
     def __post_init__(self) -> None:
         check_text("model", self.model)
-        check_choice("engine", self.engine, ENGINES)
+        object.__setattr__(self, "engine", canonical_engine(self.engine))
         check_choice("dtype", self.dtype, DTYPES)
         kind, _, number = self.device.partition(":") if isinstance(self.device, str) else ("", "", "")
         if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
@@ -103,6 +105,21 @@ class RerankerSettings:
             _check_no_secrets(self.engine_options)
         # A copy, so that later changes to the caller's mapping change nothing here.
         object.__setattr__(self, "engine_options", json.loads(check_json("engine_options", self.engine_options)))
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """What `prompt.PromptEncoder` is made of.
+
+    Attributes:
+        tokenizer: folder of the tokenizer.
+        template: a name from `prompt.TEMPLATES`, or the text of a template.
+        max_length: longest prompt in tokens.
+    """
+
+    tokenizer: Path
+    template: str
+    max_length: int
 
 
 @dataclass(frozen=True)
@@ -134,6 +151,17 @@ class RankingOptions:
             self.score_threshold if score_threshold is None else score_threshold,
             self.min_confidence if min_confidence is None else min_confidence,
         )
+
+
+def canonical_engine(engine: str) -> str:
+    """The name that an engine has in ENGINES.
+
+    Raises:
+        InvalidInputError: there is no such engine.
+    """
+    name = ENGINE_ALIASES.get(engine, engine) if isinstance(engine, str) else engine
+    check_choice("engine", name, ENGINES)
+    return name
 
 
 def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:

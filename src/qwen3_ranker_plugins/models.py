@@ -56,6 +56,11 @@ def _find(name: str, patterns: list[str]) -> Path:
     return _from_hub(name, patterns)
 
 
+def modified_ns(folder: Path) -> int:
+    """When the files of a model's weights and configuration were last written."""
+    return max(file.stat().st_mtime_ns for file in [folder / "config.json", *folder.glob("*.safetensors")])
+
+
 def _bundled(name: str) -> Path:
     folder = Path(str(files(__package__) / "assets" / name.removeprefix("bundled:")))
     if not (folder / "config.json").is_file():

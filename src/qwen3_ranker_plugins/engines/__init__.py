@@ -2,32 +2,81 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
 
-from ..config import ENGINES, EngineConfig, check_choice, check_json
-from ..errors import InvalidInputError, MissingDependencyError
+from ..config import EngineConfig, PromptSettings, canonical_engine
+from ..errors import MissingDependencyError
 from ..models import resolve_model
 from ..prompt import PromptEncoder, load_tokenizer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..config import RerankerSettings
     from ..prompt import Encoder
     from .base import Engine
 
-#: Modules that an engine imports, and the extra of this distribution that installs them.
-REQUIREMENTS: dict[str, tuple[tuple[str, ...], str]] = {
-    "packed": (("torch", "transformers"), "packed"),
-    "remote": (("httpx", "tenacity"), "remote"),
+
+@dataclass(frozen=True)
+class Entry:
+    """Where an engine is and what it needs.
+
+    Attributes:
+        module: in this package, with the functions of `EngineModule`.
+        requires: modules that it imports.
+        install: the command that installs them.
+    """
+
+    module: str
+    requires: tuple[str, ...]
+    install: str
+
+
+_VLLM = ("vllm_engine", ("vllm", "torch", "transformers"), 'pip install "qwen3-ranker-plugins[vllm]"')
+
+#: Every engine of `config.ENGINES` but "auto".
+ENTRIES: dict[str, Entry] = {
+    "packed": Entry("packed", ("torch", "transformers"), 'pip install "qwen3-ranker-plugins[packed]"'),
+    "vllm_score": Entry(*_VLLM),
+    "vllm_generate": Entry(*_VLLM),
+    "remote": Entry("remote", ("httpx", "tenacity"), 'pip install "qwen3-ranker-plugins[remote]"'),
 }
+
+
+class EngineModule(Protocol):
+    """What an engine's module offers."""
+
+    def prompt_settings(self, engine: str, folder: Path, settings: RerankerSettings) -> PromptSettings:
+        """What prompts for this engine are made of; its own options may hold some of it.
+
+        Raises:
+            InvalidInputError: the engine has no such option, or its value is unusable.
+        """
+
+    def configure(self, engine: str, folder: Path, settings: RerankerSettings) -> EngineConfig:
+        """What settings stand for on this machine.
+
+        Raises:
+            InvalidInputError: as `prompt_settings`, or the device is not there.
+        """
+
+    def create(self, config: EngineConfig) -> Engine:
+        """Start the engine.
+
+        Raises:
+            RankerError: it cannot be started.
+        """
+
+
+def _module(engine: str) -> EngineModule:
+    return cast("EngineModule", import_module(f".{ENTRIES[engine].module}", __package__))
 
 
 def missing_modules(engine: str) -> list[str]:
     """Modules that the engine needs and this Python has not got."""
-    modules, _ = REQUIREMENTS[engine]
-    return [module for module in modules if find_spec(module) is None]
+    return [module for module in ENTRIES[engine].requires if find_spec(module) is None]
 
 
 def choose_engine(engine: str) -> tuple[str, str]:
@@ -37,12 +86,11 @@ def choose_engine(engine: str) -> tuple[str, str]:
         InvalidInputError: there is no such engine.
         MissingDependencyError: what the engine needs is not installed.
     """
-    check_choice("engine", engine, ENGINES)
+    engine = canonical_engine(engine)
     asked_for = "packed" if engine == "auto" else engine
     if missing := missing_modules(asked_for):
-        _, extra = REQUIREMENTS[asked_for]
         raise MissingDependencyError(
-            f'engine {asked_for!r} needs {" and ".join(missing)}: pip install "qwen3-ranker-plugins[{extra}]"'
+            f"engine {asked_for!r} needs {' and '.join(missing)}: {ENTRIES[asked_for].install}"
         )
     if engine == "auto":
         return asked_for, "the packed engine computes a query once for all its documents, on a GPU or a CPU"
@@ -64,12 +112,26 @@ def model_folder(engine: str, settings: RerankerSettings) -> Path | None:
 
 
 def make_encoder(engine: str, folder: Path | None, settings: RerankerSettings) -> Encoder:
-    """What makes the engine's requests of texts; `folder` as of `model_folder`."""
+    """What makes the engine's requests of texts; `folder` as of `model_folder`.
+
+    Raises:
+        InvalidInputError: as `prompt_settings`.
+    """
     if engine == "remote":
         from .remote import make_encoder as make_remote_encoder
 
         return make_remote_encoder(settings, folder)
-    return PromptEncoder(load_tokenizer(_needed(folder, engine)), settings.template, settings.max_length)
+    prompt = prompt_settings(engine, folder or Path(), settings)
+    return PromptEncoder(load_tokenizer(prompt.tokenizer), prompt.template, prompt.max_length)
+
+
+def prompt_settings(engine: str, folder: Path, settings: RerankerSettings) -> PromptSettings:
+    """What prompts for an engine are made of; its own options may hold some of it.
+
+    Raises:
+        InvalidInputError: the engine has no such option, or its value is unusable.
+    """
+    return _module(engine).prompt_settings(engine, folder, settings)
 
 
 def engine_config(engine: str, folder: Path | None, settings: RerankerSettings) -> EngineConfig:
@@ -78,24 +140,7 @@ def engine_config(engine: str, folder: Path | None, settings: RerankerSettings) 
     Raises:
         InvalidInputError: the device is not there, or the engine has no such option.
     """
-    if engine == "remote":
-        from .remote import remote_config
-
-        return remote_config(settings)
-    folder = _needed(folder, engine)
-    from .packed import resolve
-
-    if settings.engine_options:
-        name, value = next(iter(settings.engine_options.items()))
-        raise InvalidInputError(
-            f"engine_options[{name!r}]", value, f"engine {engine!r} has no such option: leave it out"
-        )
-
-    device, dtype, token_budget = resolve(settings.device, settings.dtype, settings.token_budget)
-    files = [folder / "config.json", *folder.glob("*.safetensors")]
-    modified = max(file.stat().st_mtime_ns for file in files)
-    options = check_json("engine_options", settings.engine_options)
-    return EngineConfig(engine, folder, device, dtype, token_budget, modified, options)
+    return _module(engine).configure(engine, folder or Path(), settings)
 
 
 def create_engine(config: EngineConfig) -> Engine:
@@ -104,17 +149,4 @@ def create_engine(config: EngineConfig) -> Engine:
     Raises:
         RankerError: it cannot be started; the message says what to do.
     """
-    if config.engine == "remote":
-        from .remote import RemoteEngine
-
-        return RemoteEngine.from_config(config)
-    from .packed import PackedEngine
-
-    folder = _needed(config.folder, config.engine)
-    return PackedEngine(folder, device=config.device, dtype=config.dtype, token_budget=config.token_budget)
-
-
-def _needed(folder: Path | None, engine: str) -> Path:
-    if folder is None:
-        raise InvalidInputError("folder", None, f"engine {engine!r} needs the folder of a model")
-    return folder
+    return _module(config.engine).create(config)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config import EngineConfig, RerankerSettings
-from ..engines import choose_engine, create_engine, engine_config
+from ..config import EngineConfig, PromptSettings, RerankerSettings
+from ..engines import choose_engine, create_engine, engine_config, prompt_settings
 from ..engines.base import Engine
 from ..errors import EngineClosedError, EngineError, PromptTooLongError
 from ..models import resolve_model
@@ -92,11 +92,14 @@ class Scorer:
         folder = resolve_model(settings.model)
         self._instruction = DEFAULT_INSTRUCTION if settings.instruction is None else settings.instruction
         self._include_text = include_text
-        self._encoder = PromptEncoder(load_tokenizer(folder), settings.template, settings.max_length)
+        prompt = PromptSettings(folder, settings.template, settings.max_length)
         if factory is create_engine:
-            config = engine_config(choose_engine(settings.engine)[0], folder, settings)
+            engine = choose_engine(settings.engine)[0]
+            prompt = prompt_settings(engine, folder, settings)
+            config = engine_config(engine, folder, settings)
         else:  # an engine that this package has not got resolves its settings itself
             config = EngineConfig(settings.engine, folder, settings.device, settings.dtype, settings.token_budget)
+        self._encoder = PromptEncoder(load_tokenizer(prompt.tokenizer), prompt.template, prompt.max_length)
         self._engine = factory(config)
         self._one_at_a_time = threading.Lock()
         self._tokenization_seconds: dict[int, float] = {}
