@@ -35,7 +35,7 @@ class EngineConfig:
 
     Attributes:
         engine: a name from ENGINES other than "auto".
-        folder: the resolved model folder; None if the engine reads nothing from it.
+        folder: the resolved model folder; Path() if the engine reads nothing from one.
         device: "cpu" or "cuda:N"; for the remote engine "remote", as its dtype.
         dtype: "float32", "bfloat16" or "float16".
         token_budget: tokens of one forward pass; None leaves it to the engine.
@@ -44,7 +44,7 @@ class EngineConfig:
     """
 
     engine: str
-    folder: Path | None
+    folder: Path
     device: str
     dtype: str
     token_budget: int | None

@@ -43,7 +43,7 @@ class Reranker:
         instruction: the task that documents are judged for; None for the model's default.
         max_length: longest prompt in tokens; longer documents are cut at their end and say so.
         token_budget: tokens of one forward pass, which bounds memory; None chooses by device.
-        engine_options: the engine's own options by name, see docs/engines.md; None for its defaults.
+        engine_options: the engine's own options by name, see docs/engines.md and docs/remote.md; None for its defaults.
         top_k, score_threshold, min_confidence: defaults of `rerank`, see `RankingOptions`.
 
     Raises:

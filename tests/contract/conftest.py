@@ -1,4 +1,4 @@
-"""vLLM's engines, each started once in a run of the tests."""
+"""The engines besides packed, each started once in a run of the tests."""
 
 from __future__ import annotations
 
@@ -39,3 +39,11 @@ def vllm_score() -> Iterator[Engine]:
 @pytest.fixture(scope="session")
 def vllm_generate() -> Iterator[Engine]:
     yield from _engine("vllm_generate")
+
+
+@pytest.fixture(scope="session")
+def remote(vllm_url: str) -> Iterator[Engine]:
+    """Token ids to a service in vLLM's shape."""
+    options = {"url": vllm_url, "kind": "vllm"}
+    with Reranker("bundled:tiny", engine="remote", engine_options=options) as reranker:
+        yield reranker._lease.engine

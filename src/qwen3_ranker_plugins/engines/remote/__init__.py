@@ -42,4 +42,4 @@ def configure(_engine: str, _folder: Path | None, settings: RerankerSettings) ->
 
 def create(config: EngineConfig) -> RemoteEngine:
     """See `EngineModule`."""
-    return RemoteEngine.from_config(config)
+    return RemoteEngine(RemoteOptions.from_config(config), token_budget=config.token_budget)

@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
 
 import httpx
 
@@ -15,9 +14,6 @@ from ..base import Engine, Margins
 from .client import HttpClient
 from .options import RemoteOptions
 from .wire import margins, request_body
-
-if TYPE_CHECKING:
-    from ...config import EngineConfig
 
 #: About 1 MB of text in one HTTP request.
 _TOKEN_BUDGET = 250_000
@@ -51,11 +47,6 @@ class RemoteEngine(Engine):
         self._thread = threading.Thread(target=self._loop.run_forever, name="qwen3-ranker-remote-http", daemon=True)
         self._thread.start()
         self._client = asyncio.run_coroutine_threadsafe(self._connect(api_key), self._loop).result()
-
-    @classmethod
-    def from_config(cls, config: EngineConfig) -> RemoteEngine:
-        """The engine of a configuration as of `configure`."""
-        return cls(RemoteOptions.from_config(config), token_budget=config.token_budget)
 
     def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
         """One HTTP request each, at the same time.
