@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -32,6 +34,7 @@ class EngineConfig:
         dtype: "float32", "bfloat16" or "float16".
         token_budget: tokens of one forward pass; None leaves it to the engine.
         modified_ns: when the model's files were last written, so that new weights are not scored with old ones.
+        options: the engine's own options as canonical JSON, which can be compared and hashed; see `engine_options`.
     """
 
     engine: str
@@ -40,6 +43,13 @@ class EngineConfig:
     dtype: str
     token_budget: int | None
     modified_ns: int = 0
+    options: str = "{}"
+
+    @property
+    def engine_options(self) -> dict[str, object]:
+        """The engine's own options, as given."""
+        options: dict[str, object] = json.loads(self.options)
+        return options
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class RerankerSettings:
         instruction: the task that documents are judged for; None for the model's default.
         max_length: longest prompt in tokens.
         token_budget: tokens of one forward pass; None leaves it to the engine.
+        engine_options: the engine's own options, by name; what can be written as JSON. The engine checks them.
 
     Raises:
         InvalidInputError: names the setting, its value and the remedy.
@@ -68,6 +79,7 @@ class RerankerSettings:
     instruction: str | None = None
     max_length: int = DEFAULT_MAX_LENGTH
     token_budget: int | None = None
+    engine_options: Mapping[str, object] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         check_text("model", self.model)
@@ -83,6 +95,8 @@ class RerankerSettings:
             raise InvalidInputError("max_length", None, "use a positive integer")
         check_positive("max_length", self.max_length)
         check_positive("token_budget", self.token_budget)
+        # A copy, so that later changes to the caller's mapping change nothing here.
+        object.__setattr__(self, "engine_options", json.loads(check_json("engine_options", self.engine_options)))
 
 
 @dataclass(frozen=True)
@@ -137,6 +151,16 @@ def check_probability(argument: str, value: object) -> None:
     # A NaN fails the comparison.
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise InvalidInputError(argument, value, "use a number from 0 to 1, or None")
+
+
+def check_json(argument: str, value: object) -> str:
+    """The canonical JSON of a mapping; raises InvalidInputError unless it is one with names that are strings."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise InvalidInputError(argument, value, "use a mapping of option names to values")
+    try:
+        return json.dumps(dict(value), sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(argument, value, f"use values that JSON can write ({error})") from error
 
 
 def check_text(argument: str, value: object, *, may_be_empty: bool = False) -> None:

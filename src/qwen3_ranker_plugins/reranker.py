@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -44,6 +44,7 @@ class Reranker:
         instruction: the task that documents are judged for; None for the model's default.
         max_length: longest prompt in tokens; longer documents are cut at their end and say so.
         token_budget: tokens of one forward pass, which bounds memory; None chooses by device.
+        engine_options: the engine's own options by name, see docs/engines.md; None for its defaults.
         top_k, score_threshold, min_confidence: defaults of `rerank`, see `RankingOptions`.
 
     Raises:
@@ -63,6 +64,7 @@ class Reranker:
         instruction: str | None = None,
         max_length: int = DEFAULT_MAX_LENGTH,
         token_budget: int | None = None,
+        engine_options: Mapping[str, object] | None = None,
         top_k: int | None = None,
         score_threshold: float | None = None,
         min_confidence: float | None = None,
@@ -76,6 +78,7 @@ class Reranker:
             instruction,
             max_length,
             token_budget,
+            {} if engine_options is None else engine_options,
         )
         self.options = RankingOptions(top_k, score_threshold, min_confidence)
         self.engine_name, self.engine_reason = choose_engine(engine)

@@ -94,6 +94,7 @@ def test_dumps_and_loads(model: str, core: Reranker, documents: list[Document]) 
             "instruction": None,
             "max_length": 8192,
             "token_budget": None,
+            "engine_options": {},
             "top_k": 2,
             "score_threshold": None,
             "min_confidence": None,

@@ -13,7 +13,7 @@ from qwen3_ranker_plugins import InvalidInputError, Reranker
 from qwen3_ranker_plugins.config import DEFAULT_MODEL, RerankerSettings
 from qwen3_ranker_plugins.prompt import DEFAULT_MAX_LENGTH
 
-_RERANKER_SETTINGS = ("model", "engine", "device", "dtype", "template", "max_length", "token_budget")
+_RERANKER_SETTINGS = ("model", "engine", "device", "dtype", "template", "max_length", "token_budget", "engine_options")
 
 
 class _Loaded:
@@ -58,6 +58,8 @@ class Qwen3Settings(BaseModel):
     """Longest prompt in tokens; longer documents are cut at their end."""
     token_budget: int | None = Field(default=None, frozen=True)
     """Tokens of one forward pass, which bounds memory; None chooses by device."""
+    engine_options: dict[str, Any] = Field(default_factory=dict, frozen=True)
+    """The engine's own options, by name."""
     instruction: str | None = None
     """The task that documents are judged for; None for the reranker's own."""
     reranker: SkipJsonSchema[Reranker | None] = Field(default=None, exclude=True, repr=False, frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ..config import ENGINES, EngineConfig, check_choice
-from ..errors import MissingDependencyError
+from ..config import ENGINES, EngineConfig, check_choice, check_json
+from ..errors import InvalidInputError, MissingDependencyError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,13 +49,21 @@ def engine_config(engine: str, folder: Path, settings: RerankerSettings) -> Engi
     """The configuration that settings stand for on this machine; settings with the same one share an engine.
 
     Raises:
-        InvalidInputError: the device is not there.
+        InvalidInputError: the device is not there, or the engine has no such option.
     """
     from .packed import resolve
 
+    if settings.engine_options:
+        name, value = next(iter(settings.engine_options.items()))
+        raise InvalidInputError(
+            f"engine_options[{name!r}]", value, f"engine {engine!r} has no such option: leave it out"
+        )
+
     device, dtype, token_budget = resolve(settings.device, settings.dtype, settings.token_budget)
     files = [folder / "config.json", *folder.glob("*.safetensors")]
-    return EngineConfig(engine, folder, device, dtype, token_budget, max(file.stat().st_mtime_ns for file in files))
+    modified = max(file.stat().st_mtime_ns for file in files)
+    options = check_json("engine_options", settings.engine_options)
+    return EngineConfig(engine, folder, device, dtype, token_budget, modified, options)
 
 
 def create_engine(config: EngineConfig) -> Engine:

@@ -50,6 +50,7 @@ class Qwen3Ranker:
         instruction: the task that documents are judged for; None for the model's default.
         max_length: longest prompt in tokens; longer documents are cut at their end.
         token_budget: tokens of one forward pass, which bounds memory; None chooses by device.
+        engine_options: the engine's own options by name; None for its defaults.
         top_k: at most this many documents are returned; None for all of them.
         score_threshold: only documents with a score of at least this, in [0, 1], are returned.
         min_confidence: only documents with a confidence of at least this, in [0, 1], are returned.
@@ -72,6 +73,7 @@ class Qwen3Ranker:
         instruction: str | None = None,
         max_length: int = DEFAULT_MAX_LENGTH,
         token_budget: int | None = None,
+        engine_options: dict[str, Any] | None = None,
         top_k: int | None = 10,
         score_threshold: float | None = None,
         min_confidence: float | None = None,
@@ -86,6 +88,7 @@ class Qwen3Ranker:
         self.instruction = instruction
         self.max_length = max_length
         self.token_budget = token_budget
+        self.engine_options = engine_options or {}
         self.top_k = top_k
         self.score_threshold = score_threshold
         self.min_confidence = min_confidence
@@ -107,6 +110,7 @@ class Qwen3Ranker:
             instruction=self.instruction,
             max_length=self.max_length,
             token_budget=self.token_budget,
+            engine_options=self.engine_options,
             top_k=self.top_k,
             score_threshold=self.score_threshold,
             min_confidence=self.min_confidence,
@@ -227,6 +231,7 @@ class Qwen3Ranker:
             "instruction": self.instruction,
             "max_length": self.max_length,
             "token_budget": self.token_budget,
+            "engine_options": self.engine_options,
         }
 
     def _options(self) -> RankingOptions:
