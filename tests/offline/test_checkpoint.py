@@ -164,6 +164,7 @@ def test_other_settings_are_refused_and_named(
         ({"instruction": "find recipes"}, "instruction"),
         ({"template": "compact"}, "template"),
         ({"max_length": 100}, "max_length"),
+        ({"engine_options": {"n": 1}}, "engine_options"),
         ({"token_budget": 500}, "token_budget"),
         ({"window_pairs": 65}, "window"),
         ({"include_text": True}, "include_text"),

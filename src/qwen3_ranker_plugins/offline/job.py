@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -40,7 +40,8 @@ class RerankJob:
             (query_id, doc_id, query, document) tuples.
         output: its suffix says the format, unless `format` does. Written when everything is scored.
         run: the TREC run that says which documents belong to which query.
-        model, engine, device, dtype, template, instruction, max_length, token_budget: as of a `Reranker`.
+        model, engine, device, dtype, template, instruction, max_length, token_budget, engine_options: as of a
+            `Reranker`.
         format: "jsonl", "parquet" or "trec".
         include_text: write the texts too.
         processing_time: write that field, the only one that differs between two runs of the same job.
@@ -73,6 +74,7 @@ class RerankJob:
         instruction: str | None = None,
         max_length: int = DEFAULT_MAX_LENGTH,
         token_budget: int | None = None,
+        engine_options: Mapping[str, object] | None = None,
         format: str | None = None,  # noqa: A002 - named as the option
         include_text: bool = False,
         processing_time: bool = True,
@@ -90,7 +92,9 @@ class RerankJob:
         self.output = Path(output)
         self.run_file = None if run is None else Path(run)
         name = os.fspath(model) if isinstance(model, os.PathLike) else model
-        self.settings = RerankerSettings(name, engine, device, dtype, template, instruction, max_length, token_budget)
+        self.settings = RerankerSettings(
+            name, engine, device, dtype, template, instruction, max_length, token_budget, engine_options or {}
+        )
         self.format = format_of(self.output, format)
         self.include_text = include_text
         self.processing_time = processing_time

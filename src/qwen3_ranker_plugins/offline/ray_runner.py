@@ -7,6 +7,7 @@ windows as a local job, and commits what comes back to the same parts and manife
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Collection, Generator, Iterator
@@ -171,11 +172,9 @@ class EngineActor:
     def __init__(
         self, settings: RerankerSettings, factory: EngineFactory, include_text: bool, threads: int | None
     ) -> None:
-        if threads is not None:
-            import torch
-
-            torch.set_num_threads(threads)
         self._scorer = Scorer(settings, factory, include_text=include_text)
+        if threads is not None and (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS too, but not over one that is in the environment
         self._encoding = threading.Lock()
 
     def facts(self) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import EngineConfig, RerankerSettings
+from ..config import EngineConfig, RerankerSettings, check_json
 from ..engines import choose_engine, create_engine, engine_config
 from ..engines.base import Engine
 from ..errors import EngineClosedError, EngineError, PromptTooLongError
@@ -108,7 +108,14 @@ class Scorer:
         if factory is create_engine:
             config = engine_config(choose_engine(settings.engine)[0], folder, settings)
         else:  # an engine that this package has not got resolves its settings itself
-            config = EngineConfig(settings.engine, folder, settings.device, settings.dtype, settings.token_budget)
+            config = EngineConfig(
+                settings.engine,
+                folder,
+                settings.device,
+                settings.dtype,
+                settings.token_budget,
+                options=check_json("engine_options", settings.engine_options),
+            )
         self._engine = factory(config)
         self._one_at_a_time = threading.Lock()
         self._tokenization_seconds: dict[int, float] = {}
