@@ -173,7 +173,7 @@ def _write_run(run: list[Row], folder: Path) -> Path:
 
 def _read_run(file: IO[bytes]) -> Iterator[Row]:
     for line in file:
-        yield from json.loads(line)
+        yield from map(tuple, json.loads(line))
 
 
 def sync(file: IO[Any]) -> None:
