@@ -17,6 +17,7 @@ import os
 import pstats
 import random
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -137,10 +138,9 @@ def overhead() -> dict[str, object]:
 def checkpoint() -> dict[str, object]:
     summary = in_process("run-real", 2000, cores="0,1")
     scoring = summary["scoring_seconds"]
-    # Commits are made by a thread while the engine works: what they cost is no more than the time it stood still.
     return summary | {
         "share_beside_the_engine": 1 - summary["engine_seconds"] / scoring,
-        "share_of_the_committing_thread": summary["writing_seconds"] / scoring,
+        "share_of_committing": summary["writing_seconds"] / scoring,
     }
 
 
@@ -156,12 +156,76 @@ def run_ray(source: str, output: str, workers: str) -> None:
     print(json.dumps(summary))
 
 
-def actors() -> dict[str, object]:
-    """Two Ray actors on two cores against one on one: time from the first pass to the last."""
-    one = in_process("run-ray", 2000, "1", cores="0")
-    two = in_process("run-ray", 2000, "2", cores="0,1")
-    ratio = one["scoring_seconds"] / two["scoring_seconds"]
-    return {"one": one, "two": two, "speedup": ratio}
+MULTIPLY = """
+import time, torch
+torch.set_num_threads(1)
+left, right = torch.randn(512, 256), torch.randn(256, 1024)
+started, count = time.perf_counter(), 0
+while time.perf_counter() - started < 4:
+    left @ right
+    count += 1
+print(count)
+"""
+
+
+def cores_speedup() -> float:
+    """How much more two processes, each multiplying matrices on a core of its own, get done than one alone."""
+
+    def multiply(*cores: str) -> int:
+        commands = [["taskset", "-c", core, sys.executable, "-c", MULTIPLY] for core in cores]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE) for command in commands]  # noqa: S603
+        return sum(int(process.communicate()[0]) for process in running)
+
+    return multiply("0", "1") / multiply("0")
+
+
+def actors(repeats: int = 3) -> dict[str, object]:
+    """Two Ray actors on two cores against one on one: time from the first pass to the last.
+
+    Beside it stands what two cores give to two processes that have nothing to do with one another.
+    """
+    runs = []
+    for _ in range(repeats):
+        control = cores_speedup()
+        one = in_process("run-ray", 1500, "1", cores="0")
+        two = in_process("run-ray", 1500, "2", cores="0,1")
+        runs.append(
+            {
+                "one_seconds": one["scoring_seconds"],
+                "one_seconds_in_the_engine": one["engine_seconds"],
+                "two_seconds": two["scoring_seconds"],
+                "two_seconds_in_both_engines": two["engine_seconds"],
+                "speedup": one["scoring_seconds"] / two["scoring_seconds"],
+                "speedup_of_two_processes_that_multiply_matrices": control,
+                "load": os.getloadavg()[0],
+            }
+        )
+        print(json.dumps(runs[-1]), flush=True)
+    return {
+        "runs": runs,
+        "median_speedup": statistics.median(run["speedup"] for run in runs),
+        "median_speedup_of_two_processes_that_multiply_matrices": statistics.median(
+            run["speedup_of_two_processes_that_multiply_matrices"] for run in runs
+        ),
+    }
+
+
+def about() -> dict[str, object]:
+    """What was measured, and where."""
+    import tokenizers
+    import torch
+
+    processor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout  # noqa: S607
+    return {
+        "processor": processor.partition(": ")[2],
+        "cores": os.cpu_count(),
+        "load_before": os.getloadavg()[0],
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "tokenizers": tokenizers.__version__,
+        "commit": commit.decode().strip(),
+    }
 
 
 def main() -> None:
@@ -175,7 +239,8 @@ def main() -> None:
     if what == "profile":
         in_process("run-null", 100_000, PROFILE="1")
         return None
-    found = {"overhead": overhead, "checkpoint": checkpoint, "actors": actors}[what]()
+    found: dict[str, object] = {"about": about()}
+    found |= {"overhead": overhead, "checkpoint": checkpoint, "actors": actors}[what]()
     print(json.dumps(found, indent=2))
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

@@ -28,6 +28,14 @@ def test_a_process_for_each_device_gives_the_same_bytes(tmp_path: Path, job: Job
     assert (tmp_path / "one.jsonl.errors.jsonl").read_bytes() == (tmp_path / "two.jsonl.errors.jsonl").read_bytes()
 
 
+def test_a_process_for_each_device_with_the_bundled_model(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", make_records(60))
+    options = {"model": "bundled:tiny", "window_pairs": 13, "token_budget": 300, "processing_time": False}
+    RerankJob(source, tmp_path / "one.jsonl", **options).run()  # type: ignore[arg-type]
+    RerankJob(source, tmp_path / "two.jsonl", devices=["cpu", "cpu"], **options).run()  # type: ignore[arg-type]
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+
+
 def test_a_worker_that_dies_is_reported_and_the_job_goes_on_later(tmp_path: Path, job: Job) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", make_records(600))
     options = {
