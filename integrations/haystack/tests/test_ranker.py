@@ -73,6 +73,13 @@ def test_no_retriever_score_without_a_score(ranker: Qwen3Ranker) -> None:
     assert "retriever_score" not in ranked.meta
 
 
+def test_a_retriever_score_of_none_is_no_score(ranker: Qwen3Ranker) -> None:
+    document = Document(content="text", score=2.5, meta={"retriever_score": None})
+    [ranked] = ranker.run("q", [document])["documents"]
+    assert ranked.meta["retriever_score"] == 2.5
+    assert document.meta == {"retriever_score": None}
+
+
 def test_a_retriever_score_of_zero_is_a_score(ranker: Qwen3Ranker) -> None:
     [ranked] = ranker.run(QUERY, [Document(content="text", score=0.0)])["documents"]
     assert ranked.meta["retriever_score"] == 0.0

@@ -35,7 +35,7 @@ class CpuLayout:
 
     def __init__(self, packed: PackedPass) -> None:
         self._blocks = packed.blocks
-        self._masks: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._masks: dict[tuple[int, int, int], torch.Tensor] = {}  # the same for every layer
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
         """Shapes: query [heads, tokens, head_dim], key and value [kv_heads, tokens, head_dim]; returns the query's."""
@@ -76,17 +76,20 @@ class CpuLayout:
         else:
             # Query heads that share a kv head become rows of one product, so that no key is copied for them.
             rows = as_batch(query).reshape(group.count, kv_heads, -1, width)
-            mask = self._mask(group.length, block.head_length, heads // kv_heads)
+            mask = self._mask(group.length, block.head_length, heads // kv_heads, rows.dtype)
             attended = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
             attended = attended.reshape(group.count, heads, group.length, width)
         output[:, here] = attended.transpose(0, 1).flatten(1, 2)
 
-    def _mask(self, length: int, head_length: int, copies: int) -> torch.Tensor:
-        """Which keys (head, then document) each of a document's tokens may see, bool [copies * length, keys]."""
+    def _mask(self, length: int, head_length: int, copies: int, dtype: torch.dtype) -> torch.Tensor:
+        """[copies * length, keys]: 0 where a document's token may see the key (head, then document), else -inf.
+
+        Not boolean, which SDPA would turn into this in every layer.
+        """
         shape = (length, head_length, copies)
-        if shape not in self._masks:  # the same for every layer
-            visible = torch.ones(length, head_length + length, dtype=torch.bool).tril(diagonal=head_length)
-            self._masks[shape] = visible.repeat(copies, 1)
+        if shape not in self._masks:
+            hidden = torch.full((length, head_length + length), -torch.inf, dtype=dtype).triu(diagonal=head_length + 1)
+            self._masks[shape] = hidden.repeat(copies, 1)
         return self._masks[shape]
 
 

@@ -93,10 +93,12 @@ class PackedEngine(Engine):
 
         hidden = self._decoder.embed_tokens(token_ids)[None]
         position_embeddings = self._decoder.rotary_emb(hidden, position_ids)
+        *layers, final_layer = self._decoder.layers
         with self._compiler_limits():
-            for layer in self._decoder.layers:
+            for layer in layers:
                 hidden = layer(hidden, position_embeddings=position_embeddings, packed=layout)
-        last: torch.Tensor = self._decoder.norm(hidden[0, last_positions].float())
+            hidden = _at_last_positions(final_layer, hidden, last_positions, position_embeddings, layout)
+        last: torch.Tensor = self._decoder.norm(hidden[0].float())
         margins: torch.Tensor = last @ self._label_direction
         return margins
 
@@ -133,6 +135,29 @@ class PackedEngine(Engine):
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
+
+
+def _at_last_positions(
+    layer: Any,
+    hidden: torch.Tensor,
+    last_positions: torch.Tensor,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    layout: object,
+) -> torch.Tensor:
+    """What a decoder layer returns at a few positions: [1, positions, width] of its [1, tokens, width].
+
+    Behind the attention of the final layer no token looks at another one, so that its feed-forward part, most of a
+    layer's arithmetic, is only needed where the margin is read.
+    """
+    attended, _ = layer.self_attn(
+        hidden_states=layer.input_layernorm(hidden),
+        attention_mask=None,
+        position_embeddings=position_embeddings,
+        packed=layout,
+    )
+    hidden = hidden[:, last_positions] + attended[:, last_positions]
+    transformed: torch.Tensor = layer.mlp(layer.post_attention_layernorm(hidden))
+    return hidden + transformed
 
 
 def resolve(device: str, dtype: str, token_budget: int | None) -> tuple[str, str, int]:
