@@ -16,13 +16,13 @@ import json
 import os
 import pstats
 import random
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +66,12 @@ def time_the_tokenizer() -> list[float]:
     return seconds
 
 
+def largest_resident_kib() -> int:
+    """Of this program; getrusage would count what its parent held when it was started."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("VmHWM")).split()[1])
+
+
 def run_null(source: str, output: str) -> None:
     """In a process of its own: one job, its summary, CPU seconds and its largest resident size on standard output."""
     sys.path.insert(0, str(ROOT))
@@ -97,7 +103,7 @@ def run_null(source: str, output: str) -> None:
         "cpu_seconds": cpu_seconds,
         "tokenizers_cpu_seconds": tokenizers_seconds[0],
         "null_engine_cpu_seconds": engine_seconds[0],
-        "resident_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "resident_kib": largest_resident_kib(),
     }
     print(json.dumps(summary | own))
 
@@ -212,9 +218,6 @@ def actors(repeats: int = 3) -> dict[str, object]:
 
 def about() -> dict[str, object]:
     """What was measured, and where."""
-    import tokenizers
-    import torch
-
     processor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout  # noqa: S607
     return {
@@ -222,8 +225,7 @@ def about() -> dict[str, object]:
         "cores": os.cpu_count(),
         "load_before": os.getloadavg()[0],
         "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "tokenizers": tokenizers.__version__,
+        **{name: version(name) for name in ("torch", "tokenizers", "ray")},
         "commit": commit.decode().strip(),
     }
 
