@@ -3,6 +3,7 @@
     python scripts/measure_offline.py overhead     10^5 and 10^6 pairs through a null engine, on one core
     python scripts/measure_offline.py checkpoint   a real run with the bundled model: time beside the engine
     python scripts/measure_offline.py actors       two Ray actors on two cores against one on one
+    python scripts/measure_offline.py cores        what two cores give to two processes that multiply matrices
     python scripts/measure_offline.py profile      where the overhead goes
 
 Each run is a process of its own, pinned to the cores named here. "Overhead" is CPU time outside the tokenizers
@@ -216,6 +217,11 @@ def actors(repeats: int = 3) -> dict[str, object]:
     }
 
 
+def cores() -> dict[str, object]:
+    """Only what is measured beside the actors."""
+    return {"speedups_of_two_processes_that_multiply_matrices": [cores_speedup() for _ in range(3)]}
+
+
 def about() -> dict[str, object]:
     """What was measured, and where."""
     processor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
@@ -242,7 +248,7 @@ def main() -> None:
         in_process("run-null", 100_000, PROFILE="1")
         return None
     found: dict[str, object] = {"about": about()}
-    found |= {"overhead": overhead, "checkpoint": checkpoint, "actors": actors}[what]()
+    found |= {"overhead": overhead, "checkpoint": checkpoint, "actors": actors, "cores": cores}[what]()
     print(json.dumps(found, indent=2))
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
