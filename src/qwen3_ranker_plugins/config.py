@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -44,7 +44,7 @@ class EngineConfig:
     """
 
     engine: str
-    folder: Path
+    folder: Path | None
     device: str
     dtype: str
     token_budget: int | None
@@ -201,24 +201,6 @@ def _check_no_secrets(options: object) -> None:
                 "secrets are not written into options: put the key into an environment variable and its name into "
                 "engine_options['api_key_env']",
             )
-
-
-def parse_options(argument: str, given: Sequence[str]) -> dict[str, object]:
-    """Options of an engine as a command line gives them: NAME=VALUE, the value as JSON if it is JSON, else as text.
-
-    Raises:
-        InvalidInputError: one has no name or no equals sign.
-    """
-    options: dict[str, object] = {}
-    for each in given:
-        name, equals, value = each.partition("=")
-        if not equals or not name:
-            raise InvalidInputError(argument, each, "write NAME=VALUE")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
 
 
 def check_text(argument: str, value: object, *, may_be_empty: bool = False) -> None:

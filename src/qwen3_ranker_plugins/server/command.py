@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..config import BUNDLED_MODEL, parse_options
+from ..config import BUNDLED_MODEL
 from ..errors import MissingDependencyError
+from ..options import EngineOptionsOption, read_engine_options
 
 
 def serve(
@@ -23,9 +24,7 @@ def serve(
         typer.Option("--served-model-name", help="A name that requests may give; repeat it. Default: --model."),
     ] = None,
     engine: Annotated[str | None, typer.Option("--engine", help="auto, or the name of an engine.")] = None,
-    engine_option: Annotated[
-        list[str] | None, typer.Option("--engine-option", help="NAME=VALUE, an option of the engine; repeat it.")
-    ] = None,
+    engine_option: EngineOptionsOption = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = None,
     template: Annotated[
@@ -68,7 +67,7 @@ def serve(
         "model": model,
         "served_model_names": served_model_name or None,
         "engine": engine,
-        "engine_options": parse_options("--engine-option", engine_option) if engine_option else None,
+        "engine_options": read_engine_options(engine_option) if engine_option else None,
         "device": device,
         "dtype": dtype,
         "template": template,
