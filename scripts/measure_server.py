@@ -47,7 +47,9 @@ async def load(url: str, requests: list[Request], expected: list[list[float]], t
     seconds: list[float] = []
     memory: list[tuple[int, int]] = []
     wrong = lost = 0
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=concurrency + 1)) as client:
+    async with httpx.AsyncClient(
+        base_url=url, timeout=120, limits=httpx.Limits(max_connections=concurrency + 1)
+    ) as client:
 
         async def worker() -> None:
             nonlocal wrong, lost
@@ -122,7 +124,8 @@ def main() -> None:
     result = {
         "device": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, shared with other work",
         "engine": facts,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("fastapi", "uvicorn", "httpx")},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("fastapi", "uvicorn", "httpx")},
         "commit": commit.stdout.strip(),
         "documents_per_request": "1 to 5 of 3 to 12 words",
         **measured,
