@@ -28,8 +28,8 @@ def test_every_route_but_health_asks_for_a_key(guarded: Running) -> None:
         schema = client.get("/openapi.json", headers={"Authorization": f"Bearer {KEYS[0]}"}).json()
         routes = [(method, path) for path, methods in schema["paths"].items() for method in methods]
         assert len(routes) >= 11
-        for method, path in [*routes, ("get", "/openapi.json"), ("get", "/docs"), ("get", "/nothing"), ("get", "//health"),
-                             ("get", "/health/"), ("get", "/HEALTH"), ("options", "/rerank"), ("get", "/health%2f..")]:  # fmt: skip
+        others = ["/openapi.json", "/docs", "/nothing", "//health", "/health/", "/HEALTH", "/health%2f.."]
+        for method, path in [*routes, ("options", "/rerank"), *(("get", other) for other in others)]:
             answer = client.request(method, path.replace("{query_id}", "x"))
             if path == "/health":
                 assert answer.status_code == 200
@@ -56,7 +56,7 @@ def test_each_key_opens_in_each_way(key: str, guarded: Running) -> None:
 @pytest.mark.parametrize(
     "headers",
     [
-        {"Authorization": ""}, {"Authorization": "Bearer"}, 
+        {"Authorization": ""}, {"Authorization": "Bearer"},
         {"Authorization": f"Bearer {KEYS[0][:-1]}"}, {"Authorization": f"Bearer {KEYS[0]}x"},
         {"Authorization": KEYS[0]}, {"Authorization": "Basic !!!"}, {"Authorization": "Basic"}, {"X-API-Key": ""},
         {"Authorization": f"Bearer {KEYS[0]},{KEYS[1]}"}, {"Cookie": KEYS[0]},

@@ -64,7 +64,7 @@ def test_a_dead_engine_is_seen_and_started_again() -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_engine_that_stays_dead_shows_in_health(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, tiny
-) -> None:  # noqa: ANN001
+) -> None:
     """Its model's folder is gone when it is to be started again, and comes back later."""
     import shutil
 

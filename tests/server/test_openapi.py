@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import httpx
@@ -12,6 +13,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from qwen3_ranker_plugins import Reranker
 
@@ -33,7 +35,9 @@ def test_answers_are_as_described(fuzzed: Running) -> None:
     seen: set[int] = set()
 
     def check(case: schemathesis.Case) -> None:
-        response = case.call_and_validate()
+        # That there are as many queries as documents is nothing that a schema can say.
+        excluded = [positive_data_acceptance] if case.path == "/v1/score" else []
+        response = case.call_and_validate(excluded_checks=excluded)
         seen.add(response.status_code)
         assert response.status_code < 500
         if response.status_code >= 400:
@@ -45,11 +49,12 @@ def test_answers_are_as_described(fuzzed: Running) -> None:
     assert len(operations) >= 11
     for operation in operations:
         for mode in GenerationMode:
-            try:
-                strategy = operation.as_strategy(generation_mode=mode)
-            except Unsatisfiable:  # a GET without parameters cannot be asked wrongly
-                continue
-            settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))(given(strategy)(check))()
+            tested = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))(
+                given(operation.as_strategy(generation_mode=mode))(check)
+            )
+            # A GET without parameters cannot be asked wrongly.
+            with suppress(Unsatisfiable) if operation.method == "get" else nullcontext():
+                tested()
     assert {200, 422} <= seen
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def write(tmp_path: Path):  # noqa: ANN201 - a function
+def write(tmp_path: Path):
     def written(text: str) -> Path:
         file = tmp_path / "config.yaml"
         file.write_text(text, encoding="utf-8")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from qwen3_ranker_plugins import EngineClosedError, EngineError
-from qwen3_ranker_plugins.dispatch import Dispatcher
+from qwen3_ranker_plugins.dispatch import Dispatcher, PassReport
 from qwen3_ranker_plugins.engines.base import Engine, Margins
 from qwen3_ranker_plugins.prompt import EncodedRequest
 
@@ -335,3 +335,35 @@ def test_a_dispatcher_can_be_closed_by_the_garbage_collector_in_its_own_thread()
     dispatcher.close()
     assert engine.closed_by == "qwen3-ranker-sum"
     gc.collect()
+
+
+def test_what_is_cancelled_is_forgotten_at_once() -> None:
+    """The pass in flight may take long, or for ever; cancelled requests do not pile up behind it."""
+    engine = SumEngine(token_budget=11)
+    dispatcher = Dispatcher(engine)
+    engine.gate.clear()
+    first = dispatcher.submit(request([10]))
+    assert engine.in_pass.wait(10)
+    others = [dispatcher.submit(request([10] * 3)) for _ in range(5)]
+    assert len(dispatcher._waiting) == 5
+    assert all(other.cancel() for other in others[1:])
+    assert len(dispatcher._waiting) == 1
+    engine.gate.set()
+    assert first.result(10).values.tolist() == [101]
+    assert others[0].result(10).values.tolist() == [101] * 3
+    dispatcher.close()
+    assert len(engine.passes) == 4
+
+
+def test_listeners_hear_of_every_pass() -> None:
+    engine = SumEngine(token_budget=1000)
+    dispatcher = Dispatcher(engine)
+    reports: list[PassReport] = []
+    dispatcher.on_pass(reports.append)
+    dispatcher.submit(request([1, 2, 3])).result(10)
+    with pytest.raises(EngineError):
+        dispatcher.submit(request([4], head=POISON)).result(10)
+    dispatcher.close()
+    assert [(each.requests, each.documents, each.tokens) for each in reports] == [(1, 3, 7), (1, 1, 5)]
+    assert reports[0].error is None
+    assert isinstance(reports[1].error, ZeroDivisionError)

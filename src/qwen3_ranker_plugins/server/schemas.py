@@ -137,6 +137,7 @@ AnyRerankRequest = Annotated[
 ]
 
 Texts = Annotated[str | list[str], Field(description="One text, or several.")]
+Queries = Annotated[Query | list[Query], Field(description="One query, or as many as documents.")]
 
 
 class _ScoreFields(_Request):
@@ -163,7 +164,7 @@ class TextScoreRequest(_ScoreFields):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"text_1": _QUERY, "text_2": _DOCUMENTS}]})
 
-    text_1: Texts
+    text_1: Queries
     text_2: Texts
 
     @property
@@ -177,7 +178,7 @@ class QueryScoreRequest(_ScoreFields):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"queries": _QUERY, "documents": _DOCUMENTS}]})
 
-    queries: Texts
+    queries: Queries
     documents: Texts
 
     @property
