@@ -59,6 +59,12 @@ SYSTEMS = ("copied_generate", "copied_score", "vllm_generate", "vllm_score", "pa
 SWEEP: dict[str, dict[str, Any]] = {
     "default": {},
     "engine core in its own process": {"multiprocessing": True},
+    "asynchronous scheduling": {"engine_kwargs": {"async_scheduling": True}},
+    "asynchronous scheduling, 8192 tokens a step": {
+        "engine_kwargs": {"async_scheduling": True},
+        "max_num_batched_tokens": 8192,
+    },
+    "engine core in its own process, 8192 tokens a step": {"multiprocessing": True, "max_num_batched_tokens": 8192},
     "no prefix caching": {"enable_prefix_caching": False},
     "eager": {"enforce_eager": True},
     "16384 tokens a step": {"max_num_batched_tokens": 16384},
