@@ -42,8 +42,8 @@ def main() -> int:
             )
             return 1
         needed = [str(each) for each in requirements if _applies(each) and each.name not in LEFT_OUT]
-        _pip("install", "--no-deps", str(wheel))
         _pip("install", *needed)
+        _pip("install", "--no-deps", str(wheel))  # last: its presence says that everything is there
     return 0
 
 
@@ -62,4 +62,7 @@ def _pip(*arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{' '.join(error.cmd[1:5])} ...: exit code {error.returncode}")

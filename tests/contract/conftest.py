@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import pytest
 import torch
 
 from qwen3_ranker_plugins import Reranker
+from qwen3_ranker_plugins.engines import missing_modules
 from qwen3_ranker_plugins.engines.base import Engine
 
-if find_spec("vllm") is None:
+if missing_modules("vllm_score"):
     _WHY_NOT = "vLLM is not installed (make test installs its CPU build where there is no NVIDIA GPU)"
 elif torch.cuda.is_available():
     _WHY_NOT = "on a GPU, scripts/gpu_vllm.py runs both engines and compares their margins"

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, Reranker, ScoringError
+from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, EngineError, Reranker, ScoringError
 from qwen3_ranker_plugins.engines.vllm_engine import VllmEngine
 from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder
 
@@ -142,6 +142,22 @@ def test_a_reranker_with_options_and_what_is_left_after_it() -> None:
     assert [hit.truncated_tokens for hit in result] == [hit.truncated_tokens for hit in expected]
     assert max(hit.truncated_tokens for hit in result) > 0
     np.testing.assert_allclose([hit.margin for hit in result], [hit.margin for hit in expected], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("engine_kwargs", "message"),
+    [
+        ({"kv_cache_memory_bytes": 1 << 20}, "the weights leave too little room for the KV cache: lower max_length"),
+        ({"seeds": 7}, "unexpected keyword argument 'seeds': engine_kwargs holds what this release of vLLM does not"),
+    ],
+)
+def test_a_start_that_fails_says_what_to_do_and_leaves_nothing(engine_kwargs: dict[str, int], message: str) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    with pytest.raises(EngineError) as caught:
+        Reranker("bundled:tiny", engine="vllm_score", engine_options={"engine_kwargs": engine_kwargs})
+    assert str(caught.value).startswith("engine 'vllm_score' could not be started: ")
+    assert message in str(caught.value)
+    assert set(psutil.Process().children(recursive=True)) <= before
 
 
 def test_a_script_without_a_guard_whose_engine_is_killed_and_then_itself() -> None:

@@ -80,7 +80,13 @@ def engine_module(engine: str) -> EngineModule:
 
 def missing_modules(engine: str) -> list[str]:
     """Modules that the engine needs and this Python has not got."""
-    return [module for module in ENTRIES[engine].requires if find_spec(module) is None]
+    return [module for module in ENTRIES[engine].requires if not _installed(module)]
+
+
+def _installed(module: str) -> bool:
+    """Whether it can be imported; a folder of that name in the working directory, such as a clone, does not count."""
+    found = find_spec(module)
+    return found is not None and found.origin is not None
 
 
 def choose_engine(engine: str) -> tuple[str, str]:

@@ -70,6 +70,10 @@ class VllmEngine(Engine):
             raise EngineError(
                 f"engine {self.name!r}: its process died in this call: {_reason(error)}; the next call starts it again"
             ) from error
+        except BaseException:  # its answer may still come, and must not be taken for that to the next batch
+            self._worker = None
+            worker.kill()
+            raise
         values = [np.full(len(request.segments), np.nan, dtype=np.float32) for request in requests]
         computed = [0] * len(requests)
         failures: list[dict[int, str]] = [{} for _ in requests]

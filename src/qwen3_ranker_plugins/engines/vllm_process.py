@@ -24,6 +24,7 @@ from .vllm_worker import Batch, Failed, Ready, Scored, Start
 _PROGRAM = "from qwen3_ranker_plugins.engines.vllm_worker import main; main({descriptor})"
 _SECONDS_BETWEEN_LOOKS_AT_THE_WORKER = 0.5
 _SECONDS_TO_END_BY_ITSELF = 15.0
+_SECONDS_TO_BE_GONE = 10.0
 _LOG_BYTES = 16384
 
 
@@ -104,7 +105,9 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """End the process group at once, and wait until it is gone."""
-        while True:
+        deadline = time.monotonic() + _SECONDS_TO_BE_GONE
+        # In a container whose first process reaps nothing, dead members stay in the group for ever.
+        while time.monotonic() < deadline:
             try:
                 os.killpg(self._process.pid, signal.SIGKILL)
             except (ProcessLookupError, PermissionError):  # the latter on macOS, for a group of zombies

@@ -129,6 +129,8 @@ class Runner:
         self._refusals = (ValueError, getattr(__import__("vllm.exceptions").exceptions, "VLLMClientError", ValueError))
         self.engine: Any = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self._added = 0
+        # The first step of all compiles kernels and allocates: no caller shall wait for that.
+        self.score(Batch([([start.yes_id, start.no_id], [[start.yes_id]])], [(0, 0)], size=1))
 
     def score(self, batch: Batch) -> Scored:
         """Margins of a batch.
