@@ -1,4 +1,4 @@
-"""The short version of langchain_rag.ipynb: BM25 -> ContextualCompressionRetriever(Qwen3Rerank) -> chain with sources."""
+"""The short version of langchain_rag.ipynb: BM25 -> ContextualCompressionRetriever(Qwen3Rerank) -> answer, sources."""
 
 from __future__ import annotations
 

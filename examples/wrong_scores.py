@@ -29,7 +29,7 @@ from qwen3_ranker_plugins.demo.searches import lower_case_words
 from qwen3_ranker_plugins.prompt import PromptEncoder, load_tokenizer
 
 quiet()
-QUESTIONS, CANDIDATES, MAX_LENGTH = 12, 5, 160
+QUESTIONS, CANDIDATES, MAX_LENGTH = 8, 5, 160
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "wrong_scores.json"
 
 reranker = Reranker("bundled:tiny", device="cpu")
@@ -195,12 +195,7 @@ def main() -> None:
         about = {
             "command": "python examples/wrong_scores.py --write",
             "date": datetime.now(UTC).date().isoformat(),
-            "commit": subprocess.run(
-                ["git", "rev-parse", "HEAD"],
-                capture_output=True,
-                text=True,
-                check=True,  # noqa: S607
-            ).stdout.strip(),
+            "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),  # noqa: S607
             "model": "bundled:tiny",
             "device": "cpu",
             "torch": torch.__version__,

@@ -26,7 +26,7 @@ ENVIRONMENT = {
 NOT_PASSED_ON = ("OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_MODEL", "QWEN3_RANKER_MODEL", "QWEN3_RANKER_DEVICE")
 
 
-def execute(path: Path, seconds_per_cell: int = 280) -> nbformat.NotebookNode:
+def execute(path: Path, seconds_per_cell: int = 900) -> nbformat.NotebookNode:
     """The notebook with the outputs of a run in a fresh kernel, whose working folder is the notebook's.
 
     Raises:
