@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import __version__
+from .bench.command import bench, tune
 from .config import (
     BUNDLED_MODEL,
     DEVICE_VARIABLE,
@@ -94,6 +95,8 @@ def demo(
 
 
 app.command()(rerank)
+app.add_typer(bench, name="bench")
+app.command()(tune)
 
 
 class By(StrEnum):
