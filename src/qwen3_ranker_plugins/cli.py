@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import __version__
+from .bench.command import bench, tune
 from .config import (
     BUNDLED_MODEL,
     check_text,
@@ -95,6 +96,8 @@ def demo(
 
 app.command()(rerank)
 app.command()(serve)
+app.add_typer(bench, name="bench")
+app.command()(tune)
 
 
 class By(StrEnum):
