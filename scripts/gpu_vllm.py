@@ -215,7 +215,7 @@ def measure(system: str, folder: Path, options: dict[str, Any], repeat: int, sca
     rows = {}
     for label, documents in cases(scale):
         for number in range(3):
-            scores(query(label, -1 - number), documents)
+            scores(query(label, 900 + number), documents)
         times = []
         for number in range(repeat):
             text = query(label, number)
