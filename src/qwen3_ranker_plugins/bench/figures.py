@@ -1,0 +1,185 @@
+"""Pictures, as PNG bytes. matplotlib without pyplot: nothing global, no display needed."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import MissingDependencyError
+
+_BLUE, _RED, _GREEN, _GREY, _ORANGE = "#2f6fb5", "#c4453c", "#2e8b57", "#8a9199", "#d98c21"
+_DPI = 160
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError('pictures need matplotlib: pip install "qwen3-ranker-plugins[bench]"') from error
+    figure: Any = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.1, hspace=0.04)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    return buffer.getvalue()
+
+
+def _plain(axes: Any, title: str, x: str, y: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(visible=True, color="#e3e6e9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """What the four panels show of one batch size.
+
+    Attributes:
+        pairs_per_second: of each round.
+        latency_ms: "p50", "p95", "p99" -> milliseconds of one call.
+        host_mib, device_mib: peaks; None if there is none.
+        quality: "nDCG@10", "accuracy", "base rate" -> value.
+    """
+
+    batch_size: int
+    pairs_per_second: Sequence[float]
+    latency_ms: Mapping[str, float]
+    host_mib: float | None
+    device_mib: float | None
+    quality: Mapping[str, float]
+
+
+def throughput_panels(points: Sequence[SweepPoint], title: str, footer: Sequence[str]) -> bytes:
+    """The four panels of the seed: throughput, latency, memory, quality, over batch size."""
+    figure = _figure(11, 8)
+    panels = figure.subplots(2, 2)
+    sizes = [point.batch_size for point in points]
+    label = "batch size (pairs in one call)"
+
+    axes = panels[0, 0]
+    _plain(axes, "Throughput", label, "pairs / s")
+    middles = [statistics.median(point.pairs_per_second) for point in points]
+    below = [middle - min(point.pairs_per_second) for middle, point in zip(middles, points, strict=True)]
+    above = [max(point.pairs_per_second) - middle for middle, point in zip(middles, points, strict=True)]
+    axes.errorbar(sizes, middles, yerr=[below, above], color=_BLUE, marker="o", capsize=4)
+    for size, middle in zip(sizes, middles, strict=True):
+        axes.annotate(f"{middle:,.0f}", (size, middle), textcoords="offset points", xytext=(7, 5), fontsize=9)
+    rounds = len(points[0].pairs_per_second)
+    note = "median of rounds; bars: slowest and fastest" if rounds > 1 else "one round"
+    axes.text(0.98, 0.03, note, transform=axes.transAxes, ha="right", fontsize=8, color=_GREY)
+
+    axes = panels[0, 1]
+    _plain(axes, "Latency of one call", label, "ms")
+    for name, colour, marker in (("p50", _RED, "o"), ("p95", _ORANGE, "s"), ("p99", _GREY, "^")):
+        axes.plot(sizes, [point.latency_ms[name] for point in points], color=colour, marker=marker, label=name)
+    axes.legend(frameon=False)
+
+    axes = panels[1, 0]
+    _plain(axes, "Peak memory", label, "MiB")
+    axes.plot(sizes, [point.host_mib for point in points], color=_GREEN, marker="o", label="host")
+    if any(point.device_mib is not None for point in points):
+        axes.plot(sizes, [point.device_mib for point in points], color=_BLUE, marker="s", label="device")
+    axes.legend(frameon=False, loc="lower left")
+
+    axes = panels[1, 1]
+    _plain(axes, "Quality on the labelled pairs", label, "value")
+    for name, colour, marker, style in (
+        ("nDCG@10", "#7b4fa3", "o", "-"),
+        ("accuracy", _BLUE, "s", "-"),
+        ("base rate", _GREY, "", "--"),
+    ):
+        values = [point.quality[name] for point in points]
+        shown = "always the more common answer" if name == "base rate" else name
+        axes.plot(sizes, values, color=colour, marker=marker, linestyle=style, label=shown)
+    axes.set_ylim(0, 1)
+    axes.legend(frameon=False, loc="lower left", fontsize=9)
+
+    for axes in panels.flat:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+    for axes in (*panels[0], panels[1, 0]):
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure.supxlabel("\n".join(footer), fontsize=8, color="#50575e")
+    return _png(figure)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """One panel of gains.
+
+    Attributes:
+        title: from what to what.
+        values: query id -> gain.
+        summary: a line with mean, interval and p.
+    """
+
+    title: str
+    values: Mapping[str, float]
+    summary: str
+
+
+def gains(panels: Sequence[Gain], measure: str, title: str, footer: Sequence[str]) -> bytes:
+    """Per-query gains as sorted bars: how many queries win, how many lose, and by how much."""
+    most = max(len(panel.values) for panel in panels)
+    figure = _figure(min(16.0, max(8.0, 3 + most * 0.16)), 0.9 + 3.4 * len(panels))
+    every = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axes, panel in zip(every, panels, strict=True):
+        ordered = sorted(panel.values.items(), key=lambda item: (-item[1], item[0]))
+        places, values = range(len(ordered)), [value for _, value in ordered]
+        colours = [_GREEN if value > 0 else _RED if value < 0 else _GREY for value in values]
+        _plain(axes, panel.title, "", f"gain in {measure}")
+        axes.grid(visible=False, axis="x")
+        axes.bar(places, values, color=colours, width=0.85)
+        axes.axhline(0, color="#1c2024", linewidth=0.8)
+        mean = sum(values) / len(values)
+        axes.axhline(mean, color=_BLUE, linewidth=1.2, linestyle="--", label=f"mean {mean:+.4f}")
+        axes.legend(frameon=False, loc="upper right")
+        axes.set_xlim(-0.8, len(values) - 0.2)
+        if len(ordered) <= 60 and all(query_id.isascii() for query_id, _ in ordered):
+            axes.set_xticks(places, [query_id[:14] for query_id, _ in ordered], rotation=90, fontsize=7)
+        else:
+            axes.set_xticks([])
+        axes.set_xlabel(f"{len(values)} queries, best gain first.  {panel.summary}", fontsize=9)
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure.supxlabel("\n".join(footer), fontsize=8, color="#50575e")
+    return _png(figure)
+
+
+def latency_lines(series: Mapping[str, Mapping[int, Sequence[float]]], title: str, footer: Sequence[str]) -> bytes:
+    """Median milliseconds over the number of documents, a line per series, its spread as a band."""
+    import numpy as np
+
+    figure = _figure(9, 5.5)
+    axes = figure.subplots()
+    _plain(axes, "", "documents in a request", "ms, client wall time")
+    colours = (_BLUE, _ORANGE, _GREEN, _RED, "#7b4fa3", "#3a9ea5", _GREY, "#8c6d46")
+    for place, (label, points) in enumerate(series.items()):
+        counts = sorted(points)
+        colour = colours[place % len(colours)]
+        style = "-" if place < len(colours) else "--"
+        middles = [float(np.median(points[count])) for count in counts]
+        axes.plot(counts, middles, color=colour, linestyle=style, marker="o", label=label)
+        lowest, highest = ([pick(points[count]) for count in counts] for pick in (min, max))
+        axes.fill_between(counts, lowest, highest, color=colour, alpha=0.12, linewidth=0)
+    counts = sorted({count for points in series.values() for count in points})
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False, title="median; band: fastest to slowest", title_fontsize=8, fontsize=9)
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure.supxlabel("\n".join(footer), fontsize=8, color="#50575e")
+    return _png(figure)

@@ -1,0 +1,155 @@
+"""Engines x formats x length limits: each server started, awaited, measured, stopped; a failing cell costs its row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from ..errors import RankerError
+from .figures import latency_lines
+from .latency import FRESH, MODES, LatencyPlan, latency_result, measure_latency, orientation
+from .published import LATENCY, LATENCY_DOCUMENTS
+from .report import Report, Table
+from .results import Result, device_line, new_result, version_line
+from .server import Client, RunningServer
+
+Progress = Callable[[str], None]
+
+
+def measure_matrix(
+    plan: LatencyPlan,
+    titles: list[str],
+    *,
+    engines: Sequence[str],
+    templates: Sequence[str],
+    max_lengths: Sequence[int],
+    server: Mapping[str, Any],
+    titles_source: str,
+    start_timeout: float = 900.0,
+    progress: Progress | None = None,
+) -> Result:
+    """Measure every combination.
+
+    Args:
+        plan: what is asked of each server.
+        titles: the same for all.
+        engines, templates, max_lengths: the axes.
+        server: further settings of `serve`: model, device, dtype ...
+        titles_source: where the titles come from.
+        start_timeout: seconds until a server has to be ready.
+        progress: called with what happens.
+
+    Returns:
+        A result with a cell for each combination: its latency result, or "error".
+    """
+    cells: list[dict[str, Any]] = []
+    facts: Mapping[str, str] = {}
+    for engine, template, max_length in product(engines, templates, max_lengths):
+        settings = {**server, "engine": engine, "template": template, "max_length": max_length}
+        cell: dict[str, Any] = {"engine": engine, "template": template, "max_length": max_length}
+        label = cell_label(cell)
+        say = _prefixed(progress, label)
+        say("starting")
+        try:
+            with RunningServer(settings, start_timeout=start_timeout) as running:
+                client = Client(running.url, timeout=plan.timeout)
+                try:
+                    rows = measure_latency(client, plan, titles, progress=say)
+                    health = client.health()
+                finally:
+                    client.close()
+            cell["result"] = latency_result(rows, plan, health, titles=titles_source, tag=label, server=settings)
+            facts = facts or cell["result"]["about"]["engine"]
+        except RankerError as error:
+            cell["error"] = str(error)
+            say(f"failed: {error}")
+        cells.append(cell)
+    first = next((cell["result"] for cell in cells if "result" in cell), None)
+    settings = {
+        "engines": list(engines),
+        "templates": list(templates),
+        "max_lengths": list(max_lengths),
+        "server": dict(server),
+        **({} if first is None else {name: value for name, value in first["settings"].items() if name != "server"}),
+    }
+    result = new_result("matrix", settings=settings, seed=plan.seed, facts=facts)
+    result["cells"] = cells
+    return result
+
+
+def _prefixed(progress: Progress | None, label: str) -> Progress:
+    def say(line: str) -> None:
+        if progress is not None:
+            progress(f"{label}: {line}")
+
+    return say
+
+
+def cell_label(cell: Mapping[str, Any]) -> str:
+    """For tables and plots."""
+    return f"{cell['engine']} / {cell['template']}, {cell['max_length']}"
+
+
+def matrix_report(result: Result) -> Report:
+    """One table of fresh queries, one of the same query, with the T4 figures beside; failures by name."""
+    cells, settings = result["cells"], result["settings"]
+    title = f"Engines and formats of {settings['server'].get('model', 'the default model')}"
+    lines = [
+        "every cell is a server of its own: started, awaited until /health shows engine and format, measured, stopped",
+        f"device: {device_line(result)}",
+        version_line(result),
+        f"command: {result['about']['command']}",
+    ]
+    measured = [cell for cell in cells if "result" in cell]
+    tables: list[Table] = []
+    picture = None
+    if measured:
+        counts = measured[0]["result"]["settings"]["counts"]
+        modes = MODES[measured[0]["result"]["settings"]["queries"]]
+        tables = [_times(measured, counts, mode, with_t4=mode == modes[-1]) for mode in modes]
+        mode = modes[0]
+        series = {cell_label(cell): points for cell in measured if (points := _points(cell, mode))}
+        footer = [f"device: {device_line(result)}", version_line(result)]
+        picture = (latency_lines(series, f"{title} ({mode} query)", footer), "Milliseconds over documents")
+        if not set(counts) & set(LATENCY_DOCUMENTS):
+            tables.append(orientation(counts))
+    broken = [[cell_label(cell), cell["error"].splitlines()[0]] for cell in cells if "error" in cell]
+    if broken:
+        tables.append(
+            Table("Cells that failed", ["cell", "reason"], broken, "Whole reasons: in the JSON file.", figures=False)
+        )
+    return Report(title, lines, tables, picture)
+
+
+def _points(cell: Mapping[str, Any], mode: str) -> dict[int, list[float]]:
+    rows = cell["result"]["rows"]
+    return {row["documents"]: row["milliseconds"] for row in rows if row["mode"] == mode and row["milliseconds"]}
+
+
+def _times(cells: Sequence[Mapping[str, Any]], counts: Sequence[int], mode: str, *, with_t4: bool) -> Table:
+    """Medians; the T4 report's rows have means, and say so."""
+    rows = []
+    for cell in cells:
+        points = _points(cell, mode)
+        failed = sum(len(row["failures"]) for row in cell["result"]["rows"] if row["mode"] == mode)
+        label = cell_label(cell) + (f" ({failed} requests failed)" if failed else "")
+        times = (f"{float(np.median(points[count])):.1f}" if count in points else "-" for count in counts)
+        rows.append([label, *times])
+    known = {count: place for place, count in enumerate(LATENCY_DOCUMENTS)}
+    if with_t4 and set(known) & set(counts):
+        for name, values in LATENCY.items():
+            rows.append(
+                [f"{name} (mean)", *(f"{values[known[count]]:.1f}" if count in known else "-" for count in counts)]
+            )
+    note = "Median client wall time in ms. " + (
+        "A new query in every request: compare by this table." if mode == FRESH else "One query in all requests."
+    )
+    if with_t4:
+        note += (
+            " Rows named T4 are published figures (one Tesla T4, Qwen3-Reranker-0.6B float16, max_model_len 160): "
+            "another device and model, for orientation only."
+        )
+    return Table(f"{mode.capitalize()} query", ["engine / format, max_length", *(f"n={n}" for n in counts)], rows, note)

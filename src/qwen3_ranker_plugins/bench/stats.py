@@ -1,0 +1,93 @@
+"""Figures over raw values: percentiles, and whether a mean difference between paired values is chance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import MissingDependencyError
+
+#: Sign flips that the randomisation test draws; its smallest p value is 1 / (this + 1).
+RESAMPLES = 9_999
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Median, mean, percentiles (linear interpolation), extremes and sample standard deviation; unit as given."""
+    array = np.asarray(values, dtype=np.float64)
+    quantiles = dict(zip(("p50", "p90", "p95", "p99"), np.percentile(array, (50, 90, 95, 99)).tolist(), strict=True))
+    return {
+        "n": len(array),
+        "mean": float(array.mean()),
+        "stdev": float(array.std(ddof=1)) if len(array) > 1 else 0.0,
+        "min": float(array.min()),
+        "max": float(array.max()),
+        **quantiles,
+    }
+
+
+@dataclass(frozen=True)
+class Significance:
+    """A mean difference between paired values, and how likely chance alone makes one as large.
+
+    Attributes:
+        difference: mean of b - a.
+        low, high: 95% confidence interval of it, by Student's t.
+        t_test: two-sided p value of the paired t-test: means over many queries are nearly normal.
+        randomisation: two-sided p value of Fisher's randomisation test, which assumes no distribution: how often
+            random signs of the differences give a mean as far from 0.
+        wins, losses, ties: queries where b is above, below, equal.
+    """
+
+    difference: float
+    low: float
+    high: float
+    t_test: float
+    randomisation: float
+    wins: int
+    losses: int
+    ties: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return asdict(self)
+
+
+def paired(a: Sequence[float], b: Sequence[float], *, seed: int) -> Significance:
+    """Compare values of the same queries under two systems.
+
+    Args:
+        a, b: one value per query, in the same order.
+        seed: of the randomisation test.
+
+    Raises:
+        MissingDependencyError: scipy is not installed.
+    """
+    try:
+        from scipy.stats import permutation_test, ttest_1samp
+    except ImportError as error:
+        raise MissingDependencyError('significance needs scipy: pip install "qwen3-ranker-plugins[bench]"') from error
+    delta = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
+    counts = {"wins": int((delta > 0).sum()), "losses": int((delta < 0).sum()), "ties": int((delta == 0).sum())}
+    mean = float(delta.mean())
+    if len(delta) < 2 or not delta.any():  # no spread to compare with: nothing speaks against chance
+        return Significance(mean, mean, mean, 1.0, 1.0, **counts)
+    if np.ptp(delta) == 0:  # the same gain for every query: t is infinite, and scipy warns
+        low = high = mean
+        t_test = 0.0
+    else:
+        tested = ttest_1samp(delta, 0.0)
+        interval = tested.confidence_interval(0.95)
+        low, high, t_test = float(interval.low), float(interval.high), float(tested.pvalue)
+    permuted = permutation_test(
+        (delta,),
+        lambda signed, axis: signed.mean(axis=axis),
+        permutation_type="samples",
+        n_resamples=RESAMPLES,
+        vectorized=True,
+        batch=1000,
+        rng=np.random.default_rng(seed),
+    )
+    return Significance(mean, low, high, t_test, float(permuted.pvalue), **counts)

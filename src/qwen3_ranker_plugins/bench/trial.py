@@ -1,0 +1,148 @@
+"""One configuration measured in a process of its own: its memory is its own, and running out of it kills nobody else.
+
+`python -m qwen3_ranker_plugins.bench.trial` reads a `Trial` as JSON and answers with an `Outcome` as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..errors import RankerError
+from .errors import BenchError
+from .memory import PeakMemory
+
+_ERROR = 3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What to measure.
+
+    Attributes:
+        settings: arguments of `Reranker`.
+        documents: of every request.
+        queries: one request each, after a request without a clock with `warmup`.
+        warmup: a query of its own.
+    """
+
+    settings: dict[str, Any]
+    documents: Sequence[str]
+    queries: Sequence[str]
+    warmup: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured, or why nothing was.
+
+    Attributes:
+        seconds: of each request, tokenization included.
+        load_seconds: from no model to a ready one.
+        margins: of the documents for the first query, in their order.
+        truncated_documents: how many were cut.
+        computed_tokens: of the first request.
+        engine: `Reranker.describe()`.
+        memory: `PeakMemory.as_dict()`, loading included.
+        error: why it failed; the other fields are empty then.
+    """
+
+    seconds: Sequence[float] = ()
+    load_seconds: float = 0.0
+    margins: Sequence[float] = ()
+    truncated_documents: int = 0
+    computed_tokens: int = 0
+    engine: dict[str, str] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+def run_trial(trial: Trial, *, timeout: float) -> Outcome:
+    """Measure in a fresh process.
+
+    Args:
+        trial: what to measure.
+        timeout: seconds, loading included.
+
+    Returns:
+        An outcome with an `error` if the configuration cannot run here: out of memory, killed, too slow.
+
+    Raises:
+        BenchError: the process ended in a way that says nothing about the configuration.
+    """
+    try:
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-m", f"{__package__}.trial"],
+            input=json.dumps(asdict(trial)),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")},
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome(error=f"not done after {timeout:.0f} s")
+    if done.returncode == 0:
+        return Outcome(**json.loads(done.stdout.splitlines()[-1]))
+    if done.returncode == _ERROR:
+        return Outcome(error=done.stdout.strip())
+    if done.returncode < 0:
+        return Outcome(error=f"killed by signal {-done.returncode}, which the system does when memory runs out")
+    raise BenchError(f"a trial ended with code {done.returncode}: {done.stderr.strip()[-600:]}")
+
+
+def measure(trial: Trial, *, on_gpu: bool) -> Outcome:
+    """Measure in this process. Raises as `Reranker` and its `rerank`."""
+    from ..reranker import Reranker
+
+    with PeakMemory(on_gpu=on_gpu) as memory:
+        started = time.perf_counter()
+        with Reranker(**trial.settings) as reranker:
+            load_seconds = time.perf_counter() - started
+            reranker.rerank(trial.warmup, trial.documents)
+            results, seconds = [], []
+            for query in trial.queries:
+                started = time.perf_counter()
+                results.append(reranker.rerank(query, trial.documents))
+                seconds.append(time.perf_counter() - started)
+            engine = reranker.describe()
+    first = sorted(results[0], key=lambda hit: hit.index)
+    return Outcome(
+        seconds=seconds,
+        load_seconds=load_seconds,
+        margins=[hit.margin for hit in first],
+        truncated_documents=sum(hit.truncated_tokens > 0 for hit in first),
+        computed_tokens=results[0].usage.computed_tokens,
+        engine=engine,
+        memory=memory.as_dict(),
+    )
+
+
+def main() -> None:
+    """See the module."""
+    trial = Trial(**json.loads(sys.stdin.read()))
+    device = trial.settings.get("device", "auto")
+    if device == "auto":
+        from importlib.util import find_spec
+
+        if find_spec("torch") is not None:
+            import torch
+
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        outcome = measure(trial, on_gpu=str(device).startswith("cuda"))
+    except RankerError as error:
+        sys.stdout.write(f"{error}\n")
+        sys.exit(_ERROR)
+    sys.stdout.write(json.dumps(asdict(outcome)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
