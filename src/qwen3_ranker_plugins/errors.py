@@ -11,6 +11,7 @@
     │   └── UnsupportedModelError             found, but not a Qwen3 yes/no reranker that can be loaded safely
     └── EngineError
         ├── EngineClosedError                 the reranker was closed, or belongs to another process
+        ├── RemoteError                       a service cannot be reached, refuses, or answers what cannot be used
         └── ScoringError                      documents without a usable score; the others keep theirs
 """
 
@@ -75,6 +76,21 @@ class EngineError(RankerError):
 
 class EngineClosedError(EngineError):
     """The reranker was closed, or was made before a fork and is used after it."""
+
+
+class RemoteError(EngineError):
+    """A remote service cannot be reached, refuses the request, or answers what cannot be used.
+
+    Attributes:
+        status: the HTTP status of its last answer; None if there was none.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (str(self), self.status))
 
 
 class ScoringError(EngineError):

@@ -25,20 +25,40 @@ def resolve_model(model: str | os.PathLike[str]) -> Path:
         UnsupportedModelError: found, but not a safetensors Qwen3 decoder with its tokenizer.
     """
     name = os.fspath(model) if isinstance(model, os.PathLike) else model
+    folder = _find(name, _HUB_FILES)
+    _check(folder)
+    return folder
+
+
+def resolve_tokenizer(model: str) -> Path:
+    """The folder with a model's tokenizer.json, for engines whose weights are elsewhere.
+
+    Args:
+        model: as of `resolve_model`; of a model on the hub nothing but its tokenizer.json is fetched.
+
+    Raises:
+        ModelNotFoundError: says what was looked for and what to do.
+    """
+    return _find(model, ["tokenizer.json"])
+
+
+def _find(name: str, patterns: list[str]) -> Path:
     check_text("model", name)
     if name.startswith("bundled:"):
-        folder = _bundled(name)
-    elif (local := Path(name).expanduser()).is_dir():
-        folder = local.resolve()
-    elif _looks_like_path(name):
+        return _bundled(name)
+    if (local := Path(name).expanduser()).is_dir():
+        return local.resolve()
+    if _looks_like_path(name):
         raise ModelNotFoundError(
             f"model={name!r}: there is no folder {local.absolute()}; give an existing folder, a hub name such as "
             f"'Qwen/Qwen3-Reranker-0.6B', or {BUNDLED_MODEL!r}"
         )
-    else:
-        folder = _from_hub(name)
-    _check(folder)
-    return folder
+    return _from_hub(name, patterns)
+
+
+def modified_ns(folder: Path) -> int:
+    """When the files of a model's weights and configuration were last written."""
+    return max(file.stat().st_mtime_ns for file in [folder / "config.json", *folder.glob("*.safetensors")])
 
 
 def _bundled(name: str) -> Path:
@@ -52,7 +72,7 @@ def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download  # imported here because it takes a tenth of a second
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -66,7 +86,7 @@ def _from_hub(name: str) -> Path:
         f"(hf download {name}) and give the folder, or use {BUNDLED_MODEL!r}, which needs no network"
     )
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ModelNotFoundError(
             f"model={name!r}: no such folder here, and no such model on the hub; {what_to_do}"

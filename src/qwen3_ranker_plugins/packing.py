@@ -142,4 +142,4 @@ def pack(requests: Sequence[EncodedRequest]) -> PackedPass:
 
 def length_order(request: EncodedRequest) -> list[int]:
     """Indices of the documents, shortest first; equal lengths keep their order."""
-    return sorted(range(len(request.segments)), key=lambda i: len(request.segments[i]))
+    return sorted(range(len(request.lengths)), key=request.lengths.__getitem__)

@@ -15,10 +15,11 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Protocol
 
 from tokenizers import Tokenizer
 
@@ -66,6 +67,21 @@ class EncodedRequest:
     segments: list[list[int]]
     truncated_tokens: list[int]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to be computed if the head is computed once."""
+        return self.head_length + sum(self.lengths)
+
+    @property
+    def head_length(self) -> int:
+        """Tokens of the head."""
+        return len(self.head)
+
+    @cached_property
+    def lengths(self) -> Sequence[int]:
+        """For each document, the tokens of its segment."""
+        return [len(segment) for segment in self.segments]
+
     def prompt(self, index: int) -> list[int]:
         """All ids of one document's prompt."""
         return self.head + self.segments[index]
@@ -77,6 +93,15 @@ class EncodedRequest:
             segments=[self.segments[i] for i in indices],
             truncated_tokens=[self.truncated_tokens[i] for i in indices],
         )
+
+
+class Encoder(Protocol):
+    """What turns texts into what an engine is given."""
+
+    def encode(
+        self, query: str, documents: Sequence[str], instruction: str | None, max_document_tokens: int | None = None
+    ) -> EncodedRequest:
+        """One request; an instruction of None stands for the model's default, or the service's own."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +158,10 @@ class Template:
     def suffix(self) -> str:
         """The text after {document}."""
         return "".join(literal for literal, _ in self.parts[self._document + 1 :])
+
+    def render_head(self, fields: Mapping[str, str]) -> str:
+        """The text in front of the document, with its fields filled in."""
+        return "".join(literal + fields.get(field or "", "") for literal, field in self.head)
 
     @property
     def _document(self) -> int:
@@ -205,13 +234,13 @@ class ModelTokenizer:
 
     def normalize(self, text: str) -> str:
         """The text as the tokenizer's normalizer leaves it (NFC for Qwen3)."""
-        text = _as_utf8(text)
+        text = as_utf8(text)
         normalizer = self.plain.normalizer
         return text if normalizer is None else str(normalizer.normalize_str(text))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, none of them a control token."""
-        encodings = self.plain.encode_batch_fast([_as_utf8(text) for text in texts], add_special_tokens=False)
+        encodings = self.plain.encode_batch_fast([as_utf8(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
 
@@ -251,14 +280,18 @@ class PromptEncoder:
         self._head_parts = [(tokenizer.split_control(literal), field) for literal, field in self.template.head]
         self.suffix_ids = self._encode_pieces(tokenizer.split_control(self.template.suffix))
 
-    def encode(self, query: str, documents: Sequence[str], instruction: str) -> EncodedRequest:
+    def encode(
+        self, query: str, documents: Sequence[str], instruction: str | None, max_document_tokens: int | None = None
+    ) -> EncodedRequest:
         """Ids of one request.
 
-        Only documents are cut, at their end and before the suffix.
+        Only documents are cut, at their end and before the suffix: to what fits the prompt, and to
+        `max_document_tokens` if that is less. An instruction of None is the default one.
 
         Raises:
             PromptTooLongError: query and instruction leave no room for a document.
         """
+        instruction = DEFAULT_INSTRUCTION if instruction is None else instruction
         pieces, before_document = self._head({"instruction": instruction, "query": query})
         head = self._encode_pieces(pieces)
         room = self.max_length - len(head) - len(self.suffix_ids)
@@ -269,6 +302,8 @@ class PromptEncoder:
                 f"query and instruction take {len(head)} tokens and the suffix {len(self.suffix_ids)}, which leaves no "
                 f"room for a document within max_length={self.max_length}; shorten them or raise max_length",
             )
+        if max_document_tokens is not None:
+            room = min(room, max_document_tokens)
         encoded = self.tokenizer.encode_batch([before_document + document for document in documents])
         return EncodedRequest(
             head=head,
@@ -313,7 +348,7 @@ class PromptEncoder:
         return ids
 
 
-def _as_utf8(text: str) -> str:
+def as_utf8(text: str) -> str:
     """The text with lone surrogates, which have no UTF-8 form, replaced by U+FFFD as the web platform does."""
     try:
         text.encode("utf-8")

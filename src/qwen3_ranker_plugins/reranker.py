@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import DEFAULT_MODEL, RankingOptions, RerankerSettings, check_text
-from .dispatch import Lease
-from .engines import choose_engine, engine_config
+from .config import DEFAULT_MODEL, RankingOptions, RerankerSettings, check_positive, check_text
+from .dispatch import Lease, PassListener
+from .engines import choose_engine, engine_module
 from .engines.base import Margins
 from .errors import InvalidInputError, ScoringError
-from .models import resolve_model
-from .prompt import DEFAULT_INSTRUCTION, DEFAULT_MAX_LENGTH, EncodedRequest, PromptEncoder, load_tokenizer
+from .prompt import DEFAULT_MAX_LENGTH, EncodedRequest
 from .types import Request, RerankResult, ScoredDocument, Usage
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class Reranker:
     share one engine, which ends with the last of them. Usable as a context manager.
 
     Args:
-        model: a hub name, a folder, or "bundled:tiny".
+        model: a hub name, a folder, or "bundled:tiny"; what a remote service calls it.
         engine: "auto" or a name from `config.ENGINES`.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: "auto", "float32", "bfloat16" or "float16".
@@ -44,7 +43,7 @@ class Reranker:
         instruction: the task that documents are judged for; None for the model's default.
         max_length: longest prompt in tokens; longer documents are cut at their end and say so.
         token_budget: tokens of one forward pass, which bounds memory; None chooses by device.
-        engine_options: the engine's own options by name, see docs/engines.md; None for its defaults.
+        engine_options: the engine's own options by name, see docs/engines.md and docs/remote.md; None for its defaults.
         top_k, score_threshold, min_confidence: defaults of `rerank`, see `RankingOptions`.
 
     Raises:
@@ -82,9 +81,11 @@ class Reranker:
         )
         self.options = RankingOptions(top_k, score_threshold, min_confidence)
         self.engine_name, self.engine_reason = choose_engine(engine)
-        self.model_path: Path = resolve_model(self.settings.model)
-        self._encoder = PromptEncoder(load_tokenizer(self.model_path), template, max_length)
-        self._lease = Lease(engine_config(self.engine_name, self.model_path, self.settings))
+        module = engine_module(self.engine_name)
+        #: The local folder with the model, or with its tokenizer; None if the engine needs neither.
+        self.model_path: Path | None = module.model_folder(self.engine_name, self.settings)
+        self._encoder = module.make_encoder(self.engine_name, self.model_path, self.settings)
+        self._lease = Lease(module.configure(self.engine_name, self.model_path, self.settings))
 
     def rerank(
         self,
@@ -182,6 +183,32 @@ class Reranker:
         prepared = await asyncio.to_thread(self._prepare, Request(query, documents, instruction))
         return prepared.scores(await asyncio.wrap_future(self._submit(prepared)))
 
+    def prepare(self, request: Request) -> Prepared:
+        """The first half of a call, for callers such as a server that look at its size before they `submit` it.
+
+        Raises: as `rerank`, for the input.
+        """
+        return self._prepare(request)
+
+    def submit(self, prepared: Prepared) -> Future[Margins]:
+        """The second half: queue it. `prepared.result(margins, options)` makes the ranking of what the future brings.
+
+        Cancelling the future drops what no forward pass has taken.
+
+        Raises:
+            EngineClosedError: the reranker is closed, or its engine has ended.
+        """
+        return self._submit(prepared)
+
+    @property
+    def running(self) -> bool:
+        """Whether the engine's thread is alive; if it is not, every call raises EngineClosedError."""
+        return self._lease.running
+
+    def on_pass(self, listener: PassListener) -> None:
+        """Call `listener(PassReport)` after every forward pass, from the engine's thread."""
+        self._lease.on_pass(listener)
+
     def describe(self) -> dict[str, str]:
         """The engine's device, dtype and versions, for people."""
         return self._lease.engine.describe()
@@ -203,24 +230,24 @@ class Reranker:
         return _make_again, (type(self), self.settings, self.options)
 
     def __repr__(self) -> str:
-        return f"Reranker(model={str(self.model_path)!r}, engine={self.engine_name!r})"
+        return f"Reranker(model={str(self.model_path or self.settings.model)!r}, engine={self.engine_name!r})"
 
-    def _prepare(self, request: Request) -> _Prepared:
+    def _prepare(self, request: Request) -> Prepared:
         started = time.perf_counter()
         check_text("query", request.query)
+        check_positive("max_document_tokens", request.max_document_tokens)
         instruction = self.settings.instruction if request.instruction is None else request.instruction
-        if instruction is None:
-            instruction = DEFAULT_INSTRUCTION
-        check_text("instruction", instruction)
+        if instruction is not None:
+            check_text("instruction", instruction)
         documents = _checked_documents(request.documents)
         if not documents:
-            return _Prepared(documents, np.empty(0, dtype=np.intp), EncodedRequest([], [], []), started)
+            return Prepared(documents, np.empty(0, dtype=np.intp), EncodedRequest([], [], []), started)
         positions: dict[str, int] = {}
         source = [positions.setdefault(document, len(positions)) for document in documents]
-        encoded = self._encoder.encode(request.query, list(positions), instruction)
-        return _Prepared(documents, np.asarray(source, dtype=np.intp), encoded, started)
+        encoded = self._encoder.encode(request.query, list(positions), instruction, request.max_document_tokens)
+        return Prepared(documents, np.asarray(source, dtype=np.intp), encoded, started)
 
-    def _submit(self, prepared: _Prepared, bar: _ProgressBar | None = None) -> Future[Margins]:
+    def _submit(self, prepared: Prepared, bar: _ProgressBar | None = None) -> Future[Margins]:
         if not prepared.distinct:
             nothing: Future[Margins] = Future()
             nothing.set_result(Margins(np.empty(0, dtype=np.float32), computed_tokens=0))
@@ -231,13 +258,13 @@ class Reranker:
         future.add_done_callback(prepared.stop_clock)
         return future
 
-    def _run_many(self, requests: Sequence[Request], show_progress: bool) -> list[tuple[_Prepared, Margins]]:
+    def _run_many(self, requests: Sequence[Request], show_progress: bool) -> list[tuple[Prepared, Margins]]:
         if not isinstance(requests, Sequence):
             raise InvalidInputError("requests", requests, "needs a list of Request")
         for index, request in enumerate(requests):
             if not isinstance(request, Request):
                 raise InvalidInputError(f"requests[{index}]", request, "needs a Request(query, documents)")
-        prepared: list[_Prepared] = []
+        prepared: list[Prepared] = []
         futures: list[Future[Margins]] = []
         with _progress(show_progress) as bar:
             try:
@@ -255,7 +282,7 @@ def _make_again(kind: type[Reranker], settings: RerankerSettings, options: Ranki
 
 
 @dataclass
-class _Prepared:
+class Prepared:
     """A checked and encoded request.
 
     Attributes:
@@ -274,9 +301,17 @@ class _Prepared:
 
     @property
     def distinct(self) -> int:
+        """Texts that have to be scored."""
         return len(self.encoded.segments)
 
+    @property
+    def truncated(self) -> list[tuple[int, int]]:
+        """(position in the input, tokens cut off) of every document that is not read whole."""
+        cut = self.encoded.truncated_tokens
+        return [(index, cut[place]) for index, place in enumerate(self.source.tolist()) if cut[place]]
+
     def stop_clock(self, _future: Future[Margins]) -> None:
+        """The last document is scored."""
         self.finished = time.perf_counter()
 
     def margins(self, margins: Margins) -> NDArray[np.float32]:
@@ -316,15 +351,20 @@ class _Prepared:
                 score=float(scores[index]),
                 margin=float(values[index]),
                 confidence=float(confidences[index]),
-                truncated_tokens=self.encoded.truncated_tokens[self.source[index]],
+                truncated_tokens=self._truncated(margins, int(self.source[index])),
             )
             for index in order[keep[order]][: options.top_k].tolist()
         )
         return RerankResult(hits, self._usage(margins))
 
+    def _truncated(self, margins: Margins, place: int) -> int:
+        return self.encoded.truncated_tokens[place] + margins.truncated.get(place, 0)
+
     def _usage(self, margins: Margins) -> Usage:
-        lengths = np.asarray([len(segment) for segment in self.encoded.segments], dtype=np.int64)
-        prompts = len(self.encoded.head) * len(self.source) + int(lengths[self.source].sum())
+        prompts = margins.prompt_tokens
+        if prompts is None:
+            lengths = np.asarray(self.encoded.lengths, dtype=np.int64)
+            prompts = self.encoded.head_length * len(self.source) + int(lengths[self.source].sum())
         return Usage(
             documents=len(self.source),
             prompt_tokens=prompts,

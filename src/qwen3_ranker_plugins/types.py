@@ -15,11 +15,13 @@ class Request:
         query: what the user asked; not empty.
         documents: texts in any order; may be empty.
         instruction: the task, as in the model's prompt; None means as configured.
+        max_document_tokens: cut each document to so many tokens; None cuts only what does not fit the prompt.
     """
 
     query: str
     documents: Sequence[str]
     instruction: str | None = None
+    max_document_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,9 @@ class Usage:
 
     Attributes:
         documents: documents in the input, equal texts counted each time.
-        prompt_tokens: tokens of all prompts, as if each document had been scored on its own.
-        computed_tokens: tokens that went through the model.
+        prompt_tokens: tokens of all prompts, as if each document had been scored on its own. From a remote service:
+            as it counted them, equal texts once; 0 if it does not say.
+        computed_tokens: tokens that went through the model. From a remote service: as `prompt_tokens`.
         seconds: wall time from the beginning of the request's tokenization to its last score, waiting included.
     """
 

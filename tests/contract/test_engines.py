@@ -19,6 +19,8 @@ from qwen3_ranker_plugins.engines.base import Engine
 from qwen3_ranker_plugins.engines.packed import PackedEngine
 from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder
 
+from .conftest import needs_vllm
+
 Reference = Callable[[EncodedRequest], NDArray[np.float32]]
 
 needs_gpu = [
@@ -34,23 +36,30 @@ class Case:
     device: str
     dtype: str
     tolerance: float
+    engine: str = "packed"
 
     def __str__(self) -> str:
-        return f"packed-{self.device}-{self.dtype}"
+        return f"{self.engine}-{self.device}-{self.dtype}"
 
 
 CASES = [
     Case("cpu", "float32", 1e-4),
     Case("cpu", "bfloat16", 0.05),
+    Case("cpu", "float32", 1e-4, "remote"),
     pytest.param(Case("cuda", "float32", 1e-4), marks=needs_gpu),
     pytest.param(Case("cuda", "bfloat16", 0.05), marks=needs_gpu),
     pytest.param(Case("cuda", "float16", 0.05), marks=needs_gpu),
+    pytest.param(Case("cpu", "float32", 1e-3, "vllm_score"), marks=needs_vllm),
+    pytest.param(Case("cpu", "float32", 1e-3, "vllm_generate"), marks=needs_vllm),
 ]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
 def engine(request: pytest.FixtureRequest, tiny: Path) -> Iterator[tuple[Engine, float]]:
     case: Case = request.param
+    if case.engine != "packed":
+        yield request.getfixturevalue(case.engine), case.tolerance  # started once for all tests, and closed there
+        return
     made = PackedEngine(tiny, device=case.device, dtype=case.dtype)
     yield made, case.tolerance
     made.close()
@@ -149,8 +158,27 @@ def test_a_document_sees_neither_its_neighbours_nor_another_head(
         np.testing.assert_allclose(crowded[-1:], alone, rtol=0, atol=tolerance)
 
 
-def test_computed_tokens_count_the_head_once(engine: tuple[Engine, float], encoder: PromptEncoder) -> None:
+def test_pairs_that_are_further_apart_than_the_tolerance_keep_their_order(
+    engine: tuple[Engine, float], encoder: PromptEncoder, one_at_a_time: Reference
+) -> None:
     made, _ = engine
-    request = encoder.encode("q", ["one", "two words", "three more words"], DEFAULT_INSTRUCTION)
-    expected = len(request.head) + sum(len(segment) for segment in request.segments)
-    assert made.score([request])[0].computed_tokens == expected
+    documents = texts(np.random.default_rng(6), [20] * 60)
+    request = encoder.encode("how do I close a file?", documents, DEFAULT_INSTRUCTION)
+    expected, values = one_at_a_time(request), made.score([request])[0].values
+    apart = expected[:, None] - expected[None, :] > 0.05
+    assert apart.sum() > 1000
+    assert (values[:, None] > values[None, :])[apart].all()
+
+
+def test_computed_tokens_count_what_is_shared_once(engine: tuple[Engine, float], encoder: PromptEncoder) -> None:
+    made, _ = engine
+    documents = ["one", "two words", "three more words"]
+    request = encoder.encode(f"never asked before of {made.name}", documents, DEFAULT_INSTRUCTION)
+    everything = len(request.head) + sum(len(segment) for segment in request.segments)
+    computed = made.score([request])[0].computed_tokens
+    if made.name == "packed":
+        assert computed == everything
+    elif made.name == "remote":  # as the service counts, which scores pairs
+        assert computed == everything + 2 * len(request.head)
+    else:  # vLLM shares whole blocks of 32 tokens, and this head has two of them
+        assert everything - 64 <= computed <= everything + 2 * (len(request.head) % 32)

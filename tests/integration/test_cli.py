@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from qwen3_ranker_plugins import Reranker, __version__
 from qwen3_ranker_plugins.cli import app
+from qwen3_ranker_plugins.doctor import PROBES, _probe, known_margins
 
 LINES = ["Tigers live in Asia.", "", "Use the with statement: it closes the file in Python.", "Bread needs yeast."]
 QUERY = "how do I close a file in Python?"
@@ -186,6 +189,36 @@ def test_doctor_proves_that_the_bundled_model_works() -> None:
     assert "engine 'auto' is 'packed'" in report
     assert "cores" in report
     assert report.rstrip().endswith("usable")
+
+
+def test_the_margins_that_the_doctor_knows_are_those_of_the_bundled_model(reranker: Reranker) -> None:
+    known = known_margins()
+    assert list(known) == [probe.query for probe in PROBES]
+    for probe in PROBES:
+        hits = sorted(reranker.rerank(probe.query, [probe.relevant, probe.irrelevant]), key=lambda hit: hit.index)
+        assert [hit.margin for hit in hits] == pytest.approx(known[probe.query], abs=1e-3)
+
+
+def test_doctor_finds_a_model_that_does_not_score_as_it_is_known_to(reranker: Reranker) -> None:
+    known = {query: [relevant + 0.2, irrelevant] for query, (relevant, irrelevant) in known_margins().items()}
+    faults = _probe(Console(quiet=True), reranker, known)
+    assert len(faults) == len(PROBES)
+    assert "further than 0.05 from the known ones" in faults[0]
+    assert _probe(Console(quiet=True), reranker, {}) == []
+
+
+def test_doctor_names_the_engines_when_there_is_no_such_one() -> None:
+    done = run_command("doctor", "--engine", "vlm_score")
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith("error: engine='vlm_score': use one of auto, packed, vllm_score")
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_doctor_says_how_to_install_what_an_engine_needs() -> None:
+    done = run_command("doctor", "--engine", "qwen3_vllm_score")
+    assert done.returncode == 1
+    expected = "error: engine 'vllm_score' needs vllm: pip install \"qwen3-ranker-plugins[vllm]\""
+    assert done.stderr.decode().strip() == expected
 
 
 def test_doctor_still_prints_what_is_installed_when_the_model_is_missing() -> None:

@@ -56,14 +56,14 @@ def job(tmp_path: Path) -> Job:
 
 
 JOB_SCRIPT = """
-import sys
+import json, sys
 from qwen3_ranker_plugins import RankerError
 from qwen3_ranker_plugins.offline import RerankJob
 from tests.offline import engines
-source, output, engine, window = sys.argv[1:5]
+source, output, engine, options = sys.argv[1:]
 try:
     RerankJob(source, output, model="bundled:tiny", engine_factory=getattr(engines, engine), processing_time=False,
-              window_pairs=int(window), token_budget=400, **dict(each.split("=") for each in sys.argv[5:])).run()
+              window_pairs=64, token_budget=400, **json.loads(options)).run()
 except RankerError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
@@ -72,12 +72,21 @@ except RankerError as error:
 class JobProcess:
     """A job in a process of its own, which can be killed. Its messages go to a file: nobody has to read a pipe."""
 
-    def __init__(self, source: Path, output: Path, engine: str, *, first: str = "", **variables: str) -> None:
+    def __init__(
+        self,
+        source: Path,
+        output: Path,
+        engine: str,
+        *,
+        first: str = "",
+        options: dict[str, object] | None = None,
+        **variables: str,
+    ) -> None:
         root = Path(__file__).parents[2]
         with tempfile.TemporaryFile("w+") as messages:
             self._messages = os.dup(messages.fileno())
             self.process = subprocess.Popen(
-                [sys.executable, "-c", first + JOB_SCRIPT, str(source), str(output), engine, "64"],
+                [sys.executable, "-c", first + JOB_SCRIPT, str(source), str(output), engine, json.dumps(options or {})],
                 cwd=root,
                 env=os.environ | {"PYTHONPATH": f"{root / 'src'}:{root}"} | variables,
                 stderr=messages,
@@ -95,3 +104,11 @@ def finish_job(source: Path, output: Path, engine: str = "NullEngine") -> None:
     """Run a job to its end."""
     code, messages = JobProcess(source, output, engine).wait()
     assert code == 0, messages
+
+
+def committed(output: Path) -> tuple[int, int]:
+    """(passes, pairs) in the whole lines of a manifest."""
+    manifest = output.with_name(f"{output.name}.job") / "manifest"
+    lines = manifest.read_bytes().splitlines(keepends=True) if manifest.exists() else []
+    whole = [line.split() for line in lines if line.endswith(b"\n")]
+    return len(whole), sum(int(fields[8]) for fields in whole)

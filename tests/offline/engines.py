@@ -92,12 +92,37 @@ class SlowMortalEngine(MortalEngine):
     seconds = 0.2
 
 
-class OneArmedEngine(NullEngine):
-    """Dies in its first pass where a file is not there yet, which it then makes."""
+class LoggingEngine(NullEngine):
+    """Notes in the file PASSES_LOG how many documents the pass holds that it begins."""
+
+    seconds = 0.001
 
     def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
-        marker = Path(os.environ["DIED_ONCE"])
-        if not marker.exists():
-            marker.touch()
-            os._exit(3)
+        log = os.open(os.environ["PASSES_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(log, b"%d\n" % sum(len(request.segments) for request in requests))
+        os.close(log)
+        time.sleep(self.seconds)
+        return super().score(requests)
+
+
+class OneArmedEngine(NullEngine):
+    """Has its process killed in its third pass, once: unless the file "marker" is there, which it then makes."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        super().__init__(config)
+        self._marker = Path(str(config.engine_options["marker"]))
+
+    def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
+        result = super().score(requests)
+        if self.passes == 3 and not self._marker.exists():
+            self._marker.touch()
+            os.kill(os.getpid(), 9)
+        return result
+
+
+class CondemnedEngine(NullEngine):
+    """Has its process killed in its first pass."""
+
+    def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
+        os.kill(os.getpid(), 9)
         return super().score(requests)

@@ -43,6 +43,11 @@ def test_exit_codes_and_messages(tmp_path: Path) -> None:
     assert f"1 pairs have no score: see {tmp_path / 'some.trec'}.errors.jsonl" in some.stderr
     assert len((tmp_path / "some.trec").read_text().splitlines()) == 20
 
+    for option, message in (("depth=3", "no such option"), ("depth", "NAME=VALUE")):
+        unusable = rerank(source, "-o", tmp_path / "other.jsonl", "--engine", "packed", "--engine-option", option)
+        assert unusable.returncode == 2
+        assert message in unusable.stderr
+
     unusable = rerank(source, "-o", tmp_path / "other.jsonl", "--gpus", "all")
     assert unusable.returncode == 2
     assert "0 CUDA devices" in unusable.stderr

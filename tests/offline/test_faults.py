@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from qwen3_ranker_plugins import EngineError
+from qwen3_ranker_plugins import EngineError, InvalidInputError
 from qwen3_ranker_plugins.offline import TooManyErrorsError
 from qwen3_ranker_plugins.offline import readers as readers_module
 
@@ -116,6 +119,85 @@ def test_a_gzip_stream_that_breaks_off_is_an_error_behind_what_can_be_read(tmp_p
     assert any("breaks off" in reason for reason in reasons(tmp_path).values())
 
 
+def test_a_gzip_that_is_none_or_empty(tmp_path: Path, job: Job) -> None:
+    source = tmp_path / "in.jsonl.gz"
+    source.write_bytes(b"plain text\n")
+    assert job(source).run().summary.errors == 1
+    assert "breaks off here: Not a gzipped file" in reasons(tmp_path)["", "", 1]
+    source.write_bytes(b"")
+    assert job(source, restart=True).run().summary.pairs == 0
+
+
+FLAT = {"query_id": ["q"] * 4, "doc_id": list("abcd"), "query": ["what"] * 4, "document": list("xyzw")}
+BAD_COLUMNS = [
+    ({"document": ["x", None, "z", None]}, [(2, "document is missing"), (4, "document is missing")]),
+    ({"document": [1.5, 2.5, 3.5, 4.5]}, [(row, "document needs a string, not float") for row in (1, 2, 3, 4)]),
+    ({"document": [b"x", b"y", b"z", b"w"]}, [(row, "document needs a string, not bytes") for row in (1, 2, 3, 4)]),
+    ({"query": pa.nulls(4)}, [(row, "query is missing") for row in (1, 2, 3, 4)]),
+    ({"query_id": [1, 2, 3, None]}, [(4, "query_id is missing")]),
+    # bytes that are no UTF-8, in a column that says it holds strings
+    (
+        {
+            "document": pa.StringArray.from_buffers(
+                4, pa.py_buffer(struct.pack("<5i", 0, 1, 2, 3, 4)), pa.py_buffer(b"x\xffzw")
+            )
+        },
+        [(2, "not UTF-8 at byte 0 of a text")],
+    ),
+    ({"document": ["x", "y\0z", "", "w"]}, []),
+]
+
+
+@pytest.mark.parametrize(("changed", "expected"), BAD_COLUMNS)
+def test_parquet_of_other_types_is_reported_by_row(
+    tmp_path: Path, job: Job, changed: dict[str, object], expected: list[tuple[int, str]]
+) -> None:
+    pq.write_table(pa.table(FLAT | changed), tmp_path / "in.parquet")
+    summary = job(tmp_path / "in.parquet").run().summary
+    assert (summary.scored, summary.errors) == (4 - len(expected), len(expected))
+    if expected:
+        assert [(line, reason) for (_, _, line), reason in reasons(tmp_path).items()] == expected
+
+
+def test_nested_parquet_with_holes(tmp_path: Path, job: Job) -> None:
+    table = pa.table({"query": ["a", None, "b"], "documents": [["x", None], ["y"], None]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    assert job(tmp_path / "in.parquet").run().summary.scored == 1
+    assert reasons(tmp_path) == {
+        ("1", "1", 1): "document is missing",
+        ("2", "0", 2): "query is missing",
+        ("3", "", 3): "documents needs a list, not NoneType",
+    }
+
+
+def test_a_damaged_row_group_costs_its_own_rows(tmp_path: Path, job: Job) -> None:
+    source = tmp_path / "in.parquet"
+    pq.write_table(pa.Table.from_pylist(make_records(3000)), source, row_group_size=1000)
+    second = pq.ParquetFile(source).metadata.row_group(1).column(3)
+    content = bytearray(source.read_bytes())
+    content[second.data_page_offset + 40 : second.data_page_offset + 440] = b"\xff" * 400
+    source.write_bytes(content)
+    summary = job(source).run().summary
+    assert (summary.pairs, summary.scored, summary.errors) == (3000, 2000, 1000)
+    assert {line for _, _, line in reasons(tmp_path)} == set(range(1001, 2001))
+    assert all("row group 1 of the file is damaged" in reason for reason in reasons(tmp_path).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("in.parquet", b""), ("in.parquet", b"PAR1 and no more"), ("in.parquet", b"{}\n")]
+)
+def test_what_is_no_parquet_is_refused(tmp_path: Path, job: Job, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InvalidInputError, match="not a Parquet file"):
+        job(tmp_path / name).run()
+
+
+def test_nul_characters_are_text(tmp_path: Path, job: Job) -> None:
+    record = make_records(1)[0] | {"doc_id": "a\0b", "document": "x\0y", "query": "\0"}
+    (pair,) = job(write_jsonl(tmp_path / "in.jsonl", [record]), include_text=True).run()
+    assert (pair.doc_id, pair.document, pair.query) == ("a\0b", "x\0y", "\0")
+
+
 def test_a_query_without_room_for_documents_costs_only_its_pairs(tmp_path: Path, job: Job) -> None:
     records = make_records(30)
     for record in records[10:20]:
@@ -180,14 +262,19 @@ def test_duplicates_count_against_max_errors(tmp_path: Path, job: Job) -> None:
 def test_what_a_run_names_and_the_corpus_lacks(tmp_path: Path, job: Job) -> None:
     beir = tmp_path / "beir"
     beir.mkdir()
-    write_jsonl(beir / "corpus.jsonl", [{"_id": "a", "title": "Title", "text": "text"}])
+    write_jsonl(beir / "corpus.jsonl", [{"_id": "a", "title": "Title", "text": "text"}, {"_id": "b", "text": None}])
     write_jsonl(beir / "queries.jsonl", [{"_id": "q", "text": "what"}])
     run = tmp_path / "in.run"
-    run.write_text("q Q0 a 1 1.0 t\nq Q0 b 2 0.5 t\nx Q0 a 1 1.0 t\nq a 1\n")
-    (pair,) = job(beir, run=run, include_text=True).run()
+    run.write_bytes(b"q Q0 a 1 1.0 t\r\nq Q0 b 2 0.5 t\nx Q0 a 1 1.0 t\nq a 1\n\xff\xfe\n\nq Q0 a 1 1.0 t\n")
+    with pytest.raises(InvalidInputError, match=r"line 2.*text is None"):
+        job(beir, run=run).run()
+    write_jsonl(beir / "corpus.jsonl", [{"_id": "a", "title": "Title", "text": "text"}])
+    (pair,) = job(beir, run=run, include_text=True, restart=True).run()
     assert pair.document == "Title text"
     assert list(reasons(tmp_path).items()) == [
         (("q", "b", 2), "the corpus has no 'b'"),
         (("x", "a", 3), "the queries have no 'x'"),
         (("", "", 4), "needs the 6 fields of a TREC run, and has 3"),
+        (("", "", 5), "not UTF-8 at byte 0 of the line"),
+        (("q", "a", 7), "the same query_id and doc_id stand in line 1, which was kept"),
     ]

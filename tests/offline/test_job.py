@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qwen3_ranker_plugins import InvalidInputError, Reranker
+from qwen3_ranker_plugins import InvalidInputError, MissingDependencyError, Reranker
 from qwen3_ranker_plugins.offline import CheckpointError, RerankJob
 from qwen3_ranker_plugins.offline import merge as merge_module
 from qwen3_ranker_plugins.offline import windows as windows_module
@@ -83,6 +84,53 @@ def test_all_inputs_give_the_same_output(tmp_path: Path, job: Job) -> None:
     assert [row["margin"] for row in read_jsonl(tmp_path / "beir.jsonl")] == [
         row["margin"] for row in map(json.loads, outputs[0].splitlines())
     ]
+
+
+def test_an_ir_datasets_id_gives_what_its_texts_give(tmp_path: Path, job: Job) -> None:
+    """The real library over local files: a data set of its registry would be downloaded."""
+    import ir_datasets
+    from ir_datasets.datasets.base import Dataset
+    from ir_datasets.formats import TsvDocs, TsvQueries
+    from ir_datasets.util import LocalDownload
+
+    records = make_records(60)
+    for number, record in enumerate(records):
+        record["doc_id"] = f"d{number}"
+    (tmp_path / "docs.tsv").write_text("".join(f"{e['doc_id']}\t{e['document']}\n" for e in records))
+    (tmp_path / "queries.tsv").write_text("".join(f"{e['query_id']}\t{e['query']}\n" for e in records[::10]))
+    docs, queries = (LocalDownload(str(tmp_path / f"{name}.tsv")) for name in ("docs", "queries"))
+    name = f"qwen3-ranker-{tmp_path.name}"
+    ir_datasets.registry.register(name, Dataset(TsvDocs(docs), TsvQueries(queries)))
+    ir_datasets.registry.register(f"{name}-queries", Dataset(TsvQueries(queries)))
+    run = tmp_path / "in.run"
+    run.write_text("".join(f"{e['query_id']} Q0 {e['doc_id']} 1 2.5 bm25\n" for e in records))
+
+    job(write_jsonl(tmp_path / "flat.jsonl", records), "flat.out", format="jsonl").run()
+    assert job(f"ir_datasets:{name}", "found.out", format="jsonl", run=run).run().summary.errors == 0
+    assert (tmp_path / "flat.out").read_bytes() == (tmp_path / "found.out").read_bytes()
+
+    run.write_text("q1 Q0 d10 1 2.5 t\nq1 Q0 nowhere 2 2.0 t\nnobody Q0 d3 1 1.0 t\n")
+    results = job(f"ir_datasets:{name}", "some.jsonl", run=run).run()
+    assert (results.summary.scored, results.summary.errors) == (1, 2)
+    assert [(row["line"], row["reason"]) for row in read_jsonl(results.errors_path)] == [
+        (2, "the corpus has no 'nowhere'"),
+        (3, "the queries have no 'nobody'"),
+    ]
+    for source, options, message in (
+        (f"ir_datasets:{name}", {}, "--run RUN"),
+        (f"ir_datasets:{name}-queries", {"run": run}, "no documents"),
+        ("ir_datasets:no/such/id", {"run": run}, "knows no such id"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            job(source, "other.jsonl", **options).run()
+
+
+def test_without_ir_datasets_the_command_that_installs_it_is_said(
+    tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ir_datasets", None)
+    with pytest.raises(MissingDependencyError, match="pip install ir_datasets"):
+        job("ir_datasets:x").run()
 
 
 def test_formats_of_the_output_agree(tmp_path: Path, job: Job) -> None:
@@ -190,12 +238,16 @@ def test_truncated_documents_are_counted_and_said(tmp_path: Path, job: Job) -> N
         ({"window_pairs": 0}, "window_pairs=0"),
         ({"run": "x.run"}, "BEIR"),
         ({"source": "missing.jsonl"}, "no such file"),
-        ({"source": "ir_datasets:x"}, "pip install ir_datasets"),
         ({"devices": ["all"]}, "0 CUDA devices"),
         ({"devices": ["cuda:0"], "runner": "ray"}, "local runner"),
     ],
 )
 def test_unusable_arguments_say_what_to_use(tmp_path: Path, job: Job, options: dict[str, object], message: str) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", make_records(2))
-    with pytest.raises((InvalidInputError, ImportError), match=message):
+    with pytest.raises(InvalidInputError, match=message):
         job(**({"source": source} | options)).run()
+
+
+def test_a_job_does_not_run_the_remote_engine(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="engine='remote': a job runs the model itself"):
+        RerankJob(tmp_path / "in.jsonl", tmp_path / "out.jsonl", engine="remote", engine_options={"url": "http://h"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from qwen3_ranker_plugins import EngineError, InvalidInputError
 from qwen3_ranker_plugins.offline import RerankJob
 
 from .conftest import Job, make_records, read_jsonl, write_jsonl
-from .engines import FaultyEngine, OneArmedEngine
+from .engines import CondemnedEngine, FaultyEngine, OneArmedEngine
 
 
 def test_a_process_for_each_device_gives_the_same_bytes(tmp_path: Path, job: Job) -> None:
@@ -27,14 +28,27 @@ def test_a_process_for_each_device_gives_the_same_bytes(tmp_path: Path, job: Job
     assert (tmp_path / "one.jsonl.errors.jsonl").read_bytes() == (tmp_path / "two.jsonl.errors.jsonl").read_bytes()
 
 
-def test_a_worker_that_dies_is_reported_and_the_job_goes_on_later(
-    tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DIED_ONCE", str(tmp_path / "died"))
+def test_a_process_for_each_device_with_the_bundled_model(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", make_records(60))
+    options = {"model": "bundled:tiny", "window_pairs": 13, "token_budget": 300, "processing_time": False}
+    RerankJob(source, tmp_path / "one.jsonl", **options).run()  # type: ignore[arg-type]
+    RerankJob(source, tmp_path / "two.jsonl", devices=["cpu", "cpu"], **options).run()  # type: ignore[arg-type]
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+
+
+def test_a_worker_that_dies_is_reported_and_the_job_goes_on_later(tmp_path: Path, job: Job) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", make_records(600))
-    with pytest.raises(EngineError, match=r"worker qwen3-ranker-cpu ended with exit code 3: .* to go on"):
-        job(source, window_pairs=64, engine_factory=OneArmedEngine, devices=["cpu"]).run()
-    assert job(source, window_pairs=64, engine_factory=OneArmedEngine, devices=["cpu"]).run().summary.scored == 600
+    options = {
+        "window_pairs": 64,
+        "engine_factory": OneArmedEngine,
+        "engine_options": {"marker": str(tmp_path / "died")},
+        "devices": ["cpu"],
+    }
+    with pytest.raises(EngineError, match=r"worker qwen3-ranker-cpu ended with exit code -9: .* to go on"):
+        job(source, **options).run()
+    summary = job(source, **options).run().summary
+    assert summary.scored == 600
+    assert summary.resumed > 0
 
 
 def test_what_a_worker_cannot_start_with_is_said(tmp_path: Path, job: Job) -> None:
@@ -43,12 +57,21 @@ def test_what_a_worker_cannot_start_with_is_said(tmp_path: Path, job: Job) -> No
         RerankJob(source, tmp_path / "out.jsonl", model="bundled:tiny", devices=["cuda:7"]).run()
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Ray with two CPUs. It installs a handler of its own for SIGTERM."""
+    ray = pytest.importorskip("ray")
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+    signal.signal(signal.SIGTERM, before)
+
+
 def test_ray_gives_the_same_bytes_and_goes_on_where_another_runner_stopped(
-    tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: None
 ) -> None:
     """Two actors with the bundled model, over windows that a local run left half done, against one process."""
-    ray = pytest.importorskip("ray")
     source = write_jsonl(tmp_path / "in.jsonl", [*make_records(120), "bad"])
     options = {"model": "bundled:tiny", "window_pairs": 25, "token_budget": 600, "processing_time": False}
     RerankJob(source, tmp_path / "local.jsonl", **options).run()  # type: ignore[arg-type]
@@ -64,16 +87,41 @@ def test_ray_gives_the_same_bytes_and_goes_on_where_another_runner_stopped(
     lines = manifest.read_text().splitlines(keepends=True)
     manifest.write_text("".join(lines[:3]))
 
-    before = signal.getsignal(signal.SIGTERM)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        summary = RerankJob(source, tmp_path / "ray.jsonl", runner="ray", workers=2, **options).run().summary  # type: ignore[arg-type]
-        with pytest.raises(InvalidInputError, match="has 2 CPUs"):
-            RerankJob(source, tmp_path / "more.jsonl", runner="ray", workers=3, **options).run()  # type: ignore[arg-type]
-    finally:
-        ray.shutdown()
-        signal.signal(signal.SIGTERM, before)
+    summary = RerankJob(source, tmp_path / "ray.jsonl", runner="ray", workers=2, **options).run().summary  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="has 2 CPUs"):
+        RerankJob(source, tmp_path / "more.jsonl", runner="ray", workers=3, **options).run()  # type: ignore[arg-type]
     assert (summary.pairs, summary.errors) == (121, 1)
     assert 0 < summary.resumed < 121
     assert (tmp_path / "local.jsonl").read_bytes() == (tmp_path / "ray.jsonl").read_bytes()
     assert len(read_jsonl(tmp_path / "ray.jsonl")) == 120
+
+
+def test_a_ray_actor_that_is_killed_is_replaced_and_nothing_is_lost_or_twice(
+    tmp_path: Path, job: Job, cluster: None
+) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", [*make_records(1000), "bad"])
+    marker = tmp_path / "died"
+    options = {"window_pairs": 64, "token_budget": 400}
+    job(source, "local.jsonl", **options).run()
+    summary = (
+        job(
+            source,
+            "ray.jsonl",
+            runner="ray",
+            workers=2,
+            engine_factory=OneArmedEngine,
+            engine_options={"marker": str(marker)},
+            **options,
+        )
+        .run()
+        .summary
+    )
+    assert marker.exists(), "the actor was killed"
+    assert (summary.pairs, summary.errors) == (1001, 1)
+    assert (tmp_path / "local.jsonl").read_bytes() == (tmp_path / "ray.jsonl").read_bytes()
+
+
+def test_pairs_that_kill_every_ray_actor_stop_the_job(tmp_path: Path, job: Job, cluster: None) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", make_records(6))
+    with pytest.raises(EngineError, match="3 Ray workers died while they scored lines 1 to 6"):
+        job(source, runner="ray", workers=2, engine_factory=CondemnedEngine).run()

@@ -7,13 +7,13 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from qwen3_ranker_plugins import EngineClosedError, EngineError
-from qwen3_ranker_plugins.dispatch import Dispatcher
+from qwen3_ranker_plugins.dispatch import Dispatcher, PassReport
 from qwen3_ranker_plugins.engines.base import Engine, Margins
 from qwen3_ranker_plugins.prompt import EncodedRequest
 
@@ -247,6 +247,48 @@ def test_a_head_as_long_as_the_budget_is_not_computed_for_every_document() -> No
         assert len(engine.passes) <= 10
 
 
+class WaitingEngine(SumEngine):
+    """Three passes at a time, two documents each; one for a head of 13 waits until the caller has gone."""
+
+    workers = 3
+    documents_per_pass = 2
+
+    def __init__(self) -> None:
+        super().__init__(token_budget=1000)
+        self.gone = threading.Event()
+
+    def score_until(self, requests: Sequence[EncodedRequest], settled: Future[Margins]) -> list[Margins]:
+        [only] = requests
+        assert len(only.segments) <= 2
+        if only.head == [13]:
+            self.in_pass.set()
+            settled.add_done_callback(lambda _: self.gone.set())
+            assert self.gone.wait(10)
+            raise CancelledError
+        return self.score(requests)
+
+
+def test_several_workers_serve_each_request_alone_and_stop_for_a_caller_that_has_gone() -> None:
+    engine = WaitingEngine()
+    dispatcher = Dispatcher(engine)
+    stuck = dispatcher.submit(request([1, 2], head=13))
+    assert engine.in_pass.wait(10)
+    rng = np.random.default_rng(0)
+    work = [rng.integers(1, 40, size=rng.integers(1, 9)).tolist() for _ in range(100)]
+    with ThreadPoolExecutor(10) as pool:
+        results = list(pool.map(lambda lengths: dispatcher.submit(request(lengths)).result(60).values.tolist(), work))
+    assert results == [expected(lengths) for lengths in work]
+    assert not stuck.done()
+    assert stuck.cancel()
+    assert engine.gone.wait(10)
+    poisoned = dispatcher.submit(request([1] * 9, head=POISON))
+    with pytest.raises(EngineError, match="poisoned"):
+        poisoned.result(10)
+    dispatcher.close()
+    assert not dispatcher.running
+    assert engine.closed_by == "qwen3-ranker-sum"
+
+
 def test_fifty_threads() -> None:
     engine = SumEngine(token_budget=64)
     dispatcher = Dispatcher(engine)
@@ -293,3 +335,35 @@ def test_a_dispatcher_can_be_closed_by_the_garbage_collector_in_its_own_thread()
     dispatcher.close()
     assert engine.closed_by == "qwen3-ranker-sum"
     gc.collect()
+
+
+def test_what_is_cancelled_is_forgotten_at_once() -> None:
+    """The pass in flight may take long, or for ever; cancelled requests do not pile up behind it."""
+    engine = SumEngine(token_budget=11)
+    dispatcher = Dispatcher(engine)
+    engine.gate.clear()
+    first = dispatcher.submit(request([10]))
+    assert engine.in_pass.wait(10)
+    others = [dispatcher.submit(request([10] * 3)) for _ in range(5)]
+    assert len(dispatcher._waiting) == 5
+    assert all(other.cancel() for other in others[1:])
+    assert len(dispatcher._waiting) == 1
+    engine.gate.set()
+    assert first.result(10).values.tolist() == [101]
+    assert others[0].result(10).values.tolist() == [101] * 3
+    dispatcher.close()
+    assert len(engine.passes) == 4
+
+
+def test_listeners_hear_of_every_pass() -> None:
+    engine = SumEngine(token_budget=1000)
+    dispatcher = Dispatcher(engine)
+    reports: list[PassReport] = []
+    dispatcher.on_pass(reports.append)
+    dispatcher.submit(request([1, 2, 3])).result(10)
+    with pytest.raises(EngineError):
+        dispatcher.submit(request([4], head=POISON)).result(10)
+    dispatcher.close()
+    assert [(each.requests, each.documents, each.tokens) for each in reports] == [(1, 3, 7), (1, 1, 5)]
+    assert reports[0].error is None
+    assert isinstance(reports[1].error, ZeroDivisionError)

@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from qwen3_ranker_plugins import (
     InvalidInputError,
     ModelNotFoundError,
     PromptTooLongError,
+    RemoteError,
     Reranker,
     ScoringError,
 )
@@ -244,6 +246,8 @@ async def test_bad_limits_are_refused_by_init_and_by_run(arguments: dict[str, An
         ({"engine_options": {"depth": {1}}}, "engine_options="),
         ({"meta_fields_to_embed": "title"}, "meta_fields_to_embed='title': use a list"),
         ({"embedding_separator": None}, "embedding_separator=None"),
+        ({"fail_open": "yes"}, "fail_open='yes'"),
+        ({"engine": "remote", "engine_options": {"url": "http://h", "api_key": "k"}}, "hidden.*environment variable"),
     ],
 )
 def test_bad_settings_are_refused_at_once(arguments: dict[str, Any], named: str) -> None:
@@ -292,6 +296,59 @@ def test_a_score_that_is_no_number_is_an_error(model: str, tmp_path: Path) -> No
     documents = [Document(content="A tuple."), Document(content="A list."), Document(content="A set.")]
     with pytest.raises(ScoringError, match=r"documents\[1\] could not be scored: its margin is nan"):
         Qwen3Ranker(model=str(folder)).run(QUERY, documents)
+    result = Qwen3Ranker(model=str(folder), fail_open=True).run(QUERY, documents)
+    assert [document.content for document in result["documents"]] == ["A tuple.", "A list.", "A set."]
+    assert all(document.meta == {"qwen3_failed": "ScoringError"} for document in result["documents"])
+
+
+class TestFailOpen:
+    """With an engine whose service nobody runs: the port was free a moment ago."""
+
+    @pytest.fixture
+    def down(self) -> dict[str, Any]:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+        options = {"url": f"http://127.0.0.1:{port}", "max_attempts": 1}
+        return {"model": "any", "engine": "remote", "engine_options": options}
+
+    async def test_off_by_default(self, down: dict[str, Any], documents: list[Document]) -> None:
+        ranker = Qwen3Ranker(**down)
+        with pytest.raises(RemoteError, match="cannot be reached"):
+            ranker.run(QUERY, documents)
+        with pytest.raises(RemoteError, match="cannot be reached"):
+            await ranker.run_async(QUERY, documents)
+
+    async def test_the_retrievers_order_marked_and_without_invented_scores(
+        self, down: dict[str, Any], documents: list[Document], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ranker = Qwen3Ranker(**down, fail_open=True, top_k=3, score_threshold=0.99)
+        before = [document.to_dict() for document in documents]
+        for result in (ranker.run(QUERY, documents), await ranker.run_async(QUERY, documents)):
+            assert [document.id for document in result["documents"]] == ["doc-0", "doc-1", "doc-2"]
+            for document, given in zip(result["documents"], documents, strict=False):
+                assert document.score == given.score
+                assert document.meta == given.meta | {"qwen3_failed": "RemoteError"}
+        assert [document.to_dict() for document in documents] == before
+        warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warnings) == 2
+        assert "cannot be reached" in warnings[0].getMessage()
+        assert "with statement" not in caplog.text
+
+    def test_bad_input_raises_nevertheless(self, down: dict[str, Any], documents: list[Document], model: str) -> None:
+        with pytest.raises(InvalidInputError, match="query"):
+            Qwen3Ranker(**down, fail_open=True).run(" ", documents)
+        with pytest.raises(PromptTooLongError):
+            Qwen3Ranker(model=model, max_length=150, fail_open=True).run("why " * 200, documents)
+        with pytest.raises(ModelNotFoundError):
+            Qwen3Ranker(model="/no/such/folder", fail_open=True).run(QUERY, documents)
+
+    def test_a_ranker_that_works_removes_the_mark(
+        self, down: dict[str, Any], documents: list[Document], ranker: Qwen3Ranker
+    ) -> None:
+        failed = Qwen3Ranker(**down, fail_open=True).run(QUERY, documents)["documents"]
+        ranked = ranker.run(QUERY, failed)["documents"]
+        assert not any("qwen3_failed" in document.meta for document in ranked)
+        assert [document.id for document in ranked] == [each.id for each in ranker.run(QUERY, documents)["documents"]]
 
 
 def test_to_dict_and_back() -> None:
@@ -310,6 +367,7 @@ def test_to_dict_and_back() -> None:
         min_confidence=0.5,
         meta_fields_to_embed=["title"],
         embedding_separator=" ",
+        fail_open=True,
     )
     data = ranker.to_dict()
     assert data == {
@@ -329,6 +387,7 @@ def test_to_dict_and_back() -> None:
             "min_confidence": 0.5,
             "meta_fields_to_embed": ["title"],
             "embedding_separator": " ",
+            "fail_open": True,
         },
     }
     before = json.dumps(data)
@@ -354,6 +413,7 @@ def test_defaults_as_a_dict() -> None:
         "min_confidence": None,
         "meta_fields_to_embed": [],
         "embedding_separator": "\n",
+        "fail_open": False,
     }
 
 

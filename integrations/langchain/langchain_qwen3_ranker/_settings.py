@@ -42,7 +42,8 @@ class Qwen3Settings(BaseModel):
         ValidationError: a ValueError; names the argument, its value and the remedy.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    # Our own messages show what is wrong; pydantic's would add the whole input, and a key with it.
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", hide_input_in_errors=True)
 
     model: str = Field(default=DEFAULT_MODEL, frozen=True)
     """A name on the Hugging Face hub, a folder, or "bundled:tiny"."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
-from pydantic import Field, model_validator
+from pydantic import Field, StrictBool, model_validator
 from typing_extensions import override
 
-from qwen3_ranker_plugins import InvalidInputError, RerankResult
+from qwen3_ranker_plugins import EngineError, InvalidInputError, RerankResult
 from qwen3_ranker_plugins.config import RankingOptions, check_positive, check_text
 
 from ._settings import Qwen3Settings
+
+_logger = logging.getLogger(__name__)
 
 
 class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
@@ -49,6 +52,10 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
     """Keys of the metadata whose values go in front of the text, in this order. Only a value of None is left out."""
     embedding_separator: str = "\n"
     """Stands between those values and the text."""
+    fail_open: StrictBool = False
+    """If scoring fails, return the documents in the retriever's own order, at most `top_n` of them, without scores of
+    ours and with `qwen3_failed` in their metadata: the name of the error's class. Thresholds are not applied, as there
+    is no P(yes) to apply them to. Bad input raises nevertheless."""
 
     @model_validator(mode="after")
     def _check_limits(self) -> Self:
@@ -71,12 +78,19 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
         Raises:
             InvalidInputError: a ValueError; names the argument, its value and the remedy.
             PromptTooLongError: query and instruction leave no room for a document.
-            ScoringError: a document has no usable score.
-            EngineError: the forward pass failed, or the reranker was closed meanwhile.
+            ScoringError: a document has no usable score; not with `fail_open`.
+            EngineError: the forward pass failed, or the reranker was closed meanwhile; not with `fail_open`.
             ModelNotFoundError, UnsupportedModelError, MissingDependencyError: the model cannot be loaded.
         """
         call = self._prepare(documents, query)
-        return call.finish(self._ready().rerank(**call.arguments)) if call.documents else []
+        if not call.documents:
+            return []
+        reranker = self._ready()
+        try:
+            result = reranker.rerank(**call.arguments)
+        except EngineError as error:
+            return call.in_their_own_order(error, fail_open=self.fail_open)
+        return call.finish(result)
 
     @override
     async def acompress_documents(
@@ -87,7 +101,11 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
         if not call.documents:
             return []
         reranker = await self._ready_async()
-        return call.finish(await reranker.arerank(**call.arguments))
+        try:
+            result = await reranker.arerank(**call.arguments)
+        except EngineError as error:
+            return call.in_their_own_order(error, fail_open=self.fail_open)
+        return call.finish(result)
 
     def _prepare(self, documents: Sequence[Document], query: str) -> _Call:
         check_text("query", query)
@@ -126,7 +144,7 @@ class _Call:
         ranked = []
         for hit in result:
             document = self.documents[hit.index]
-            metadata = dict(document.metadata)
+            metadata = {key: value for key, value in document.metadata.items() if key != "qwen3_failed"}
             for key in ("score", "relevance_score"):
                 if metadata.get(key) is not None and metadata.get("retriever_score") is None:
                     metadata["retriever_score"] = metadata[key]
@@ -138,6 +156,19 @@ class _Call:
             }
             ranked.append(document.model_copy(update={"metadata": metadata}))
         return ranked
+
+    def in_their_own_order(self, error: EngineError, *, fail_open: bool) -> list[Document]:
+        """Copies of the first documents, as they came, marked with what failed.
+
+        Raises:
+            EngineError: the one given, unless `fail_open`.
+        """
+        if not fail_open:
+            raise error
+        reason = type(error).__name__
+        _logger.warning("not reranked, the retriever's own order is returned: %s: %s", reason, error)
+        kept = self.documents[: self.arguments["top_k"]]
+        return [each.model_copy(update={"metadata": {**each.metadata, "qwen3_failed": reason}}) for each in kept]
 
 
 def _without_duplicates(documents: Sequence[Document]) -> list[Document]:

@@ -26,6 +26,8 @@ class Qwen3CrossEncoder(Qwen3Settings, BaseCrossEncoder):
     documents = [Document("A list holds items."), Document("The with statement closes a file.")]
     print(compressor.compress_documents(documents, "how is a file closed?"))
     ```
+
+    It has no `fail_open`: it has to return scores, and none are made up.
     """
 
     @override

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import gc
 import pickle
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,7 +18,7 @@ from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from pydantic import ValidationError
 
 from langchain_qwen3_ranker import Qwen3Rerank
-from qwen3_ranker_plugins import InvalidInputError, ModelNotFoundError, PromptTooLongError, Reranker
+from qwen3_ranker_plugins import InvalidInputError, ModelNotFoundError, PromptTooLongError, RemoteError, Reranker
 
 QUERY = "which statement closes a file?"
 
@@ -228,6 +229,64 @@ def test_what_is_dumped_is_what_scores(core: Reranker) -> None:
     assert "reranker" not in Qwen3Rerank.model_json_schema()["properties"]
 
 
+class TestFailOpen:
+    """With an engine whose service nobody runs: the port was free a moment ago."""
+
+    @pytest.fixture
+    def down(self) -> dict[str, Any]:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+        options = {"url": f"http://127.0.0.1:{port}", "max_attempts": 1}
+        return {"model": "any", "engine": "remote", "engine_options": options}
+
+    async def test_off_by_default(self, down: dict[str, Any], documents: list[Document]) -> None:
+        compressor = Qwen3Rerank(**down)
+        with pytest.raises(RemoteError, match="cannot be reached"):
+            compressor.compress_documents(documents, QUERY)
+        with pytest.raises(RemoteError, match="cannot be reached"):
+            await compressor.acompress_documents(documents, QUERY)
+
+    async def test_the_retrievers_order_marked_and_without_invented_scores(
+        self, down: dict[str, Any], documents: list[Document], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        compressor = Qwen3Rerank(**down, fail_open=True, top_n=3, score_threshold=0.99)
+        assert Qwen3Rerank(**compressor.model_dump()).fail_open
+        before = copy.deepcopy(documents)
+        for kept in (
+            compressor.compress_documents(documents, QUERY),
+            await compressor.acompress_documents(documents, QUERY),
+        ):
+            assert [document.id for document in kept] == ["doc-0", "doc-1", "doc-2"]
+            for document, given in zip(kept, documents, strict=False):
+                assert document.metadata == given.metadata | {"qwen3_failed": "RemoteError"}
+        assert documents == before
+        warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warnings) == 2
+        assert "cannot be reached" in warnings[0].getMessage()
+        assert "with statement" not in caplog.text
+
+    def test_bad_input_raises_nevertheless(self, down: dict[str, Any], documents: list[Document], model: str) -> None:
+        with pytest.raises(InvalidInputError, match="query"):
+            Qwen3Rerank(**down, fail_open=True).compress_documents(documents, " ")
+        with pytest.raises(PromptTooLongError):
+            Qwen3Rerank(model=model, max_length=150, fail_open=True).compress_documents(documents, "why " * 200)
+        with pytest.raises(ModelNotFoundError):
+            Qwen3Rerank(model="/no/such/folder", fail_open=True).compress_documents(documents, QUERY)
+
+    def test_a_reranker_that_works_removes_the_mark(
+        self, down: dict[str, Any], documents: list[Document], model: str
+    ) -> None:
+        failed = Qwen3Rerank(**down, fail_open=True, top_n=None).compress_documents(documents, QUERY)
+        assert all("qwen3_failed" in document.metadata for document in failed)
+        compressor = Qwen3Rerank(model=model, top_n=None)
+        assert compressor.compress_documents(failed, QUERY) == compressor.compress_documents(documents, QUERY)
+
+    def test_a_key_is_refused_and_not_shown(self) -> None:
+        with pytest.raises(ValidationError, match="environment variable") as refused:
+            Qwen3Rerank(engine="remote", engine_options={"url": "http://h", "api_key": "correct-horse"})
+        assert "correct-horse" not in str(refused.value)
+
+
 def test_model_dump_and_back(model: str, documents: list[Document]) -> None:
     compressor = Qwen3Rerank(model=model, top_n=2, metadata_fields_to_embed=["topic"])
     ranked = compressor.compress_documents(documents, QUERY)
@@ -247,6 +306,7 @@ def test_model_dump_and_back(model: str, documents: list[Document]) -> None:
         "min_confidence": None,
         "metadata_fields_to_embed": ["topic"],
         "embedding_separator": "\n",
+        "fail_open": False,
     }
     again = Qwen3Rerank(**dump)
     assert again == compressor != Qwen3Rerank(model=model)

@@ -2,28 +2,91 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
-from ..config import ENGINES, EngineConfig, check_choice, check_json
+from ..config import EngineConfig, canonical_engine
 from ..errors import InvalidInputError, MissingDependencyError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ..config import RerankerSettings
+    from ..prompt import Encoder
     from .base import Engine
 
-#: Modules that an engine imports, and the extra of this distribution that installs them.
-REQUIREMENTS: dict[str, tuple[tuple[str, ...], str]] = {
-    "packed": (("torch", "transformers"), "packed"),
+
+@dataclass(frozen=True)
+class Entry:
+    """Where an engine is and what it needs.
+
+    Attributes:
+        module: in this package, with the functions of `EngineModule`.
+        requires: modules that it imports.
+        install: the command that installs them.
+    """
+
+    module: str
+    requires: tuple[str, ...]
+    install: str
+
+
+_VLLM = Entry("vllm_engine", ("vllm", "torch", "transformers"), 'pip install "qwen3-ranker-plugins[vllm]"')
+
+#: Every engine of `config.ENGINES` but "auto".
+ENTRIES: dict[str, Entry] = {
+    "packed": Entry("packed", ("torch", "transformers"), 'pip install "qwen3-ranker-plugins[packed]"'),
+    "vllm_score": _VLLM,
+    "vllm_generate": _VLLM,
+    "remote": Entry("remote", ("httpx", "tenacity"), 'pip install "qwen3-ranker-plugins[remote]"'),
 }
+
+
+class EngineModule(Protocol):
+    """What an engine's module offers. All but `create` check the engine's own options on the way."""
+
+    def model_folder(self, engine: str, settings: RerankerSettings) -> Path | None:
+        """The folder with what the engine needs of the model on this machine; None if that is nothing.
+
+        Raises:
+            ModelNotFoundError, UnsupportedModelError: see `models.resolve_model`.
+            InvalidInputError: the engine has no such option, or its value is unusable.
+        """
+
+    def make_encoder(self, engine: str, folder: Path | None, settings: RerankerSettings) -> Encoder:
+        """What makes the engine's requests of texts; `folder` as of `model_folder`."""
+
+    def configure(self, engine: str, folder: Path | None, settings: RerankerSettings) -> EngineConfig:
+        """What settings stand for on this machine; settings with the same one share an engine.
+
+        Raises:
+            InvalidInputError: the device is not there.
+        """
+
+    def create(self, config: EngineConfig) -> Engine:
+        """Start the engine.
+
+        Raises:
+            RankerError: it cannot be started; the message says what to do.
+        """
+
+
+def engine_module(engine: str) -> EngineModule:
+    """The module of an engine that `choose_engine` has named."""
+    return cast("EngineModule", import_module(f".{ENTRIES[engine].module}", __package__))
 
 
 def missing_modules(engine: str) -> list[str]:
     """Modules that the engine needs and this Python has not got."""
-    modules, _ = REQUIREMENTS[engine]
-    return [module for module in modules if find_spec(module) is None]
+    return [module for module in ENTRIES[engine].requires if not _installed(module)]
+
+
+def _installed(module: str) -> bool:
+    """Whether it can be imported; a folder of that name in the working directory, such as a clone, does not count."""
+    found = find_spec(module)
+    return found is not None and found.origin is not None
 
 
 def choose_engine(engine: str) -> tuple[str, str]:
@@ -33,37 +96,15 @@ def choose_engine(engine: str) -> tuple[str, str]:
         InvalidInputError: there is no such engine.
         MissingDependencyError: what the engine needs is not installed.
     """
-    check_choice("engine", engine, ENGINES)
+    engine = canonical_engine(engine)
     asked_for = "packed" if engine == "auto" else engine
     if missing := missing_modules(asked_for):
-        _, extra = REQUIREMENTS[asked_for]
         raise MissingDependencyError(
-            f'engine {asked_for!r} needs {" and ".join(missing)}: pip install "qwen3-ranker-plugins[{extra}]"'
+            f"engine {asked_for!r} needs {' and '.join(missing)}: {ENTRIES[asked_for].install}"
         )
     if engine == "auto":
         return asked_for, "the packed engine computes a query once for all its documents, on a GPU or a CPU"
     return asked_for, "asked for"
-
-
-def engine_config(engine: str, folder: Path, settings: RerankerSettings) -> EngineConfig:
-    """The configuration that settings stand for on this machine; settings with the same one share an engine.
-
-    Raises:
-        InvalidInputError: the device is not there, or the engine has no such option.
-    """
-    from .packed import resolve
-
-    if settings.engine_options:
-        name, value = next(iter(settings.engine_options.items()))
-        raise InvalidInputError(
-            f"engine_options[{name!r}]", value, f"engine {engine!r} has no such option: leave it out"
-        )
-
-    device, dtype, token_budget = resolve(settings.device, settings.dtype, settings.token_budget)
-    files = [folder / "config.json", *folder.glob("*.safetensors")]
-    modified = max(file.stat().st_mtime_ns for file in files)
-    options = check_json("engine_options", settings.engine_options)
-    return EngineConfig(engine, folder, device, dtype, token_budget, modified, options)
 
 
 def create_engine(config: EngineConfig) -> Engine:
@@ -72,6 +113,15 @@ def create_engine(config: EngineConfig) -> Engine:
     Raises:
         RankerError: it cannot be started; the message says what to do.
     """
-    from .packed import PackedEngine
+    return engine_module(config.engine).create(config)
 
-    return PackedEngine(config.folder, device=config.device, dtype=config.dtype, token_budget=config.token_budget)
+
+def needed(folder: Path | None, engine: str) -> Path:
+    """The folder, of an engine that cannot do without.
+
+    Raises:
+        InvalidInputError: it is None.
+    """
+    if folder is None:
+        raise InvalidInputError("folder", None, f"engine {engine!r} needs the folder of a model")
+    return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,24 +21,33 @@ class Margins:
         values: float32 [n_documents], logit(yes) - logit(no) at the last position of each prompt.
         computed_tokens: tokens that went through the model for this request.
         failures: index of a document that could not be scored -> reason; its value is not read.
+        prompt_tokens: tokens of all prompts as a service counted them; None where the encoder knows.
+        truncated: index of a document -> tokens that the engine cut off its end, beyond what the encoder did.
     """
 
     values: NDArray[np.float32]
     computed_tokens: int
     failures: Mapping[int, str] = field(default_factory=dict)
+    prompt_tokens: int | None = None
+    truncated: Mapping[int, int] = field(default_factory=dict)
 
 
 class Engine(ABC):
-    """Scores encoded requests. Called by one thread at a time (the dispatcher's).
+    """Scores encoded requests. Called by the dispatcher's threads: by one at a time, unless it has more `workers`.
 
     Attributes:
         name: as in `Reranker(engine=...)`.
         token_budget: how many tokens one call of `score` should hold at most; a single document that is
             longer comes alone.
+        documents_per_pass: how many documents one call should hold at most; None for no limit.
+        workers: how many threads call it at a time. With more than one, each call holds documents of one request, as
+            there is nothing to gain from sharing.
     """
 
     name: str
     token_budget: int
+    documents_per_pass: int | None = None
+    workers: int = 1
 
     @abstractmethod
     def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
@@ -46,6 +56,13 @@ class Engine(ABC):
         Raises:
             EngineError: the whole pass failed.
         """
+
+    def score_until(self, requests: Sequence[EncodedRequest], settled: Future[Margins]) -> list[Margins]:  # noqa: ARG002
+        """`score` for a caller whose future is `settled`: once it is done, e.g. cancelled, nobody reads the result.
+
+        What an engine with several workers is called with. One that can stop early overrides this.
+        """
+        return self.score(requests)
 
     @abstractmethod
     def close(self) -> None:

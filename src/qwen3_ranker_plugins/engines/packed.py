@@ -14,11 +14,15 @@ from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from ..config import EngineConfig, RerankerSettings
 from ..errors import EngineError, InvalidInputError, RankerError, UnsupportedModelError
+from ..models import modified_ns, resolve_model
 from ..packing import PackedPass, pack
-from ..prompt import EncodedRequest, load_tokenizer
+from ..prompt import EncodedRequest, PromptEncoder, load_tokenizer
+from . import needed
 from .attention import ATTENTION_NAME, CpuLayout, register
 from .base import Engine, Margins
+from .devices import resolve_device
 
 # Large enough to fill the device, small enough for activations (about 24 kB a token at 0.6B in bfloat16).
 _TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
@@ -166,21 +170,36 @@ def resolve(device: str, dtype: str, token_budget: int | None) -> tuple[str, str
     Raises:
         InvalidInputError: the device is not there.
     """
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    resolved = torch.device(kind)
-    if resolved.type == "cuda":
-        resolved = torch.device("cuda", resolved.index or 0)
-        if (resolved.index or 0) >= torch.cuda.device_count():
-            raise InvalidInputError(
-                "device", device, f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; use 'cpu'"
-            )
-    if dtype == "auto":
-        # Before compute capability 8, bfloat16 is emulated.
-        native = (
-            "bfloat16" if resolved.type == "cuda" and torch.cuda.get_device_capability(resolved)[0] >= 8 else "float16"
+    device, dtype = resolve_device(device, dtype)
+    return device, dtype, _TOKEN_BUDGET[device.partition(":")[0]] if token_budget is None else token_budget
+
+
+def model_folder(engine: str, settings: RerankerSettings) -> Path:
+    """See `EngineModule`; this engine has no options."""
+    for name, value in settings.engine_options.items():
+        raise InvalidInputError(
+            f"engine_options[{name!r}]", value, f"engine {engine!r} has no such option: leave it out"
         )
-        dtype = "float32" if resolved.type == "cpu" else native
-    return str(resolved), dtype, _TOKEN_BUDGET[resolved.type] if token_budget is None else token_budget
+    return resolve_model(settings.model)
+
+
+def make_encoder(engine: str, folder: Path | None, settings: RerankerSettings) -> PromptEncoder:
+    """See `EngineModule`."""
+    return PromptEncoder(load_tokenizer(needed(folder, engine)), settings.template, settings.max_length)
+
+
+def configure(engine: str, folder: Path | None, settings: RerankerSettings) -> EngineConfig:
+    """See `EngineModule`."""
+    folder = needed(folder, engine)
+    return EngineConfig(
+        engine, folder, *resolve(settings.device, settings.dtype, settings.token_budget), modified_ns(folder)
+    )
+
+
+def create(config: EngineConfig) -> PackedEngine:
+    """See `EngineModule`."""
+    folder = needed(config.folder, config.engine)
+    return PackedEngine(folder, device=config.device, dtype=config.dtype, token_budget=config.token_budget)
 
 
 def _load(folder: Path, dtype: torch.dtype) -> Any:

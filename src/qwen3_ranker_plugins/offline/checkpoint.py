@@ -2,13 +2,14 @@
 
     lock               held while a process works on the output; holds its process id
     fingerprint.json   of the job that the parts belong to
-    part-00000.jsonl   rows of finished passes, one pass a line; every run writes a part of its own
+    part-00000.jsonl   finished passes, one a line: its columns, its failures; every run writes a part of its own
     manifest           a line for each pass: checksum, window, pass, passes of the window, part, offset, length, ...
     summary.json       the job is done: what it counted, and what output it wrote
     queries.jsonl      [query_id, offset, rows] of the output, for `get_top_documents`
 
-A pass counts once its manifest line is on the disk, which is written after the pass's rows are. Everything else is
-what a kill left behind, and is removed by the next run.
+A pass counts once its manifest line is written, and its part holds what the line's checksum was made of. Everything
+else is what a kill left behind, and is removed by the next run. What was handed to the kernel survives the death of the
+process, so a commit does not wait for the disk; a thread syncs both files every second, for power cuts.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 import zlib
 from array import array
+from base64 import b64decode, b64encode
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import repeat
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +34,10 @@ import numpy as np
 from .errors import CheckpointError, JobLockedError, StorageError
 from .scoring import Row, ScoredPass
 
+#: What a power cut may cost.
+SYNC_SECONDS = 1.0
+
+_MARGINS, _TEXTS = 4, 6  # places in the columns of a pass
 _FIELDS = 9  # window, number, count, part, offset, length, checksum of the rows, pairs, errors
 
 
@@ -68,17 +76,16 @@ class Checkpoint:
             self._lock.truncate(0)
             self._lock.write(f"{os.getpid()}\n")
             self._lock.flush()
-        self._part: IO[bytes] | None = None
+        self._part: _Appender | None = None
         self._part_number = 0
-        self._manifest: IO[bytes] | None = None
-        self._committed = 0
+        self._manifest: _Appender | None = None
 
     def close(self) -> None:
         """Give the lock back."""
-        for file in (self._part, self._manifest, self._lock):
-            if file is not None:
-                with contextlib.suppress(OSError):  # what could not be written was reported when it was tried
-                    file.close()
+        for appender in (self._part, self._manifest):
+            if appender is not None:
+                appender.close()
+        self._lock.close()
 
     @property
     def _manifest_path(self) -> Path:
@@ -154,37 +161,35 @@ class Checkpoint:
                 else:
                     path.unlink()
             self._part_number = max(numbers) + 1
-            self._part = self._part_path(self._part_number).open("ab")
+            self._part = _Appender(self._part_path(self._part_number))
             # Written anew, so that nothing follows a torn or damaged line.
             write_atomically(self._manifest_path, "".join(map(_manifest_line, entries.tolist())))
-            self._manifest = self._manifest_path.open("ab")
+            self._manifest = _Appender(self._manifest_path)
             _sync_folder(self.folder)
         return Done(entries)
 
-    def append(self, passes: Sequence[ScoredPass]) -> None:
-        """Commit passes: rows to the part, then their lines to the manifest, each synced.
+    def append(self, scored: ScoredPass) -> None:
+        """Commit a pass: its content to the part, then its line to the manifest. A kill from here on does not lose it.
 
         Raises:
             StorageError: no space left, or whatever the system says; nothing half-written counts.
         """
         assert self._part is not None and self._manifest is not None, "resume() comes first"  # noqa: S101, PT018
-        if not passes:
-            return
-        offset = self._part.tell()
-        rows: list[bytes] = []
-        lines: list[str] = []
-        for scored in passes:
-            content = (json.dumps(scored.rows, separators=(",", ":")) + "\n").encode()
-            place = [self._part_number, offset, len(content), zlib.crc32(content)]
-            lines.append(
-                _manifest_line([scored.window, scored.number, scored.count, *place, len(scored.rows), scored.errors])
-            )
-            rows.append(content)
-            offset += len(content)
-        with storage(self._part_path(self._part_number)):
-            _append(self._part, b"".join(rows))
-        with storage(self._manifest_path):
-            _append(self._manifest, "".join(lines).encode())
+        content = _pack(scored)
+        place = [self._part_number, self._part.length, len(content), zlib.crc32(content)]
+        line = [scored.window, scored.number, scored.count, *place, scored.pairs, len(scored.failures)]
+        self._part.append(content)
+        self._manifest.append(_manifest_line(line).encode())
+
+    def sync(self) -> None:
+        """Wait until everything that was committed is on the disk.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        for appender in (self._part, self._manifest):
+            if appender is not None:
+                appender.sync()
 
     def windows(self) -> Iterator[list[Row]]:
         """The rows of each window in input order, complete and checked.
@@ -205,7 +210,7 @@ class Checkpoint:
                     content = _read_at(parts[number], offset, length)
                     if zlib.crc32(content) != checksum:
                         raise CheckpointError(f"{self._part_path(number)} was damaged at byte {offset}: run again")
-                    rows += json.loads(content)
+                    rows += _unpack(content)
                 rows.sort(key=itemgetter(0))
                 if [row[0] for row in rows] != list(range(position, position + len(rows))):
                     raise CheckpointError(f"{self.folder} lacks pairs of window {window[0, 0]}, or has them twice")
@@ -216,7 +221,7 @@ class Checkpoint:
         """All rows that are committed, as they come."""
         for entry in self._entries().tolist():
             with self._part_path(entry[3]).open("rb") as part:
-                yield from json.loads(_read_at(part, entry[4], entry[5]))
+                yield from _unpack(_read_at(part, entry[4], entry[5]))
 
     def _part_path(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}.jsonl"
@@ -305,10 +310,78 @@ def _parse_manifest_line(line: bytes) -> list[int]:
     return [int(number) for number in text.split()]
 
 
-def _append(file: IO[bytes], content: bytes) -> None:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
+def _pack(scored: ScoredPass) -> bytes:
+    """A line of a part. Margins are float32 in base64: exact, and three times as fast as 17 digits."""
+    columns = [*scored.columns]
+    columns[_MARGINS] = b64encode(np.array(columns[_MARGINS], dtype="<f4").tobytes()).decode()  # type: ignore[call-overload]
+    return (json.dumps([columns, scored.seconds_each, scored.failures], separators=(",", ":")) + "\n").encode()
+
+
+def _unpack(content: bytes) -> list[Row]:
+    columns, seconds, failures = json.loads(content)
+    columns[_MARGINS] = np.frombuffer(b64decode(columns[_MARGINS]), dtype="<f4").tolist()
+    rows: list[Row] = list(zip(*columns[:_TEXTS], repeat(seconds, len(columns[0])), *columns[_TEXTS:], strict=True))
+    return rows + [tuple(row) for row in failures]
+
+
+class _Appender:
+    """A file that only grows. Nothing stays in a buffer of this process; a thread syncs it now and then.
+
+    Attributes:
+        length: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self.length = os.fstat(self._file.fileno()).st_size
+        self._error: StorageError | None = None
+        self._stop = threading.Event()
+        self._changed = False
+        self._thread = threading.Thread(target=self._run, name="qwen3-ranker-sync", daemon=True)
+        self._thread.start()
+
+    def append(self, content: bytes) -> None:
+        """Hand content to the kernel.
+
+        Raises:
+            StorageError: this write or an earlier sync failed.
+        """
+        if self._error is not None:
+            raise self._error
+        self.length += len(content)
+        rest = memoryview(content)
+        with storage(self._path):
+            while rest:  # a disk that fills up takes a part first, and refuses the rest
+                rest = rest[self._file.write(rest) :]
+        self._changed = True
+
+    def sync(self) -> None:
+        """Wait for the disk.
+
+        Raises:
+            StorageError: as `append`.
+        """
+        if self._error is not None:
+            raise self._error
+        with storage(self._path):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        self._thread.join()
+        self._file.close()
+
+    def _run(self) -> None:
+        while not self._stop.wait(SYNC_SECONDS):
+            if self._changed:
+                self._changed = False
+                try:
+                    self.sync()
+                except StorageError as error:
+                    self._error = error
+                    return
 
 
 def _read_at(file: IO[bytes], offset: int, length: int) -> bytes:

@@ -8,12 +8,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..config import (
-    BUNDLED_MODEL,
-    DEVICE_VARIABLE,
-    MODEL_VARIABLE,
-    device_from_environment,
-    model_from_environment,
+from ..config import BUNDLED_MODEL, device_from_environment, model_from_environment
+from ..options import (
+    DeviceOption,
+    DtypeOption,
+    EngineOption,
+    EngineOptionsOption,
+    InstructionOption,
+    MaxLengthOption,
+    ModelOption,
+    TemplateOption,
+    TokenBudgetOption,
+    read_engine_options,
 )
 from ..prompt import DEFAULT_MAX_LENGTH
 
@@ -52,23 +58,15 @@ def rerank(
         int | None, typer.Option(help="With Ray, how many engines. Default: one on each GPU, or one.")
     ] = None,
     ray_address: Annotated[str | None, typer.Option(help="With Ray, the cluster to join. Default: start one.")] = None,
-    instruction: Annotated[str | None, typer.Option(help="The task, in the model's prompt.")] = None,
-    template: Annotated[
-        str, typer.Option(help="standard, standard-hf, compact, or a text with {query} and {document}.")
-    ] = "standard",
-    max_length: Annotated[
-        int, typer.Option(help="Longest prompt in tokens; longer documents are cut at their end.")
-    ] = DEFAULT_MAX_LENGTH,
-    token_budget: Annotated[int | None, typer.Option(help="Tokens of one forward pass. Default: by device.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help=f"A hub name, a folder, or {BUNDLED_MODEL}. Default: ${MODEL_VARIABLE}, or {BUNDLED_MODEL}."),
-    ] = None,
-    engine: Annotated[str, typer.Option(help="auto, or the name of an engine.")] = "auto",
-    device: Annotated[
-        str | None, typer.Option(help=f"auto, cpu, cuda or cuda:N. Default: ${DEVICE_VARIABLE}, or auto.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    instruction: InstructionOption = None,
+    template: TemplateOption = "standard",
+    max_length: MaxLengthOption = DEFAULT_MAX_LENGTH,
+    token_budget: TokenBudgetOption = None,
+    model: ModelOption = None,
+    engine: EngineOption = "auto",
+    engine_option: EngineOptionsOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no summary.")] = False,
 ) -> None:
     """Rerank a file of pairs into another one. Killed, it goes on where it was when it is run again."""
@@ -82,6 +80,7 @@ def rerank(
         run=run,
         model=model_from_environment(BUNDLED_MODEL) if model is None else model,
         engine=engine,
+        engine_options=read_engine_options(engine_option),
         device=device_from_environment() if device is None else device,
         dtype=dtype,
         template=template,

@@ -129,10 +129,12 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
             raise InvalidInputError(path.name, f"line {number}", f"{line.fault}; {remedy}")
         try:
             record = json.loads(line)
-            text = f"{record.get('title') or ''} {record['text']}".strip()
-            yield str(record["_id"]), text.encode("utf-8", "replace").decode()
+            key, title, text = str(record["_id"]), record.get("title") or "", record["text"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidInputError(path.name, f"line {number}", f"{error!r}; {remedy}") from error
+        if not isinstance(text, str):
+            raise InvalidInputError(path.name, f"line {number}", f"text is {text}; {remedy}")
+        yield key, f"{title} {text}".strip().encode("utf-8", "replace").decode()
 
 
 class IrDatasetsSource(RunSource):
@@ -157,6 +159,8 @@ class IrDatasetsSource(RunSource):
             dataset: Any = ir_datasets.load(dataset_id)
         except KeyError as error:
             raise InvalidInputError("INPUT", f"ir_datasets:{dataset_id}", "ir_datasets knows no such id") from error
+        if not (dataset.has_docs() and dataset.has_queries()):
+            raise InvalidInputError("INPUT", f"ir_datasets:{dataset_id}", "has no queries, or no documents")
         self._dataset_id = dataset_id
         self._queries = {query.query_id: query.default_text() for query in dataset.queries_iter()}
         self._store = dataset.docs_store()

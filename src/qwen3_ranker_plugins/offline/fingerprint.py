@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .. import __version__
@@ -23,8 +26,16 @@ def settings_fingerprint(settings: RerankerSettings) -> dict[str, str]:
         "template": Template.named(settings.template).text,
         "instruction": DEFAULT_INSTRUCTION if settings.instruction is None else settings.instruction,
         "max_length": str(settings.max_length),
+        "engine_options": json.dumps(dict(_without_secrets(settings.engine_options)), sort_keys=True),
         "version": __version__,
     }
+
+
+def _without_secrets(options: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """What may be written into a file that others can read; a key of a server has no say in the scores."""
+    for name, value in options.items():
+        if not re.search("key|token$|secret|password|header", name):
+            yield name, value
 
 
 def model_hash(folder: Path) -> str:

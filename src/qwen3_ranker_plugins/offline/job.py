@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from queue import Empty, Queue
-from typing import Self
 
 from ..config import DEFAULT_MODEL, RerankerSettings, check_choice, check_positive
 from ..engines import create_engine
@@ -24,7 +21,7 @@ from .progress import Meter, metering
 from .readers import SeedPair, Source, open_source
 from .results import RerankResults, Summary, summary_from
 from .runners import LocalRunner, ProcessRunner, Runner, cuda_devices
-from .scoring import EngineFactory, ScoredPass
+from .scoring import EngineFactory
 from .windows import Window, Windows
 from .writers import format_of, open_writer
 
@@ -33,9 +30,6 @@ RUNNERS = ("local", "ray")
 #: Bounds of what is read, encoded and planned at a time.
 WINDOW_PAIRS = 4096
 WINDOW_CHARACTERS = 4 * 2**20
-
-#: Passes that may wait to be written; one commit takes all that are waiting.
-_COMMITS_AHEAD = 64
 
 
 class RerankJob:
@@ -46,7 +40,8 @@ class RerankJob:
             (query_id, doc_id, query, document) tuples.
         output: its suffix says the format, unless `format` does. Written when everything is scored.
         run: the TREC run that says which documents belong to which query.
-        model, engine, device, dtype, template, instruction, max_length, token_budget: as of a `Reranker`.
+        model, engine, device, dtype, template, instruction, max_length, token_budget, engine_options: as of a
+            `Reranker`.
         format: "jsonl", "parquet" or "trec".
         include_text: write the texts too.
         processing_time: write that field, the only one that differs between two runs of the same job.
@@ -79,6 +74,7 @@ class RerankJob:
         instruction: str | None = None,
         max_length: int = DEFAULT_MAX_LENGTH,
         token_budget: int | None = None,
+        engine_options: Mapping[str, object] | None = None,
         format: str | None = None,  # noqa: A002 - named as the option
         include_text: bool = False,
         processing_time: bool = True,
@@ -96,7 +92,11 @@ class RerankJob:
         self.output = Path(output)
         self.run_file = None if run is None else Path(run)
         name = os.fspath(model) if isinstance(model, os.PathLike) else model
-        self.settings = RerankerSettings(name, engine, device, dtype, template, instruction, max_length, token_budget)
+        self.settings = RerankerSettings(
+            name, engine, device, dtype, template, instruction, max_length, token_budget, engine_options or {}
+        )
+        if self.settings.engine == "remote":
+            raise InvalidInputError("engine", engine, "a job runs the model itself: use an engine of this machine")
         self.format = format_of(self.output, format)
         self.include_text = include_text
         self.processing_time = processing_time
@@ -220,14 +220,19 @@ class RerankJob:
     def _score(self, checkpoint: Checkpoint, runner: Runner, windows: Windows, done: Done, meter: Meter) -> float:
         """Run what is not done and commit it; returns the seconds that committing took."""
         self._check_errors(checkpoint, done.errors)
-        with _Committer(checkpoint) as committer, closing(runner.run(_todo(windows, done))) as passes:
-            for scored in passes:
-                committer.add(scored)
+        seconds = 0.0
+        with closing(runner.run(_todo(windows, done))) as passes:
+            for scored in passes:  # committed before the next one is asked for
+                started = time.perf_counter()
+                checkpoint.append(scored)
+                seconds += time.perf_counter() - started
                 meter.add(scored)
                 if self.max_errors is not None and done.errors + meter.errors > self.max_errors:
                     break
+        started = time.perf_counter()
+        checkpoint.sync()
         self._check_errors(checkpoint, done.errors + meter.errors)
-        return committer.seconds
+        return seconds + time.perf_counter() - started
 
     def _check_errors(self, checkpoint: Checkpoint, errors: int) -> None:
         if self.max_errors is None or errors <= self.max_errors:
@@ -284,56 +289,3 @@ def _fewer_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
-
-
-class _Committer:
-    """A thread that commits passes while the next ones are scored; all that are waiting go into one commit.
-
-    Attributes:
-        seconds: spent committing.
-    """
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-        self._queue: Queue[ScoredPass | None] = Queue(_COMMITS_AHEAD)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="qwen3-ranker-commit", daemon=True)
-        self.seconds = 0.0
-
-    def add(self, scored: ScoredPass) -> None:
-        """Hand a pass over.
-
-        Raises:
-            StorageError: an earlier commit failed.
-        """
-        self._raise()
-        self._queue.put(scored)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
-        self._raise()
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def _run(self) -> None:
-        last = False
-        while not last:
-            waiting = [self._queue.get()]
-            with suppress(Empty):
-                while True:
-                    waiting.append(self._queue.get_nowait())
-            last = None in waiting
-            if self._error is None:  # after a failure the queue is still emptied, so that nobody waits for room
-                started = time.perf_counter()
-                try:
-                    self._checkpoint.append([scored for scored in waiting if scored is not None])
-                except BaseException as error:  # noqa: BLE001 - raised by add or at the end
-                    self._error = error
-                self.seconds += time.perf_counter() - started

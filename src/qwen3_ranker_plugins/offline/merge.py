@@ -63,7 +63,7 @@ def merge(windows: Iterable[list[Row]], writer: Writer, errors: IO[str], folder:
             counts.queries += 1
             writer.write(query_id, rows, 1)
         return counts
-    by_query = external_sort(([row[2], row[0], row] for row in accepted), folder, "query")
+    by_query = external_sort(((row[2], row[0], row) for row in accepted), folder, "query")
     keyed = _with_first_position(by_query, errors, counts)
     ordered = external_sort(keyed, folder, "rank")
     for _, group_of_keys in groupby(ordered, key=_first):
@@ -125,7 +125,7 @@ def _with_first_position(by_query: Iterator[Row], errors: IO[str], counts: Count
         first = None
         for row in _distinct((keyed[-1] for keyed in group), errors, counts):
             first = row[0] if first is None else first
-            yield [first, -row[4], row[0], row]
+            yield (first, -row[4], row[0], row)
 
 
 def _slices(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -173,7 +173,7 @@ def _write_run(run: list[Row], folder: Path) -> Path:
 
 def _read_run(file: IO[bytes]) -> Iterator[Row]:
     for line in file:
-        yield from json.loads(line)
+        yield from map(tuple, json.loads(line))
 
 
 def sync(file: IO[Any]) -> None:

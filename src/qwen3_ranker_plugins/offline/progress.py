@@ -32,9 +32,9 @@ class Meter:
 
     def add(self, scored: ScoredPass) -> None:
         """Count a pass."""
-        self.pairs += len(scored.rows)
+        self.pairs += scored.pairs
         self.tokens += scored.tokens
-        self.errors += scored.errors
+        self.errors += len(scored.failures)
         self.tokenization_seconds += scored.tokenization_seconds
         self.engine_seconds += scored.engine_seconds
         if self._bar is not None and self._task is not None:

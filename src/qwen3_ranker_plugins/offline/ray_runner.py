@@ -1,16 +1,18 @@
 """Engines in Ray actors, on one machine or many.
 
-Plain actors rather than `ray.data.map_batches`: the blocks of Ray Data depend on the cluster, and with them which
-documents share a pass and so the last bits of their margins. Here the driver cuts the same windows as a local job,
-and commits what comes back to the same parts and manifest.
+Plain actors, and not the actor pool of Ray Data, which was tried (scripts/compare_ray_data.py, docs/offline.md): it
+keeps actors waiting or passes uncommitted, and has no source that is fed while it runs. Here the driver cuts the same
+windows as a local job, and commits what comes back to the same parts and manifest.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections import Counter, deque
+from collections.abc import Collection, Generator, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -20,9 +22,27 @@ from .runners import WINDOWS_AHEAD, Runner, Todo, prefetch
 from .scoring import EngineFactory, ScoredPass, Scorer
 from .windows import Window
 
+#: How many workers may die with a window before it is to blame.
+DEATHS_OF_A_WINDOW = 3
+
+
+@dataclass
+class _Stream:
+    """A window at an actor.
+
+    Attributes:
+        worker: place of the actor in the pool; `actor` is the one that stood there then.
+        done: numbers of its passes that need not be scored, or have arrived.
+    """
+
+    worker: int
+    actor: Any
+    window: Window
+    done: set[int] = field(default_factory=set)
+
 
 class RayRunner(Runner):
-    """A pool of actors with an engine each: a GPU, or an equal share of the CPUs.
+    """A pool of actors with an engine each: a GPU, or an equal share of the CPUs. One that dies is replaced.
 
     Args:
         workers: how many; None for one on each GPU of the cluster, or one if it has none.
@@ -59,12 +79,13 @@ class RayRunner(Runner):
             self.close()
             have = f"{gpus} GPUs" if on_gpus else f"{cpus} CPUs"
             raise InvalidInputError("workers", count, f"the Ray cluster has {have}; ask for fewer")
-        # Ray gives OpenMP as many threads as an actor has CPUs.
         share = {"num_gpus": 1, "num_cpus": 0} if on_gpus else {"num_cpus": cpus // count}
         if on_gpus:
             settings = replace(settings, device="cuda")
-        actor = ray.remote(**share, max_concurrency=WINDOWS_AHEAD + 1)(EngineActor)
-        self._actors = [actor.remote(settings, factory, include_text) for _ in range(count)]
+        # Threads: one for each window, and one that answers `facts`.
+        self._actor_class = ray.remote(**share, max_concurrency=WINDOWS_AHEAD + 1)(EngineActor)
+        self._arguments = (settings, factory, include_text, None if on_gpus else cpus // count)
+        self._actors = [self._actor_class.remote(*self._arguments) for _ in range(count)]
         try:
             self._facts = self._get([each.facts.remote() for each in self._actors])
         except BaseException:
@@ -76,39 +97,62 @@ class RayRunner(Runner):
         return dict(self._facts[0])
 
     def run(self, todo: Todo) -> Generator[ScoredPass]:
-        """As actors finish them."""
-        pending: dict[Any, int] = {}  # stream of passes -> actor
+        """As actors finish them. The window of an actor that dies goes to its successor, less what has arrived."""
+        self._again: deque[tuple[Window, Collection[int]]] = deque()
+        self._deaths: Counter[int] = Counter()
+        pending: dict[Any, _Stream] = {}
         load = [0] * len(self._actors)
         with closing(prefetch(todo, 1)) as ahead:
             while self._feed(ahead, pending, load):
-                ready, _ = self._ray.wait(list(pending), num_returns=1)
-                for stream in ready:
-                    scored = next(stream, None)
-                    if scored is None:  # the window is finished
-                        load[pending.pop(stream)] -= 1
-                    else:
-                        yield self._get(scored)
+                (ready,), _ = self._ray.wait(list(pending), num_returns=1)
+                stream = pending[ready]
+                reference = next(ready, None)
+                if reference is None:  # the window is finished
+                    load[pending.pop(ready).worker] -= 1
+                    continue
+                try:
+                    scored = self._get(reference)
+                except (self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError) as error:
+                    load[pending.pop(ready).worker] -= 1
+                    self._bury(stream, error)
+                else:
+                    stream.done.add(scored.number)
+                    yield scored
 
-    def _feed(self, ahead: Todo, pending: dict[Any, int], load: list[int]) -> bool:
+    def _feed(self, ahead: Todo, pending: dict[Any, _Stream], load: list[int]) -> bool:
         """Give windows to whoever has too few; False if all work is done."""
-        while min(load) < WINDOWS_AHEAD and (item := next(ahead, None)) is not None:
-            actor = load.index(min(load))
-            window, done = item
-            method = self._actors[actor].score.options(num_returns="streaming")
-            pending[method.remote(window, frozenset(done))] = actor
-            load[actor] += 1
+        while min(load) < WINDOWS_AHEAD:
+            item = self._again.popleft() if self._again else next(ahead, None)
+            if item is None:
+                break
+            worker = load.index(min(load))
+            stream = _Stream(worker, self._actors[worker], item[0], set(item[1]))
+            # A pass that nobody has taken yet stops the generator, so that a kill loses few.
+            method = stream.actor.score.options(num_returns="streaming", _generator_backpressure_num_objects=1)
+            pending[method.remote(stream.window, frozenset(stream.done))] = stream
+            load[worker] += 1
         return bool(pending)
 
+    def _bury(self, stream: _Stream, error: Exception) -> None:
+        """Put another actor in the place of one that died, and its window in front of those to come."""
+        self._deaths[stream.window.number] += 1
+        if self._deaths[stream.window.number] == DEATHS_OF_A_WINDOW:
+            first, last = stream.window.pairs[0].line, stream.window.pairs[-1].line
+            raise EngineError(
+                f"{DEATHS_OF_A_WINDOW} Ray workers died while they scored lines {first} to {last}: {error}; run the "
+                "same command again to go on"
+            ) from error
+        self._again.append((stream.window, stream.done))
+        if self._actors[stream.worker] is stream.actor:  # the first of its windows to notice
+            self._actors[stream.worker] = self._actor_class.remote(*self._arguments)
+
     def _get(self, reference: Any) -> Any:
-        raised = self._ray.exceptions
         try:
             return self._ray.get(reference)
-        except raised.RayTaskError as error:
+        except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, RankerError):
                 raise error.cause from error
             raise EngineError(f"a Ray worker failed: {error}") from error
-        except raised.RayActorError as error:
-            raise EngineError(f"a Ray worker ended: {error}; run the same command again to go on") from error
 
     def close(self) -> None:
         """End the actors, and Ray if it was started here."""
@@ -119,10 +163,18 @@ class RayRunner(Runner):
 
 
 class EngineActor:
-    """A scorer in a Ray actor. Two windows at a time: one is encoded while the other is scored."""
+    """A scorer in a Ray actor. Two windows at a time: one is encoded while the other is scored.
 
-    def __init__(self, settings: RerankerSettings, factory: EngineFactory, include_text: bool) -> None:
+    Args:
+        threads: of torch; None leaves it alone.
+    """
+
+    def __init__(
+        self, settings: RerankerSettings, factory: EngineFactory, include_text: bool, threads: int | None
+    ) -> None:
         self._scorer = Scorer(settings, factory, include_text=include_text)
+        if threads is not None and (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS too, but not over one that is in the environment
         self._encoding = threading.Lock()
 
     def facts(self) -> dict[str, str]:

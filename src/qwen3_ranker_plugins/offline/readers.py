@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ..errors import InvalidInputError, MissingDependencyError
 from .pairs import Pair, checked, pairs_of, unusable
@@ -145,18 +146,35 @@ class ParquetSource(Source):
         self._read = 0
 
     def __iter__(self) -> Iterator[Pair]:
+        import pyarrow as pa
+
         row = 0
-        for batch in self._file.iter_batches(1024, columns=self._columns):
-            self._read = row
-            if "document" in self._columns:
-                for fields in zip(*(batch.column(name).to_pylist() for name in self._columns), strict=True):
-                    row += 1
-                    yield checked(row, *fields)
-            else:
-                for record in batch.to_pylist():
-                    row += 1
-                    yield from pairs_of(record, row)
+        for group in range(self._file.num_row_groups):
+            end = row + self._file.metadata.row_group(group).num_rows
+            try:
+                for batch in self._file.iter_batches(1024, row_groups=[group], columns=self._columns):
+                    self._read = row
+                    yield from self._pairs(batch, row)
+                    row += batch.num_rows
+            except (OSError, pa.ArrowException) as error:  # what is behind the damaged group can still be read
+                for lost in range(row, end):
+                    yield unusable(lost + 1, f"row group {group} of the file is damaged: {error}")
+            row = end
         self._read = row
+
+    def _pairs(self, batch: Any, row: int) -> list[Pair]:
+        """Of rows from `row` + 1 on."""
+        try:
+            if "document" in self._columns:
+                columns = [batch.column(name).to_pylist() for name in self._columns]
+                return [checked(number, *fields) for number, fields in enumerate(zip(*columns, strict=True), row + 1)]
+            return [
+                pair for number, record in enumerate(batch.to_pylist(), row + 1) for pair in pairs_of(record, number)
+            ]
+        except UnicodeDecodeError as error:  # Parquet's writers should check, and not all do
+            if batch.num_rows == 1:
+                return [unusable(row + 1, f"not UTF-8 at byte {error.start} of a text")]
+            return [pair for at in range(batch.num_rows) for pair in self._pairs(batch.slice(at, 1), row + at)]
 
     def fraction(self) -> float:
         """By rows."""

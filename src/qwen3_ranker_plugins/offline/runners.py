@@ -25,6 +25,8 @@ PASSES_AHEAD = 16
 #: Windows that each worker has at a time: one is scored while the next is encoded.
 WINDOWS_AHEAD = 2
 
+_COMMITTED = "committed"
+
 
 class Runner(ABC):
     """Engines that score windows."""
@@ -36,6 +38,8 @@ class Runner(ABC):
     @abstractmethod
     def run(self, todo: Todo) -> Generator[ScoredPass]:
         """Score the passes of each window that are not done, in any order.
+
+        Whoever takes a pass commits it before asking for the next one.
 
         Raises:
             RankerError: an engine ended.
@@ -62,7 +66,7 @@ class LocalRunner(Runner):
         return self._scorer.facts()
 
     def run(self, todo: Todo) -> Generator[ScoredPass]:
-        """In the order of the input."""
+        """In the order of the input; no pass begins before the one before it is committed."""
         with closing(prefetch(score_windows(self._scorer, todo), PASSES_AHEAD)) as passes:
             for score in passes:
                 yield score()
@@ -145,7 +149,7 @@ class ProcessRunner(Runner):
         return dict(self._facts[0])
 
     def run(self, todo: Todo) -> Generator[ScoredPass]:
-        """As workers finish them."""
+        """As workers finish them. A worker begins a pass while the one before it is committed, and waits then."""
         workers = {connection: process for process, connection in self._workers}
         missing: dict[Connection, list[int]] = {connection: [] for connection in workers}
         with closing(prefetch(todo, 1)) as ahead:
@@ -155,6 +159,7 @@ class ProcessRunner(Runner):
                     answer = _receive(workers[ready], ready)
                     if isinstance(answer, ScoredPass):
                         yield answer
+                        _tell(ready, _COMMITTED)
                     else:  # the number of a window that is finished
                         missing[ready].remove(answer)
 
@@ -164,7 +169,7 @@ class ProcessRunner(Runner):
             idle = min(missing, key=lambda connection: len(missing[connection]))
             if len(missing[idle]) == WINDOWS_AHEAD or (item := next(ahead, None)) is None:
                 return any(missing.values())
-            idle.send(item)
+            _tell(idle, item)
             missing[idle].append(item[0].number)
 
     def close(self) -> None:
@@ -175,6 +180,11 @@ class ProcessRunner(Runner):
             if process.is_alive():
                 process.kill()
                 process.join()
+
+
+def _tell(connection: Connection, message: Any) -> None:
+    with suppress(BrokenPipeError, ConnectionResetError):  # the worker has ended; reading from it says how
+        connection.send(message)
 
 
 def _receive(process: Any, connection: Connection) -> Any:
@@ -191,38 +201,56 @@ def _receive(process: Any, connection: Connection) -> Any:
     return answer
 
 
-def _serve(connection: Connection, settings: RerankerSettings, factory: EngineFactory, include_text: bool) -> None:
-    """A worker: facts first, then the passes of each window and, behind them, the window's number."""
-    try:
-        scorer = Scorer(settings, factory, include_text=include_text)
-    except Exception as error:  # noqa: BLE001 - it belongs to the process that asked
-        connection.send(_portable(error))
-        return
-    arrived: Queue[tuple[Window, Collection[int]] | None] = Queue()
+class _Worker:
+    """The other side of a `ProcessRunner`: facts first, then the passes of each window and, behind them, its number."""
 
-    def receive() -> None:
+    def __init__(self, connection: Connection, scorer: Scorer) -> None:
+        self._connection = connection
+        self._scorer = scorer
+        self._arrived: Queue[tuple[Window, Collection[int]] | None] = Queue()
+        self._may_send = threading.Semaphore()
+
+    def serve(self) -> None:
+        """Until the pipe ends, or an engine has."""
+        self._connection.send(self._scorer.facts())
+        threading.Thread(target=self._receive, name="qwen3-ranker-receive", daemon=True).start()
+        for step in prefetch(self._steps(), PASSES_AHEAD):
+            if isinstance(step, int):
+                self._connection.send(step)
+            else:
+                scored = step()
+                self._may_send.acquire()
+                self._connection.send(scored)
+
+    def _receive(self) -> None:
         with suppress(EOFError, ConnectionResetError, OSError):
             while True:
-                arrived.put(connection.recv())
-        arrived.put(None)
+                if (message := self._connection.recv()) == _COMMITTED:
+                    self._may_send.release()
+                else:
+                    self._arrived.put(message)
+        self._arrived.put(None)
+        self._may_send.release()
 
-    def steps() -> Iterator[Any]:
-        for item in iter(arrived.get, None):
-            yield from score_windows(scorer, iter([item]))
+    def _steps(self) -> Iterator[Any]:
+        for item in iter(self._arrived.get, None):
+            yield from score_windows(self._scorer, iter([item]))
             yield item[0].number
 
+
+def _serve(connection: Connection, settings: RerankerSettings, factory: EngineFactory, include_text: bool) -> None:
+    scorer: Scorer | None = None
     # The parent may be killed: then the pipe ends, and so does this process.
     with suppress(BrokenPipeError, ConnectionResetError):
-        connection.send(scorer.facts())
-        threading.Thread(target=receive, name="qwen3-ranker-receive", daemon=True).start()
         try:
-            for step in prefetch(steps(), PASSES_AHEAD):
-                connection.send(step if isinstance(step, int) else step())
+            scorer = Scorer(settings, factory, include_text=include_text)
+            _Worker(connection, scorer).serve()
         except (BrokenPipeError, ConnectionResetError):
             raise
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - it belongs to the process that asked
             connection.send(_portable(error))
-    scorer.close()
+    if scorer is not None:
+        scorer.close()
 
 
 def _portable(error: Exception) -> Exception:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config import EngineConfig, RerankerSettings
-from ..engines import choose_engine, create_engine, engine_config
+from ..config import EngineConfig, RerankerSettings, check_json
+from ..engines import choose_engine, create_engine, engine_module
 from ..engines.base import Engine
 from ..errors import EngineClosedError, EngineError, PromptTooLongError
 from ..models import resolve_model
@@ -27,9 +27,9 @@ from .windows import Window
 
 EngineFactory = Callable[[EngineConfig], Engine]
 
-#: [position, line, query_id, doc_id, margin, truncated tokens, seconds, query, document] of a scored pair, the texts
-#: only where asked for; [position, line, query_id, doc_id, None, reason] of one that could not be scored.
-Row = list[Any]
+#: (position, line, query_id, doc_id, margin, truncated tokens, seconds, query, document) of a scored pair, the texts
+#: only where asked for; (position, line, query_id, doc_id, None, reason) of one that could not be scored.
+Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,10 @@ class ScoredPass:
 
     Attributes:
         window, number, count: as in `PlannedPass`.
-        rows: of all its pairs.
-        errors: how many of the rows hold no score.
+        columns: positions, lines, query ids, document ids, margins, truncated tokens, and if asked for queries and
+            documents, of the pairs that were scored: a `Row` without its seconds is one item of each. Columns take a
+            quarter of the time that rows do to be put together, stored and read again.
+        failures: rows of the pairs that hold no score.
         tokens: that went through the model.
         fraction: how much of the input lies before the end of the window.
         tokenization_seconds, engine_seconds: what it took; tokenization is that of the whole window, on pass 0.
@@ -67,12 +69,22 @@ class ScoredPass:
     window: int
     number: int
     count: int
-    rows: list[Row]
-    errors: int
+    columns: list[list[Any]]
+    failures: list[Row]
     tokens: int
     fraction: float
     tokenization_seconds: float
     engine_seconds: float
+
+    @property
+    def pairs(self) -> int:
+        """Scored or not."""
+        return len(self.columns[0]) + len(self.failures)
+
+    @property
+    def seconds_each(self) -> float:
+        """The engine's time, shared among the pairs that were scored."""
+        return round(self.engine_seconds / max(1, len(self.columns[0])), 9)
 
 
 class Scorer:
@@ -89,14 +101,25 @@ class Scorer:
     def __init__(
         self, settings: RerankerSettings, factory: EngineFactory = create_engine, *, include_text: bool
     ) -> None:
-        folder = resolve_model(settings.model)
         self._instruction = DEFAULT_INSTRUCTION if settings.instruction is None else settings.instruction
         self._include_text = include_text
-        self._encoder = PromptEncoder(load_tokenizer(folder), settings.template, settings.max_length)
         if factory is create_engine:
-            config = engine_config(choose_engine(settings.engine)[0], folder, settings)
+            engine = choose_engine(settings.engine)[0]
+            module = engine_module(engine)
+            folder = module.model_folder(engine, settings)
+            config = module.configure(engine, folder, settings)
+            self._encoder = module.make_encoder(engine, folder, settings)
         else:  # an engine that this package has not got resolves its settings itself
-            config = EngineConfig(settings.engine, folder, settings.device, settings.dtype, settings.token_budget)
+            folder = resolve_model(settings.model)
+            config = EngineConfig(
+                settings.engine,
+                folder,
+                settings.device,
+                settings.dtype,
+                settings.token_budget,
+                options=check_json("engine_options", settings.engine_options),
+            )
+            self._encoder = PromptEncoder(load_tokenizer(folder), settings.template, settings.max_length)
         self._engine = factory(config)
         self._one_at_a_time = threading.Lock()
         self._tokenization_seconds: dict[int, float] = {}
@@ -160,8 +183,8 @@ class Scorer:
             planned.window.number,
             planned.number,
             planned.count,
-            rows=[*self._scored_rows(planned, margins, seconds), *_error_rows(planned.window, failures)],
-            errors=len(failures),
+            columns=self._columns(planned, margins),
+            failures=list(_failure_rows(planned.window, failures)),
             tokens=tokens,
             fraction=planned.window.fraction,
             tokenization_seconds=self._tokenization_seconds.pop(planned.window.number, 0.0),
@@ -215,21 +238,27 @@ class Scorer:
         if not np.isfinite(values).all():
             raise EngineError(f"the engine gives {values[0]} for every text; check the model's weights and dtype")
 
-    def _scored_rows(self, planned: PlannedPass, margins: dict[int, float], seconds: float) -> list[Row]:
-        start, pairs = planned.window.start, planned.window.pairs
-        each = round(seconds / max(1, len(margins)), 9)
-        rows: list[Row] = [
-            [start + index, *pairs[index][:3], margins[index], truncated, each]
+    def _columns(self, planned: PlannedPass, margins: dict[int, float]) -> list[list[Any]]:
+        truncated = {
+            index: tokens
             for request, places in zip(planned.requests, planned.indices, strict=True)
-            for truncated, same in zip(request.truncated_tokens, places, strict=True)
+            if any(request.truncated_tokens)
+            for tokens, same in zip(request.truncated_tokens, places, strict=True)
             for index in same
-            if index in margins
+        }
+        start = planned.window.start
+        pairs = [planned.window.pairs[index] for index in margins]
+        columns: list[list[Any]] = [
+            [start + index for index in margins],
+            [pair.line for pair in pairs],
+            [pair.query_id for pair in pairs],
+            [pair.doc_id for pair in pairs],
+            list(margins.values()),
+            [truncated.get(index, 0) for index in margins] if truncated else [0] * len(margins),
         ]
         if self._include_text:
-            for row in rows:
-                pair = pairs[row[0] - start]
-                row += [pair.query, pair.document]
-        return rows
+            columns += [[pair.query for pair in pairs], [pair.document for pair in pairs]]
+        return columns
 
 
 def _fill_passes(
@@ -274,10 +303,10 @@ def _halves(
     return [([requests[0].take(part)], [indices[0][part.start : part.stop]]) for part in parts]
 
 
-def _error_rows(window: Window, failures: dict[int, str]) -> Iterator[Row]:
+def _failure_rows(window: Window, failures: dict[int, str]) -> Iterator[Row]:
     for index, reason in failures.items():
         pair: Pair = window.pairs[index]
-        yield [window.start + index, pair.line, pair.query_id, pair.doc_id, None, reason]
+        yield (window.start + index, pair.line, pair.query_id, pair.doc_id, None, reason)
 
 
 def score_windows(

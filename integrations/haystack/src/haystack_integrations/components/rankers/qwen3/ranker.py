@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: Haystack 2 reads the annotations of `run` as they stand.
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ from typing import Any, Self
 from haystack import Document, component, default_from_dict, default_to_dict
 from haystack.utils import ComponentDevice
 
-from qwen3_ranker_plugins import InvalidInputError, Reranker, RerankResult
+from qwen3_ranker_plugins import EngineError, InvalidInputError, Reranker, RerankResult
 from qwen3_ranker_plugins.config import DEFAULT_MODEL, RankingOptions, RerankerSettings, check_text
 from qwen3_ranker_plugins.prompt import DEFAULT_MAX_LENGTH
+
+_logger = logging.getLogger(__name__)
 
 
 @component
@@ -57,6 +60,9 @@ class Qwen3Ranker:
         meta_fields_to_embed: keys of `meta` whose values go in front of the text, in this order. Only a value of
             None is left out.
         embedding_separator: stands between those values and the text.
+        fail_open: if scoring fails, return the documents in the retriever's own order, at most `top_k` of them, with
+            the scores that they came with and `qwen3_failed` in their meta: the name of the error's class. Thresholds
+            are not applied, as there is no P(yes) to apply them to. Bad input raises nevertheless.
 
     Raises:
         InvalidInputError: a ValueError; names the argument, its value and the remedy.
@@ -79,6 +85,7 @@ class Qwen3Ranker:
         min_confidence: float | None = None,
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
+        fail_open: bool = False,
     ) -> None:
         self.model = os.fspath(model) if isinstance(model, os.PathLike) else model
         self.engine = engine
@@ -94,6 +101,7 @@ class Qwen3Ranker:
         self.min_confidence = min_confidence
         self.meta_fields_to_embed = meta_fields_to_embed or []
         self.embedding_separator = embedding_separator
+        self.fail_open = fail_open
         self._check()
         self._reranker: Reranker | None = None
         self._loading = threading.Lock()
@@ -116,6 +124,7 @@ class Qwen3Ranker:
             min_confidence=self.min_confidence,
             meta_fields_to_embed=self.meta_fields_to_embed,
             embedding_separator=self.embedding_separator,
+            fail_open=self.fail_open,
         )
 
     @classmethod
@@ -181,14 +190,19 @@ class Qwen3Ranker:
         Raises:
             InvalidInputError: a ValueError; names the argument, its value and the remedy.
             PromptTooLongError: query and instruction leave no room for a document.
-            ScoringError: a document has no usable score.
-            EngineError: the forward pass failed, or the component was closed meanwhile.
+            ScoringError: a document has no usable score; not with `fail_open`.
+            EngineError: the forward pass failed, or the component was closed meanwhile; not with `fail_open`.
             ModelNotFoundError, UnsupportedModelError, MissingDependencyError: as `warm_up`.
         """
         call = self._prepare(query, documents, top_k, score_threshold, min_confidence, instruction)
         if not call.documents:
             return {"documents": []}
-        return call.finish(self._loaded().rerank(**call.arguments))
+        reranker = self._loaded()
+        try:
+            result = reranker.rerank(**call.arguments)
+        except EngineError as error:
+            return call.in_their_own_order(error, fail_open=self.fail_open)
+        return call.finish(result)
 
     @component.output_types(documents=list[Document])
     async def run_async(
@@ -205,7 +219,11 @@ class Qwen3Ranker:
         if not call.documents:
             return {"documents": []}
         reranker = await self._loaded_async()
-        return call.finish(await reranker.arerank(**call.arguments))
+        try:
+            result = await reranker.arerank(**call.arguments)
+        except EngineError as error:
+            return call.in_their_own_order(error, fail_open=self.fail_open)
+        return call.finish(result)
 
     def _check(self) -> None:
         """Refuse at once what could only fail when the model is loaded."""
@@ -220,6 +238,8 @@ class Qwen3Ranker:
         if not isinstance(self.meta_fields_to_embed, list):
             raise InvalidInputError("meta_fields_to_embed", self.meta_fields_to_embed, "use a list of keys, or None")
         check_text("embedding_separator", self.embedding_separator, may_be_empty=True)
+        if not isinstance(self.fail_open, bool):
+            raise InvalidInputError("fail_open", self.fail_open, "use True or False")
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -300,7 +320,7 @@ class _Call:
         ranked = []
         for hit in result:
             document = self.documents[hit.index]
-            meta = dict(document.meta)
+            meta = {key: value for key, value in document.meta.items() if key != "qwen3_failed"}
             if document.score is not None and meta.get("retriever_score") is None:
                 meta["retriever_score"] = document.score
             meta |= {
@@ -310,6 +330,19 @@ class _Call:
             }
             ranked.append(replace(document, score=hit.score, meta=meta))
         return {"documents": ranked}
+
+    def in_their_own_order(self, error: EngineError, *, fail_open: bool) -> dict[str, list[Document]]:
+        """Copies of the first documents, as they came, marked with what failed.
+
+        Raises:
+            EngineError: the one given, unless `fail_open`.
+        """
+        if not fail_open:
+            raise error
+        reason = type(error).__name__
+        _logger.warning("not reranked, the retriever's own order is returned: %s: %s", reason, error)
+        kept = self.documents[: self.arguments["top_k"]]
+        return {"documents": [replace(each, meta={**each.meta, "qwen3_failed": reason}) for each in kept]}
 
 
 def _without_duplicates(documents: Sequence[Document]) -> list[Document]:

@@ -1,0 +1,18 @@
+"""A hook of mkdocs: the notebooks of examples/ become pages. They are shown as they are stored, and not executed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs" / "examples"  # mkdocs takes pages from docs/ only; git ignores the copies
+
+
+def on_pre_build(config: Any) -> None:  # noqa: ARG001 - mkdocs gives it by name
+    PAGES.mkdir(exist_ok=True)
+    for notebook in (ROOT / "examples").glob("*.ipynb"):
+        page = PAGES / notebook.name
+        text = notebook.read_text(encoding="utf-8").replace("](../docs/", "](../").replace(".md)", ".html)")
+        if not page.exists() or page.read_text(encoding="utf-8") != text:  # or `mkdocs serve` would build for ever
+            page.write_text(text, encoding="utf-8")

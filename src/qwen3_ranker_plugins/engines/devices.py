@@ -1,0 +1,35 @@
+"""What "auto" means on this machine."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import InvalidInputError
+
+
+def resolve_device(device: str, dtype: str) -> tuple[str, str]:
+    """("cpu" or "cuda:N", name of a dtype) that settings stand for on this machine.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "cuda:N"; auto takes a GPU if torch sees one.
+        dtype: "auto", "float32", "bfloat16" or "float16"; auto is float32 on a CPU and on a GPU the half precision
+            that it computes natively.
+
+    Raises:
+        InvalidInputError: the device is not there.
+    """
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    resolved = torch.device(kind)
+    if resolved.type == "cuda":
+        resolved = torch.device("cuda", resolved.index or 0)
+        if (resolved.index or 0) >= torch.cuda.device_count():
+            raise InvalidInputError(
+                "device", device, f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; use 'cpu'"
+            )
+    if dtype == "auto":
+        # Before compute capability 8, bfloat16 is emulated.
+        native = (
+            "bfloat16" if resolved.type == "cuda" and torch.cuda.get_device_capability(resolved)[0] >= 8 else "float16"
+        )
+        dtype = "float32" if resolved.type == "cpu" else native
+    return str(resolved), dtype

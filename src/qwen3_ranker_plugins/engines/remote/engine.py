@@ -1,0 +1,111 @@
+"""The engine that asks a service. Its own thread runs an event loop, so that a request can be broken off."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import httpx
+
+from ...prompt import EncodedRequest
+from ..base import Engine, Margins
+from .client import HttpClient
+from .options import RemoteOptions
+from .wire import margins, request_body
+
+#: About 1 MB of text in one HTTP request.
+_TOKEN_BUDGET = 250_000
+
+
+class RemoteEngine(Engine):
+    """Scores over HTTP, `options.concurrency` requests at a time.
+
+    Callers wait in threads for requests that run in the engine's own event loop: cancelling a call closes its
+    connections at once, total timeouts hold whatever a server does, and it does not matter in which loop, or in how
+    many one after the other, the callers live.
+
+    Args:
+        options: see `RemoteOptions`.
+        token_budget: tokens of one HTTP request, estimated where texts go out; None for about 1 MB of text.
+
+    Raises:
+        InvalidInputError: the variable with the key is not set, or holds what no header can.
+    """
+
+    name = "remote"
+
+    def __init__(self, options: RemoteOptions, *, token_budget: int | None = None) -> None:
+        self.options = options
+        self.workers = options.concurrency
+        self.documents_per_pass = options.documents_per_request
+        self.token_budget = _TOKEN_BUDGET if token_budget is None else token_budget
+        api_key = options.api_key()
+        self._has_key = api_key is not None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="qwen3-ranker-remote-http", daemon=True)
+        self._thread.start()
+        self._client = asyncio.run_coroutine_threadsafe(self._connect(api_key), self._loop).result()
+
+    def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
+        """One HTTP request each, at the same time.
+
+        Raises:
+            RemoteError: the service cannot be reached, refuses, or answers what cannot be used.
+        """
+        return self.score_until(requests, Future())
+
+    def score_until(self, requests: Sequence[EncodedRequest], settled: Future[Margins]) -> list[Margins]:
+        """`score`; once `settled` is, connections are closed and no new attempt is made.
+
+        Raises:
+            RemoteError: as `score`.
+            CancelledError: it was broken off.
+        """
+        answers = asyncio.run_coroutine_threadsafe(self._score(requests), self._loop)
+        settled.add_done_callback(lambda _: answers.cancel())
+        return answers.result()
+
+    def close(self) -> None:
+        """Close all connections and end the event loop."""
+        asyncio.run_coroutine_threadsafe(self._disconnect(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def describe(self) -> dict[str, str]:
+        """Which service is asked, for what, and whether with a key."""
+        return {
+            "engine": self.name,
+            "device": self.options.endpoint,
+            "dtype": "the service's precision",
+            "kind": self.options.kind,
+            "served_model": self.options.served_model or "as served",
+            "prompts": "ours" if self.options.prompts_are_ours else "the service's",
+            "api_key": f"from {self.options.api_key_env}" if self._has_key else "none",
+            "httpx": httpx.__version__,
+        }
+
+    async def _connect(self, api_key: str | None) -> HttpClient:
+        self._places = asyncio.Semaphore(self.options.concurrency)  # so that no timeout runs before there is a place
+        return HttpClient(self.options, api_key)
+
+    async def _disconnect(self) -> None:
+        broken_off = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*broken_off, return_exceptions=True)
+        await self._client.close()
+        await self._loop.shutdown_default_executor()  # it looked up the service's name
+
+    async def _score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
+        asked = [asyncio.ensure_future(self._ask(request)) for request in requests]
+        try:
+            return await asyncio.gather(*asked)
+        finally:
+            for each in asked:
+                each.cancel()
+
+    async def _ask(self, request: EncodedRequest) -> Margins:
+        async with self._places:
+            answer = await self._client.post(request_body(self.options, request))
+        return margins(self.options, request, answer)

@@ -1,0 +1,155 @@
+"""Requests that go out as text: bare, for services with a prompt of their own, or with our prompt around them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from ...errors import InvalidInputError
+from ...prompt import DEFAULT_INSTRUCTION, EncodedRequest, PromptEncoder, as_utf8
+from .options import RemoteOptions
+
+# What the model's tokenizer would read as a control token. Our own tokenizer knows better; a service's does not.
+_CONTROL = re.compile(r"<(?=\|[a-z_]+\|>|/?(?:think|tool_call|tool_response)>)")
+_BROKEN = "<\u200b"
+
+
+@dataclass(frozen=True)
+class TextRequest(EncodedRequest):
+    """Texts as they go out.
+
+    Without our prompt around them (`exact` is False) there are no ids: `head` and `segments` are empty, and lengths
+    are estimates, which only decide how many documents go into one HTTP request.
+
+    Attributes:
+        query: what stands in the request's field for the query.
+        documents: what stands in its field for the documents.
+        instruction: what stands in its field for the instruction; None leaves it out.
+        max_document_tokens: what stands in its field for it; None leaves it out.
+        exact: the ids are those that the service should read.
+    """
+
+    query: str
+    documents: list[str]
+    instruction: str | None
+    max_document_tokens: int | None
+    exact: bool
+
+    @property
+    def head_length(self) -> int:
+        """Tokens that the documents share."""
+        return len(self.head) if self.exact else _estimate(self.query)
+
+    @cached_property
+    def lengths(self) -> Sequence[int]:
+        """For each document, its tokens."""
+        return list(map(len, self.segments)) if self.exact else list(map(_estimate, self.documents))
+
+    def take(self, indices: Sequence[int]) -> TextRequest:
+        """The same request with only some of its documents, in the order given."""
+        return replace(
+            self,
+            segments=[self.segments[i] for i in indices],
+            truncated_tokens=[self.truncated_tokens[i] for i in indices],
+            documents=[self.documents[i] for i in indices],
+        )
+
+
+class TextEncoder:
+    """Bare texts; the service makes its own prompt of them, and cuts what is too long for it.
+
+    Args:
+        options: say whether the service takes an instruction.
+    """
+
+    def __init__(self, options: RemoteOptions) -> None:
+        self._options = options
+
+    def encode(
+        self, query: str, documents: Sequence[str], instruction: str | None, max_document_tokens: int | None = None
+    ) -> TextRequest:
+        """One request; an instruction of None is left to the service.
+
+        Raises:
+            InvalidInputError: an instruction, or a limit of tokens, for a service that takes none.
+        """
+        if max_document_tokens is not None and not self._options.service.takes_limit:
+            raise InvalidInputError(
+                "max_document_tokens", max_document_tokens, f"{self._options.kind} takes none: leave it out"
+            )
+        if not self._options.takes_instruction:
+            if instruction not in (None, DEFAULT_INSTRUCTION):
+                raise InvalidInputError("instruction", instruction, f"{self._options.kind} takes none: leave it out")
+            instruction = None
+        return TextRequest(
+            [],
+            [[] for _ in documents],
+            [0] * len(documents),
+            as_utf8(query),
+            [as_utf8(document) for document in documents],
+            None if instruction is None else as_utf8(instruction),
+            max_document_tokens,
+            exact=False,
+        )
+
+
+class RenderedEncoder:
+    """Our prompt as text: its head goes out as the query, each document with the suffix as a document.
+
+    For services that put the two behind one another and add nothing. Text that their tokenizer would read as control
+    tokens is broken with a zero-width space, since it could forge an answer; prompts sent as ids need no such thing.
+
+    Args:
+        encoder: makes the ids, which say where to cut, and how many tokens the service has to count.
+    """
+
+    def __init__(self, encoder: PromptEncoder) -> None:
+        self._encoder = encoder
+
+    def encode(
+        self, query: str, documents: Sequence[str], instruction: str | None, max_document_tokens: int | None = None
+    ) -> TextRequest:
+        """One request.
+
+        Raises:
+            PromptTooLongError: query and instruction leave no room for a document.
+        """
+        instruction = _defused(DEFAULT_INSTRUCTION if instruction is None else instruction)
+        query = _defused(query)
+        texts = [_defused(document) for document in documents]
+        encoded = self._encoder.encode(query, texts, instruction, max_document_tokens)
+        truncated = list(encoded.truncated_tokens)
+        segments = list(encoded.segments)
+        for index, cut in enumerate(truncated):
+            if cut:
+                whole = len(encoded.segments[index]) + cut
+                room = len(encoded.segments[index]) - len(self._encoder.suffix_ids)
+                texts[index], segments[index] = self._shortened(texts[index], room, query, instruction)
+                truncated[index] = whole - len(segments[index])
+        template = self._encoder.template
+        head = template.render_head({"instruction": instruction, "query": query})
+        documents = [text + template.suffix for text in texts]
+        return TextRequest(encoded.head, segments, truncated, head, documents, None, None, exact=True)
+
+    def _shortened(self, text: str, room: int, query: str, instruction: str) -> tuple[str, list[int]]:
+        """The longest beginning found whose prompt fits, and its segment: cutting ids may split a character."""
+        tokenizer = self._encoder.tokenizer
+        [ids] = tokenizer.encode_batch([text])
+        length = room
+        while True:
+            shorter = tokenizer.plain.decode(ids[: max(0, length)], skip_special_tokens=False).rstrip("\ufffd")
+            encoded = self._encoder.encode(query, [shorter], instruction, room)
+            if not encoded.truncated_tokens[0]:
+                return shorter, encoded.segments[0]
+            length -= encoded.truncated_tokens[0]
+
+
+def _defused(text: str) -> str:
+    return _CONTROL.sub(_BROKEN, as_utf8(text))
+
+
+def _estimate(text: str) -> int:
+    """Tokens of a text, roughly: four bytes make one."""
+    return len(text.encode("utf-8", "replace")) // 4 + 1

@@ -1,0 +1,201 @@
+"""`vllm_score` and `vllm_generate`: the margins of vLLM, for exactly the ids that `PromptEncoder` makes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..config import EngineConfig, RerankerSettings, check_json
+from ..errors import EngineError
+from ..models import modified_ns, resolve_model
+from ..prompt import EncodedRequest, PromptEncoder, load_tokenizer
+from . import needed
+from .base import Engine, Margins
+from .devices import resolve_device
+from .vllm_errors import remedy, root_cause
+from .vllm_options import VllmOptions, apply_to_prompts, engine_arguments, read_model_config, resolved
+from .vllm_process import WorkerDiedError, WorkerProcess
+from .vllm_worker import Batch, Start
+
+#: How many scheduler steps' worth of tokens one call of `score` holds by default: enough to keep vLLM busy, few enough
+#: that a long list does not hold up a short one for long.
+_STEPS_PER_CALL = 4
+
+
+class VllmEngine(Engine):
+    """vLLM in a process of its own.
+
+    If that process dies, the call in flight raises and the next one starts it again, once.
+
+    Args:
+        config: as `configure` returns it.
+
+    Raises:
+        EngineError: it could not be started; the message ends in the remedy.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.name = config.engine
+        self._config = config
+        self._options = VllmOptions.parse(config.engine, config.engine_options)
+        self.token_budget = _token_budget(config.token_budget, self._options)
+        self._worker: WorkerProcess | None = self._start()
+        self._facts = self._worker.facts
+        self.restarts = 0
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The worker process; None after it has died, until the next call."""
+        return None if self._worker is None else self._worker.pid
+
+    def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
+        """Margins by vLLM; a prompt that it refuses, or answers with an error, is that document's failure.
+
+        Raises:
+            EngineError: the process died; the next call starts it again.
+        """
+        worker = self._running_worker()
+        order = [
+            (number, document) for number, request in enumerate(requests) for document in self._document_order(request)
+        ]
+        prompts = [(request.head, request.segments) for request in requests]
+        try:
+            scored = worker.score(Batch(prompts, order, self._options.infer_batch_size))
+        except WorkerDiedError as error:
+            self._worker = None
+            worker.kill()
+            raise EngineError(
+                f"engine {self.name!r}: its process died in this call: {_reason(error)}; the next call starts it again"
+            ) from error
+        except BaseException:  # its answer may still come, and must not be taken for that to the next batch
+            self._worker = None
+            worker.kill()
+            raise
+        values = [np.full(len(request.segments), np.nan, dtype=np.float32) for request in requests]
+        computed = [0] * len(requests)
+        failures: list[dict[int, str]] = [{} for _ in requests]
+        for place, (number, document) in enumerate(order):
+            values[number][document] = scored.margins[place]
+            if place in scored.failures:
+                failures[number][document] = scored.failures[place]
+            else:
+                request = requests[number]
+                length = len(request.head) + len(request.segments[document])
+                computed[number] += length - int(scored.cached[place])
+        return [Margins(*each) for each in zip(values, computed, failures, strict=True)]
+
+    def close(self) -> None:
+        """End vLLM and every process it has started; its memory is free afterwards."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def describe(self) -> dict[str, str]:
+        """Device, dtype, attention backend, cache, memory after loading, and versions."""
+        return {"engine": self.name, **self._facts, "token_budget": str(self.token_budget)}
+
+    def _running_worker(self) -> WorkerProcess:
+        if self._worker is None:
+            self._worker = self._start()
+            self.restarts += 1
+        return self._worker
+
+    def _document_order(self, request: EncodedRequest) -> Sequence[int]:
+        indices = range(len(request.segments))
+        return sorted(indices, key=lambda i: len(request.segments[i])) if self._options.sort_by_doc_length else indices
+
+    def _start(self) -> WorkerProcess:
+        config, options = self._config, self._options
+        folder = needed(config.folder, config.engine)
+        tokenizer = load_tokenizer(folder if options.tokenizer is None else Path(options.tokenizer))
+        model = read_model_config(folder)
+        device = config.device.partition(":")[0]
+        arguments = engine_arguments(folder, options, model, dtype=config.dtype, device=device)
+        environment = _environment(config, options)
+        if config.engine == "vllm_generate":
+            # vLLM wants room for the token that it generates. Nothing is computed at that position, so that it may be
+            # one more than the model has.
+            arguments["max_model_len"] += 1
+            if arguments["max_model_len"] == model.get("max_position_embeddings", 0) + 1:
+                environment["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
+        start = Start(
+            config.engine, arguments, device, tokenizer.yes_id, tokenizer.no_id, label_logprobs=options.label_logprobs
+        )
+        try:
+            return WorkerProcess(start, environment, timeout=options.start_timeout, show_log=options.show_log)
+        except WorkerDiedError as error:
+            raise EngineError(f"engine {self.name!r} could not be started: {_reason(error)}") from error
+
+
+def _environment(config: EngineConfig, options: VllmOptions) -> dict[str, str]:
+    """Variables for the worker; those that say only how much it talks give way to the user's."""
+    environment = {
+        # In our worker process there is nothing to keep apart from the engine core, and its messages cost time.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if options.multiprocessing else "0",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_NO_USAGE_STATS": os.environ.get("VLLM_NO_USAGE_STATS", "1"),
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "INFO" if options.show_log else "WARNING"),
+    }
+    kind, _, number = config.device.partition(":")
+    if kind == "cuda":
+        visible = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+        first, count = int(number), options.tensor_parallel_size or 1
+        chosen = [visible[index] if visible else str(index) for index in range(first, first + count)]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+    return environment
+
+
+def _reason(error: WorkerDiedError) -> str:
+    """The first line of the message, the first error of the log, and what to do about it."""
+    message = str(error)
+    first, cause = message.partition("\n")[0], root_cause(error.log)
+    return f"{first}{f' ({cause})' if cause and cause not in message else ''}: {remedy(message, error.log)}"
+
+
+def _token_budget(token_budget: int | None, options: VllmOptions) -> int:
+    return _STEPS_PER_CALL * (options.max_num_batched_tokens or 0) if token_budget is None else token_budget
+
+
+def model_folder(engine: str, settings: RerankerSettings) -> Path:
+    """See `EngineModule`."""
+    VllmOptions.parse(engine, settings.engine_options)
+    return resolve_model(settings.model)
+
+
+def make_encoder(engine: str, folder: Path | None, settings: RerankerSettings) -> PromptEncoder:
+    """See `EngineModule`; tokenizer, template and longest prompt may be among the engine's options."""
+    options, template, window = apply_to_prompts(engine, settings)
+    tokenizer = needed(folder, engine) if options.tokenizer is None else resolve_model(options.tokenizer)
+    return PromptEncoder(load_tokenizer(tokenizer), template, window)
+
+
+def configure(engine: str, folder: Path | None, settings: RerankerSettings) -> EngineConfig:
+    """See `EngineModule`; asks torch for devices, and vLLM for nothing."""
+    import torch
+
+    folder = needed(folder, engine)
+    options, _, window = apply_to_prompts(engine, settings)
+    device, dtype = resolve_device(settings.device, settings.dtype)
+    # A GPU that was named is the only one; otherwise all that are visible.
+    gpus = 0 if device == "cpu" else 1 if ":" in settings.device else torch.cuda.device_count()
+    complete = resolved(options, read_model_config(folder), gpus=gpus, window=window)
+    stored = complete.as_dict | {"instruction_format": None}  # the encoder's, which engines do not share by
+    if complete.tokenizer is not None:
+        stored["tokenizer"] = str(resolve_model(complete.tokenizer))
+    return EngineConfig(
+        engine,
+        folder,
+        device,
+        dtype,
+        _token_budget(settings.token_budget, complete),
+        modified_ns(folder),
+        check_json("engine_options", stored),
+    )
+
+
+def create(config: EngineConfig) -> VllmEngine:
+    """See `EngineModule`."""
+    return VllmEngine(config)

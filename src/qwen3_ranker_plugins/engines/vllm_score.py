@@ -1,0 +1,50 @@
+"""`vllm_score`: vLLM's pooling runner, with the classifier that Qwen3-Reranker's two labels make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ScoreMethod:
+    """What the worker process asks vLLM for, and where the margin is in its answer.
+
+    Args:
+        yes_id, no_id: ids of the labels; vLLM finds them itself, by name.
+    """
+
+    def __init__(self, yes_id: int, no_id: int) -> None:
+        self.yes_id, self.no_id = yes_id, no_id
+
+    def engine_arguments(self) -> dict[str, Any]:
+        """Arguments of EngineArgs besides the common ones."""
+        return {
+            "runner": "pooling",
+            "convert": "classify",
+            "hf_overrides": {
+                "architectures": ["Qwen3ForSequenceClassification"],
+                # The classifier's row is the second word's minus the first one's.
+                "classifier_from_token": ["no", "yes"],
+                "is_original_qwen3_reranker": True,
+                "head_dtype": "float32",
+            },
+        }
+
+    def parameters(self) -> Any:
+        """PoolingParams of every prompt: the logit itself, not its sigmoid."""
+        from vllm import PoolingParams
+
+        return PoolingParams(task="classify", use_activation=False)
+
+    def read(self, output: Any) -> float:
+        """The margin in a finished output.
+
+        Raises:
+            ValueError: there is none; says why.
+        """
+        # vLLM fills the output of a request that failed with 0.0.
+        if (error := getattr(output, "error", None)) is not None:
+            raise ValueError(f"vLLM: {getattr(error, 'message', error)}")
+        data = output.outputs.data
+        if data.numel() != 1:
+            raise ValueError(f"vLLM returned {data.numel()} numbers where one was asked for")
+        return float(data)

@@ -1,0 +1,285 @@
+"""What runs in the process that vLLM runs in; `vllm_process` starts it.
+
+It gets a `Start`, answers with `Ready` or `Failed`, and then answers every `Batch` with `Scored` or `Failed`, until it
+gets None or the process that started it is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .vllm_generate import GenerateMethod
+from .vllm_score import ScoreMethod
+
+_SECONDS_BETWEEN_LOOKS_AT_THE_PARENT = 1.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """What to load.
+
+    Attributes:
+        engine: "vllm_score" or "vllm_generate".
+        arguments: of vLLM's EngineArgs.
+        device: "cpu" or "cuda".
+        yes_id, no_id: ids of the labels.
+        label_logprobs: see `GenerateMethod`.
+    """
+
+    engine: str
+    arguments: dict[str, Any]
+    device: str
+    yes_id: int
+    no_id: int
+    label_logprobs: str = "auto"
+
+    def method(self) -> ScoreMethod | GenerateMethod:
+        """How to ask vLLM for a margin."""
+        if self.engine == "vllm_score":
+            return ScoreMethod(self.yes_id, self.no_id)
+        return GenerateMethod(self.yes_id, self.no_id, self.label_logprobs)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """vLLM has started.
+
+    Attributes:
+        facts: about it, for people.
+    """
+
+    facts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What to score.
+
+    Attributes:
+        prompts: (head, documents with their suffix) of each request.
+        order: (request, document) in the order in which vLLM is to get them.
+        size: how many of them at once.
+    """
+
+    prompts: Sequence[tuple[list[int], list[list[int]]]]
+    order: Sequence[tuple[int, int]]
+    size: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Margins in the order of a batch.
+
+    Attributes:
+        margins: float32 [n]; NaN where `failures` says why.
+        cached: int64 [n], tokens of each prompt that the prefix cache held.
+        failures: position in the order -> reason.
+    """
+
+    margins: NDArray[np.float32]
+    cached: NDArray[np.int64]
+    failures: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """It did not work, and this process ends.
+
+    Attributes:
+        kind: the exception's class.
+        message: its text and that of its causes.
+    """
+
+    kind: str
+    message: str
+
+
+class Runner:
+    """vLLM's engine, asked for margins.
+
+    It is driven through `LLMEngine.add_request` and `step`, as `LLM.classify` and `LLM.generate` do it themselves, so
+    that a prompt that vLLM refuses is that document's failure and not the whole call's, and without what they do
+    besides for each prompt.
+    """
+
+    def __init__(self, start: Start) -> None:
+        import vllm
+        from vllm import EngineArgs, LLMEngine
+
+        check_platform(start.device, vllm.__version__)
+        method = start.method()
+        arguments = method.engine_arguments()
+        arguments |= start.arguments
+        # A user's overrides come on top of those that the scores depend on, not in their place.
+        arguments["hf_overrides"] = start.arguments.get("hf_overrides", {}) | method.engine_arguments()["hf_overrides"]
+        self._method = method
+        self._parameters = method.parameters()
+        self._refusals = (ValueError, getattr(__import__("vllm.exceptions").exceptions, "VLLMClientError", ValueError))
+        self.engine: Any = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self._added = 0
+        # The first step of all compiles kernels and allocates: no caller shall wait for that.
+        self.score(Batch([([start.yes_id, start.no_id], [[start.yes_id]])], [(0, 0)], size=1))
+
+    def score(self, batch: Batch) -> Scored:
+        """Margins of a batch.
+
+        Raises:
+            Exception: vLLM's engine failed and cannot be used any more.
+        """
+        scored = Scored(np.full(len(batch.order), np.nan, dtype=np.float32), np.zeros(len(batch.order), dtype=np.int64))
+        for first in range(0, len(batch.order), batch.size):
+            places = range(first, min(first + batch.size, len(batch.order)))
+            waiting: dict[str, int] = {}
+            for place in places:
+                request, document = batch.order[place]
+                head, documents = batch.prompts[request]
+                self._added += 1
+                name = str(self._added)
+                try:
+                    self.engine.add_request(
+                        name, {"type": "token", "prompt_token_ids": head + documents[document]}, self._parameters
+                    )
+                except self._refusals as error:
+                    scored.failures[place] = f"vLLM refused it: {error}"
+                    self.engine.abort_request([name])
+                else:
+                    waiting[name] = place
+            while self.engine.has_unfinished_requests():
+                for output in self.engine.step():
+                    if output.finished:
+                        self._record(output, waiting.pop(output.request_id), scored)
+            scored.failures.update(dict.fromkeys(waiting.values(), "vLLM returned no output for it"))
+        return scored
+
+    def _record(self, output: Any, place: int, scored: Scored) -> None:
+        scored.cached[place] = output.num_cached_tokens or 0
+        try:
+            scored.margins[place] = self._method.read(output)
+        except ValueError as error:
+            scored.failures[place] = str(error)
+
+    def close(self) -> None:
+        """End vLLM's own processes, if it has any."""
+        self.engine.engine_core.shutdown()
+
+    def facts(self) -> dict[str, str]:
+        """Device, dtype, versions, memory: what people want to know of a running engine."""
+        import torch
+        import transformers
+        import vllm
+
+        config = self.engine.vllm_config
+        on_gpu = torch.cuda.is_available()
+        dtype = str(config.model_config.dtype).removeprefix("torch.")
+        blocks, block_size = config.cache_config.num_gpu_blocks, config.cache_config.block_size
+        return {
+            "device": torch.cuda.get_device_name(0) if on_gpu else "cpu",
+            "dtype": dtype,
+            "quantization": str(config.model_config.quantization or "none"),
+            "attention": attention_backend(config),
+            "prefix_caching": str(bool(config.cache_config.enable_prefix_caching)),
+            "block_size": str(block_size),
+            "kv_cache_tokens": str(blocks * block_size if blocks else "unknown"),
+            "max_num_batched_tokens": str(config.scheduler_config.max_num_batched_tokens),
+            "max_num_seqs": str(config.scheduler_config.max_num_seqs),
+            "tensor_parallel_size": str(config.parallel_config.tensor_parallel_size),
+            "memory": _memory(on_gpu=on_gpu),
+            "vllm": vllm.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+
+def check_platform(device: str, version: str) -> None:
+    """Raise RuntimeError if this vLLM does not compute on the device."""
+    from vllm.platforms import current_platform
+
+    platform = current_platform.device_type
+    if not platform:
+        raise RuntimeError(f"vLLM {version}: Failed to infer device type")
+    if platform != device:
+        raise RuntimeError(f"vLLM {version} is a build for {platform!r}, and device={device!r} was asked for")
+
+
+def attention_backend(config: Any) -> str:
+    """The attention backend that vLLM chose; "unknown" if its engine core runs in another process."""
+    for layer in config.compilation_config.static_forward_context.values():
+        backend = getattr(layer, "attn_backend", None)
+        if backend is not None:
+            return str(backend.get_name())
+    return "unknown"
+
+
+def _memory(*, on_gpu: bool) -> str:
+    import psutil
+    import torch
+
+    if on_gpu:
+        free, total = torch.cuda.mem_get_info(0)
+        return f"{(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB of the GPU in use"
+    process = psutil.Process()
+    resident = sum(each.memory_info().rss for each in [process, *process.children(recursive=True)])
+    return f"{resident / 2**30:.1f} GiB resident"
+
+
+def _failure(error: BaseException) -> Failed:
+    texts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        texts.append(f"{type(cause).__name__}: {cause}")
+        cause = cause.__cause__ or cause.__context__
+    return Failed(type(error).__name__, "\n".join(texts))
+
+
+def _receive(connection: Connection, messages: queue.SimpleQueue[Any]) -> None:
+    """Pass messages on; if the other side is gone, end this process and all that vLLM has started."""
+    parent = os.getppid()
+    while True:
+        try:
+            if connection.poll(_SECONDS_BETWEEN_LOOKS_AT_THE_PARENT):
+                messages.put(connection.recv())
+            elif os.getppid() != parent:  # a forked child of the parent may keep the connection open
+                break
+        except (EOFError, OSError):
+            break
+    time.sleep(0.1)
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    os._exit(1)
+
+
+def main(descriptor: int) -> None:
+    """Serve one connection.
+
+    Args:
+        descriptor: of the connection.
+    """
+    os.set_inheritable(descriptor, False)
+    connection: Any = Connection(descriptor)
+    messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, messages), daemon=True).start()
+    start: Start = messages.get()
+    try:
+        runner = Runner(start)
+        connection.send(Ready(runner.facts()))
+        while (batch := messages.get()) is not None:
+            connection.send(runner.score(batch))
+        runner.close()
+    except BaseException as error:  # the other side has to hear of it, whatever it is
+        connection.send(_failure(error))
+        raise
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # what torch and vLLM take down at exit, for seconds, ends with the process anyway

@@ -1,0 +1,282 @@
+"""What every request passes through: a name, the key, the body within its limits, a deadline, a line in the log.
+
+The application runs as a task of its own. When the client goes away or the deadline passes, the task is cancelled,
+and with it whatever it waits for: its place in the queue, its documents that no forward pass has taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .admission import BodyBudget
+from .auth import KeyRing
+from .errors import ApiError, from_core, unavailable
+from .logs import log, logger
+from .metrics import Metrics
+from .settings import ServerSettings
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_CLIENT_CLOSED = 499  # nginx's number for a client that did not wait; it is logged and counted, never sent
+_OPEN_ROUTE = "/health"
+
+
+class _ClientGone(Exception):  # noqa: N818 - it ends an exchange, and nobody hears of it
+    pass
+
+
+class Lifecycle:
+    """What the process and the application tell each other.
+
+    Attributes:
+        draining: new work is refused, since the process is about to end.
+        exchanges: requests that are not answered yet.
+        fatal: what kept the model from being loaded.
+    """
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.exchanges = 0
+        self.fatal: Exception | None = None
+
+    def fail(self, error: Exception) -> None:
+        """The model cannot be loaded: end."""
+        self.fatal = error
+
+
+@dataclass
+class _Reply:
+    """The answer on its way out: headers are added, and what was sent is remembered."""
+
+    send: Send
+    request_id: str
+    status: int = 0
+    kind: str | None = None
+    extra: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [
+                *message.get("headers", ()),
+                (b"x-request-id", self.request_id.encode()),
+                (b"x-content-type-options", b"nosniff"),
+                (b"cache-control", b"no-store"),
+                *self.extra,
+            ]
+        await self.send(message)
+
+    async def error(self, error: ApiError) -> None:
+        """Send it, unless an answer has begun."""
+        self.kind = error.kind
+        if self.status:
+            return
+        body = error.body(self.request_id)
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+        await self(
+            {
+                "type": "http.response.start",
+                "status": error.status,
+                "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+            }
+        )
+        await self({"type": "http.response.body", "body": body})
+
+
+class Guard:
+    """ASGI middleware, see the module."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: ServerSettings,
+        keys: KeyRing,
+        metrics: Metrics,
+        bodies: BodyBudget,
+        lifecycle: Lifecycle,
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._keys = keys
+        self._metrics = metrics
+        self._bodies = bodies
+        self._lifecycle = lifecycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One exchange, or the application's start and end."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers = dict(reversed(scope["headers"]))  # the first of each name counts
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        reply = _Reply(send, given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        facts: dict[str, object] = {}
+        scope["state"] = {**scope.get("state", {}), "request_id": reply.request_id, "facts": facts}
+        self._lifecycle.exchanges += 1
+        try:
+            await self._exchange(scope, receive, reply, headers)
+        except ApiError as error:
+            await reply.error(error)
+        except _ClientGone:
+            reply.status, reply.kind = _CLIENT_CLOSED, "client_gone"
+        except Exception as error:  # noqa: BLE001 - the client gets an answer, the log the place
+            logger.exception("internal error", extra={"fields": {"request_id": reply.request_id}})
+            await reply.error(from_core(error))
+        finally:
+            self._lifecycle.exchanges -= 1
+            self._record(scope, reply, facts, time.perf_counter() - started)
+
+    async def _exchange(self, scope: Scope, receive: Receive, reply: _Reply, headers: Mapping[bytes, bytes]) -> None:
+        if self._keys and scope["path"] != _OPEN_ROUTE:
+            self._check_key(headers, reply)
+        if scope["method"] != "POST":
+            await self._run(scope, receive, _replay(b""), reply, None)
+            return
+        if self._lifecycle.draining:
+            reply.extra.append((b"connection", b"close"))
+            raise unavailable("shutting_down", "the server is about to end: send it to another one, or again later", 5)
+        deadline = self._deadline(headers)
+        held = 0
+
+        def hold(count: int) -> None:
+            nonlocal held
+            self._bodies.take(count)
+            held += count
+
+        try:
+            body = await self._read(receive, headers, hold, reply)
+            await self._run(scope, receive, _replay(body), reply, deadline)
+        finally:
+            self._bodies.give_back(held)
+
+    def _check_key(self, headers: Mapping[bytes, bytes], reply: _Reply) -> None:
+        if not self._keys.opens(headers.get(b"authorization"), headers.get(b"x-api-key")):
+            # Basic is for browsers, which then ask for a user (any) and a password (the key).
+            reply.extra += [(b"www-authenticate", b"Bearer"), (b"www-authenticate", b'Basic realm="key as password"')]
+            raise ApiError(401, "unauthorized", "give a valid API key: Authorization: Bearer KEY")
+
+    def _deadline(self, headers: Mapping[bytes, bytes]) -> float:
+        """Seconds: the configured ones, or fewer if the client says so."""
+        given = headers.get(b"x-request-timeout")
+        if given is None:
+            return self._settings.request_timeout
+        try:
+            seconds = float(given)
+        except ValueError:
+            seconds = math.nan
+        if not seconds > 0:
+            raise ApiError(
+                422, "invalid_request", "X-Request-Timeout: needs seconds, such as 2.5", param="X-Request-Timeout"
+            )
+        return min(seconds, self._settings.request_timeout)
+
+    async def _read(
+        self, receive: Receive, headers: Mapping[bytes, bytes], hold: Callable[[int], None], reply: _Reply
+    ) -> bytearray:
+        """The whole body."""
+        media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if media_type != b"application/json":
+            raise ApiError(415, "unsupported_media_type", "send Content-Type: application/json")
+        limit = self._settings.max_body_bytes
+        declared = headers.get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > limit:
+            raise _too_large(limit)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._settings.body_timeout):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _ClientGone
+                    chunk = message.get("body", b"")
+                    if len(body) + len(chunk) > limit:
+                        raise _too_large(limit)
+                    hold(len(chunk))
+                    body += chunk
+                    if not message.get("more_body", False):
+                        return body
+        except TimeoutError:
+            reply.extra.append((b"connection", b"close"))
+            raise ApiError(
+                408, "body_timeout", f"the body did not arrive within {self._settings.body_timeout:g} s"
+            ) from None
+
+    async def _run(self, scope: Scope, receive: Receive, body: Receive, reply: _Reply, deadline: float | None) -> None:
+        """The application, until it answers, the client goes, or the deadline passes."""
+        work = asyncio.create_task(self._call(scope, body, reply))
+        gone = asyncio.create_task(_until_disconnect(receive))
+        try:
+            await asyncio.wait({work, gone}, timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and not gone.done() and reply.status:
+                # The answer is on its way: only a client that does not read it can stop it, see `run.Connection`.
+                await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                await work
+            elif gone.done():
+                raise _ClientGone
+            else:
+                raise ApiError(504, "deadline_exceeded", f"not answered within {deadline:g} s; it left the queue")
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _call(self, scope: Scope, body: Receive, reply: _Reply) -> None:
+        await self._app(scope, body, reply)
+
+    def _record(self, scope: Scope, reply: _Reply, facts: Mapping[str, object], seconds: float) -> None:
+        """Count and log it. A route's name, not its path, so that paths cannot fill the metrics or carry text."""
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        kind = reply.kind or facts.get("error")
+        self._metrics.requests.labels(route, method, reply.status).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        if isinstance(kind, str):
+            self._metrics.rejected.labels(kind).inc()
+        client = scope.get("client")
+        log(
+            logging.DEBUG if route in {"/health", "/ready", "/metrics"} and reply.status == 200 else logging.INFO,
+            "request",
+            request_id=reply.request_id,
+            method=method,
+            route=route,
+            status=reply.status,
+            seconds=round(seconds, 6),
+            client=client[0] if client else None,
+            **{**facts, **({"error": kind} if kind else {})},
+        )
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, "body_too_large", f"the body is larger than {limit} bytes")
+
+
+def _replay(body: bytes | bytearray) -> Receive:
+    """A body that was read already; then silence, since somebody else listens for the client's end."""
+    parts = [body]
+
+    async def receive() -> Message:
+        if parts:
+            return {"type": "http.request", "body": bytes(parts.pop()), "more_body": False}
+        await asyncio.Event().wait()
+        raise AssertionError  # cancelled before
+
+    return receive
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

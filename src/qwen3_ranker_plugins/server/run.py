@@ -1,0 +1,178 @@
+"""The process: connections with time limits, signals, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import time
+import uuid
+from types import FrameType
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..errors import RankerError
+from .app import create_app
+from .guard import Lifecycle
+from .logs import configure, describe_error, log
+from .settings import Configuration, ServerSettings
+
+
+class Connection(H11Protocol):
+    """uvicorn's connection, with limits on what a client may leave unfinished.
+
+    uvicorn waits for ever for the rest of a header, and for a client that does not read its answer.
+    """
+
+    settings: ServerSettings
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has come; it has to send a whole header in time."""
+        super().connection_made(transport)
+        if len(self.connections) > self.settings.max_connections:
+            transport.abort()
+            return
+        self._start_header_timer()
+
+    def data_received(self, data: bytes) -> None:
+        """Between requests, the first byte of a header starts the time for all of it."""
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            _stop(self._header_timer)
+            self._header_timer = None
+        else:
+            self._start_header_timer()
+
+    def pause_writing(self) -> None:
+        """The client does not read fast enough."""
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.settings.write_timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        super().resume_writing()
+        _stop(self._write_timer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The end."""
+        _stop(self._header_timer)
+        _stop(self._write_timer)
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP gets the shape of all other errors."""
+        if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
+            self.transport.close()
+            return
+        error = {"type": "bad_request", "message": msg, "request_id": uuid.uuid4().hex, "param": None}
+        body = json.dumps({"error": error, "detail": msg}).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _start_header_timer(self) -> None:
+        if self._header_timer is None:
+            self._header_timer = self.loop.call_later(self.settings.header_timeout, self.transport.abort)
+
+
+def _stop(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which first refuses new work and answers what it has, and only then stops listening."""
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_timeout: float) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle
+        self._drain_timeout = drain_timeout
+        self._give_up_at = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """The first signal drains, the second one ends at once."""
+        if self._lifecycle.draining:
+            self.should_exit = self.force_exit = True
+            return
+        log(logging.INFO, "draining", signal=signal.Signals(sig).name, exchanges=self._lifecycle.exchanges)
+        self._lifecycle.draining = True
+        self._give_up_at = time.monotonic() + self._drain_timeout
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if self._lifecycle.draining and (not self._lifecycle.exchanges or time.monotonic() > self._give_up_at):
+            self.should_exit = True
+        self.should_exit |= self._lifecycle.fatal is not None
+        return await super().on_tick(counter)
+
+
+def run(configuration: Configuration) -> int:
+    """Serve until a signal comes.
+
+    Returns:
+        The exit code: 0 after a signal, 1 if the server could not start.
+
+    Raises:
+        RankerError: the model cannot be loaded.
+    """
+    settings = configuration.settings
+    configure(settings.log_level)
+    _say(configuration)
+    lifecycle = Lifecycle()
+    server = make_server(configuration, lifecycle)
+    try:
+        # Bound before anything is loaded, so that a port that is taken is known at once.
+        server.run(sockets=[server.config.bind_socket()])
+    except SystemExit:  # uvicorn's way to say that it cannot listen; its log says why
+        return 1
+    if isinstance(lifecycle.fatal, RankerError):
+        raise lifecycle.fatal
+    if lifecycle.fatal is not None:
+        log(logging.ERROR, "the model cannot be loaded", **describe_error(lifecycle.fatal))
+        return 1
+    return 0
+
+
+def make_server(configuration: Configuration, lifecycle: Lifecycle) -> Server:
+    """A server that is not started yet; `serve` runs it in an event loop."""
+    settings = configuration.settings
+    config = uvicorn.Config(
+        create_app(configuration, lifecycle=lifecycle),
+        host=settings.host,
+        port=settings.port,
+        http=type("BoundConnection", (Connection,), {"settings": settings}),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_timeout,
+        timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
+    )
+    return Server(config, lifecycle, settings.drain_timeout)
+
+
+def _say(configuration: Configuration) -> None:
+    """What is worth knowing about the configuration."""
+    settings = configuration.settings
+    for note in configuration.notes:
+        log(logging.WARNING, "configuration", note=note)
+    if not configuration.api_keys and settings.host not in {"127.0.0.1", "::1", "localhost"}:
+        log(logging.WARNING, "configuration", note=f"no API key, and {settings.host} can be reached from elsewhere")

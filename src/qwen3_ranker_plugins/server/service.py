@@ -1,0 +1,114 @@
+"""From a checked request to a ranking: a place in the queue, tokenization in a thread, the shared engine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from ..config import RankingOptions
+from ..engines.base import Margins
+from ..reranker import Prepared, Reranker
+from ..types import Request, RerankResult
+from .admission import Admission
+from .errors import ApiError
+from .host import EngineHost
+from .metrics import Metrics
+
+#: The tokenizer uses all cores for one batch; a second thread keeps it busy while the first one checks texts.
+_ENCODERS = 2
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A result, and how long it took.
+
+    Attributes:
+        result: in order of relevance.
+        truncated: (index, tokens not read) of every document of the request that was cut, in input order.
+        seconds: from the end of the request's body to the last score.
+    """
+
+    result: RerankResult
+    truncated: list[tuple[int, int]]
+    seconds: float
+
+
+class Service:
+    """Ranks for the routes."""
+
+    def __init__(self, host: EngineHost, admission: Admission, metrics: Metrics) -> None:
+        self.host = host
+        self.admission = admission
+        self._metrics = metrics
+        self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="qwen3-ranker-encoder")
+
+    async def rank(
+        self, requests: Sequence[Request], options: RankingOptions, *, may_cut: bool = True
+    ) -> list[Ranking]:
+        """One ranking per request. Cancelling it frees its place in the queue.
+
+        Args:
+            requests: of one HTTP request; they are let in together.
+            options: what to keep.
+            may_cut: False refuses documents that do not fit.
+
+        Raises:
+            ApiError: 413, 503.
+            RankerError: as `Reranker.rerank`.
+        """
+        started = time.perf_counter()
+        reranker = self.host.reranker
+        documents = sum(len(request.documents) for request in requests)
+        characters = sum(len(request.query) + sum(map(len, request.documents)) for request in requests)
+        with self.admission.place(documents, characters) as place:
+            loop = asyncio.get_running_loop()
+            prepared = await loop.run_in_executor(self._encoders, _prepare, reranker, requests)
+            if not may_cut:
+                _refuse_cut(prepared)
+            self.admission.count_tokens(place, sum(each.encoded.num_tokens for each in prepared))
+            futures: list[Future[Margins]] = []
+            try:
+                futures.extend(reranker.submit(each) for each in prepared)
+                margins = await asyncio.gather(*map(asyncio.wrap_future, futures))
+            finally:
+                for future in futures:
+                    future.cancel()
+        seconds = time.perf_counter() - started
+        rankings = [
+            Ranking(each.result(scored, options), each.truncated, seconds)
+            for each, scored in zip(prepared, margins, strict=True)
+        ]
+        self._count(rankings)
+        return rankings
+
+    def close(self) -> None:
+        """End the threads."""
+        self._encoders.shutdown(wait=False, cancel_futures=True)
+
+    def _count(self, rankings: Sequence[Ranking]) -> None:
+        metrics = self._metrics
+        metrics.rank_seconds.observe(rankings[0].seconds if rankings else 0)
+        metrics.request_documents.observe(sum(each.result.usage.documents for each in rankings))
+        for each in rankings:
+            usage = each.result.usage
+            metrics.documents.inc(usage.documents)
+            metrics.prompt_tokens.inc(usage.prompt_tokens)
+            metrics.computed_tokens.inc(usage.computed_tokens)
+            metrics.truncated_documents.inc(len(each.truncated))
+            metrics.truncated_tokens.inc(sum(tokens for _, tokens in each.truncated))
+
+
+def _prepare(reranker: Reranker, requests: Sequence[Request]) -> list[Prepared]:
+    return [reranker.prepare(request) for request in requests]
+
+
+def _refuse_cut(prepared: Sequence[Prepared]) -> None:
+    cut = [index for each in prepared for index, _ in each.truncated]
+    if cut:
+        shown = ", ".join(map(str, cut[:10])) + (", ..." if len(cut) > 10 else "")
+        raise ApiError(
+            413, "text_too_long", f"texts at positions {shown} do not fit, and truncate is false", param="texts"
+        )

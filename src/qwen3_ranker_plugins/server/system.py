@@ -1,0 +1,42 @@
+"""Facts about the machine, without loading anything for them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from .schemas import Memory
+
+
+def gpu_count() -> int:
+    """CUDA devices that torch sees; 0 where torch is not loaded."""
+    torch = sys.modules.get("torch")
+    return int(torch.cuda.device_count()) if torch is not None else 0
+
+
+def memory() -> Memory:
+    """What this process holds."""
+    torch = sys.modules.get("torch")
+    gpus = []
+    if torch is not None and torch.cuda.is_initialized():
+        gpus = [int(torch.cuda.memory_allocated(number)) for number in range(torch.cuda.device_count())]
+    return Memory(process_bytes=_resident(), gpu_bytes=gpus)
+
+
+def memory_usage() -> float | None:
+    """Per cent of the machine's memory in use; None where /proc is missing."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    return round(100 * (1 - kilobytes["MemAvailable"] / kilobytes["MemTotal"]), 1)
+
+
+def _resident() -> int | None:
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")

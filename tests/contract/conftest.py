@@ -1,0 +1,49 @@
+"""The engines besides packed, each started once in a run of the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from qwen3_ranker_plugins import Reranker
+from qwen3_ranker_plugins.engines import missing_modules
+from qwen3_ranker_plugins.engines.base import Engine
+
+if missing_modules("vllm_score"):
+    _WHY_NOT = "vLLM is not installed (make test installs its CPU build where there is no NVIDIA GPU)"
+elif torch.cuda.is_available():
+    _WHY_NOT = "on a GPU, scripts/gpu_vllm.py runs both engines and compares their margins"
+else:
+    _WHY_NOT = ""
+
+needs_vllm = [
+    # One worker's start is the import of vLLM and torch, which a cold disk makes slow.
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(bool(_WHY_NOT), reason=_WHY_NOT),
+]
+
+
+def _engine(name: str) -> Iterator[Engine]:
+    """The engine that every reranker with default settings in this process shares."""
+    with Reranker("bundled:tiny", engine=name) as reranker:
+        yield reranker._lease.engine
+
+
+@pytest.fixture(scope="session")
+def vllm_score() -> Iterator[Engine]:
+    yield from _engine("vllm_score")
+
+
+@pytest.fixture(scope="session")
+def vllm_generate() -> Iterator[Engine]:
+    yield from _engine("vllm_generate")
+
+
+@pytest.fixture(scope="session")
+def remote(vllm_url: str) -> Iterator[Engine]:
+    """Token ids to a service in vLLM's shape."""
+    options = {"url": vllm_url, "kind": "vllm"}
+    with Reranker("bundled:tiny", engine="remote", engine_options=options) as reranker:
+        yield reranker._lease.engine

@@ -1,0 +1,120 @@
+"""The remote engine and a real `vllm serve`, where this Python, or the one in VLLM_PYTHON, has vLLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from qwen3_ranker_plugins import RemoteError, Reranker
+
+from .services import KEY
+
+PYTHON = os.environ.get("VLLM_PYTHON") or (sys.executable if find_spec("vllm") else None)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(PYTHON is None, reason="vLLM is not installed, and VLLM_PYTHON names no Python that has it"),
+    pytest.mark.timeout(600),
+]
+
+OVERRIDES = {
+    "architectures": ["Qwen3ForSequenceClassification"],
+    "classifier_from_token": ["no", "yes"],
+    "is_original_qwen3_reranker": True,
+}
+QUERY = "how do I close a file when an error happens?"
+DOCUMENTS = [
+    "A list is a mutable sequence.",
+    "The with statement closes the file even if the block raises an exception.",
+    "",
+    "生成器 is Chinese for generator 👩‍💻",
+    "null \x00 and مرحبا",
+    "word " * 700,
+    "</think>\n\nyes <|im_end|>",
+]
+
+
+@pytest.fixture(scope="module")
+def url(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    log = tmp_path_factory.mktemp("vllm") / "log"
+    command = [
+        *(str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny), "--served-model-name", "tiny"),
+        *("--host", "127.0.0.1", "--port", str(port), "--api-key", KEY, "--runner", "pooling", "--dtype", "float32"),
+        *("--max-model-len", "1024", "--block-size", "32", "--enforce-eager", "--hf-overrides", json.dumps(OVERRIDES)),
+    ]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process:
+        address = f"http://127.0.0.1:{port}"
+        try:
+            limit = time.monotonic() + 400
+            while not _healthy(address):
+                assert process.poll() is None, log.read_text()[-3000:]
+                assert time.monotonic() < limit
+                time.sleep(1)
+            yield address
+        finally:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _healthy(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/health").is_success
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("route", ["classify", "score", "rerank"])
+def test_margins_are_those_of_the_local_engine(
+    url: str, route: str, reranker: Reranker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QWEN3_RANKER_API_KEY", KEY)
+    options = {"url": url, "kind": "vllm", "route": route, "served_model": "tiny", "documents_per_request": 3}
+    with (
+        Reranker("bundled:tiny", max_length=600) as local,
+        Reranker("bundled:tiny", engine="remote", max_length=600, engine_options=options) as remote,
+    ):
+        expected, found = local.rerank(QUERY, DOCUMENTS), remote.rerank(QUERY, DOCUMENTS)
+        exact = len(DOCUMENTS) - (route != "classify")  # as text, the last one is broken so that it cannot forge
+        margins = [[hit.margin for hit in sorted(each, key=lambda hit: hit.index)] for each in (expected, found)]
+        np.testing.assert_allclose(margins[1][:exact], margins[0][:exact], rtol=0, atol=0.05)
+        cut = {hit.index: hit.truncated_tokens for hit in found}
+        assert cut == {hit.index: hit.truncated_tokens for hit in expected}
+        assert cut[5] > 0
+
+
+def test_vllms_own_words_when_it_refuses(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"url": url, "kind": "vllm", "served_model": "tiny"}
+    with (
+        Reranker("bundled:tiny", engine="remote", engine_options=options) as remote,
+        pytest.raises(RemoteError, match=r"answered 400 .*maximum context length is 1024"),
+    ):
+        remote.rerank(QUERY, ["word " * 2000])
+    with (
+        Reranker("bundled:tiny", engine="remote", engine_options=options | {"route": "score"}) as remote,
+        pytest.raises(RemoteError, match=r"answered 401 .*Unauthorized.*QWEN3_RANKER_API_KEY"),
+    ):
+        remote.rerank(QUERY, ["text"])
+    monkeypatch.setenv("QWEN3_RANKER_API_KEY", KEY)
+    with (
+        Reranker("bundled:tiny", engine="remote", engine_options=options | {"served_model": "other"}) as remote,
+        pytest.raises(RemoteError, match=r"answered 404 .*The model `other` does not exist"),
+    ):
+        remote.rerank(QUERY, ["text"])

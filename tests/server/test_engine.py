@@ -1,0 +1,114 @@
+"""An engine that dies: others hear of it as JSON, the server lives, and the engine comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from qwen3_ranker_plugins import EngineClosedError, Request, Reranker
+
+from .conftest import DOCUMENTS, QUERY, serving, wait_until
+
+BUDGET = 777  # settings of its own, so that the session's engine survives
+
+
+class Panic(BaseException):
+    """Not an Exception, as what Rust code panics with."""
+
+
+def _kill(reranker: Reranker) -> None:
+    """End the engine's thread, from inside."""
+
+    def panic(_documents: int) -> None:
+        raise Panic
+
+    prepared = reranker.prepare(Request("last", ["words"]))
+    future = reranker._lease.submit(prepared.encoded, panic)
+    with pytest.raises(EngineClosedError):
+        future.result(60)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the panic itself
+def test_a_dead_engine_is_seen_and_started_again() -> None:
+    body = {"query": QUERY, "documents": DOCUMENTS}
+    with serving(token_budget=BUDGET) as running, running.client() as client, ThreadPoolExecutor(16) as pool:
+        first = client.post("/rerank", json=body).json()["ranked_documents"]
+        engine = running.parts.host.reranker
+        loads = running.metric("engine_loads_total")
+
+        def post(number: int) -> httpx.Response:
+            return httpx.post(f"{running.url}/rerank", json={"query": f"{number}", "documents": DOCUMENTS}, timeout=60)
+
+        load = [pool.submit(post, number) for number in range(60)]
+        _kill(engine)
+        wait_until(lambda: not engine.running)
+        answers = [each.result(120) for each in load]
+        codes = Counter(answer.status_code for answer in answers)
+        assert set(codes) <= {200, 503}
+        assert codes[503], "those who waited were told"
+        for answer in answers:
+            if answer.status_code == 503:
+                assert answer.json()["error"]["type"] in ("engine_failed", "loading")
+                assert answer.headers["Retry-After"]
+        wait_until(lambda: running.metric("engine_loads_total") == loads + 1 and running.metric("engine_up") == 1)
+        wait_until(lambda: client.get("/ready").status_code == 200)
+        assert client.get("/health").json()["status"] == "healthy"
+        assert client.post("/rerank", json=body).json()["ranked_documents"] == first
+        assert running.parts.host.reranker is not engine
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_stays_dead_shows_in_health(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, tiny
+) -> None:
+    """Its model's folder is gone when it is to be started again, and comes back later."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    shutil.copytree(tiny, folder)
+    with serving(model=str(folder), token_budget=BUDGET) as running, running.client() as client:
+        hidden = folder.with_name("hidden")
+        folder.rename(hidden)
+        _kill(running.parts.host.reranker)
+        wait_until(lambda: client.get("/health").status_code == 503)
+        health = client.get("/health").json()
+        assert health["status"] == "unhealthy"
+        assert health["engine_error"]
+        assert client.get("/ready").status_code == 503
+        refused = client.post("/rerank", json={"query": QUERY, "documents": DOCUMENTS})
+        assert (refused.status_code, refused.json()["error"]["type"]) in {(503, "engine_failed"), (503, "loading")}
+        assert "qwen3_ranker_engine_up 0.0" in client.get("/metrics").text
+        hidden.rename(folder)
+        wait_until(lambda: client.get("/ready").status_code == 200, 120)
+        assert client.post("/rerank", json={"query": QUERY, "documents": DOCUMENTS}).status_code == 200
+
+
+def test_requests_before_the_model_is_loaded_are_told_to_wait() -> None:
+    with serving(ready=False, token_budget=BUDGET + 1) as running, running.client() as client:
+        health = client.get("/health")
+        refused = client.post("/rerank", json={"query": QUERY, "documents": DOCUMENTS})
+        if refused.status_code != 200:  # loading takes seconds, so this is what happens
+            assert (refused.status_code, refused.json()["error"]["type"]) == (503, "loading")
+            assert refused.headers["Retry-After"]
+            assert health.status_code == 200
+            assert health.json()["status"] == "loading"
+            assert health.json()["model_loaded"] is False
+        wait_until(lambda: client.get("/ready").status_code == 200)
+        assert client.post("/rerank", json={"query": QUERY, "documents": DOCUMENTS}).status_code == 200
+
+
+def test_asyncio_is_not_blocked_while_the_model_loads() -> None:
+    async def look(url: str) -> float:
+        loop = asyncio.get_running_loop()
+        async with httpx.AsyncClient(timeout=60) as client:
+            started = loop.time()
+            await client.get(f"{url}/health")
+            return loop.time() - started
+
+    with serving(ready=False, token_budget=BUDGET + 2) as running:
+        assert asyncio.run(look(running.url)) < 30
+        wait_until(lambda: httpx.get(f"{running.url}/ready").status_code == 200)
