@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..options import DeviceOption, InstructionOption, ModelOption
 from .options import (
-    DeviceOption,
     DtypeOption,
-    InstructionOption,
-    ModelOption,
     OutputOption,
     TagOption,
     names,
