@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from qwen3_ranker_plugins.bench.compare import compare_results
 from qwen3_ranker_plugins.bench.errors import BenchError
 from qwen3_ranker_plugins.bench.latency import LatencyPlan, evaluate, latency_report, latency_result, measure_latency
 from qwen3_ranker_plugins.bench.matrix import matrix_report, measure_matrix
@@ -61,6 +62,9 @@ def test_requests_that_fail_are_kept_with_their_reason_and_the_others_measured(c
     assert (figures[1]["n"], figures[1]["failed"]) == (0, 3)
     assert result["health"]["instruction_format"] == "compact"
     assert result["health"]["max_model_len"] == 160
+    ratios = {row[0]: row[3] for row in compare_results(result, result, ("a", "b")).tables[-1].rows}
+    assert ratios == dict.fromkeys([f"{mode} query, n=2, {name} ms" for mode in ("fresh", "same")
+                                    for name in ("median", "max")], "1.000")  # fmt: skip
     text = latency_report(result).markdown()
     assert "6 requests failed, the first: /rerank answered 413" in text
     assert "T4 score / standard, auto attention" in text
@@ -130,6 +134,9 @@ def test_matrix_goes_past_a_cell_that_fails() -> None:
     assert f"| packed / compact, 160 | {median:.1f} |" in text
     assert "| no_such_engine / compact, 160 | the server ended with code 2" in text
     assert "T4 generate / compact" in text
+    assert compare_results(result, result, ("a", "b")).tables[-1].rows[0][0] == (
+        "packed / compact, 160: fresh query, n=3, median ms"
+    )
 
 
 def test_a_server_that_runs_with_other_settings_is_not_measured(server: RunningServer) -> None:

@@ -76,6 +76,11 @@ def test_significance_equals_enumeration_and_the_paired_t_test() -> None:
     assert (found.wins, found.losses, found.ties) == (6, 1, 1)
 
 
+def test_rounding_is_no_loss() -> None:
+    found = paired([0.1 + 0.2, 0.5, 0.2], [0.3, 0.6, 0.4], seed=0)
+    assert (found.wins, found.losses, found.ties) == (2, 0, 1)
+
+
 def test_no_difference_is_no_evidence() -> None:
     found = paired([0.5, 0.5, 0.1], [0.5, 0.5, 0.1], seed=0)
     assert (found.difference, found.t_test, found.randomisation, found.ties) == (0, 1, 1, 3)

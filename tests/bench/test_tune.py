@@ -8,6 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from qwen3_ranker_plugins import Reranker
+from qwen3_ranker_plugins.bench.compare import compare_results
 from qwen3_ranker_plugins.bench.errors import BenchError
 from qwen3_ranker_plugins.bench.presets import PRESETS
 from qwen3_ranker_plugins.bench.results import read_result
@@ -106,3 +107,5 @@ def test_command_writes_settings_that_can_be_used(tmp_path: Path) -> None:
     result = read_result(tmp_path / "o" / "tune.json")
     assert [each["stage"] for each in result["trials"]] == ["dtype", "token_budget"]
     assert chosen_trial(result)["settings"]["dtype"] == fields["dtype"]
+    figures = [row[0] for row in compare_results(result, result, ("a", "b")).tables[-1].rows]
+    assert figures == ["chosen: median ms", "chosen: host MiB"]
