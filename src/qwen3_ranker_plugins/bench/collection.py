@@ -270,7 +270,7 @@ def _from_ir_datasets(dataset_id: str) -> _Raw:
         for scored in dataset.scoreddocs_iter():
             scores.setdefault(scored.query_id, []).append((-scored.score, scored.doc_id))
         ranked = {query_id: [doc_id for _, doc_id in sorted(found)] for query_id, found in scores.items()}
-    small = dataset.docs_count() <= _INDEXED_AT_MOST
+    small = (dataset.docs_count() or 0) <= _INDEXED_AT_MOST  # None: a data set of the user's own, not counted
     return _Raw(
         f"ir_datasets:{dataset_id}",
         queries,

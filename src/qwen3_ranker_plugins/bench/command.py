@@ -10,21 +10,24 @@ from typing import Annotated, Self
 
 import typer
 
-from .options import (
+from ..options import (
     DeviceOption,
-    DtypeOption,
     EngineOption,
+    EngineOptionsOption,
     InstructionOption,
-    MaxLengthOption,
     ModelOption,
+    TokenBudgetOption,
+    read_engine_options,
+)
+from .options import (
+    DtypeOption,
+    MaxLengthOption,
     OutputOption,
     PresetOption,
     QuietOption,
     TagOption,
     TemplateOption,
-    TokenBudgetOption,
     console,
-    engine_options,
     numbers,
     say,
     settings_of,
@@ -44,9 +47,6 @@ SourceArgument = Annotated[
         metavar="SOURCE",
         help="demo; a folder in BEIR's form; a .jsonl(.gz) of candidate lists; ir_datasets:ID; DL19 or DL20.",
     ),
-]
-EngineOptionsOption = Annotated[
-    list[str] | None, typer.Option("--engine-option", help="NAME=VALUE, an option of the engine; repeat it.")
 ]
 QueriesOption = Annotated[int | None, typer.Option(help="At most so many queries, evenly spread. Default: all.")]
 CandidatesOption = Annotated[int, typer.Option(help="Documents of each query that are reranked.")]
@@ -101,7 +101,7 @@ def quality(
     settings = settings_of(
         model=model,
         engine=engine,
-        engine_options=engine_options(engine_option),
+        engine_options=read_engine_options(engine_option),
         device=device,
         dtype=dtype,
         template=template,
@@ -160,7 +160,7 @@ def throughput(
     settings = settings_of(
         model=model,
         engine=engine,
-        engine_options=engine_options(engine_option),
+        engine_options=read_engine_options(engine_option),
         device=device,
         dtype=dtype,
         template=template,
@@ -262,7 +262,7 @@ def tune(
     settings = settings_of(
         model=model,
         engine=engine,
-        engine_options=engine_options(engine_option),
+        engine_options=read_engine_options(engine_option),
         device=device,
         dtype=dtype,
         template=template,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from typing import Any
 
 from ..errors import InvalidInputError
-from . import quality, throughput
+from . import latency, matrix, quality, throughput, tune
 from .report import Report, Table
 from .results import Result, device_line, version_line
 
@@ -46,7 +47,7 @@ _NOTES = {
     "throughput": "Pairs/s: higher is better. Milliseconds and MiB: lower is better.",
     "latency": "Milliseconds, lower is better.",
     "matrix": "Milliseconds, lower is better.",
-    "tune": "Pairs/s: higher is better.",
+    "tune": "Lower is better.",
 }
 
 
@@ -115,5 +116,29 @@ def _figures(result: Result) -> dict[str, float]:
                 )
                 if value is not None
             }
-        case kind:
-            raise InvalidInputError("A", kind, "cannot be compared")
+        case "latency":
+            return _latency_figures(result, "")
+        case "matrix":
+            return {
+                name: value
+                for cell in result["cells"]
+                if "result" in cell
+                for name, value in _latency_figures(cell["result"], f"{matrix.cell_label(cell)}: ").items()
+            }
+        case _:
+            trial = tune.chosen_trial(result)
+            return {"chosen: median ms": 1000 * statistics.median(trial["seconds"])} | {
+                f"chosen: {name} MiB": trial["memory"][f"{name}_mib"]
+                for name in ("host", "device")
+                if trial["memory"][f"{name}_mib"] is not None
+            }
+
+
+def _latency_figures(result: Result, prefix: str) -> dict[str, float]:
+    """Fresh queries first: those are to be compared."""
+    return {
+        f"{prefix}{each['mode']} query, n={each['documents']}, {label} ms": each[name]
+        for each in latency.evaluate(result)
+        if each["n"]
+        for label, name in (("median", "p50"), ("max", "max"))
+    }

@@ -111,6 +111,7 @@ def _ask(client: Client, query: str, documents: Sequence[str], failures: list[st
 
 
 def latency_result(
+    about: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     plan: LatencyPlan,
     health: Mapping[str, Any],
@@ -122,6 +123,7 @@ def latency_result(
     """A result file of what `measure_latency` returned.
 
     Args:
+        about: `environment()` from before the measurement.
         rows, plan: of the measurement.
         health: the server's /health at its end.
         titles: where the titles come from.
@@ -130,7 +132,7 @@ def latency_result(
     """
     settings = {**asdict(plan), "counts": list(plan.counts), "titles": titles, "server": dict(server)}
     facts = {name: str(value) for name, value in (health.get("engine_facts") or {}).items()}
-    result = new_result("latency", settings=settings, seed=plan.seed, facts=facts)
+    result = new_result("latency", about, settings=settings, seed=plan.seed, facts=facts)
     result["tag"] = tag
     result["health"] = {
         name: health.get(name) for name in ("model", "engine", "instruction_format", "max_model_len", "version")

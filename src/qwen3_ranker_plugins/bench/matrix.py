@@ -13,7 +13,7 @@ from .figures import latency_lines
 from .latency import FRESH, MODES, LatencyPlan, latency_result, measure_latency, orientation
 from .published import LATENCY, LATENCY_DOCUMENTS
 from .report import Report, Table
-from .results import Result, device_line, new_result, version_line
+from .results import Result, device_line, environment, new_result, version_line
 from .server import Client, RunningServer
 
 Progress = Callable[[str], None]
@@ -45,6 +45,7 @@ def measure_matrix(
     Returns:
         A result with a cell for each combination: its latency result, or "error".
     """
+    about = environment()
     cells: list[dict[str, Any]] = []
     facts: Mapping[str, str] = {}
     for engine, template, max_length in product(engines, templates, max_lengths):
@@ -61,7 +62,7 @@ def measure_matrix(
                     health = client.health()
                 finally:
                     client.close()
-            cell["result"] = latency_result(rows, plan, health, titles=titles_source, tag=label, server=settings)
+            cell["result"] = latency_result(about, rows, plan, health, titles=titles_source, tag=label, server=settings)
             facts = facts or cell["result"]["about"]["engine"]
         except RankerError as error:
             cell["error"] = str(error)
@@ -75,7 +76,7 @@ def measure_matrix(
         "server": dict(server),
         **({} if first is None else {name: value for name, value in first["settings"].items() if name != "server"}),
     }
-    result = new_result("matrix", settings=settings, seed=plan.seed, facts=facts)
+    result = new_result("matrix", about, settings=settings, seed=plan.seed, facts=facts)
     result["cells"] = cells
     return result
 

@@ -1,9 +1,9 @@
-"""Flags that several commands share, and what becomes of them."""
+"""Flags that the commands here share, beside those of all commands, and what becomes of them."""
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,31 +12,18 @@ from rich.console import Console
 
 from ..config import (
     BUNDLED_MODEL,
-    DEVICE_VARIABLE,
-    MODEL_VARIABLE,
     RerankerSettings,
     device_from_environment,
     model_from_environment,
 )
 from ..errors import InvalidInputError
 
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model", help=f"A hub name, a folder, or {BUNDLED_MODEL}. Default: ${MODEL_VARIABLE}, or {BUNDLED_MODEL}."
-    ),
-]
-DeviceOption = Annotated[
-    str | None, typer.Option("--device", help=f"auto, cpu, cuda or cuda:N. Default: ${DEVICE_VARIABLE}, or auto.")
-]
-EngineOption = Annotated[str, typer.Option("--engine", help="auto, or the name of an engine.")]
+# Like those of `..options`, with None for "as the preset has it".
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 TemplateOption = Annotated[
     str | None, typer.Option("--template", help="standard, standard-hf, compact, or a text with {query}, {document}.")
 ]
-InstructionOption = Annotated[str | None, typer.Option("--instruction", help="The task, in the model's prompt.")]
 MaxLengthOption = Annotated[int | None, typer.Option("--max-length", help="Longest prompt in tokens.")]
-TokenBudgetOption = Annotated[int | None, typer.Option("--token-budget", help="Tokens of one forward pass.")]
 PresetOption = Annotated[
     str | None, typer.Option("--preset", help="accurate, balanced or fast; flags beside it go first.")
 ]
@@ -58,7 +45,7 @@ def settings_of(
     instruction: str | None = None,
     max_length: int | None = None,
     token_budget: int | None = None,
-    engine_options: dict[str, object] | None = None,
+    engine_options: Mapping[str, object] | None = None,
     preset: str | None = None,
 ) -> RerankerSettings:
     """Defaults < preset < flags.
@@ -84,24 +71,6 @@ def settings_of(
         device_from_environment() if device is None else device,
         **fields,
     )
-
-
-def engine_options(given: list[str] | None) -> dict[str, object] | None:
-    """NAME=VALUE, the value as JSON if it is JSON, otherwise as text.
-
-    Raises:
-        InvalidInputError: it has no name or no value.
-    """
-    options: dict[str, object] = {}
-    for each in given or []:
-        name, equals, value = each.partition("=")
-        if not name or not equals:
-            raise InvalidInputError("--engine-option", each, "write NAME=VALUE")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options or None
 
 
 def numbers(argument: str, text: str) -> list[int]:

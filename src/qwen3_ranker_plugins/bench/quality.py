@@ -16,7 +16,7 @@ from .figures import Gain, gains
 from .measures import MAIN_MEASURE, PerQuery, means, per_query, reranked
 from .presets import preset_named
 from .report import Report, Table
-from .results import Result, device_line, new_result, version_line
+from .results import Result, device_line, environment, new_result, version_line
 from .stats import Significance, paired
 
 #: Settings that a second configuration may change, and how their text is read.
@@ -72,6 +72,7 @@ def measure_quality(
 
     Raises: as `Reranker` and its `rerank`.
     """
+    about = environment()
     runs: list[dict[str, Any]] = []
     for label, settings in zip(_labels(systems), systems, strict=True):
         with ExitStack() as stack:
@@ -98,7 +99,7 @@ def measure_quality(
                 "truncated_documents": truncated,
             }
         )
-    result = new_result("quality", settings=asdict(systems[0]), seed=seed, facts=runs[0]["engine"])
+    result = new_result("quality", about, settings=asdict(systems[0]), seed=seed, facts=runs[0]["engine"])
     result["collection"] = {
         "name": collection.name,
         "first_stage": collection.first_stage,

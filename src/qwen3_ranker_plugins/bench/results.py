@@ -28,11 +28,19 @@ _LIBRARIES = ("torch", "transformers", "tokenizers", "vllm", "numpy", "ir-measur
 Result = dict[str, Any]
 
 
-def new_result(kind: str, *, settings: Mapping[str, Any], seed: int | None, facts: Mapping[str, str]) -> Result:
+def new_result(
+    kind: str,
+    about: Mapping[str, Any],
+    *,
+    settings: Mapping[str, Any],
+    seed: int | None,
+    facts: Mapping[str, str],
+) -> Result:
     """A result without values yet.
 
     Args:
         kind: one of KINDS.
+        about: `environment()` from before the measurement.
         settings: what was asked for, as JSON can hold it.
         seed: of every random choice; None if there is none.
         facts: `Reranker.describe()`, or what /health says: engine, device, dtype, versions.
@@ -40,14 +48,14 @@ def new_result(kind: str, *, settings: Mapping[str, Any], seed: int | None, fact
     return {
         "kind": kind,
         "format": FORMAT,
-        "about": {**environment(), "engine": dict(facts)},
+        "about": {**about, "engine": dict(facts)},
         "settings": dict(settings),
         "seed": seed,
     }
 
 
 def environment() -> dict[str, Any]:
-    """What is measured on: program, commit, machine, versions."""
+    """What is measured on: program, commit, machine, versions, and how busy the machine is without the measurement."""
     return {
         "command": shlex.join(["qwen3-ranker", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..options import DeviceOption, InstructionOption, ModelOption
 from .options import (
-    DeviceOption,
     DtypeOption,
-    InstructionOption,
-    ModelOption,
     OutputOption,
     TagOption,
     names,
@@ -83,13 +81,14 @@ def latency(
 
     from .latency import failed, latency_result, measure_latency
     from .output import check_output, present
-    from .results import write_result
+    from .results import environment, write_result
     from .server import Client, RunningServer
 
     plan, found, source = _plan(
         counts, repeat, seed, warmup, warmup_documents, timeout, titles, language, query, fresh_queries
     )
     check_output(output, tag)
+    about = environment()
     key = None if api_key_file is None else _key(api_key_file)
     with ExitStack() as stack:
         if url is None:
@@ -112,7 +111,7 @@ def latency(
         stack.callback(client.close)
         client.health()
         rows = measure_latency(client, plan, found, progress=None if quiet_runs else say)
-        result = latency_result(rows, plan, client.health(), titles=source, tag=tag, server=server)
+        result = latency_result(about, rows, plan, client.health(), titles=source, tag=tag, server=server)
     if json_summary_out is not None:
         write_result(json_summary_out, result)
     present(result, output, tag)

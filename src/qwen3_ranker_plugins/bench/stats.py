@@ -13,6 +13,9 @@ from ..errors import MissingDependencyError
 #: Sign flips that the randomisation test draws; its smallest p value is 1 / (this + 1).
 RESAMPLES = 9_999
 
+#: Differences below are rounding: the same documents in another order of addition.
+_NOISE = 1e-12
+
 
 def summary(values: Sequence[float]) -> dict[str, float]:
     """Median, mean, percentiles (linear interpolation), extremes and sample standard deviation; unit as given."""
@@ -70,11 +73,12 @@ def paired(a: Sequence[float], b: Sequence[float], *, seed: int) -> Significance
     except ImportError as error:
         raise MissingDependencyError('significance needs scipy: pip install "qwen3-ranker-plugins[bench]"') from error
     delta = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
+    delta[np.abs(delta) < _NOISE] = 0.0
     counts = {"wins": int((delta > 0).sum()), "losses": int((delta < 0).sum()), "ties": int((delta == 0).sum())}
     mean = float(delta.mean())
     if len(delta) < 2 or not delta.any():  # no spread to compare with: nothing speaks against chance
         return Significance(mean, mean, mean, 1.0, 1.0, **counts)
-    if np.ptp(delta) == 0:  # the same gain for every query: t is infinite, and scipy warns
+    if np.ptp(delta) < _NOISE:  # the same gain for every query: t is infinite, and scipy warns
         low = high = mean
         t_test = 0.0
     else:

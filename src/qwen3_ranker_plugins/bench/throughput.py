@@ -18,7 +18,7 @@ from .figures import SweepPoint, throughput_panels
 from .measures import MAIN_MEASURE, decisions, means, per_query, reranked
 from .memory import PeakMemory
 from .report import Report, Table
-from .results import Result, device_line, new_result, version_line
+from .results import Result, device_line, environment, new_result, version_line
 from .stats import summary
 
 Progress = Callable[[int], None]
@@ -52,6 +52,7 @@ def measure_throughput(
     for size in batch_sizes:
         check_positive("batch_sizes", size)
     sizes = sorted(set(batch_sizes))
+    about = environment()
     pairs = collection.pairs
     rows: dict[int, dict[str, Any]] = {size: {"batch_size": size, "call_seconds": [], "memory": []} for size in sizes}
     with Reranker(**asdict(settings)) as reranker:
@@ -66,7 +67,7 @@ def measure_throughput(
                 row["call_seconds"].append(seconds)
                 row["memory"].append(memory.as_dict())
                 row.setdefault("margins", margins)  # every round gives the same
-    result = new_result("throughput", settings={**asdict(settings), "batch_sizes": sizes, "repeat": repeat},
+    result = new_result("throughput", about, settings={**asdict(settings), "batch_sizes": sizes, "repeat": repeat},
                         seed=None, facts=facts)  # fmt: skip
     result["collection"] = {
         "name": collection.name,

@@ -16,7 +16,7 @@ from ..prompt import DEFAULT_INSTRUCTION, PromptEncoder, load_tokenizer
 from .errors import BenchError
 from .presets import Preset
 from .report import Report, Table
-from .results import Result, device_line, new_result, version_line
+from .results import Result, device_line, environment, new_result, version_line
 from .titles import generate_queries
 from .trial import Trial, run_trial
 
@@ -59,6 +59,7 @@ def tune(
         InvalidInputError: an argument is unusable. Others as `resolve_model`.
     """
     check_positive("requests", requests)
+    about = environment()
     lengths = prompt_lengths(settings, documents)
     warmup, *queries = generate_queries(requests + 1, language="en", seed=seed)
     trials: list[dict[str, Any]] = []
@@ -82,7 +83,7 @@ def tune(
         if attempt(replace(settings, dtype=dtype, token_budget=budget), "token_budget")["error"] is not None:
             break
     chosen = choose_budget(trials, dtype)
-    result = new_result("tune", settings={**asdict(settings), "preset": preset.name, "documents": len(documents),
+    result = new_result("tune", about, settings={**asdict(settings), "preset": preset.name, "documents": len(documents),
                                           "requests": requests, "memory_limit_mib": memory_limit_mib},
                         seed=seed, facts=chosen["engine"])  # fmt: skip
     result["prompt_tokens"] = lengths

@@ -1,0 +1,147 @@
+"""Against the real server, on a real socket, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from qwen3_ranker_plugins.bench.compare import compare_results
+from qwen3_ranker_plugins.bench.errors import BenchError
+from qwen3_ranker_plugins.bench.latency import LatencyPlan, evaluate, latency_report, latency_result, measure_latency
+from qwen3_ranker_plugins.bench.matrix import matrix_report, measure_matrix
+from qwen3_ranker_plugins.bench.results import environment, read_result
+from qwen3_ranker_plugins.bench.server import Client, RunningServer, free_port
+from qwen3_ranker_plugins.bench.titles import generate_titles
+from qwen3_ranker_plugins.cli import app
+from qwen3_ranker_plugins.errors import InvalidInputError
+
+SERVER = {"model": "bundled:tiny", "device": "cpu", "log_level": "warning"}
+PLAN = LatencyPlan(counts=(2, 12), repeat=3, warmup=1, warmup_documents=3, timeout=120)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RunningServer]:
+    """Takes at most ten documents in a request, so that larger ones really fail."""
+    with RunningServer({**SERVER, "template": "compact", "max_length": 160, "max_documents": 10}) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: RunningServer) -> Iterator[Client]:
+    found = Client(server.url, timeout=120)
+    yield found
+    found.close()
+
+
+def test_requests_that_fail_are_kept_with_their_reason_and_the_others_measured(client: Client) -> None:
+    lines: list[str] = []
+    rows = measure_latency(client, PLAN, generate_titles(40), progress=lines.append)
+    assert [(row["mode"], row["documents"]) for row in rows] == [
+        ("fresh", 2), ("fresh", 12), ("same", 2), ("same", 12),
+    ]  # fmt: skip
+    for row in rows:
+        if row["documents"] == 2:
+            assert len(row["milliseconds"]) == 3
+            assert all(each > 0 for each in row["milliseconds"])
+            assert row["failures"] == []
+        else:
+            assert row["milliseconds"] == []
+            assert len(row["failures"]) == 3
+            assert "413" in row["failures"][0]
+    assert len(lines) == 12
+
+    result = latency_result(environment(), rows, PLAN, client.health(), titles="generated", tag=None, server={})
+    figures = evaluate(result)
+    assert figures[0]["p50"] == pytest.approx(statistics.median(rows[0]["milliseconds"]))
+    assert figures[0]["mean"] == pytest.approx(statistics.mean(rows[0]["milliseconds"]))
+    assert (figures[1]["n"], figures[1]["failed"]) == (0, 3)
+    assert result["health"]["instruction_format"] == "compact"
+    assert result["health"]["max_model_len"] == 160
+    ratios = {row[0]: row[3] for row in compare_results(result, result, ("a", "b")).tables[-1].rows}
+    assert ratios == dict.fromkeys([f"{mode} query, n=2, {name} ms" for mode in ("fresh", "same")
+                                    for name in ("median", "max")], "1.000")  # fmt: skip
+    text = latency_report(result).markdown()
+    assert "6 requests failed, the first: /rerank answered 413" in text
+    assert "T4 score / standard, auto attention" in text
+    assert "not measured here" in text
+
+
+def test_nothing_answered_is_an_error(client: Client) -> None:
+    plan = LatencyPlan(counts=(12,), repeat=1, warmup=0, queries="fresh")
+    with pytest.raises(BenchError, match="not one request was answered: /rerank answered 413"):
+        measure_latency(client, plan, generate_titles(40))
+
+
+def test_too_few_titles_are_reported_before_anything_is_asked(client: Client) -> None:
+    with pytest.raises(InvalidInputError, match="fewer than the 12"):
+        measure_latency(client, PLAN, generate_titles(5))
+
+
+def test_nobody_listens() -> None:
+    client = Client(f"http://127.0.0.1:{free_port()}", timeout=5)
+    with pytest.raises(BenchError, match="GET /health: ConnectionRefusedError"):
+        client.health()
+
+
+def test_command_against_a_running_server(server: RunningServer, tmp_path: Path) -> None:
+    titles = tmp_path / "titles.txt"
+    titles.write_text("\n".join(generate_titles(20, seed=4)), encoding="utf-8")
+    summary = tmp_path / "summary.json"
+    arguments = ["bench", "latency", "2,4", "--url", server.url, "--repeat", "2", "--seed", "99", "--warmup", "1"]
+    arguments += ["--timeout", "60", "--tag", "mine", "--json-summary-out", str(summary), "--quiet-runs"]
+    done = CliRunner().invoke(app, [*arguments, "--titles", str(titles), "--query", "shirt", "-o", str(tmp_path)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    result = read_result(summary)
+    assert result["tag"] == "mine"
+    assert result["settings"]["query"] == "shirt"
+    assert result["settings"]["titles"] == "titles.txt, 20 lines"
+    assert [len(row["milliseconds"]) for row in result["rows"]] == [2, 2, 2, 2]
+    assert {"mine.json", "mine.md", "mine.png", "mine.html"} <= {path.name for path in tmp_path.iterdir()}
+    only_fresh = CliRunner().invoke(app, [*arguments[:-1], "--fresh-queries", "--warmup", "0"])
+    assert only_fresh.exit_code == 0, only_fresh.output
+    assert {row["mode"] for row in read_result(summary)["rows"]} == {"fresh"}
+    partly = CliRunner().invoke(app, [*arguments[:2], "2,11", *arguments[3:]])
+    assert partly.exit_code == 1  # some requests failed, and the report was still made
+    assert "requests failed" in partly.output
+
+
+def test_matrix_goes_past_a_cell_that_fails() -> None:
+    """An engine that there is not: its server ends at once; the other cell is measured."""
+    plan = LatencyPlan(counts=(3,), repeat=2, warmup=0, queries="fresh", timeout=60)
+    result = measure_matrix(
+        plan,
+        generate_titles(10),
+        engines=["no_such_engine", "packed"],
+        templates=["compact"],
+        max_lengths=[160],
+        server=SERVER,
+        titles_source="generated",
+        start_timeout=200,
+    )
+    json.dumps(result, allow_nan=False)
+    broken, measured = result["cells"]
+    assert "the server ended with code 2" in broken["error"]
+    assert "no_such_engine" in broken["error"]
+    assert measured["result"]["health"]["engine"] == "packed"
+    report = matrix_report(result)
+    text = report.markdown()
+    median = statistics.median(measured["result"]["rows"][0]["milliseconds"])
+    assert f"| packed / compact, 160 | {median:.1f} |" in text
+    assert "| no_such_engine / compact, 160 | the server ended with code 2" in text
+    assert "T4 generate / compact" in text
+    assert compare_results(result, result, ("a", "b")).tables[-1].rows[0][0] == (
+        "packed / compact, 160: fresh query, n=3, median ms"
+    )
+
+
+def test_a_server_that_runs_with_other_settings_is_not_measured(server: RunningServer) -> None:
+    """Such as one that was left over on the port."""
+    other = RunningServer({**SERVER, "template": "standard"}, start_timeout=20)
+    other.url = server.url
+    with pytest.raises(BenchError, match="runs with instruction_format='compact', not 'standard'"):
+        other._wait()
