@@ -134,16 +134,20 @@ def test_kill_of_the_engine_process_under_load(reranker: Reranker) -> None:
             return client.post("/rerank", json=body)
 
         answers = [pool.submit(ask, number) for number in range(400)]
-        wait_until(lambda: running.metric("passes_total") > 2)
-        os.kill(running.parts.host.reranker._lease.engine.worker_pid, signal.SIGKILL)
+        wait_until(lambda: running.metric("pass_documents_count") > 2)
+        killed = running.parts.host.reranker._lease.engine.worker_pid
+        os.kill(killed, signal.SIGKILL)
         outcomes = [each.result(300) for each in answers]
-        assert {each.status_code for each in outcomes} <= {200, 500, 503}
-        assert any(each.status_code != 200 for each in outcomes)
+        assert running.metric("engine_errors_total") >= 1
+        # Requests that shared the pass are tried again one by one, on the process that takes the dead one's place.
+        assert Counter(each.status_code for each in outcomes)[200] > 350
         for answer in outcomes:
             if answer.status_code != 200:
-                assert set(answer.json()) == {"error"}
+                assert answer.status_code in {500, 503}
+                assert answer.json()["error"]["type"]
                 continue
             scores = {each["index"]: each["relevance_score"] for each in answer.json()["ranked_documents"]}
             np.testing.assert_allclose([scores[index] for index in range(len(DOCUMENTS))], expected, atol=1e-3)
         wait_until(lambda: client.get("/ready").status_code == 200, 300)
         assert ask(0).status_code == 200
+        assert running.parts.host.reranker._lease.engine.worker_pid != killed
