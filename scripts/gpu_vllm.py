@@ -215,7 +215,7 @@ def measure(system: str, folder: Path, options: dict[str, Any], repeat: int, sca
     rows = {}
     for label, documents in cases(scale):
         for number in range(3):
-            scores(query(label, -1 - number), documents)
+            scores(query(label, 900 + number), documents)
         times = []
         for number in range(repeat):
             text = query(label, number)
@@ -388,16 +388,15 @@ def flops_per_token(shape: str) -> float:
 
 
 def run(system: str, arguments: argparse.Namespace, folder: Path, name: str = "") -> dict[str, Any]:
-    """One system in a process of its own; what it prints last is its result."""
+    """One system in a process of its own, which writes its result to a file: vLLM logs to standard output."""
     options = SWEEP.get(name, {})
+    output = folder.parent / f"{folder.name}-{system}.json"
     done = subprocess.run(  # noqa: S603
         [
-            *(sys.executable, __file__, str(arguments.output), "--commit", arguments.commit, "--one", system),
+            *(sys.executable, __file__, str(output), "--commit", arguments.commit, "--one", system),
             *("--model", str(folder), "--options", json.dumps(options), "--shape", arguments.shape),
             *("--repeat", str(arguments.repeat), "--scale", str(arguments.scale)),
         ],
-        stdout=subprocess.PIPE,
-        text=True,
         check=False,
         # The second is read by CPU builds only, which would take most of the machine's memory.
         env={**os.environ, "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", **ENVIRONMENT.get(name, {})},
@@ -405,7 +404,8 @@ def run(system: str, arguments: argparse.Namespace, folder: Path, name: str = ""
     if done.returncode:
         print(f"{name or system}: exit code {done.returncode}", file=sys.stderr)
         return {"failed": done.returncode}
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+    output.unlink()
     print(name or system, {label: row.get("median_ms") for label, row in result.get("rows", {}).items()}, flush=True)
     return result
 
@@ -426,10 +426,10 @@ def main() -> None:
     parser.add_argument("--options", type=json.loads, default={}, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(one(arguments)))
+        arguments.output.write_text(json.dumps(one(arguments)), encoding="utf-8")
         return
     with tempfile.TemporaryDirectory() as name:
-        folder = arguments.model or Path(name)
+        folder = arguments.model or Path(name) / "model"
         if not (folder / "config.json").exists():
             import torch
 

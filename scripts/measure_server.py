@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "server.json")
     options = parser.parse_args()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S607
     requests = make_requests(300)
     with Reranker("bundled:tiny") as reranker:
         expected = [scores.tolist() for scores in reranker.score_many(requests)]
@@ -120,7 +121,6 @@ def main() -> None:
         server.wait(60)
     count = float(passes["qwen3_ranker_pass_requests_count"])
     measured["requests_per_pass"] = round(float(passes["qwen3_ranker_pass_requests_sum"]) / count, 2)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S607
     result = {
         "device": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, shared with other work",
         "engine": facts,

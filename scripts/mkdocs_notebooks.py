@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "examples"  # mkdocs takes pages from docs/ only; git ignores the copies
+
+_NOTEBOOK = re.compile(r"\]\(\.\./(examples/\w+\.ipynb)\)")
+_LINK_OUT_OF_THE_SITE = re.compile(r"\[([^\]]+)\]\(\.\./[^)]+\)")
 
 
 def on_pre_build(config: Any) -> None:  # noqa: ARG001 - mkdocs gives it by name
@@ -16,3 +20,10 @@ def on_pre_build(config: Any) -> None:  # noqa: ARG001 - mkdocs gives it by name
         text = notebook.read_text(encoding="utf-8").replace("](../docs/", "](../").replace(".md)", ".html)")
         if not page.exists() or page.read_text(encoding="utf-8") != text:  # or `mkdocs serve` would build for ever
             page.write_text(text, encoding="utf-8")
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Pages are also read in the repository, where links lead beside docs/: to notebooks, or to what the site lacks."""
+    if page.file.src_uri.endswith(".ipynb"):
+        return markdown
+    return _LINK_OUT_OF_THE_SITE.sub(r"\1", _NOTEBOOK.sub(r"](\1)", markdown))

@@ -1,18 +1,18 @@
 """The errors of this package, one tree.
 
-.. code-block:: text
-
-    RankerError
-    ├── InvalidInputError (also ValueError)   an argument is unusable; the message names it, its value, the remedy
-    │   └── PromptTooLongError                query + instruction leave no room for a document
-    ├── MissingDependencyError (also ImportError)
-    ├── ModelError
-    │   ├── ModelNotFoundError                no such folder, or the hub cannot be reached
-    │   └── UnsupportedModelError             found, but not a Qwen3 yes/no reranker that can be loaded safely
-    └── EngineError
-        ├── EngineClosedError                 the reranker was closed, or belongs to another process
-        ├── RemoteError                       a service cannot be reached, refuses, or answers what cannot be used
-        └── ScoringError                      documents without a usable score; the others keep theirs
+```text
+RankerError
+├── InvalidInputError (also ValueError)   an argument is unusable; the message names it, its value, the remedy
+│   └── PromptTooLongError                query + instruction leave no room for a document
+├── MissingDependencyError (also ImportError)
+├── ModelError
+│   ├── ModelNotFoundError                no such folder, or the hub cannot be reached
+│   └── UnsupportedModelError             found, but not a Qwen3 yes/no reranker that can be loaded safely
+└── EngineError
+    ├── EngineClosedError                 the reranker was closed, or belongs to another process
+    ├── RemoteError                       a service cannot be reached, refuses, or answers what cannot be used
+    └── ScoringError                      documents without a usable score; the others keep theirs
+```
 """
 
 from __future__ import annotations

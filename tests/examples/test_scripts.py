@@ -15,6 +15,7 @@ EXPECTED = {
     "haystack_rag": "[1] P(yes) 0.52  typesseq-mutable-3",
     "langchain_rag": "[1] P(yes) 0.52  typesseq-mutable-3",
     "large_scale": "pairs scored",
+    "serving": "remote: ",
 }
 
 

@@ -145,6 +145,8 @@ def test_every_page_is_in_the_navigation() -> None:
     pages = [path.name for path in (ROOT / "docs").glob("*.md")]
     pages += [f"examples/{path.name}" for path in (ROOT / "examples").glob("*.ipynb")]
     assert not [page for page in pages if f": {page}" not in site]
+    named = re.findall(r": ([\w/-]+\.(?:md|ipynb))$", site, re.MULTILINE)
+    assert sorted(named) == sorted(pages), "the navigation names a page that does not exist"
 
 
 def test_wrong_scores_page_holds_the_measured_figures() -> None:

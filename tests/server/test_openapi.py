@@ -49,7 +49,7 @@ def test_answers_are_as_described(fuzzed: Running) -> None:
     assert len(operations) >= 11
     for operation in operations:
         for mode in GenerationMode:
-            tested = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))(
+            tested = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))(
                 given(operation.as_strategy(generation_mode=mode))(check)
             )
             # A GET without parameters cannot be asked wrongly.
