@@ -140,9 +140,13 @@ def test_command_writes_everything_and_the_report_can_be_computed_again(beir: Pa
         "mine.json", "mine.md", "mine.png", "mine.html",
         "mine-qrels.txt", "mine-run-0-first-stage.trec", "mine-run-1-reranked.trec",
     }  # fmt: skip
+    raw = json.loads((tmp_path / "out" / "mine.json").read_text(encoding="utf-8"))
+    figures, raw["figures"] = raw["figures"], {}
+    (tmp_path / "out" / "mine.json").write_text(json.dumps(raw), encoding="utf-8")
     again = runner.invoke(app, ["bench", "report", str(tmp_path / "out" / "mine.json"), "-o", str(tmp_path / "again")])
     assert again.exit_code == 0, again.output
     assert (tmp_path / "again" / "mine.md").read_text() == (tmp_path / "out" / "mine.md").read_text()
+    assert read_result(tmp_path / "again" / "mine.json")["figures"] == figures
 
 
 @pytest.mark.parametrize(

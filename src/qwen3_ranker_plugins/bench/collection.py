@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from ..errors import InvalidInputError, MissingDependencyError
 from ..offline.pairs import Pair
 from ..offline.readers import Lines
 from .bm25 import BM25, DESCRIPTION
+from .trec import read_qrels, read_run
 
 DEMO = "demo"
 
@@ -280,58 +280,6 @@ def _from_ir_datasets(dataset_id: str) -> _Raw:
         ranked,
         "candidates that come with the data",
     )
-
-
-def read_run(path: Path) -> dict[str, list[str]]:
-    """A TREC run: query id -> document ids by falling score, equal ones by rank.
-
-    Raises:
-        InvalidInputError: names the line.
-    """
-    found: dict[str, dict[str, tuple[float, int]]] = {}
-    for number, fields in _fields(path, "run", 6):
-        query_id, _, doc_id, rank, score, _ = fields
-        try:
-            place = (-float(score), int(rank))
-        except ValueError as error:
-            raise InvalidInputError("run", f"{path.name}, line {number}", f"{error}; needs rank and score") from error
-        if found.setdefault(query_id, {}).setdefault(doc_id, place) is not place:
-            raise InvalidInputError("run", f"{path.name}, line {number}", f"{doc_id!r} stands twice for {query_id!r}")
-    return {query_id: sorted(places, key=places.__getitem__) for query_id, places in found.items()}
-
-
-def read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    """Judgements: BEIR's three columns with a heading, or TREC's four without.
-
-    Raises:
-        InvalidInputError: names the line.
-    """
-    qrels: dict[str, dict[str, int]] = {}
-    for number, fields in _fields(path, "qrels", 3, 4):
-        if number == 1 and fields[-1] == "score":
-            continue
-        query_id, doc_id, grade = fields[0], fields[-2], fields[-1]
-        try:
-            qrels.setdefault(query_id, {})[doc_id] = int(grade)
-        except ValueError as error:
-            raise InvalidInputError("qrels", f"{path.name}, line {number}", f"{error}; needs a whole grade") from error
-    return qrels
-
-
-def _fields(path: Path, argument: str, *widths: int) -> Iterator[tuple[int, list[str]]]:
-    if not path.is_file():
-        raise InvalidInputError(argument, str(path), "there is no such file")
-    for number, line in Lines(path):
-        if isinstance(line, Pair):
-            raise InvalidInputError(argument, f"{path.name}, line {number}", str(line.fault))
-        # BEIR separates by tabs, and its ids may hold blanks; TREC separates by any.
-        fields = next(csv.reader([line.strip("\r\n")], delimiter="\t")) if "\t" in line else line.split()
-        if len(fields) not in widths:
-            needed = " or ".join(map(str, widths))
-            raise InvalidInputError(
-                argument, f"{path.name}, line {number}", f"needs {needed} fields, and has {len(fields)}"
-            )
-        yield number, fields
 
 
 def _beir_file(folder: Path, name: str) -> Path:

@@ -203,11 +203,12 @@ def report(
     tag: TagOption = None,
 ) -> None:
     """Compute the report of a result file again, from its raw values."""
-    from .output import check_output, present
+    from .output import check_output, present, recompute
     from .results import read_result
 
     result = read_result(file)
     check_output(output, tag)
+    recompute(result)
     present(result, output, tag or file.stem)
 
 

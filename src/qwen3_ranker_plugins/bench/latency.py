@@ -163,8 +163,7 @@ def failed(result: Result) -> int:
 def latency_report(result: Result) -> Report:
     """Everything that is shown, computed from the raw values."""
     health, settings = result["health"], result["settings"]
-    label = result["tag"] or f"{health['engine']} / {health['instruction_format']}"
-    title = f"Latency of POST /rerank: {label}"
+    title = f"Latency of POST /rerank: {health['model']}, {health['engine']} / {health['instruction_format']}"
     lines = [
         ", ".join(f"{name} {value}" for name, value in health.items()),
         f"titles: {settings['titles']}; seed {settings['seed']}",

@@ -21,6 +21,18 @@ REPORTS: dict[str, Callable[[Result], Report]] = {
     "tune": tune.tune_report,
 }
 
+_FIGURES: dict[str, Callable[[Result], object]] = {
+    "quality": quality.evaluate,
+    "throughput": throughput.evaluate,
+    "latency": latency.evaluate,
+}
+
+
+def recompute(result: Result) -> None:
+    """Replace the stored figures by what this version computes from the raw values."""
+    if result["kind"] in _FIGURES:
+        result["figures"] = _FIGURES[result["kind"]](result)
+
 
 def check_output(folder: Path | None, tag: str | None) -> None:
     """Create the folder and import what reports need, before anything is measured.
