@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
 from statistics import fmean
 
@@ -17,7 +18,7 @@ from qwen3_ranker_plugins.bench.quality import evaluate, override, quality_repor
 from qwen3_ranker_plugins.bench.results import Result, read_result, write_result
 from qwen3_ranker_plugins.cli import app
 from qwen3_ranker_plugins.config import RerankerSettings
-from qwen3_ranker_plugins.errors import InvalidInputError
+from qwen3_ranker_plugins.errors import InvalidInputError, MissingDependencyError
 
 from . import arithmetic
 
@@ -104,6 +105,14 @@ def test_results_say_where_they_come_from(quality_result: Result, tmp_path: Path
     assert read_result(tmp_path / "new" / "r.json") == json.loads(json.dumps(quality_result))
 
 
+def test_what_is_missing_is_said_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour on a GPU must not end in an import that fails."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as Python marks a module that cannot be imported
+    done = CliRunner().invoke(app, ["bench", "quality", "demo", "--model", "./nowhere"])
+    assert isinstance(done.exception, MissingDependencyError)
+    assert 'need matplotlib: pip install "qwen3-ranker-plugins[bench]"' in str(done.exception)
+
+
 def test_overrides() -> None:
     settings = RerankerSettings(model="bundled:tiny")
     assert override(settings, ["template=compact", "max-length=99"]).max_length == 99
@@ -154,7 +163,7 @@ def test_command_writes_everything_and_the_report_can_be_computed_again(beir: Pa
         (["latency", "10", "--titles", "nowhere.txt"], "one title a line"),
     ],
 )
-def test_unusable_arguments_are_named(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_arguments_are_named(arguments: list[str], message: str) -> None:
     done = CliRunner().invoke(app, ["bench", *arguments])
     assert isinstance(done.exception, InvalidInputError), done.output
     assert message in str(done.exception)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import numpy as np
 import pytest
 
 from qwen3_ranker_plugins import EngineClosedError, Request, Reranker
@@ -112,3 +115,35 @@ def test_asyncio_is_not_blocked_while_the_model_loads() -> None:
     with serving(ready=False, token_budget=BUDGET + 2) as running:
         assert asyncio.run(look(running.url)) < 30
         wait_until(lambda: httpx.get(f"{running.url}/ready").status_code == 200)
+
+
+@pytest.mark.timeout(600)
+def test_kill_of_the_engine_process_under_load(reranker: Reranker) -> None:
+    """vLLM's worker process is killed: callers get JSON errors, nobody a wrong score, and the next ones are served."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    expected = reranker.score(QUERY, DOCUMENTS)
+    body = {"query": QUERY, "documents": DOCUMENTS, "top_k": len(DOCUMENTS)}
+    with (
+        serving(engine="vllm_score", ready=False) as running,
+        running.client() as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        wait_until(lambda: client.get("/ready").status_code == 200, 300)
+
+        def ask(_number: int) -> httpx.Response:
+            return client.post("/rerank", json=body)
+
+        answers = [pool.submit(ask, number) for number in range(400)]
+        wait_until(lambda: running.metric("passes_total") > 2)
+        os.kill(running.parts.host.reranker._lease.engine.worker_pid, signal.SIGKILL)
+        outcomes = [each.result(300) for each in answers]
+        assert {each.status_code for each in outcomes} <= {200, 500, 503}
+        assert any(each.status_code != 200 for each in outcomes)
+        for answer in outcomes:
+            if answer.status_code != 200:
+                assert set(answer.json()) == {"error"}
+                continue
+            scores = {each["index"]: each["relevance_score"] for each in answer.json()["ranked_documents"]}
+            np.testing.assert_allclose([scores[index] for index in range(len(DOCUMENTS))], expected, atol=1e-3)
+        wait_until(lambda: client.get("/ready").status_code == 200, 300)
+        assert ask(0).status_code == 200

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, MissingDependencyError
 from . import latency, matrix, quality, throughput, tune
 from .options import console, say
 from .report import Report
@@ -22,11 +23,19 @@ REPORTS: dict[str, Callable[[Result], Report]] = {
 
 
 def check_output(folder: Path | None, tag: str | None) -> None:
-    """Create the folder before anything is measured.
+    """Create the folder and import what reports need, before anything is measured.
 
     Raises:
         InvalidInputError: it cannot be created, or the tag is no file name.
+        MissingDependencyError: a part of the extra is not installed.
     """
+    for module in ("ir_measures", "matplotlib", "scipy"):
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise MissingDependencyError(
+                f'bench and tune need {module}: pip install "qwen3-ranker-plugins[bench]"'
+            ) from error
     if tag is not None and (not tag.strip() or Path(tag).name != tag):
         raise InvalidInputError("tag", tag, "use a name that a file can have")
     if folder is not None:
