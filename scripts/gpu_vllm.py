@@ -276,14 +276,14 @@ def through_the_worker(folder: Path, label: str, documents: list[str]) -> float:
 def runner_in_this_process(folder: Path) -> tuple[Any, int]:
     """(what the worker process of `vllm_score` runs, how many documents it hands to vLLM at once)."""
     from qwen3_ranker_plugins.config import RerankerSettings
-    from qwen3_ranker_plugins.engines import engine_config
+    from qwen3_ranker_plugins.engines.vllm_engine import configure
     from qwen3_ranker_plugins.engines.vllm_options import VllmOptions, engine_arguments, read_model_config
     from qwen3_ranker_plugins.engines.vllm_worker import Runner, Start
     from qwen3_ranker_plugins.prompt import load_tokenizer
 
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    config = engine_config("vllm_score", folder, RerankerSettings(str(folder), "vllm_score"))
+    config = configure("vllm_score", folder, RerankerSettings(str(folder), "vllm_score"))
     options = VllmOptions.parse("vllm_score", config.engine_options)
     device = config.device.partition(":")[0]
     arguments = engine_arguments(folder, options, read_model_config(folder), dtype=config.dtype, device=device)
