@@ -161,7 +161,7 @@ def test_the_configuration_is_printed_without_secrets(tmp_path: Path) -> None:
         (["--engine", "warp"], 2, "engine='warp'"),
         (["--config", "/nowhere.yaml"], 2, "No such file"),
         (["--model", "./nothing", "--port", "0"], 1, "there is no folder"),
-        (["--engine-option", "x"], 2, "write NAME=VALUE"),
+        (["--engine-option", "x"], 2, "use NAME=VALUE"),
     ],
 )
 def test_what_keeps_it_from_starting_is_said_in_a_line(arguments: list[str], code: int, message: str) -> None:
