@@ -100,6 +100,7 @@ def test_dumps_and_loads(model: str, core: Reranker, documents: list[Document]) 
             "min_confidence": None,
             "meta_fields_to_embed": ["tags"],
             "embedding_separator": "\n",
+            "fail_open": False,
         },
     }
     # An in-memory store writes down its name, under which this process still has the documents.
