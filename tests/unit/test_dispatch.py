@@ -161,7 +161,9 @@ def test_progress_adds_up() -> None:
 
 def test_close_finishes_the_pass_in_flight_fails_the_rest_and_ends_the_thread() -> None:
     engine = SumEngine(token_budget=11)
+    before = set(threading.enumerate())
     dispatcher = Dispatcher(engine)
+    [worker] = set(threading.enumerate()) - before
     engine.gate.clear()
     in_flight = dispatcher.submit(request([10]))
     assert engine.in_pass.wait(10)
@@ -176,7 +178,7 @@ def test_close_finishes_the_pass_in_flight_fails_the_rest_and_ends_the_thread() 
     with pytest.raises(EngineClosedError):
         dispatcher.submit(request([1]))
     assert engine.closed_by == "qwen3-ranker-sum"
-    assert "qwen3-ranker-sum" not in {thread.name for thread in threading.enumerate()}
+    assert not worker.is_alive()
     dispatcher.close()
 
 
