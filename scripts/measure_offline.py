@@ -196,7 +196,7 @@ print(count)
 
 
 def cores_speedup(program: str) -> float:
-    """How much more two processes that know nothing of each other get done, each on a core of its own, than one alone."""
+    """How much more two processes with nothing in common get done, each on a core of its own, than one alone."""
 
     def run(*cores: str) -> int:
         commands = [["taskset", "-c", core, sys.executable, "-c", program] for core in cores]

@@ -17,7 +17,7 @@ from .prompt import DEFAULT_MAX_LENGTH, Template
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 BUNDLED_MODEL = "bundled:tiny"
 
-ENGINES = ("auto", "packed", "vllm_score", "vllm_generate", "remote")
+ENGINES = ("auto", "packed", "vllm_score", "vllm_generate", "vllm_packed", "remote")
 #: Other names of engines; settings hold the name that they stand for.
 ENGINE_ALIASES = {"qwen3_vllm_score": "vllm_score", "qwen3_vllm": "vllm_generate"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")

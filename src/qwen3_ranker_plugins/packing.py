@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,50 +94,77 @@ def pack(requests: Sequence[EncodedRequest]) -> PackedPass:
     Args:
         requests: each with at least one document.
     """
-    token_ids: list[int] = []
-    last_positions: list[int] = []
-    blocks: list[Block] = []
-    lengths: list[int] = []  # of heads and documents, in the order in which they lie
-    restarts: list[int] = []  # position of the first token of each
-    heads: list[tuple[int, int]] = []  # the head that each sees
-
+    row = Row()
     for request in requests:
-        head_start, head_length = len(token_ids), len(request.head)
-        head = (head_start, head_start + head_length)
-        token_ids += request.head
-        lengths.append(head_length)
-        restarts.append(0)
-        heads.append(head)
-
+        row.begin(request.head)
         order = length_order(request)
         ends = [0] * len(order)
-        groups: list[SegmentGroup] = []
-        for length, members in groupby(order, key=lambda i: len(request.segments[i])):
-            start, count = len(token_ids), 0
-            for index in members:
-                token_ids += request.segments[index]
-                ends[index] = len(token_ids) - 1
-                count += 1
-            groups.append(SegmentGroup(start, count, length))
-            lengths += [length] * count
-            restarts += [head_length] * count
-            heads += [head] * count
-        last_positions += ends
-        blocks.append(Block(*head, tuple(groups)))
+        for index in order:
+            ends[index] = row.add(request.segments[index])
+        row.last_positions += ends
+    return row.packed()
 
-    length_array = np.asarray(lengths, dtype=np.int64)
-    starts = np.cumsum(length_array) - length_array
-    segment_start = np.repeat(starts, length_array)
-    bounds = np.repeat(np.asarray(heads, dtype=np.int32), length_array, axis=0)
-    return PackedPass(
-        token_ids=np.asarray(token_ids, dtype=np.int64),
-        position_ids=np.arange(len(token_ids)) - segment_start + np.repeat(restarts, length_array),
-        head_start=bounds[:, 0],
-        head_end=bounds[:, 1],
-        segment_start=segment_start.astype(np.int32),
-        last_positions=np.asarray(last_positions, dtype=np.int64),
-        blocks=tuple(blocks),
-    )
+
+class Row:
+    """A pass that is being laid out: `begin` a request with its head, `add` its documents.
+
+    Attributes:
+        last_positions: what `PackedPass.last_positions` will be; entered by the caller, who knows the order.
+    """
+
+    def __init__(self) -> None:
+        self.last_positions: list[int] = []
+        self._token_ids: list[int] = []
+        self._lengths: list[int] = []  # of heads and documents, in the order in which they lie
+        self._restarts: list[int] = []  # position of the first token of each
+        self._heads: list[tuple[int, int]] = []  # the head that each sees
+        self._first_documents: list[int] = []  # where in these lists the documents of each request begin
+
+    def begin(self, head: Sequence[int]) -> None:
+        """Start a request; its head may be empty."""
+        start = len(self._token_ids)
+        self._head = (start, start + len(head))
+        self._append(head, restart=0)
+        self._first_documents.append(len(self._lengths))
+
+    def add(self, segment: Sequence[int]) -> int:
+        """A document of the request, with its suffix; returns the position of its last token.
+
+        Documents of equal length that follow one another become one group.
+        """
+        self._append(segment, restart=self._head[1] - self._head[0])
+        return len(self._token_ids) - 1
+
+    def _append(self, ids: Sequence[int], *, restart: int) -> None:
+        self._token_ids += ids
+        self._lengths.append(len(ids))
+        self._restarts.append(restart)
+        self._heads.append(self._head)
+
+    def packed(self) -> PackedPass:
+        """The finished pass."""
+        lengths = np.asarray(self._lengths, dtype=np.int64)
+        starts = np.cumsum(lengths) - lengths
+        segment_start = np.repeat(starts, lengths)
+        bounds = np.repeat(np.asarray(self._heads, dtype=np.int32), lengths, axis=0)
+        return PackedPass(
+            token_ids=np.asarray(self._token_ids, dtype=np.int64),
+            position_ids=np.arange(len(self._token_ids)) - segment_start + np.repeat(self._restarts, lengths),
+            head_start=bounds[:, 0],
+            head_end=bounds[:, 1],
+            segment_start=segment_start.astype(np.int32),
+            last_positions=np.asarray(self.last_positions, dtype=np.int64),
+            blocks=tuple(self._blocks(starts.tolist())),
+        )
+
+    def _blocks(self, starts: list[int]) -> Iterator[Block]:
+        for first, end in pairwise([*self._first_documents, len(self._lengths) + 1]):
+            groups: list[SegmentGroup] = []
+            documents = range(first, end - 1)  # a head lies between the documents of two requests
+            for length, members in groupby(documents, key=self._lengths.__getitem__):
+                group = list(members)
+                groups.append(SegmentGroup(starts[group[0]], len(group), length))
+            yield Block(*self._heads[first - 1], tuple(groups))
 
 
 def length_order(request: EncodedRequest) -> list[int]:

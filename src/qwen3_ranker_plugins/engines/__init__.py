@@ -40,6 +40,7 @@ ENTRIES: dict[str, Entry] = {
     "packed": Entry("packed", ("torch", "transformers"), 'pip install "qwen3-ranker-plugins[packed]"'),
     "vllm_score": _VLLM,
     "vllm_generate": _VLLM,
+    "vllm_packed": _VLLM,
     "remote": Entry("remote", ("httpx", "tenacity"), 'pip install "qwen3-ranker-plugins[remote]"'),
 }
 

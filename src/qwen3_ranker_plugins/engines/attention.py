@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from ..packing import Block, PackedPass, SegmentGroup
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from torch.nn.attention.flex_attention import BlockMask
+
+    #: What attention needs to know about a pass, see `make_layout`.
+    Layout: TypeAlias = "CpuLayout | BlockMask"
 
 ATTENTION_NAME = "qwen3_ranker_shared_prefix"
 
@@ -98,6 +102,35 @@ def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling
     return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
 
 
+def make_layout(packed: PackedPass, device: torch.device) -> tuple[Layout, int]:
+    """(what attention needs to know about a pass, how many tokens of padding the device wants behind it)."""
+    if device.type == "cpu":
+        return CpuLayout(packed), 0
+    from .flex import build_block_mask, padded_length
+
+    length = padded_length(packed.num_tokens)
+    return build_block_mask(packed, length, device), length - packed.num_tokens
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float) -> torch.Tensor:
+    """Shared-prefix attention.
+
+    Args:
+        query: [1, heads, tokens, head_dim].
+        key, value: [1, kv_heads, tokens, head_dim].
+        layout: as of `make_layout`, for so many tokens, padding included.
+        scaling: of the products.
+
+    Returns:
+        The query's shape.
+    """
+    if isinstance(layout, CpuLayout):
+        return layout.attend(query[0], key[0], value[0], scaling)[None]
+    from .flex import flex_attend
+
+    return flex_attend(query, key, value, layout, scaling)
+
+
 def shared_prefix_attention(
     _module: torch.nn.Module,
     query: torch.Tensor,
@@ -105,7 +138,7 @@ def shared_prefix_attention(
     value: torch.Tensor,
     _attention_mask: torch.Tensor | None,
     scaling: float,
-    packed: CpuLayout | BlockMask | None = None,
+    packed: Layout | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """An attention function for transformers: query [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim].
@@ -115,15 +148,11 @@ def shared_prefix_attention(
     """
     if packed is None:
         raise ValueError(f"the attention function {ATTENTION_NAME} needs packed=..., the layout of the pass")
-    if isinstance(packed, CpuLayout):
-        output = packed.attend(query[0], key[0], value[0], scaling)[None]
-    else:
-        from .flex import flex_attend
-
-        output = flex_attend(query, key, value, packed, scaling)
-    return output.transpose(1, 2), None
+    return attend(query, key, value, packed, scaling).transpose(1, 2), None
 
 
 def register() -> None:
     """Make `attn_implementation=ATTENTION_NAME` known to transformers. Repeating it does no harm."""
+    from transformers import AttentionInterface
+
     AttentionInterface.register(ATTENTION_NAME, shared_prefix_attention)

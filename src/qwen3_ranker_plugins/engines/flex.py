@@ -118,7 +118,7 @@ def _compiled() -> Any:
 
 
 def many_lengths() -> AbstractContextManager[None]:
-    """For the time of a forward pass, dynamo may compile as often as there are padded lengths; its default is 8."""
+    """Dynamo may compile as often as there are padded lengths; by default it would stop at 8."""
     limits: AbstractContextManager[None] = dynamo_config.patch(recompile_limit=512, accumulated_recompile_limit=4096)
     return limits
 
@@ -128,5 +128,6 @@ def flex_attend(
 ) -> torch.Tensor:
     """Shapes as in `shared_prefix_attention`; key and value may have fewer heads."""
     grouped = query.shape[1] != key.shape[1]
-    output: torch.Tensor = _compiled()(query, key, value, block_mask=mask, scale=scaling, enable_gqa=grouped)
+    with many_lengths():
+        output: torch.Tensor = _compiled()(query, key, value, block_mask=mask, scale=scaling, enable_gqa=grouped)
     return output

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,9 +20,12 @@ from ..models import modified_ns, resolve_model
 from ..packing import PackedPass, pack
 from ..prompt import EncodedRequest, PromptEncoder, load_tokenizer
 from . import needed
-from .attention import ATTENTION_NAME, CpuLayout, register
+from .attention import ATTENTION_NAME, make_layout, register
 from .base import Engine, Margins
 from .devices import resolve_device
+
+if TYPE_CHECKING:
+    from .attention import Layout
 
 # Large enough to fill the device, small enough for activations (about 24 kB a token at 0.6B in bfloat16).
 _TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
@@ -98,29 +101,15 @@ class PackedEngine(Engine):
         hidden = self._decoder.embed_tokens(token_ids)[None]
         position_embeddings = self._decoder.rotary_emb(hidden, position_ids)
         *layers, final_layer = self._decoder.layers
-        with self._compiler_limits():
-            for layer in layers:
-                hidden = layer(hidden, position_embeddings=position_embeddings, packed=layout)
-            hidden = _at_last_positions(final_layer, hidden, last_positions, position_embeddings, layout)
+        for layer in layers:
+            hidden = layer(hidden, position_embeddings=position_embeddings, packed=layout)
+        hidden = _at_last_positions(final_layer, hidden, last_positions, position_embeddings, layout)
         last: torch.Tensor = self._decoder.norm(hidden[0].float())
         margins: torch.Tensor = last @ self._label_direction
         return margins
 
-    def _layout(self, packed: PackedPass) -> tuple[object, int]:
-        """What attention needs to know about the pass, and how many tokens of padding it wants."""
-        if self.device.type == "cpu":
-            return CpuLayout(packed), 0
-        from .flex import build_block_mask, padded_length
-
-        length = padded_length(packed.num_tokens)
-        return build_block_mask(packed, length, self.device), length - packed.num_tokens
-
-    def _compiler_limits(self) -> AbstractContextManager[None]:
-        if self.device.type == "cpu":
-            return nullcontext()
-        from .flex import many_lengths
-
-        return many_lengths()
+    def _layout(self, packed: PackedPass) -> tuple[Layout, int]:
+        return make_layout(packed, self.device)
 
     def close(self) -> None:
         """Free the weights."""

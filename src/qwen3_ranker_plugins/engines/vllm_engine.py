@@ -1,24 +1,30 @@
-"""`vllm_score` and `vllm_generate`: the margins of vLLM, for exactly the ids that `PromptEncoder` makes."""
+"""The margins of vLLM, for exactly the ids that `PromptEncoder` makes: `vllm_score` and `vllm_generate`.
+
+`vllm_packed` has more than one document in a prompt; its engine is in `vllm_packed/engine.py`, on top of this one.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..config import EngineConfig, RerankerSettings, check_json
 from ..errors import EngineError
 from ..models import modified_ns, resolve_model
-from ..prompt import EncodedRequest, PromptEncoder, load_tokenizer
+from ..prompt import EncodedRequest, ModelTokenizer, PromptEncoder, load_tokenizer
 from . import needed
 from .base import Engine, Margins
 from .devices import resolve_device
 from .vllm_errors import remedy, root_cause
 from .vllm_options import VllmOptions, apply_to_prompts, engine_arguments, read_model_config, resolved
 from .vllm_process import WorkerDiedError, WorkerProcess
-from .vllm_worker import Batch, Start
+from .vllm_worker import Batch, Scored, Start
 
 #: How many scheduler steps' worth of tokens one call of `score` holds by default: enough to keep vLLM busy, few enough
 #: that a long list does not hold up a short one for long.
@@ -40,7 +46,7 @@ class VllmEngine(Engine):
     def __init__(self, config: EngineConfig) -> None:
         self.name = config.engine
         self._config = config
-        self._options = VllmOptions.parse(config.engine, config.engine_options)
+        self._options = VllmOptions.stored(config.engine_options)
         self.token_budget = _token_budget(config.token_budget, self._options)
         self._worker: WorkerProcess | None = self._start()
         self._facts = self._worker.facts
@@ -57,23 +63,11 @@ class VllmEngine(Engine):
         Raises:
             EngineError: the process died; the next call starts it again.
         """
-        worker = self._running_worker()
         order = [
             (number, document) for number, request in enumerate(requests) for document in self._document_order(request)
         ]
         prompts = [(request.head, request.segments) for request in requests]
-        try:
-            scored = worker.score(Batch(prompts, order, self._options.infer_batch_size))
-        except WorkerDiedError as error:
-            self._worker = None
-            worker.kill()
-            raise EngineError(
-                f"engine {self.name!r}: its process died in this call: {_reason(error)}; the next call starts it again"
-            ) from error
-        except BaseException:  # its answer may still come, and must not be taken for that to the next batch
-            self._worker = None
-            worker.kill()
-            raise
+        scored = self._ask(Batch(prompts, order, self._options.infer_batch_size))
         values = [np.full(len(request.segments), np.nan, dtype=np.float32) for request in requests]
         computed = [0] * len(requests)
         failures: list[dict[int, str]] = [{} for _ in requests]
@@ -97,15 +91,45 @@ class VllmEngine(Engine):
         """Device, dtype, attention backend, cache, memory after loading, and versions."""
         return {"engine": self.name, **self._facts, "token_budget": str(self.token_budget)}
 
-    def _running_worker(self) -> WorkerProcess:
+    def _ask(self, batch: Batch) -> Scored:
+        """What vLLM says to a batch.
+
+        Raises:
+            EngineError: the process died; the next call starts it again.
+        """
         if self._worker is None:
             self._worker = self._start()
             self.restarts += 1
-        return self._worker
+        worker = self._worker
+        try:
+            return worker.score(batch)
+        except WorkerDiedError as error:
+            self._worker = None
+            worker.kill()
+            raise EngineError(
+                f"engine {self.name!r}: its process died in this call: {_reason(error)}; the next call starts it again"
+            ) from error
+        except BaseException:  # its answer may still come, and must not be taken for that to the next batch
+            self._worker = None
+            worker.kill()
+            raise
 
     def _document_order(self, request: EncodedRequest) -> Sequence[int]:
         indices = range(len(request.segments))
         return sorted(indices, key=lambda i: len(request.segments[i])) if self._options.sort_by_doc_length else indices
+
+    def _adapt(self, arguments: dict[str, Any], environment: dict[str, str], *, positions: int) -> None:
+        """Change what the engine's own way of scoring needs otherwise; `positions` is what the model has."""
+        if self.name == "vllm_generate":
+            # vLLM wants room for the token that it generates. Nothing is computed at that position, so that it may be
+            # one more than the model has.
+            arguments["max_model_len"] += 1
+            if arguments["max_model_len"] == positions + 1:
+                environment["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
+
+    def _start_message(self, start: Start, _tokenizer: ModelTokenizer) -> Start:
+        """What the worker has to know besides what all methods need."""
+        return replace(start, label_logprobs=self._options.label_logprobs)
 
     def _start(self) -> WorkerProcess:
         config, options = self._config, self._options
@@ -115,15 +139,9 @@ class VllmEngine(Engine):
         device = config.device.partition(":")[0]
         arguments = engine_arguments(folder, options, model, dtype=config.dtype, device=device)
         environment = _environment(config, options)
-        if config.engine == "vllm_generate":
-            # vLLM wants room for the token that it generates. Nothing is computed at that position, so that it may be
-            # one more than the model has.
-            arguments["max_model_len"] += 1
-            if arguments["max_model_len"] == model.get("max_position_embeddings", 0) + 1:
-                environment["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
-        start = Start(
-            config.engine, arguments, device, tokenizer.yes_id, tokenizer.no_id, label_logprobs=options.label_logprobs
-        )
+        self._adapt(arguments, environment, positions=model.get("max_position_embeddings", sys.maxsize))
+        labels = (tokenizer.yes_id, tokenizer.no_id)
+        start = self._start_message(Start(config.engine, arguments, device, [*labels, labels[0]], *labels), tokenizer)
         try:
             return WorkerProcess(start, environment, timeout=options.start_timeout, show_log=options.show_log)
         except WorkerDiedError as error:
@@ -198,4 +216,8 @@ def configure(engine: str, folder: Path | None, settings: RerankerSettings) -> E
 
 def create(config: EngineConfig) -> VllmEngine:
     """See `EngineModule`."""
+    if config.engine == "vllm_packed":
+        from .vllm_packed.engine import VllmPackedEngine
+
+        return VllmPackedEngine(config)
     return VllmEngine(config)

@@ -21,6 +21,8 @@ from ..errors import InvalidInputError
 INSTRUCTION_FORMATS = ("standard", "compact")
 LABEL_LOGPROBS = ("auto", "token_ids", "processed")
 
+#: There is no cache to share, and documents are handed over by the row.
+_NOT_OF_PACKED = ("enable_prefix_caching", "block_size", "infer_batch_size", "sort_by_doc_length", "label_logprobs")
 _ELSEWHERE = {"model": "model", "model_name": "model", "dtype": "dtype", "device": "device"}
 
 
@@ -109,7 +111,7 @@ class VllmOptions:
         Raises:
             InvalidInputError: there is no such option, or its value is unusable.
         """
-        names = [each.name for each in fields(cls)]
+        names = [each.name for each in fields(cls) if engine != "vllm_packed" or each.name not in _NOT_OF_PACKED]
         for name, value in options.items():
             if name in _ELSEWHERE:
                 remedy = f"is no option of an engine: set Reranker({_ELSEWHERE[name]}=...)"
@@ -122,6 +124,11 @@ class VllmOptions:
                 raise InvalidInputError(f"engine_options[{name!r}]", value, remedy)
         given: dict[str, Any] = dict(options)
         return cls(**given)
+
+    @classmethod
+    def stored(cls, options: Mapping[str, Any]) -> Self:
+        """What `as_dict` gave."""
+        return cls(**options)
 
     def __post_init__(self) -> None:
         for each in fields(self):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class ScoreMethod:
     """What the worker process asks vLLM for, and where the margin is in its answer.
@@ -35,8 +38,8 @@ class ScoreMethod:
 
         return PoolingParams(task="classify", use_activation=False)
 
-    def read(self, output: Any) -> float:
-        """The margin in a finished output.
+    def read(self, output: Any) -> NDArray[np.float32]:
+        """The margin in a finished output, float32 [1].
 
         Raises:
             ValueError: there is none; says why.
@@ -44,7 +47,5 @@ class ScoreMethod:
         # vLLM fills the output of a request that failed with 0.0.
         if (error := getattr(output, "error", None)) is not None:
             raise ValueError(f"vLLM: {getattr(error, 'message', error)}")
-        data = output.outputs.data
-        if data.numel() != 1:
-            raise ValueError(f"vLLM returned {data.numel()} numbers where one was asked for")
-        return float(data)
+        margin: NDArray[np.float32] = output.outputs.data.float().flatten().numpy()
+        return margin

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -21,7 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .vllm_generate import GenerateMethod
+from .vllm_packed.method import PackedMethod
 from .vllm_score import ScoreMethod
+
+Method = ScoreMethod | GenerateMethod | PackedMethod
 
 _SECONDS_BETWEEN_LOOKS_AT_THE_PARENT = 1.0
 
@@ -31,24 +35,30 @@ class Start:
     """What to load.
 
     Attributes:
-        engine: "vllm_score" or "vllm_generate".
+        engine: "vllm_score", "vllm_generate" or "vllm_packed".
         arguments: of vLLM's EngineArgs.
         device: "cpu" or "cuda".
+        example: a prompt with one document, to be computed before anybody waits for it.
         yes_id, no_id: ids of the labels.
         label_logprobs: see `GenerateMethod`.
+        marker_id: see `PackedMethod`.
     """
 
     engine: str
     arguments: dict[str, Any]
     device: str
+    example: list[int]
     yes_id: int
     no_id: int
     label_logprobs: str = "auto"
+    marker_id: int = -1
 
-    def method(self) -> ScoreMethod | GenerateMethod:
-        """How to ask vLLM for a margin."""
+    def method(self) -> Method:
+        """How to ask vLLM for margins."""
         if self.engine == "vllm_score":
             return ScoreMethod(self.yes_id, self.no_id)
+        if self.engine == "vllm_packed":
+            return PackedMethod(self.yes_id, self.no_id, self.marker_id)
         return GenerateMethod(self.yes_id, self.no_id, self.label_logprobs)
 
 
@@ -71,11 +81,19 @@ class Batch:
         prompts: (head, documents with their suffix) of each request.
         order: (request, document) in the order in which vLLM is to get them.
         size: how many of them at once.
+        counts: how many margins each of them has, in that order; None for one.
     """
 
     prompts: Sequence[tuple[list[int], list[list[int]]]]
     order: Sequence[tuple[int, int]]
     size: int
+    counts: Sequence[int] | None = None
+
+    @property
+    def slices(self) -> list[slice]:
+        """For each of `order`, its place among the margins."""
+        ends = [0, *accumulate([1] * len(self.order) if self.counts is None else self.counts)]
+        return [slice(*bounds) for bounds in pairwise(ends)]
 
 
 @dataclass(frozen=True)
@@ -83,7 +101,7 @@ class Scored:
     """Margins in the order of a batch.
 
     Attributes:
-        margins: float32 [n]; NaN where `failures` says why.
+        margins: float32, see `Batch.slices`; NaN where `failures` says why.
         cached: int64 [n], tokens of each prompt that the prefix cache held.
         failures: position in the order -> reason.
     """
@@ -130,7 +148,7 @@ class Runner:
         self.engine: Any = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self._added = 0
         # The first step of all compiles kernels and allocates: no caller shall wait for that.
-        self.score(Batch([([start.yes_id, start.no_id], [[start.yes_id]])], [(0, 0)], size=1))
+        self.score(Batch([(start.example, [[]])], [(0, 0)], size=1))
 
     def score(self, batch: Batch) -> Scored:
         """Margins of a batch.
@@ -138,7 +156,8 @@ class Runner:
         Raises:
             Exception: vLLM's engine failed and cannot be used any more.
         """
-        scored = Scored(np.full(len(batch.order), np.nan, dtype=np.float32), np.zeros(len(batch.order), dtype=np.int64))
+        slices = batch.slices
+        scored = Scored(np.full(slices[-1].stop, np.nan, dtype=np.float32), np.zeros(len(batch.order), dtype=np.int64))
         for first in range(0, len(batch.order), batch.size):
             places = range(first, min(first + batch.size, len(batch.order)))
             waiting: dict[str, int] = {}
@@ -159,16 +178,23 @@ class Runner:
             while self.engine.has_unfinished_requests():
                 for output in self.engine.step():
                     if output.finished:
-                        self._record(output, waiting.pop(output.request_id), scored)
+                        place = waiting.pop(output.request_id)
+                        self._record(output, place, slices[place], scored)
             scored.failures.update(dict.fromkeys(waiting.values(), "vLLM returned no output for it"))
         return scored
 
-    def _record(self, output: Any, place: int, scored: Scored) -> None:
+    def _record(self, output: Any, place: int, where: slice, scored: Scored) -> None:
         scored.cached[place] = output.num_cached_tokens or 0
         try:
-            scored.margins[place] = self._method.read(output)
+            margins = np.atleast_1d(self._method.read(output))
         except ValueError as error:
             scored.failures[place] = str(error)
+            return
+        asked = where.stop - where.start
+        if len(margins) == asked:
+            scored.margins[where] = margins
+        else:
+            scored.failures[place] = f"vLLM returned {len(margins)} numbers where {asked} were asked for"
 
     def close(self) -> None:
         """End vLLM's own processes, if it has any."""
