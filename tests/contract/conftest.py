@@ -42,6 +42,11 @@ def vllm_generate() -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="session")
+def vllm_packed() -> Iterator[Engine]:
+    yield from _engine("vllm_packed")
+
+
+@pytest.fixture(scope="session")
 def remote(vllm_url: str) -> Iterator[Engine]:
     """Token ids to a service in vLLM's shape."""
     options = {"url": vllm_url, "kind": "vllm"}

@@ -51,6 +51,7 @@ CASES = [
     pytest.param(Case("cuda", "float16", 0.05), marks=needs_gpu),
     pytest.param(Case("cpu", "float32", 1e-3, "vllm_score"), marks=needs_vllm),
     pytest.param(Case("cpu", "float32", 1e-3, "vllm_generate"), marks=needs_vllm),
+    pytest.param(Case("cpu", "float32", 1e-4, "vllm_packed"), marks=needs_vllm),
 ]
 
 
@@ -178,6 +179,8 @@ def test_computed_tokens_count_what_is_shared_once(engine: tuple[Engine, float],
     computed = made.score([request])[0].computed_tokens
     if made.name == "packed":
         assert computed == everything
+    elif made.name == "vllm_packed":  # and two tokens in front of the row
+        assert computed == everything + 2
     elif made.name == "remote":  # as the service counts, which scores pairs
         assert computed == everything + 2 * len(request.head)
     else:  # vLLM shares whole blocks of 32 tokens, and this head has two of them

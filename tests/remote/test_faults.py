@@ -295,6 +295,52 @@ def test_closing_waits_for_the_request_in_flight_and_fails_the_rest() -> None:
     assert not [thread.name for thread in set(threading.enumerate()) - others]
 
 
+def rows(*entries: str) -> Reply:
+    """An answer of vLLM's /pooling."""
+    return status(200, f'{{"data": [{", ".join(entries)}]}}')
+
+
+def test_the_scores_of_a_row_find_their_documents() -> None:
+    """A row has its documents in order of length."""
+    documents = ["a text of several words", "a", "two words"]
+    with (
+        Faulty(rows('{"index": 0, "data": [-1.0, 0.5, 2.0]}')) as service,
+        ask_for_rows(service) as reranker,
+    ):
+        hits = {hit.index: hit.margin for hit in reranker.rerank("q", documents)}
+        assert hits == {1: -1.0, 2: 0.5, 0: 2.0}
+        [body] = service.bodies
+    assert (body["task"], body["use_activation"], len(body["input"])) == ("token_classify", False, 1)
+    assert body["input"][0].count(14459) == 4  # the marker, behind the head and each document
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (rows('{"index": 0, "data": [1.0, 2.0]}'), "gave 2 scores for a row of 3 documents"),
+        (rows('{"index": 0, "data": [[1.0], [2.0], [3.0]]}'), "could not be scored"),
+        (rows('{"index": 0, "data": [1.0, NaN, 2.0]}'), "its score is nan"),
+        (rows('{"index": 1, "data": [1.0, 2.0, 3.0]}'), "where the scores of a row were asked for"),
+        (rows('{"index": 0, "data": "AAAA"}'), "where the scores of a row were asked for"),
+        (rows("7"), "where the scores of a row were asked for"),
+        (rows(), "could not be scored"),
+        (status(200, '{"data": [{"index": 0, "data": [1, 2, 3]}], "usage": {"prompt_tokens": 7}}'), "read 7 tokens"),
+    ],
+)
+def test_answers_to_rows_that_cannot_be_believed(answer: Reply, said: str) -> None:
+    with (
+        Faulty(answer) as service,
+        ask_for_rows(service) as reranker,
+        pytest.raises((RemoteError, ScoringError), match=said),
+    ):
+        reranker.rerank("q", DOCUMENTS)
+
+
+def ask_for_rows(service: Faulty) -> Reranker:
+    options = {"url": service.url, "kind": "vllm", "route": "packed"}
+    return Reranker("bundled:tiny", engine="remote", engine_options=options)
+
+
 def test_no_document_and_no_key_in_the_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QWEN3_RANKER_API_KEY", "correct-horse")
     caplog.set_level(logging.DEBUG)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,9 @@ import numpy as np
 import pytest
 
 from qwen3_ranker_plugins import RemoteError, Reranker
+from qwen3_ranker_plugins.engines.vllm_packed import ARCHITECTURE
+from qwen3_ranker_plugins.engines.vllm_packed.rows import marker_id
+from qwen3_ranker_plugins.prompt import load_tokenizer
 
 from .services import KEY
 
@@ -45,15 +49,15 @@ DOCUMENTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def url(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@contextmanager
+def serving(tiny: Path, log: Path, overrides: dict[str, object], *more: str) -> Iterator[str]:
+    """The address of a `vllm serve` with the bundled model."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    log = tmp_path_factory.mktemp("vllm") / "log"
     command = [
         *(str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny), "--served-model-name", "tiny"),
         *("--host", "127.0.0.1", "--port", str(port), "--api-key", KEY, "--runner", "pooling", "--dtype", "float32"),
-        *("--max-model-len", "1024", "--block-size", "32", "--enforce-eager", "--hf-overrides", json.dumps(OVERRIDES)),
+        *("--enforce-eager", "--hf-overrides", json.dumps(overrides), *more),
     ]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
@@ -72,6 +76,13 @@ def url(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+@pytest.fixture(scope="module")
+def url(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("vllm") / "log"
+    with serving(tiny, log, OVERRIDES, "--max-model-len", "1024", "--block-size", "32") as address:
+        yield address
 
 
 def _healthy(address: str) -> bool:
@@ -118,3 +129,30 @@ def test_vllms_own_words_when_it_refuses(url: str, monkeypatch: pytest.MonkeyPat
         pytest.raises(RemoteError, match=r"answered 404 .*The model `other` does not exist"),
     ):
         remote.rerank(QUERY, ["text"])
+
+
+def test_rows_of_documents_to_a_server_with_the_plugin(
+    tiny: Path, tmp_path: Path, reranker: Reranker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`vllm serve` as docs/engines.md starts it, with ids because the bundled vocabulary is not Qwen3's whole one."""
+    monkeypatch.setenv("QWEN3_RANKER_API_KEY", KEY)
+    tokenizer = load_tokenizer(tiny)
+    overrides = {
+        "architectures": [ARCHITECTURE],
+        "ranker_yes_id": tokenizer.yes_id,
+        "ranker_no_id": tokenizer.no_id,
+        "ranker_marker_id": marker_id(tokenizer),
+    }
+    rows = ("--max-model-len", "4096", "--max-num-batched-tokens", "4096", "--no-enable-chunked-prefill")
+    options = {"kind": "vllm", "route": "packed", "served_model": "tiny"}
+    with serving(tiny, tmp_path / "log", overrides, *rows) as address:
+        options |= {"url": address}
+        with Reranker("bundled:tiny", engine="remote", engine_options=options, token_budget=4000) as remote:
+            many = [*DOCUMENTS, *(f"document {number} about files" for number in range(200))]
+            expected, found = reranker.rerank(QUERY, many), remote.rerank(QUERY, many)
+            margins = [[hit.margin for hit in sorted(each, key=lambda hit: hit.index)] for each in (expected, found)]
+            np.testing.assert_allclose(margins[1], margins[0], rtol=0, atol=1e-4)
+            assert found.usage.prompt_tokens < expected.usage.prompt_tokens / 2  # as vLLM counts: heads once in a row
+        bare = {"input": [[5, 6, 7]], "task": "token_classify", "model": "tiny"}
+        answer = httpx.post(f"{address}/pooling", json=bare, headers={"Authorization": f"Bearer {KEY}"}).json()
+        assert answer["data"][0]["data"] == [], "a prompt that is no row has no documents, and gets no score"

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..config import check_positive
+from ..config import ENGINE_ALIASES, check_positive
 from ..errors import InvalidInputError
-
-#: The seed's backends, and the engines here that do their work.
-ENGINE_ALIASES = {"qwen3_vllm": "vllm_generate", "qwen3_vllm_score": "vllm_score"}
 
 _SETTINGS = {
     "backend": "engine",

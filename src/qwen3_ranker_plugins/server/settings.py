@@ -12,10 +12,10 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..config import BUNDLED_MODEL, VARIABLE_PREFIX, RerankerSettings, variables
+from ..config import BUNDLED_MODEL, ENGINE_ALIASES, VARIABLE_PREFIX, RerankerSettings, variables
 from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH
-from .seed_config import ENGINE_ALIASES, translate
+from .seed_config import translate
 
 KEYS_VARIABLE = f"{VARIABLE_PREFIX}API_KEYS"
 _SECRET_OPTION = re.compile(r"key|token|secret|password|authorization|headers", re.IGNORECASE)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...config import EngineConfig
 from ...models import resolve_tokenizer
 from ...prompt import PromptEncoder, load_tokenizer
+from .. import needed
+from ..vllm_packed.rows import marker_id
 from .engine import RemoteEngine
 from .options import RemoteOptions
 from .texts import RenderedEncoder, TextEncoder
@@ -34,9 +37,11 @@ def make_encoder(_engine: str, folder: Path | None, settings: RerankerSettings) 
     return encoder if options.sends_ids else RenderedEncoder(encoder)
 
 
-def configure(_engine: str, _folder: Path | None, settings: RerankerSettings) -> EngineConfig:
+def configure(engine: str, folder: Path | None, settings: RerankerSettings) -> EngineConfig:
     """See `EngineModule`: two rerankers with the same one share connections and the limit of concurrent requests."""
     options = RemoteOptions.of(settings)
+    if options.route == "packed" and options.marker_id is None:
+        options = replace(options, marker_id=marker_id(load_tokenizer(needed(folder, engine))))
     return EngineConfig("remote", None, "remote", "remote", settings.token_budget, options=options.as_json())
 
 

@@ -51,7 +51,7 @@ SERVICES: dict[str, Service] = {
         {"rerank": "/v1/rerank", "score": "/v1/score"}, "logit", takes_instruction=True, takes_limit=True
     ),
     "vllm": Service(
-        {"classify": "/classify", "score": "/v1/score", "rerank": "/v1/rerank"},
+        {"classify": "/classify", "score": "/v1/score", "rerank": "/v1/rerank", "packed": "/pooling"},
         "logit",
         takes_instruction=True,
         takes_limit=True,
@@ -63,6 +63,8 @@ SERVICES: dict[str, Service] = {
 }
 
 _SCORES = ("probability", "logit")
+#: Of route "packed", where documents are limited by the tokens of a row.
+_DOCUMENTS_PER_ROW = 4096
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class RemoteOptions:
         scores: "probability" or "logit"; None for what the kind of service gives.
         prompts_are_ours: send prompts in our template, or the bare texts; None for what the kind of service needs.
         truncate: for TEI: let it cut what is too long, without saying so, instead of refusing the request.
+        marker_id: for route "packed": id of the token that ends the parts of a row; None for the tokenizer's.
         api_key_env: name of the environment variable with the key.
         documents_per_request: larger lists are split; None for what the kind of service takes.
         concurrency: HTTP requests at a time.
@@ -94,6 +97,7 @@ class RemoteOptions:
     scores: str | None = None
     prompts_are_ours: bool | None = None
     truncate: bool = True
+    marker_id: int | None = None
     api_key_env: str = API_KEY_VARIABLE
     documents_per_request: int | None = None
     concurrency: int = 8
@@ -145,7 +149,7 @@ class RemoteOptions:
     @property
     def sends_ids(self) -> bool:
         """Whether prompts go out as token ids."""
-        return self.route == "classify"
+        return self.route in ("classify", "packed")
 
     def api_key(self) -> str | None:
         """The key, or None if the default variable is not set.
@@ -178,7 +182,7 @@ class RemoteOptions:
         for name, default in (
             ("scores", service.scores),
             ("prompts_are_ours", service.prompts_are_ours),
-            ("documents_per_request", service.documents_per_request),
+            ("documents_per_request", _DOCUMENTS_PER_ROW if route == "packed" else service.documents_per_request),
         ):
             if given.get(name) is None:
                 given[name] = default
@@ -192,6 +196,7 @@ class RemoteOptions:
             if getattr(self, name) is None:
                 raise InvalidInputError(_argument(name), None, "use a positive integer")
             check_positive(_argument(name), getattr(self, name))
+        check_positive(_argument("marker_id"), self.marker_id)
         for name in ("connect_timeout", "read_timeout", "total_timeout", "max_retry_wait"):
             _check_seconds(name, getattr(self, name))
             object.__setattr__(self, name, float(getattr(self, name)))  # 5 and 5.0 are one engine
@@ -200,7 +205,9 @@ class RemoteOptions:
                 raise InvalidInputError(_argument(name), getattr(self, name), "use true or false")
         if self.sends_ids and not self.prompts_are_ours:
             raise InvalidInputError(
-                _argument("prompts_are_ours"), False, "route 'classify' takes prompts: use route 'score' or 'rerank'"
+                _argument("prompts_are_ours"),
+                False,
+                f"route {self.route!r} takes prompts: use route 'score' or 'rerank'",
             )
 
     def _check_settings(self, settings: RerankerSettings) -> None:

@@ -5,12 +5,14 @@ A route is how the request and the answer are written:
     rerank     Cohere's and Jina's: {query, documents, top_n} -> {results: [{index, relevance_score}]}
     score      vLLM's: {text_1, text_2} -> {data: [{index, score}]}
     classify   vLLM's: {input: [token ids]} -> {data: [{index, probs: [logit]}]}
+    packed     vLLM's /pooling with our plugin: {input: [rows of documents]} -> {data: [{index, data: [logits]}]}
     tei        text-embeddings-inference's: {query, texts} -> [{index, score}]
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from ...errors import RemoteError
 from ...prompt import EncodedRequest
 from ..base import Margins
+from ..vllm_packed.rows import TokenRow, write_rows
 from .options import RemoteOptions
 from .texts import TextRequest
 
@@ -36,6 +39,8 @@ def request_body(options: RemoteOptions, request: EncodedRequest) -> Json:
     if options.kind in ("server", "vllm"):
         # The sigmoid of a score that is decided would round to 0 or 1 and lose the order.
         body["use_activation"] = options.scores == "probability"
+    if options.route == "packed":
+        return body | {"task": "token_classify", "input": [row.token_ids for row in _rows(options, request)]}
     if not isinstance(request, TextRequest):
         return body | {"input": [request.prompt(i) for i in range(len(request.segments))]}
     if request.instruction is not None:
@@ -52,6 +57,13 @@ def request_body(options: RemoteOptions, request: EncodedRequest) -> Json:
     return body if options.kind == "cohere" else body | {"return_documents": False}
 
 
+def _rows(options: RemoteOptions, request: EncodedRequest) -> list[TokenRow]:
+    """A request's documents as rows; they are few enough for one, and only different last ids make it several."""
+    if options.marker_id is None:
+        raise RemoteError("route 'packed' needs the option marker_id, which `configure` takes from the tokenizer")
+    return list(write_rows(request, options.marker_id, room=sys.maxsize))
+
+
 def margins(options: RemoteOptions, request: EncodedRequest, answer: object) -> Margins:
     """The answer, checked: every document once, every score a number that it can be.
 
@@ -61,6 +73,8 @@ def margins(options: RemoteOptions, request: EncodedRequest, answer: object) -> 
         RemoteError: the answer is not one to this request, so that none of it can be believed.
     """
     items = _items(options, answer)
+    if options.route == "packed":
+        items = _documents_of_rows(options, _rows(options, request), items)
     count = len(request.segments)
     found: dict[int, _Item] = {}
     failures: dict[int, str] = {}
@@ -104,7 +118,7 @@ class _Item:
 
 
 def _items(options: RemoteOptions, answer: object) -> list[Any]:
-    name = {"rerank": "results", "score": "data", "classify": "data"}.get(str(options.route))
+    name = {"rerank": "results", "score": "data", "classify": "data", "packed": "data"}.get(str(options.route))
     items = answer if name is None else answer.get(name) if isinstance(answer, dict) else None
     if not isinstance(items, list):
         raise RemoteError(
@@ -112,6 +126,23 @@ def _items(options: RemoteOptions, answer: object) -> list[Any]:
             f"is it a service of kind {options.kind!r}?"
         )
     return items
+
+
+def _documents_of_rows(options: RemoteOptions, rows: list[TokenRow], items: list[Any]) -> list[Any]:
+    """The entries of rows as entries of documents, {index, score}."""
+    documents: list[Any] = []
+    for item in items:
+        number = item.get("index") if isinstance(item, dict) else None
+        scores = item.get("data") if isinstance(item, dict) else None
+        if not _is_count(number) or number >= len(rows) or not isinstance(scores, list):
+            raise RemoteError(f"{options.endpoint} answered {_shape(item)} where the scores of a row were asked for")
+        if len(scores) != len(rows[number].documents):
+            raise RemoteError(
+                f"{options.endpoint} gave {len(scores)} scores for a row of {len(rows[number].documents)} documents: "
+                "does it serve our architecture, with the same marker_id? docs/engines.md has the command"
+            )
+        documents += [{"index": i, "score": score} for i, score in zip(rows[number].documents, scores, strict=True)]
+    return documents
 
 
 def _item(options: RemoteOptions, item: Json) -> _Item:
@@ -189,7 +220,10 @@ def _check_prompts(options: RemoteOptions, request: EncodedRequest, counted: int
     """A service that counts other tokens than we sent has put a template of its own around ours."""
     if counted is None or not options.prompts_are_ours:
         return
-    sent = request.head_length * len(request.segments) + sum(request.lengths)
+    if options.route == "packed":
+        sent = sum(len(row.token_ids) for row in _rows(options, request))
+    else:
+        sent = request.head_length * len(request.segments) + sum(request.lengths)
     if counted != sent:
         raise RemoteError(
             f"{options.endpoint} read {counted} tokens where our prompts have {sent}: either it applies a template of "

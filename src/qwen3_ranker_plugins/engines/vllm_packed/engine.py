@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import UnsupportedModelError
 from ...prompt import EncodedRequest, ModelTokenizer
 from ..base import Margins
 from ..vllm_engine import VllmEngine
 from ..vllm_worker import Batch, Start
-from .rows import MARKER_TOKEN, PREAMBLE, TokenRow, write_rows
+from .rows import PREAMBLE, TokenRow, marker_id, write_rows
 
 
 class VllmPackedEngine(VllmEngine):
@@ -61,7 +60,6 @@ class VllmPackedEngine(VllmEngine):
         length = max(arguments["max_num_batched_tokens"], arguments["max_model_len"] + PREAMBLE)
         # To vLLM a row is a prompt. Rows are never cut, so that a step must have room for a whole one.
         arguments |= {"max_model_len": length, "max_num_batched_tokens": length, "enable_prefix_caching": False}
-        arguments.pop("kv_cache_memory_bytes", None)
         arguments.pop("block_size", None)
         if length > positions:  # of a row; each document has positions of its own
             environment["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
@@ -71,17 +69,3 @@ class VllmPackedEngine(VllmEngine):
         example = EncodedRequest([tokenizer.yes_id], [[tokenizer.no_id]], [0])
         [row] = write_rows(example, self._marker, room=8)
         return replace(start, example=row.token_ids, marker_id=self._marker)
-
-
-def marker_id(tokenizer: ModelTokenizer) -> int:
-    """Id of the token that ends the parts of a row.
-
-    Raises:
-        UnsupportedModelError: the tokenizer has no such token.
-    """
-    if MARKER_TOKEN not in tokenizer.control:
-        raise UnsupportedModelError(
-            f"the tokenizer has no {MARKER_TOKEN}, by which engine 'vllm_packed' tells documents apart: use a Qwen3 "
-            "tokenizer, or another engine"
-        )
-    return tokenizer.control[MARKER_TOKEN]

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import EngineError
+from ...errors import EngineError, UnsupportedModelError
 from ...packing import PackedPass, Row, length_order
-from ...prompt import EncodedRequest
+from ...prompt import EncodedRequest, ModelTokenizer
 
 #: Token ids in front of each row.
 PREAMBLE = 2
@@ -37,6 +37,20 @@ class TokenRow:
 
     token_ids: list[int]
     documents: list[int]
+
+
+def marker_id(tokenizer: ModelTokenizer) -> int:
+    """Id of the token that ends the parts of a row.
+
+    Raises:
+        UnsupportedModelError: the tokenizer has no such token.
+    """
+    if MARKER_TOKEN not in tokenizer.control:
+        raise UnsupportedModelError(
+            f"the tokenizer has no {MARKER_TOKEN}, by which many documents in one prompt of vLLM are told apart: use a "
+            "Qwen3 tokenizer, or another engine"
+        )
+    return tokenizer.control[MARKER_TOKEN]
 
 
 def write_rows(request: EncodedRequest, marker: int, room: int) -> Iterator[TokenRow]:
