@@ -46,6 +46,7 @@ class Qwen3PackedReranker(nn.Module):
         self._tied: bool = config.tie_word_embeddings
         yes_id, no_id, self._marker = (int(getattr(config, name, default)) for name, default in _QWEN3_IDS.items())
         self._labels = [yes_id, no_id]
+        self._last_position = int(config.max_position_embeddings) - 1
         config.is_causal = False  # vLLM's layers then ask for no KV cache
         self.model: Any = Qwen3Model(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
         known = vllm_config.compilation_config.static_forward_context
@@ -78,7 +79,9 @@ class Qwen3PackedReranker(nn.Module):
         packed = read_rows(input_ids.cpu().numpy(), positions.cpu().numpy(), self._marker)
         layout, padding = make_layout(packed, device)
         ids = pad(torch.from_numpy(packed.token_ids), (0, padding)).to(device, non_blocking=True)
-        places = pad(torch.from_numpy(packed.position_ids), (0, padding)).to(device, non_blocking=True)
+        # What is no row, such as vLLM's dummy step, may be longer than a prompt, and rotary embeddings are not checked.
+        positions = torch.from_numpy(packed.position_ids).clamp(max=self._last_position)
+        places = pad(positions, (0, padding)).to(device, non_blocking=True)
         last = torch.from_numpy(packed.last_positions).to(device, non_blocking=True)
         with _using(layout):
             hidden = self.model(ids, places, intermediate_tensors)
