@@ -86,6 +86,26 @@ def test_compiled_by_vllm(reranker: Reranker) -> None:
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
+def test_two_processes_that_share_the_model(reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensor parallelism as on two GPUs: vLLM finds the plugin in each process, and each has half of the heads."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|0")
+    documents = ["The with statement closes it.", "A list.", "close() closes it, and flushes it."] * 4
+    options = {"engine_kwargs": {"tensor_parallel_size": 2}}
+    with Reranker("bundled:tiny", engine="vllm_packed", engine_options=options) as parallel:
+        assert parallel.describe()["tensor_parallel_size"] == "2"
+        found = [hit.margin for hit in parallel.rerank(QUERY, documents)]
+    expected = [hit.margin for hit in reranker.rerank(QUERY, documents)]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_doctor_proves_that_it_works() -> None:
+    command = [sys.executable, "-m", "qwen3_ranker_plugins.cli", "doctor", "--engine", "vllm_packed"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "shared prefix" in done.stdout
+    assert done.stdout.rstrip().endswith("usable")
+
+
 def test_a_checkpoint_whose_output_matrix_is_its_own(tiny: Path, tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -225,6 +225,7 @@ class Runner:
             "vllm": vllm.__version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            **(self._method.facts if isinstance(self._method, PackedMethod) else {}),
         }
 
 
