@@ -55,6 +55,20 @@ def score_model(folder: Path, rows: list[dict[str, Any]], device: str) -> Rankin
     return as_ranking(rows, iter(margins(model, prompts, yes, no, dtype, batch_tokens).tolist()))
 
 
+def score_packed(folder: Path, rows: list[dict[str, Any]]) -> Ranking:
+    """The same margins by the package's own engine, which computes a query once: ten times as fast on a CPU."""
+    from qwen3_ranker_plugins import Reranker
+    from qwen3_ranker_plugins.types import Request
+
+    found: Ranking = {}
+    with Reranker(folder) as reranker:
+        for row in rows:
+            request = Request(row["query"], [doc["text"] for doc in row["docs"]], max_document_tokens=DOCUMENT_TOKENS)
+            [result] = reranker.rerank_many([request])
+            found[row["qid"]] = {row["docs"][hit.index]["docid"]: hit.margin for hit in result}
+    return found
+
+
 def score_teacher(folder: Path, rows: list[dict[str, Any]], device: str) -> Ranking:
     """Cosines of a bi-encoder."""
     teacher, tokenizer = load_teacher(folder, device)
@@ -143,6 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     score = commands.add_parser("score")
     system = score.add_mutually_exclusive_group(required=True)
     system.add_argument("--model", type=Path)
+    system.add_argument("--packed", type=Path, help="an exported model, scored by the package's own engine")
     system.add_argument("--teacher", type=Path)
     score.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     report = commands.add_parser("table")
@@ -161,11 +176,12 @@ def main(argv: list[str] | None = None) -> None:
     found: dict[str, Ranking] = {}
     for path in arguments.lists:
         rows = read_lists(path, arguments.limit)
-        found[set_name(path)] = (
-            score_model(arguments.model, rows, arguments.device)
-            if arguments.model is not None
-            else score_teacher(arguments.teacher, rows, arguments.device)
-        )
+        if arguments.model is not None:
+            found[set_name(path)] = score_model(arguments.model, rows, arguments.device)
+        elif arguments.packed is not None:
+            found[set_name(path)] = score_packed(arguments.packed, rows)
+        else:
+            found[set_name(path)] = score_teacher(arguments.teacher, rows, arguments.device)
         # After every set: a call that runs out of time keeps what it has scored.
         arguments.out.write_text(json.dumps(found))
         print(f"scored {set_name(path)}: {len(rows)} queries", flush=True)
