@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from qwen3_ranker_plugins.bench.compare import compare_results
 from qwen3_ranker_plugins.bench.errors import BenchError
 from qwen3_ranker_plugins.bench.latency import LatencyPlan, evaluate, latency_report, latency_result, measure_latency
-from qwen3_ranker_plugins.bench.matrix import matrix_report, measure_matrix
+from qwen3_ranker_plugins.bench.matrix import format_cells, matrix_report, measure_matrix, preset_cells
 from qwen3_ranker_plugins.bench.results import environment, read_result
 from qwen3_ranker_plugins.bench.server import Client, RunningServer, free_port
 from qwen3_ranker_plugins.bench.titles import generate_titles
@@ -116,9 +116,7 @@ def test_matrix_goes_past_a_cell_that_fails() -> None:
     result = measure_matrix(
         plan,
         generate_titles(10),
-        engines=["no_such_engine", "packed"],
-        templates=["compact"],
-        max_lengths=[160],
+        cells=format_cells(["no_such_engine", "packed"], ["compact"], [160]),
         server=SERVER,
         titles_source="generated",
         start_timeout=200,
@@ -137,6 +135,52 @@ def test_matrix_goes_past_a_cell_that_fails() -> None:
     assert compare_results(result, result, ("a", "b")).tables[-1].rows[0][0] == (
         "packed / compact, 160: fresh query, n=3, median ms"
     )
+
+
+def test_cells_of_presets() -> None:
+    cells = preset_cells(["a", "b"], ["fast", "accurate"], dtype=None)
+    assert [(cell["engine"], cell["preset"]) for cell in cells] == [
+        ("a", "fast"), ("a", "accurate"), ("b", "fast"), ("b", "accurate"),
+    ]  # fmt: skip
+    (fast,) = preset_cells(["a"], ["fast"], dtype="bfloat16")
+    assert fast == {
+        "engine": "a",
+        "preset": "fast",
+        "template": "compact",
+        "max_length": 256,
+        "token_budget": 4096,
+        "dtype": "bfloat16",
+    }
+
+
+def test_a_preset_is_what_the_started_server_has(tmp_path: Path) -> None:
+    """Latency with a flag beside the preset, which goes first; then a matrix of the preset itself."""
+    common = ["--repeat", "1", "--warmup", "0", "--fresh-queries", "--quiet-runs", "--model", "bundled:tiny"]
+    common += ["--preset", "fast", "--device", "cpu", "--json-summary-out", str(tmp_path / "found.json")]
+    done = CliRunner().invoke(app, ["bench", "latency", "2", *common, "--max-length", "100"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    result = read_result(tmp_path / "found.json")
+    assert result["health"]["instruction_format"] == "compact"
+    assert result["health"]["max_model_len"] == 100
+    assert int(result["about"]["engine"]["token_budget"]) == 4096
+    assert result["settings"]["server"]["preset"] == "fast"
+
+    done = CliRunner().invoke(app, ["bench", "matrix", "2", *common])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "auto / fast: compact, 256" in done.output
+    result = read_result(tmp_path / "found.json")
+    assert result["settings"]["presets"] == ["fast"]
+    (cell,) = result["cells"]
+    assert cell["result"]["health"]["max_model_len"] == 256
+    assert int(cell["result"]["about"]["engine"]["token_budget"]) == 4096
+
+
+def test_another_name_of_an_engine_is_awaited_by_its_own(server: RunningServer) -> None:
+    """A server that was asked for `qwen3_vllm` says vllm_generate in /health."""
+    other = RunningServer({**SERVER, "template": "compact", "engine": "qwen3_vllm"}, start_timeout=20)
+    other.url = server.url
+    with pytest.raises(BenchError, match="runs with engine='packed', not 'vllm_generate'"):
+        other._wait()
 
 
 def test_a_server_that_runs_with_other_settings_is_not_measured(server: RunningServer) -> None:
