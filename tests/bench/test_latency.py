@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -19,6 +20,8 @@ from qwen3_ranker_plugins.bench.server import Client, RunningServer, free_port
 from qwen3_ranker_plugins.bench.titles import generate_titles
 from qwen3_ranker_plugins.cli import app
 from qwen3_ranker_plugins.errors import InvalidInputError
+
+from ..contract.conftest import needs_vllm
 
 SERVER = {"model": "bundled:tiny", "device": "cpu", "log_level": "warning"}
 PLAN = LatencyPlan(counts=(2, 12), repeat=3, warmup=1, warmup_documents=3, timeout=120)
@@ -130,11 +133,40 @@ def test_matrix_goes_past_a_cell_that_fails() -> None:
     text = report.markdown()
     median = statistics.median(measured["result"]["rows"][0]["milliseconds"])
     assert f"| packed / compact, 160 | {median:.1f} |" in text
-    assert "| no_such_engine / compact, 160 | the server ended with code 2" in text
+    assert "| no_such_engine / compact, 160 | the server ended with code 2: error: engine='no_such_engine'" in text
     assert "T4 generate / compact" in text
     assert compare_results(result, result, ("a", "b")).tables[-1].rows[0][0] == (
         "packed / compact, 160: fresh query, n=3, median ms"
     )
+
+
+@pytest.mark.parametrize("engine", [pytest.param("qwen3_vllm_score", marks=needs_vllm),
+                                    pytest.param("vllm_packed", marks=needs_vllm)])  # fmt: skip
+def test_matrix_over_an_engine_on_vllm(engine: str) -> None:
+    """Started, awaited by the name that /health has for it, measured, and ended with all that vLLM has started."""
+    before = set(psutil.Process().children(recursive=True))
+    seen: set[psutil.Process] = set()
+
+    def watch(_line: str) -> None:
+        seen.update(each for each in psutil.Process().children(recursive=True) if each not in before)
+
+    plan = LatencyPlan(counts=(3,), repeat=2, warmup=1, warmup_documents=2, queries="fresh", timeout=120)
+    result = measure_matrix(
+        plan,
+        generate_titles(10),
+        cells=format_cells([engine], ["compact"], [160]),
+        server=SERVER,
+        titles_source="generated",
+        start_timeout=300,
+        progress=watch,
+    )
+    (cell,) = result["cells"]
+    assert "error" not in cell, cell["error"]
+    assert len(cell["result"]["rows"][0]["milliseconds"]) == 2
+    assert cell["result"]["health"]["engine"] == engine.removeprefix("qwen3_")
+    assert "vllm" in cell["result"]["about"]["engine"]
+    assert len(seen) >= 2  # the server and the engine's process
+    assert not [each for each in seen if each.is_running()]
 
 
 def test_cells_of_presets() -> None:

@@ -61,7 +61,6 @@ class VllmPackedEngine(VllmEngine):
         length = max(arguments["max_num_batched_tokens"], arguments["max_model_len"] + PREAMBLE)
         # To vLLM a row is a prompt. Rows are never cut, so that a step must have room for a whole one.
         arguments |= {"max_model_len": length, "max_num_batched_tokens": length, "enable_prefix_caching": False}
-        arguments.pop("kv_cache_memory_bytes", None)
         arguments.pop("block_size", None)
         if length > positions:  # of a row; each document has positions of its own
             environment["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
