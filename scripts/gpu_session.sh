@@ -13,7 +13,7 @@ shift
 # Seconds for all parts together; a command there ends after 600. The rest are for trying this script out on a CPU.
 : "${LIMIT:=570}" "${DEVICE:=cuda}" "${SHAPE:=0.6B}" "${SCALE:=1}" "${REPEAT:=7}"
 : "${COUNTS:=100,200,400,600,800,1000}" "${ENGINES:=packed,vllm_packed,vllm_score,vllm_generate}" "${BATCHES:=4,8,16,32,64}"
-: "${DEVICES:=cuda:0,cuda:1}" "${PAIRS:=200000}"
+: "${DEVICES:=cuda:0,cuda:1}" "${PAIRS:=200000}" "${BENCH_PARTS:=reference goals eager}"
 cd "$(dirname "$0")/.."
 mkdir -p "$OUT" "$SITE" "$STORE" "$WORK"
 # src before the installed copy, whose metadata vLLM reads to find our plugin in each of its processes.
@@ -89,7 +89,7 @@ part() {
       if [[ -f scripts/gpu_bench.py ]]; then
         # shellcheck disable=SC2086 # BENCH_PARTS is a list
         step packed 560 "$PYTHON" scripts/gpu_bench.py "$WORK/packed" --commit "$commit" --device "$DEVICE" \
-          --shape "$SHAPE" --scale "$SCALE" --repeat "$REPEAT" --model "$model" ${BENCH_PARTS:+--parts $BENCH_PARTS}
+          --shape "$SHAPE" --scale "$SCALE" --repeat "$REPEAT" --model "$model" --parts $BENCH_PARTS
       else
         step packed 300 "$PYTHON" scripts/gpu_packed.py "$WORK/packed.json" --commit "$commit"
       fi
