@@ -7,18 +7,21 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
 from qwen3_ranker_plugins.bench.compare import compare_results
 from qwen3_ranker_plugins.bench.errors import BenchError
 from qwen3_ranker_plugins.bench.latency import LatencyPlan, evaluate, latency_report, latency_result, measure_latency
-from qwen3_ranker_plugins.bench.matrix import matrix_report, measure_matrix
+from qwen3_ranker_plugins.bench.matrix import format_cells, matrix_report, measure_matrix, preset_cells
 from qwen3_ranker_plugins.bench.results import environment, read_result
 from qwen3_ranker_plugins.bench.server import Client, RunningServer, free_port
 from qwen3_ranker_plugins.bench.titles import generate_titles
 from qwen3_ranker_plugins.cli import app
 from qwen3_ranker_plugins.errors import InvalidInputError
+
+from ..contract.conftest import needs_vllm
 
 SERVER = {"model": "bundled:tiny", "device": "cpu", "log_level": "warning"}
 PLAN = LatencyPlan(counts=(2, 12), repeat=3, warmup=1, warmup_documents=3, timeout=120)
@@ -116,9 +119,7 @@ def test_matrix_goes_past_a_cell_that_fails() -> None:
     result = measure_matrix(
         plan,
         generate_titles(10),
-        engines=["no_such_engine", "packed"],
-        templates=["compact"],
-        max_lengths=[160],
+        cells=format_cells(["no_such_engine", "packed"], ["compact"], [160]),
         server=SERVER,
         titles_source="generated",
         start_timeout=200,
@@ -132,11 +133,86 @@ def test_matrix_goes_past_a_cell_that_fails() -> None:
     text = report.markdown()
     median = statistics.median(measured["result"]["rows"][0]["milliseconds"])
     assert f"| packed / compact, 160 | {median:.1f} |" in text
-    assert "| no_such_engine / compact, 160 | the server ended with code 2" in text
+    assert "| no_such_engine / compact, 160 | the server ended with code 2: error: engine='no_such_engine'" in text
     assert "T4 generate / compact" in text
     assert compare_results(result, result, ("a", "b")).tables[-1].rows[0][0] == (
         "packed / compact, 160: fresh query, n=3, median ms"
     )
+
+
+@pytest.mark.parametrize("engine", [pytest.param("qwen3_vllm_score", marks=needs_vllm),
+                                    pytest.param("vllm_packed", marks=needs_vllm)])  # fmt: skip
+def test_matrix_over_an_engine_on_vllm(engine: str) -> None:
+    """Started, awaited by the name that /health has for it, measured, and ended with all that vLLM has started."""
+    before = set(psutil.Process().children(recursive=True))
+    seen: set[psutil.Process] = set()
+
+    def watch(_line: str) -> None:
+        seen.update(each for each in psutil.Process().children(recursive=True) if each not in before)
+
+    plan = LatencyPlan(counts=(3,), repeat=2, warmup=1, warmup_documents=2, queries="fresh", timeout=120)
+    result = measure_matrix(
+        plan,
+        generate_titles(10),
+        cells=format_cells([engine], ["compact"], [160]),
+        server=SERVER,
+        titles_source="generated",
+        start_timeout=300,
+        progress=watch,
+    )
+    (cell,) = result["cells"]
+    assert "error" not in cell, cell["error"]
+    assert len(cell["result"]["rows"][0]["milliseconds"]) == 2
+    assert cell["result"]["health"]["engine"] == engine.removeprefix("qwen3_")
+    assert "vllm" in cell["result"]["about"]["engine"]
+    assert len(seen) >= 2  # the server and the engine's process
+    assert not [each for each in seen if each.is_running()]
+
+
+def test_cells_of_presets() -> None:
+    cells = preset_cells(["a", "b"], ["fast", "accurate"], dtype=None)
+    assert [(cell["engine"], cell["preset"]) for cell in cells] == [
+        ("a", "fast"), ("a", "accurate"), ("b", "fast"), ("b", "accurate"),
+    ]  # fmt: skip
+    (fast,) = preset_cells(["a"], ["fast"], dtype="bfloat16")
+    assert fast == {
+        "engine": "a",
+        "preset": "fast",
+        "template": "compact",
+        "max_length": 256,
+        "token_budget": 4096,
+        "dtype": "bfloat16",
+    }
+
+
+def test_a_preset_is_what_the_started_server_has(tmp_path: Path) -> None:
+    """Latency with a flag beside the preset, which goes first; then a matrix of the preset itself."""
+    common = ["--repeat", "1", "--warmup", "0", "--fresh-queries", "--quiet-runs", "--model", "bundled:tiny"]
+    common += ["--preset", "fast", "--device", "cpu", "--json-summary-out", str(tmp_path / "found.json")]
+    done = CliRunner().invoke(app, ["bench", "latency", "2", *common, "--max-length", "100"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    result = read_result(tmp_path / "found.json")
+    assert result["health"]["instruction_format"] == "compact"
+    assert result["health"]["max_model_len"] == 100
+    assert int(result["about"]["engine"]["token_budget"]) == 4096
+    assert result["settings"]["server"]["preset"] == "fast"
+
+    done = CliRunner().invoke(app, ["bench", "matrix", "2", *common])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "auto / fast: compact, 256" in done.output
+    result = read_result(tmp_path / "found.json")
+    assert result["settings"]["presets"] == ["fast"]
+    (cell,) = result["cells"]
+    assert cell["result"]["health"]["max_model_len"] == 256
+    assert int(cell["result"]["about"]["engine"]["token_budget"]) == 4096
+
+
+def test_another_name_of_an_engine_is_awaited_by_its_own(server: RunningServer) -> None:
+    """A server that was asked for `qwen3_vllm` says vllm_generate in /health."""
+    other = RunningServer({**SERVER, "template": "compact", "engine": "qwen3_vllm"}, start_timeout=20)
+    other.url = server.url
+    with pytest.raises(BenchError, match="runs with engine='packed', not 'vllm_generate'"):
+        other._wait()
 
 
 def test_a_server_that_runs_with_other_settings_is_not_measured(server: RunningServer) -> None:

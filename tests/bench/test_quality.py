@@ -165,6 +165,15 @@ def test_command_writes_everything_and_the_report_can_be_computed_again(beir: Pa
         (["latency", "10", "--url", "ftp://x"], "give the address of a server"),
         (["latency", "0"], "give positive numbers"),
         (["latency", "10", "--titles", "nowhere.txt"], "one title a line"),
+        (["latency", "10", "--preset", "slow"], "use one of accurate, balanced, fast"),
+        (["latency", "10", "--url", "http://127.0.0.1:9", "--preset", "fast"], "preset='fast': is for a server of our"),
+        (["latency", "10", "--url", "http://127.0.0.1:9", "--template", "compact"], "template='compact': is for a ser"),
+        (["latency", "10", "--url", "http://127.0.0.1:9", "--engine", "auto"], "engine='auto': is for a server of our"),
+        (["matrix", "10", "--preset", "fast,slow"], "use one of accurate, balanced, fast"),
+        (["matrix", "10", "--preset", "fast,fast"], "none of them twice"),
+        (["matrix", "10", "--preset", "fast", "--templates", "standard"], "leave out --templates standard"),
+        (["matrix", "10", "--preset", "fast", "--max-lengths", "160"], "leave out --max-lengths 160"),
+        (["matrix", "10", "--engines", ","], "give names with commas"),
     ],
 )
 def test_unusable_arguments_are_named(arguments: list[str], message: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from qwen3_ranker_plugins import InvalidInputError
 from qwen3_ranker_plugins.config import RerankerSettings
 from qwen3_ranker_plugins.engines.vllm_engine import configure, make_encoder
-from qwen3_ranker_plugins.engines.vllm_errors import remedy, root_cause
+from qwen3_ranker_plugins.engines.vllm_errors import first_line, remedy, root_cause
 from qwen3_ranker_plugins.engines.vllm_options import VllmOptions, engine_arguments, resolved
 from qwen3_ranker_plugins.prompt import PromptEncoder, load_tokenizer
 
@@ -126,6 +126,10 @@ MESSAGES = {
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.": "max_num_batched_tokens",
     "RuntimeError: vLLM 0.32.0 is a build for 'cpu', and device='cuda' was asked for": "set device='cpu'",
     "TypeError: EngineArgs.__init__() got an unexpected keyword argument 'seeds'": "engine_kwargs",
+    "Value error, torch.float32 is not supported for quantization method fp8. Supported dtypes: [torch.bfloat16]": (
+        "leave engine_options['quantization'] out"
+    ),
+    "RuntimeError: _C::static_scaled_fp8_quant() expected at most 0 argument(s) but received 4": "use a GPU",
     "it was killed by SIGKILL": "dmesg",
     "KeyError: 'what nobody has seen'": "show_log",
 }
@@ -134,6 +138,18 @@ MESSAGES = {
 @pytest.mark.parametrize(("message", "expected"), MESSAGES.items())
 def test_every_known_error_has_its_remedy(message: str, expected: str) -> None:
     assert expected in remedy(message)
+
+
+def test_of_pydantics_messages_the_line_with_the_reason_is_shown() -> None:
+    message = (
+        "ValidationError: 1 validation error for VllmConfig\n"
+        "  Value error, torch.float32 is not supported. [type=value_error, input_value=ArgsKwargs(())]\n"
+        "    For further information visit https://errors.pydantic.dev/2/v/value_error\nValueError: another cause"
+    )
+    assert first_line(message) == (
+        "ValidationError: 1 validation error for VllmConfig: Value error, torch.float32 is not supported."
+    )
+    assert first_line("ValueError: first\nRuntimeError: its cause") == "ValueError: first"
 
 
 def test_the_log_counts_where_the_message_says_nothing() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -62,3 +64,48 @@ class BM25:
         scores = np.asarray(self._index.get_scores(known))
         order = np.argsort(-scores, kind="stable")[:count]
         return [self._ids[place] for place in order if scores[place] > 0]
+
+
+def rank_listed(
+    queries: Mapping[str, str], listed: Mapping[str, Sequence[str]], documents: Iterable[tuple[str, str]]
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Order candidates that come without scores as `BM25` would: in one pass over the collection, without an index.
+
+    Args:
+        queries: id -> text.
+        listed: query id -> document ids, in any order.
+        documents: (id, text) of the whole collection; read once.
+
+    Returns:
+        The lists, best first and equal scores by id, and the texts of all candidates that the collection has.
+    """
+    asked = {query_id: words(queries[query_id]) for query_id in listed}
+    terms = {word for found in asked.values() for word in found}
+    wanted = {doc_id for doc_ids in listed.values() for doc_id in doc_ids}
+    texts: dict[str, str] = {}
+    counted: dict[str, tuple[int, Counter[str]]] = {}
+    having: Counter[str] = Counter()
+    size = length = 0
+    for doc_id, text in documents:
+        found = words(text)
+        size, length = size + 1, length + len(found)
+        having.update(terms.intersection(found))
+        if doc_id in wanted:
+            texts[doc_id] = text
+            counted[doc_id] = len(found), Counter(word for word in found if word in terms)
+
+    def score(query_id: str, doc_id: str) -> float:
+        if doc_id not in counted:
+            return 0.0
+        own, times = counted[doc_id]
+        norm = _K1 * (1 - _B + _B * own * size / length)
+        return sum(
+            math.log(1 + (size - having[word] + 0.5) / (having[word] + 0.5)) * times[word] / (times[word] + norm)
+            for word in asked[query_id]
+        )
+
+    ranked = {
+        query_id: sorted(doc_ids, key=lambda doc_id: (-score(query_id, doc_id), doc_id))
+        for query_id, doc_ids in listed.items()
+    }
+    return ranked, texts

@@ -14,7 +14,7 @@ from ..demo.run import spread
 from ..errors import InvalidInputError, MissingDependencyError
 from ..offline.pairs import Pair
 from ..offline.readers import Lines
-from .bm25 import BM25, DESCRIPTION
+from .bm25 import BM25, DESCRIPTION, rank_listed
 from .trec import read_qrels, read_run
 
 DEMO = "demo"
@@ -135,14 +135,23 @@ def open_collection(
 
 @dataclass(frozen=True)
 class _Raw:
-    """A source before candidates are chosen. `texts` gives the texts of ids; `every` all (id, text), to be indexed."""
+    """A source before candidates are chosen.
+
+    Attributes:
+        texts: gives the texts of ids.
+        every: gives all (id, text).
+        small: whether `every` can be indexed in memory.
+        ranked, listed: the source's own candidates, best first, or in no order.
+    """
 
     name: str
     queries: Mapping[str, str]
     qrels: Mapping[str, Mapping[str, int]]
     texts: Callable[[Sequence[str]], Mapping[str, str]]
     every: Callable[[], Iterator[tuple[str, str]]] | None = None
+    small: bool = True
     ranked: Mapping[str, Sequence[str]] | None = None
+    listed: Mapping[str, Sequence[str]] | None = None
     first_stage: str = "as listed"
 
 
@@ -165,7 +174,12 @@ def _build(raw: _Raw, run: Path | None, depth: int, relevant_from: int) -> Colle
             raise InvalidInputError("run", str(run), f"has no query of {raw.name} that is judged")
     elif raw.ranked is not None:
         ranked = raw.ranked
-    elif raw.every is not None:
+    elif raw.listed is not None and raw.every is not None:
+        listed = {query_id: raw.listed.get(query_id, ()) for query_id in judged}
+        ranked, found = rank_listed(raw.queries, listed, raw.every())
+        raw = replace(raw, texts=lambda _: found)
+        first_stage = f"{raw.first_stage}, ordered by BM25 ({DESCRIPTION})"
+    elif raw.every is not None and raw.small:
         index = BM25(raw.every())
         ranked = {query_id: index.search(raw.queries[query_id], depth) for query_id in judged}
         first_stage = f"BM25 ({DESCRIPTION})"
@@ -265,20 +279,23 @@ def _from_ir_datasets(dataset_id: str) -> _Raw:
         return {doc_id: document.default_text() for doc_id, document in found.items()}
 
     ranked: dict[str, list[str]] | None = None
+    scores: dict[str, list[tuple[float, str]]] = {}
     if dataset.has_scoreddocs():
-        scores: dict[str, list[tuple[float, str]]] = {}
         for scored in dataset.scoreddocs_iter():
             scores.setdefault(scored.query_id, []).append((-scored.score, scored.doc_id))
         ranked = {query_id: [doc_id for _, doc_id in sorted(found)] for query_id, found in scores.items()}
-    small = (dataset.docs_count() or 0) <= _INDEXED_AT_MOST  # None: a data set of the user's own, not counted
+    # MS MARCO published its 1,000 BM25 candidates in random order, without scores; the library says 0 for all.
+    unordered = ranked is not None and not any(score for found in scores.values() for score, _ in found)
     return _Raw(
         f"ir_datasets:{dataset_id}",
         queries,
         qrels,
         texts,
-        (lambda: ((document.doc_id, document.default_text()) for document in dataset.docs_iter())) if small else None,
-        ranked,
-        "candidates that come with the data",
+        lambda: ((document.doc_id, document.default_text()) for document in dataset.docs_iter()),
+        small=(dataset.docs_count() or 0) <= _INDEXED_AT_MOST,  # None: one of the user's own, not counted
+        ranked=None if unordered else ranked,
+        listed=ranked if unordered else None,
+        first_stage="candidates that come with the data",
     )
 
 

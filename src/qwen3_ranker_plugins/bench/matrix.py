@@ -1,4 +1,4 @@
-"""Engines x formats x length limits: each server started, awaited, measured, stopped; a failing cell costs its row."""
+"""Engines x settings: each server started, awaited, measured, stopped; a failing cell costs its row."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import RankerError
 from .figures import latency_lines
 from .latency import FRESH, MODES, LatencyPlan, latency_result, measure_latency, orientation
+from .presets import preset_named
 from .published import LATENCY, LATENCY_DOCUMENTS
 from .report import Report, Table
 from .results import Result, device_line, environment, new_result, version_line
@@ -19,38 +20,62 @@ from .server import Client, RunningServer
 Progress = Callable[[str], None]
 
 
+def format_cells(engines: Sequence[str], templates: Sequence[str], max_lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """A cell for each combination of engine, instruction format and length limit."""
+    return [
+        {"engine": engine, "template": template, "max_length": max_length}
+        for engine, template, max_length in product(engines, templates, max_lengths)
+    ]
+
+
+def preset_cells(engines: Sequence[str], presets: Sequence[str], *, dtype: str | None) -> list[dict[str, Any]]:
+    """A cell for each combination of engine and preset.
+
+    Args:
+        engines: their names.
+        presets: their names.
+        dtype: goes before that of the presets; None for theirs.
+
+    Raises:
+        InvalidInputError: there is no such preset.
+    """
+    fixed = {} if dtype is None else {"dtype": dtype}
+    return [
+        {"engine": engine, "preset": preset, **preset_named(preset).settings(), **fixed}
+        for engine, preset in product(engines, presets)
+    ]
+
+
 def measure_matrix(
     plan: LatencyPlan,
     titles: list[str],
     *,
-    engines: Sequence[str],
-    templates: Sequence[str],
-    max_lengths: Sequence[int],
+    cells: Sequence[Mapping[str, Any]],
     server: Mapping[str, Any],
     titles_source: str,
     start_timeout: float = 900.0,
     progress: Progress | None = None,
 ) -> Result:
-    """Measure every combination.
+    """Measure every cell.
 
     Args:
         plan: what is asked of each server.
         titles: the same for all.
-        engines, templates, max_lengths: the axes.
-        server: further settings of `serve`: model, device, dtype ...
+        cells: of `format_cells` or `preset_cells`: settings of `serve` that are a cell's own, and perhaps its "preset".
+        server: settings of `serve` that all share: model, device ...
         titles_source: where the titles come from.
         start_timeout: seconds until a server has to be ready.
         progress: called with what happens.
 
     Returns:
-        A result with a cell for each combination: its latency result, or "error".
+        A result with the cells, each with its latency result, or "error".
     """
     about = environment()
-    cells: list[dict[str, Any]] = []
+    measured: list[dict[str, Any]] = []
     facts: Mapping[str, str] = {}
-    for engine, template, max_length in product(engines, templates, max_lengths):
-        settings = {**server, "engine": engine, "template": template, "max_length": max_length}
-        cell: dict[str, Any] = {"engine": engine, "template": template, "max_length": max_length}
+    for own in cells:
+        cell = dict(own)
+        settings = {**server, **{name: value for name, value in cell.items() if name != "preset"}}
         label = cell_label(cell)
         say = _prefixed(progress, label)
         say("starting")
@@ -67,18 +92,21 @@ def measure_matrix(
         except RankerError as error:
             cell["error"] = str(error)
             say(f"failed: {error}")
-        cells.append(cell)
-    first = next((cell["result"] for cell in cells if "result" in cell), None)
+        measured.append(cell)
+    first = next((cell["result"] for cell in measured if "result" in cell), None)
     settings = {
-        "engines": list(engines),
-        "templates": list(templates),
-        "max_lengths": list(max_lengths),
+        **{f"{name}s": _values(cells, name) for name in ("engine", "preset", "template", "max_length")},
         "server": dict(server),
         **({} if first is None else {name: value for name, value in first["settings"].items() if name != "server"}),
     }
     result = new_result("matrix", about, settings=settings, seed=plan.seed, facts=facts)
-    result["cells"] = cells
+    result["cells"] = measured
     return result
+
+
+def _values(cells: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """What cells have under a name, each once."""
+    return list(dict.fromkeys(cell[name] for cell in cells if name in cell))
 
 
 def _prefixed(progress: Progress | None, label: str) -> Progress:
@@ -91,7 +119,8 @@ def _prefixed(progress: Progress | None, label: str) -> Progress:
 
 def cell_label(cell: Mapping[str, Any]) -> str:
     """For tables and plots."""
-    return f"{cell['engine']} / {cell['template']}, {cell['max_length']}"
+    preset = f"{cell['preset']}: " if "preset" in cell else ""
+    return f"{cell['engine']} / {preset}{cell['template']}, {cell['max_length']}"
 
 
 def matrix_report(result: Result) -> Report:

@@ -88,9 +88,16 @@ def numbers(argument: str, text: str) -> list[int]:
     return found
 
 
-def names(text: str) -> list[str]:
-    """The parts of "a,b"."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+def names(argument: str, text: str) -> list[str]:
+    """The parts of "a,b".
+
+    Raises:
+        InvalidInputError: there is none, or one stands there twice.
+    """
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found or len(set(found)) < len(found):
+        raise InvalidInputError(argument, text, "give names with commas between them, none of them twice")
+    return found
 
 
 def console() -> Console:

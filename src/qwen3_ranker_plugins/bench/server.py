@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 from urllib.parse import urlsplit
 
+from ..config import ENGINE_ALIASES
 from ..errors import InvalidInputError
 from .errors import BenchError
 
@@ -142,16 +143,19 @@ class RunningServer:
 
         The T4 report waits the same way: until engine and format match, so that no other server is measured.
         """
+        engine = self._settings.get("engine", "auto")
         expected = {
             "instruction_format": self._settings.get("template", "standard"),
             "max_model_len": self._settings.get("max_length"),
-            "engine": self._settings.get("engine", "auto"),
+            "engine": ENGINE_ALIASES.get(engine, engine),
         }
         deadline = time.monotonic() + self._start_timeout
         last = "nothing"
         while time.monotonic() < deadline:
             if self._process is not None and (code := self._process.poll()) is not None:
-                raise BenchError(f"the server ended with code {code}:\n{self.tail()}")
+                said = self.tail()
+                last_line = said.rpartition("\n")[2][:300]  # where the command says what is wrong
+                raise BenchError(f"the server ended with code {code}: {last_line}\n{said}")
             client = Client(self.url, timeout=5)
             try:
                 health = client.health()

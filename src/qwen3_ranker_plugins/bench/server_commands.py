@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..options import DeviceOption, InstructionOption, ModelOption
+from ..errors import InvalidInputError
+from ..options import DeviceOption, InstructionOption, ModelOption, TokenBudgetOption
 from .options import (
     DtypeOption,
+    MaxLengthOption,
     OutputOption,
+    PresetOption,
     TagOption,
+    TemplateOption,
     names,
     numbers,
     say,
@@ -44,7 +49,9 @@ FreshOption = Annotated[
 ]
 SummaryOption = Annotated[Path | None, typer.Option("--json-summary-out", help="Write the result there, as JSON.")]
 QuietRunsOption = Annotated[bool, typer.Option("--quiet-runs", help="No line for each request.")]
-ServerEngineOption = Annotated[str, typer.Option("--engine", help="Of a server of our own: auto, or an engine's name.")]
+ServerEngineOption = Annotated[
+    str | None, typer.Option("--engine", help="Of a server of our own: an engine's name. Default: auto.")
+]
 COUNTS = "100,200,400,600,800,1000"
 
 
@@ -64,19 +71,24 @@ def latency(
     query: QueryOption = None,
     fresh_queries: FreshOption = None,
     model: ModelOption = None,
-    engine: ServerEngineOption = "auto",
+    engine: ServerEngineOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    template: Annotated[str, typer.Option("--template", help="Of a server of our own.")] = "standard",
+    template: TemplateOption = None,
     instruction: InstructionOption = None,
-    max_length: Annotated[int, typer.Option("--max-length", help="Of a server of our own.")] = 8192,
+    max_length: MaxLengthOption = None,
+    token_budget: TokenBudgetOption = None,
+    preset: PresetOption = None,
     start_timeout: StartTimeoutOption = 900.0,
     json_summary_out: SummaryOption = None,
     output: OutputOption = None,
     tag: TagOption = None,
     quiet_runs: QuietRunsOption = False,
 ) -> None:
-    """Client wall time of POST /rerank over the number of documents, as the T4 report measured it."""
+    """Client wall time of POST /rerank over the number of documents, as the T4 report measured it.
+
+    Model, engine, preset and what goes with them are those of a server of our own; one at --url has its own.
+    """
     from contextlib import ExitStack
 
     from .latency import failed, latency_result, measure_latency
@@ -87,24 +99,31 @@ def latency(
     plan, found, source = _plan(
         counts, repeat, seed, warmup, warmup_documents, timeout, titles, language, query, fresh_queries
     )
+    own = {
+        "model": model,
+        "engine": engine,
+        "device": device,
+        "dtype": dtype,
+        "template": template,
+        "instruction": instruction,
+        "max_length": max_length,
+        "token_budget": token_budget,
+        "preset": preset,
+    }
+    if url is not None:
+        _refuse_beside_url(own)
+    settings = settings_of(**{**own, "engine": "auto" if engine is None else engine})  # type: ignore[arg-type]
     check_output(output, tag)
     about = environment()
     key = None if api_key_file is None else _key(api_key_file)
     with ExitStack() as stack:
         if url is None:
-            settings = settings_of(
-                model=model,
-                engine=engine,
-                device=device,
-                dtype=dtype,
-                template=template,
-                instruction=instruction,
-                max_length=max_length,
-            )
             server = _server_settings(settings, max(*plan.counts, plan.warmup_documents), timeout)
-            server |= {"engine": engine, "template": template, "max_length": max_length}
+            for name in ("engine", "template", "max_length", "token_budget"):
+                server[name] = getattr(settings, name)
             say("starting a server ...")
             address = stack.enter_context(RunningServer(server, start_timeout=start_timeout)).url
+            server["preset"] = preset
         else:
             server, address = {"url": url}, url
         client = Client(address, timeout=timeout, api_key=key)
@@ -122,10 +141,18 @@ def latency(
 def matrix(
     counts: CountsArgument = COUNTS,
     engines: Annotated[str, typer.Option(help="Engines, with commas between them.")] = "auto",
-    templates: Annotated[str, typer.Option(help="Instruction formats, with commas between them.")] = "compact,standard",
-    max_lengths: Annotated[str, typer.Option(help="Length limits in tokens, with commas; the T4 report's is 160.")] = (
-        "160"
-    ),
+    templates: Annotated[
+        str | None, typer.Option(help="Instruction formats, with commas between them. Default: compact,standard.")
+    ] = None,
+    max_lengths: Annotated[
+        str | None, typer.Option(help="Length limits in tokens, with commas. Default: 160, the T4 report's.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset", help="accurate, balanced, fast, with commas: each in place of a template and a length limit."
+        ),
+    ] = None,
     repeat: RepeatOption = 5,
     seed: SeedOption = 99,
     warmup: WarmupOption = 3,
@@ -145,8 +172,11 @@ def matrix(
     tag: TagOption = None,
     quiet_runs: QuietRunsOption = False,
 ) -> None:
-    """Latency of engines x formats x length limits, each a server of its own; a failing one costs only its row."""
-    from .matrix import measure_matrix
+    """Latency of engines x formats x length limits, each a server of its own; a failing one costs only its row.
+
+    With --preset, of engines x presets.
+    """
+    from .matrix import format_cells, measure_matrix, preset_cells
     from .output import check_output, present
     from .results import write_result
 
@@ -154,13 +184,22 @@ def matrix(
         counts, repeat, seed, warmup, warmup_documents, timeout, titles, language, query, fresh_queries
     )
     settings = settings_of(model=model, device=device, dtype=dtype, instruction=instruction)
+    asked = names("engines", engines)
+    if preset is None:
+        formats = names("templates", "compact,standard" if templates is None else templates)
+        cells = format_cells(asked, formats, numbers("max_lengths", "160" if max_lengths is None else max_lengths))
+    else:
+        for name, value in (("templates", templates), ("max-lengths", max_lengths)):
+            if value is not None:
+                raise InvalidInputError(
+                    "preset", preset, f"chooses template and length limit: leave out --{name} {value}"
+                )
+        cells = preset_cells(asked, names("preset", preset), dtype=dtype)
     check_output(output, tag)
     result = measure_matrix(
         plan,
         found,
-        engines=names(engines),
-        templates=names(templates),
-        max_lengths=numbers("max_lengths", max_lengths),
+        cells=cells,
         server=_server_settings(settings, max(*plan.counts, plan.warmup_documents), timeout),
         titles_source=source,
         start_timeout=start_timeout,
@@ -219,6 +258,17 @@ def _server_settings(settings: RerankerSettings, documents: int, timeout: float)
         "request_timeout": timeout,
         "log_level": "warning",
     }
+
+
+def _refuse_beside_url(own: Mapping[str, object]) -> None:
+    """Settings of a server of our own would otherwise be in the command line and not in what was measured.
+
+    Raises:
+        InvalidInputError: one of them is given.
+    """
+    for name, value in own.items():
+        if value is not None:
+            raise InvalidInputError(name, value, "is for a server of our own: leave it out, or leave out --url")
 
 
 def _key(path: Path) -> str:

@@ -21,7 +21,7 @@ from ..prompt import EncodedRequest, ModelTokenizer, PromptEncoder, load_tokeniz
 from . import needed
 from .base import Engine, Margins
 from .devices import resolve_device
-from .vllm_errors import remedy, root_cause
+from .vllm_errors import first_line, remedy, root_cause
 from .vllm_options import VllmOptions, apply_to_prompts, engine_arguments, read_model_config, resolved
 from .vllm_process import WorkerDiedError, WorkerProcess
 from .vllm_worker import Batch, Scored, Start
@@ -169,7 +169,7 @@ def _environment(config: EngineConfig, options: VllmOptions) -> dict[str, str]:
 def _reason(error: WorkerDiedError) -> str:
     """The first line of the message, the first error of the log, and what to do about it."""
     message = str(error)
-    first, cause = message.partition("\n")[0], root_cause(error.log)
+    first, cause = first_line(message), root_cause(error.log)
     return f"{first}{f' ({cause})' if cause and cause not in message else ''}: {remedy(message, error.log)}"
 
 

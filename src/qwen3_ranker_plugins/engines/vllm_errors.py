@@ -59,6 +59,13 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     ),
     (r"greater than the derived max_model_len", "lower max_length to what the model has positions for"),
     (
+        r"quantization is (?:currently )?not supported|not supported for quantization method|scaled_fp8_quant",
+        (
+            "this build of vLLM cannot run that quantization on this device in this dtype: use a GPU and bfloat16, or "
+            "leave engine_options['quantization'] out"
+        ),
+    ),
+    (
         r"killed by SIGKILL",
         (
             "if nobody killed it, the system ran out of memory (see dmesg): use a smaller model, or lower "
@@ -85,6 +92,14 @@ def remedy(message: str, log: str = "") -> str:
             if re.search(pattern, text):
                 return answer
     return _NOTHING_KNOWN
+
+
+def first_line(message: str) -> str:
+    """The line of a message that says what is wrong: of pydantic's, the second one too."""
+    first, _, rest = message.partition("\n")
+    if re.search(r"\d+ validation errors? for ", first) and rest:
+        return f"{first}: {rest.lstrip().partition(chr(10))[0].partition(' [type=')[0]}"
+    return first
 
 
 def root_cause(log: str) -> str:

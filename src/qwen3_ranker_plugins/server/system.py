@@ -5,19 +5,26 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from .schemas import Memory
 
 
+def imported(name: str) -> Any:
+    """The module; None if it is not imported, or not yet: the engine's thread may be in the middle of it."""
+    module = sys.modules.get(name)
+    return None if getattr(getattr(module, "__spec__", None), "_initializing", False) else module
+
+
 def gpu_count() -> int:
     """CUDA devices that torch sees; 0 where torch is not loaded."""
-    torch = sys.modules.get("torch")
+    torch = imported("torch")
     return int(torch.cuda.device_count()) if torch is not None else 0
 
 
 def memory() -> Memory:
     """What this process holds."""
-    torch = sys.modules.get("torch")
+    torch = imported("torch")
     gpus = []
     if torch is not None and torch.cuda.is_initialized():
         gpus = [int(torch.cuda.memory_allocated(number)) for number in range(torch.cuda.device_count())]

@@ -1,0 +1,86 @@
+"""A lease of a GPU is short: one part that fails must be named, and must not cost the others."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts import gpu_vllm
+from scripts.gpu_vllm_systems import CASES, write_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{ROOT}")
+    write_model(tmp_path / "model", "tiny", "cpu", None)
+    return argparse.Namespace(
+        output=tmp_path / "found.json", commit="0123456789", device="cpu", shape="tiny", repeat=2, scale=50,
+        timeout=200, seconds=200, ends=time.monotonic() + 200,
+    )  # fmt: skip
+
+
+def test_a_system_that_fails_is_in_the_results_and_the_next_one_runs(
+    arguments: argparse.Namespace, tmp_path: Path
+) -> None:
+    results = {}
+    for name, system in {
+        "reference": gpu_vllm.System("reference"),
+        "broken": gpu_vllm.System("packed", {"no_such_option": 1}),
+        "packed": gpu_vllm.System("packed", labels=("400 titles", "100 chunks")),
+    }.items():
+        results[name] = gpu_vllm.run(name, system, arguments, tmp_path / "model")
+        text = gpu_vllm.report(arguments, results)
+    assert "| broken | exit code 1: " in text
+    assert "engine_options['no_such_option']=1" in text
+    stored = json.loads(arguments.output.read_text(encoding="utf-8"))["results"]
+    assert stored["broken"]["log"]
+    assert set(stored["reference"]["rows"]) == set(CASES)
+    assert set(stored["packed"]["rows"]) == {"400 titles", "100 chunks"}
+    for row in stored["packed"]["rows"].values():
+        assert row["median_ms"] > 0
+        assert row["largest_margin_difference_to_float32"] < 1e-3
+        assert "margins" not in row
+    assert max(map(abs, results["packed"]["rows"]["400 titles"]["margins"])) > 0.05
+
+
+def test_a_system_that_hangs_is_ended_and_none_is_begun_when_time_is_over(
+    arguments: argparse.Namespace, tmp_path: Path
+) -> None:
+    arguments.timeout = 1
+    assert gpu_vllm.run("slow", gpu_vllm.System("packed"), arguments, tmp_path)["failed"] == "not done after 1 s"
+    arguments.ends = time.monotonic()
+    found = gpu_vllm.run("late", gpu_vllm.System("packed"), arguments, tmp_path)
+    assert found["failed"].startswith("not run: ")
+
+
+def test_a_session_goes_on_after_a_part_that_fails(tmp_path: Path) -> None:
+    """Without `.gpu` there is nothing to store, and no part has the second name."""
+    environment = {"OUT": "out", "SITE": "site", "STORE": "store", "WORK": "work", "LIMIT": "100"}
+    done = subprocess.run(
+        ["bash", ROOT / "scripts" / "gpu_session.sh", "0123456", "unpack", "no-such-part", "doctor-packed"],
+        env=os.environ
+        | {name: value if value.isdecimal() else str(tmp_path / value) for name, value in environment.items()}
+        | {"PYTHON": sys.executable, "DEVICE": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 1
+    failed = [line for line in done.stdout.splitlines() if line.startswith("=== failed: ")]
+    assert len(failed) == 2
+    assert failed[0].startswith("=== failed: unpack (exit code ")
+    assert failed[1] == "=== failed: no-such-part (no such part)"
+    assert "=== doctor-packed: exit code 0" in done.stdout
+    with tarfile.open(tmp_path / "out" / "results.tgz") as archive:
+        assert "./doctor-packed.log" in archive.getnames()
