@@ -130,6 +130,9 @@ MESSAGES = {
         "leave engine_options['quantization'] out"
     ),
     "RuntimeError: _C::static_scaled_fp8_quant() expected at most 0 argument(s) but received 4": "use a GPU",
+    "ValueError: User-specified max_model_len (9) is greater than the derived max_model_len (8). To allow overriding "
+    "this maximum, set the env var VLLM_ALLOW_LONG_MAX_MODEL_LEN=1.": "lower max_length",
+    "ValueError: Model architectures ['Qwen3PackedReranker'] are not supported for now.": "VLLM_PLUGINS",
     "it was killed by SIGKILL": "dmesg",
     "KeyError: 'what nobody has seen'": "show_log",
 }
@@ -150,6 +153,12 @@ def test_of_pydantics_messages_the_line_with_the_reason_is_shown() -> None:
         "ValidationError: 1 validation error for VllmConfig: Value error, torch.float32 is not supported."
     )
     assert first_line("ValueError: first\nRuntimeError: its cause") == "ValueError: first"
+
+
+def test_a_warning_of_vllm_is_no_reason() -> None:
+    """With VLLM_ALLOW_LONG_MAX_MODEL_LEN its error about max_model_len begins a warning."""
+    log = "WARNING User-specified max_model_len (8194) is greater than the derived max_model_len (8192). VLLM_ALLOW..."
+    assert "show_log" in remedy("it was killed by SIGABRT", log)
 
 
 def test_the_log_counts_where_the_message_says_nothing() -> None:

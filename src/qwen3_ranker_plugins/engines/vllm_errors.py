@@ -57,7 +57,15 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         r"must be divisible by tensor parallel size|number of available GPUs|World size",
         "lower engine_options['tensor_parallel_size']",
     ),
-    (r"greater than the derived max_model_len", "lower max_length to what the model has positions for"),
+    # Not the warning with the same beginning.
+    (r"To allow overriding this maximum", "lower max_length to what the model has positions for"),
+    (
+        r"Model architectures \['Qwen3PackedReranker'\] are not supported",
+        (
+            "a process of vLLM does not know our model class: install this package in vLLM's Python (its entry point "
+            "vllm.general_plugins must be found), and if VLLM_PLUGINS is set, name qwen3_ranker in it"
+        ),
+    ),
     (
         r"quantization is (?:currently )?not supported|not supported for quantization method|scaled_fp8_quant",
         (
