@@ -344,16 +344,19 @@ class Prepared:
         if options.min_confidence is not None:
             keep &= confidences >= options.min_confidence
         order = np.argsort(-values, kind="stable")
+        kept = order[keep[order]][: options.top_k]
+        # Whole arrays become lists of Python's numbers at once, which takes half the time of one number after another.
+        columns = (each[kept].tolist() for each in (scores, values, confidences, self.source))
         hits = tuple(
             ScoredDocument(
                 index=index,
                 document=self.documents[index],
-                score=float(scores[index]),
-                margin=float(values[index]),
-                confidence=float(confidences[index]),
-                truncated_tokens=self._truncated(margins, int(self.source[index])),
+                score=score,
+                margin=margin,
+                confidence=confidence,
+                truncated_tokens=self._truncated(margins, place),
             )
-            for index in order[keep[order]][: options.top_k].tolist()
+            for index, score, margin, confidence, place in zip(kept.tolist(), *columns, strict=True)
         )
         return RerankResult(hits, self._usage(margins))
 
