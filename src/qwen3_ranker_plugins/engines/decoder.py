@@ -139,8 +139,9 @@ class Decoder:
 
     def __init__(self, weights: DecoderWeights, backend: str | Callable[..., Any] = "inductor") -> None:
         self.weights = weights
-        self._normed = torch.compile(rms_norm, fullgraph=True, backend=backend)
-        self._gated = torch.compile(gated, fullgraph=True, backend=backend)
+        # Not dynamic, so that a second model in the process has kernels of its own width; the rows are marked.
+        self._normed = torch.compile(rms_norm, fullgraph=True, dynamic=False, backend=backend)
+        self._gated = torch.compile(gated, fullgraph=True, dynamic=False, backend=backend)
         # Only fast, and only small in memory, when compiled. `fullgraph` makes dynamo raise where it would otherwise
         # go on uncompiled, with a matrix of all scores.
         self._attended = torch.compile(attended, fullgraph=True, dynamic=False, backend=backend)
@@ -229,7 +230,7 @@ def attended(
     key_norm: torch.Tensor,
     mask: BlockMask,
     epsilon: float,
-    kernel_options: Mapping[str, Any] | None = None,
+    kernel_options: Any = None,
 ) -> torch.Tensor:
     """Shared-prefix attention.
 
