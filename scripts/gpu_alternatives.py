@@ -346,7 +346,7 @@ def alternative_rows(name: str, ranker: Any, documents: dict[str, list[str]], re
                 "times_ms": [round(each, 3) for each in times],
                 "packed_tokens": packed.num_tokens,
                 "padded_tokens": length,
-                "margins": decoder(row)[:20].tolist(),
+                "margins": decoder(row)[: min(20, packed.num_documents)].tolist(),
             }
             print(name, label, rows[label]["median_ms"], flush=True)
     return rows

@@ -554,6 +554,7 @@ def main() -> None:
     for part in arguments.parts:
         results[part] = run_in_process(arguments, part)
         report = {"about": about(arguments), "results": results}
+        file.write_text(json.dumps(report), encoding="utf-8")  # whatever happens to the tables
         with_differences(report)
         file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         file.with_suffix(".md").write_text(markdown(report), encoding="utf-8")

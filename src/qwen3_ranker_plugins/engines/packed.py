@@ -65,6 +65,7 @@ class PackedEngine(Engine):
         device, dtype, self.token_budget = resolve(device, dtype, token_budget)
         self.options = options.resolved(device)
         self.device, self.dtype = torch.device(device), getattr(torch, dtype)
+        self.encodes_meanwhile = self.options.compile and self.device.type == "cuda"
         tokenizer = load_tokenizer(folder)
         causal_lm = _load(folder, self.dtype)
         highest = max(tokenizer.yes_id, tokenizer.no_id, *tokenizer.control.values())
