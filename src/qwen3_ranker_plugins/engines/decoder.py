@@ -177,9 +177,10 @@ class Decoder:
         return last @ self.weights.label_direction
 
     def _rotation(self, row: StaticRow) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines, float32 [tokens, 1, head_dim / 2]."""
+        """Cosines, and sines that are negative in the first half, each float32 [tokens, 1, head_dim]."""
         angles = row.position_ids[:, None, None] * self.weights.inverse_frequencies
-        return angles.cos() * self.weights.rotary_scaling, angles.sin() * self.weights.rotary_scaling
+        cosines, sines = angles.cos() * self.weights.rotary_scaling, angles.sin() * self.weights.rotary_scaling
+        return torch.cat([cosines, cosines], dim=-1), torch.cat([-sines, sines], dim=-1)
 
     def _attention(
         self, hidden: torch.Tensor, layer: LayerWeights, rotation: tuple[torch.Tensor, torch.Tensor], mask: BlockMask
@@ -237,7 +238,7 @@ def attended(
     Args:
         query: [1, tokens, heads, head_dim], as the product gives it.
         key, value: [1, tokens, kv_heads, head_dim].
-        cosines, sines: float32 [tokens, 1, head_dim / 2].
+        cosines, sines: see `Decoder._rotation`.
         query_norm, key_norm: [head_dim].
         mask: over the tokens.
         epsilon: of the norms.
@@ -267,6 +268,7 @@ def rotated(
     states: torch.Tensor, norm: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, epsilon: float
 ) -> torch.Tensor:
     """RMSNorm of each head, then rotary embeddings, in float32, rounded once: [1, tokens, heads, head_dim]."""
-    one, other = rms_norm(states.float(), norm, epsilon).chunk(2, dim=-1)
-    turned = torch.cat([one * cosines - other * sines, other * cosines + one * sines], dim=-1)
+    normed = rms_norm(states.float(), norm, epsilon)
+    # The halves change places by a roll, not by a concatenation, which the compiler would make of four loads.
+    turned = normed * cosines + normed.roll(normed.shape[-1] // 2, dims=-1) * sines
     return turned.to(states.dtype)
