@@ -58,6 +58,7 @@ class System:
 # The most important first: a run that is cut short has them.
 TABLE = {
     "packed": System("packed"),
+    "packed, compiled": System("packed", {"compile": True}),
     "vllm_packed": System("vllm_packed", {"tensor_parallel_size": 1}),
     "vllm_score": System("vllm_score", {"tensor_parallel_size": 1}),
     "copied_llm_score": System("copied_llm_score"),

@@ -232,6 +232,41 @@ async def test_cancelled_and_timed_out_calls_leave_the_reranker_usable(reranker:
     assert scores.shape == (7,)
 
 
+def test_a_long_request_handed_over_in_parts_has_the_same_result(
+    reranker: Reranker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for an engine on a GPU: the rest is encoded while the first documents are scored."""
+    engine = reranker._lease.engine
+    documents = [f"document {n} of many" + " that is long" * (n % 5) for n in range(300)]
+    documents += [documents[299], documents[0], "x " * 3000]
+    whole = reranker.rerank(QUERY, documents)
+    monkeypatch.setattr(engine, "encodes_meanwhile", True)
+    submitted = []
+    queue = reranker._queue
+
+    def counted(encoded: EncodedRequest, bar: Any) -> Any:
+        submitted.append(len(encoded.segments))
+        return queue(encoded, bar)
+
+    monkeypatch.setattr(reranker, "_queue", counted)
+    parts = reranker.rerank(QUERY, documents, show_progress=True)
+    assert submitted == [75, 226]
+    expected = {hit.index: hit for hit in whole}
+    assert len(parts) == len(whole) == len(documents)
+    for hit in parts:
+        assert hit.margin == pytest.approx(expected[hit.index].margin, abs=1e-4)
+        assert hit.truncated_tokens == expected[hit.index].truncated_tokens
+    assert parts.usage.prompt_tokens == whole.usage.prompt_tokens
+    assert parts.usage.seconds > 0
+    np.testing.assert_allclose(
+        reranker.score(QUERY, documents), [expected[n].score for n in range(len(documents))], atol=1e-4
+    )
+    with pytest.raises(PromptTooLongError):
+        reranker.rerank("word " * 9000, documents)
+    reranker.rerank(QUERY, documents[:100])
+    assert submitted[-1] == 100
+
+
 # --- lifetime ----------------------------------------------------------------------------------------------------
 
 

@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch.nn.attention.flex_attention import BlockMask
 
 from qwen3_ranker_plugins.engines.flex import TILE, build_block_mask, padded_length
+from qwen3_ranker_plugins.engines.static_row import StaticRow, row_length
 from qwen3_ranker_plugins.packing import PackedPass, pack
 from qwen3_ranker_plugins.prompt import EncodedRequest
 
@@ -67,13 +69,37 @@ def test_layout(shapes: list[tuple[int, list[int]]]) -> None:
         assert [g.length for g in block.groups] == sorted({len(segment) for segment in request.segments})
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(requests)
 def test_block_mask_is_the_rule(shapes: list[tuple[int, list[int]]]) -> None:
     packed = pack(make(shapes))
     length = padded_length(packed.num_tokens)
     assert length % TILE == 0
-    mask = build_block_mask(packed, length, torch.device("cpu"))
+    check_mask(build_block_mask(packed, length, torch.device("cpu")), packed)
+
+
+@settings(max_examples=15)
+@given(requests, requests, st.sampled_from([TILE, TILE // 2]))
+def test_a_row_that_held_another_pass_has_the_mask_of_this_one(
+    before: list[tuple[int, list[int]]], shapes: list[tuple[int, list[int]]], columns: int
+) -> None:
+    first, packed = pack(make(before)), pack(make(shapes))
+    longest = max(first.num_tokens, packed.num_tokens)
+    documents = max(first.num_documents, packed.num_documents)
+    row = StaticRow(row_length(longest, documents, 4), torch.device("cpu"), columns)
+    for one in (first, packed):
+        row.write(one)
+    check_mask(row.mask, packed)
+    padding = [0] * (row.length - packed.num_tokens)
+    assert row.token_ids.tolist() == [*packed.token_ids.tolist(), *padding]
+    assert row.position_ids.tolist() == [*packed.position_ids.tolist(), *padding]
+    assert row.last_positions[: packed.num_documents].tolist() == packed.last_positions.tolist()
+    assert not row.last_positions[packed.num_documents :].any()
+
+
+def check_mask(mask: BlockMask, packed: PackedPass) -> None:
+    """Each pair of tokens, and each tile."""
+    length, (_, columns_of) = mask.seq_lengths[0], mask.BLOCK_SIZE
     rows, columns = torch.arange(length)[:, None], torch.arange(length)[None]
     by_token = mask.mask_mod(torch.tensor(0), torch.tensor(0), rows, columns).numpy()
 
@@ -81,20 +107,20 @@ def test_block_mask_is_the_rule(shapes: list[tuple[int, list[int]]]) -> None:
     assert (by_token[: packed.num_tokens, : packed.num_tokens] == expected).all()
     assert not by_token[: packed.num_tokens, packed.num_tokens :].any()
 
-    tiles = length // TILE
+    shape = length // TILE, length // columns_of
 
     def listed(counts: torch.Tensor, indices: torch.Tensor) -> NDArray[np.bool_]:
-        found = np.zeros((tiles, tiles), dtype=bool)
-        for row in range(tiles):
+        found = np.zeros(shape, dtype=bool)
+        for row in range(shape[0]):
             found[row, indices[0, 0, row, : counts[0, 0, row]].numpy()] = True
         return found
 
     assert mask.full_kv_num_blocks is not None
     assert mask.full_kv_indices is not None
     partial, full = listed(mask.kv_num_blocks, mask.kv_indices), listed(mask.full_kv_num_blocks, mask.full_kv_indices)
-    per_tile = by_token.reshape(tiles, TILE, tiles, TILE).sum(axis=(1, 3))
+    per_tile = by_token.reshape(shape[0], TILE, shape[1], columns_of).sum(axis=(1, 3))
     assert not (partial & full).any()
-    assert (per_tile[full] == TILE * TILE).all(), "a full tile is not masked, so every pair in it must be visible"
+    assert (per_tile[full] == TILE * columns_of).all(), "a full tile is not masked, so every pair must be visible"
     assert (per_tile[~(partial | full)] == 0).all(), "a tile that is not listed is skipped"
 
 

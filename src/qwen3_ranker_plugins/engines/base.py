@@ -31,6 +31,18 @@ class Margins:
     prompt_tokens: int | None = None
     truncated: Mapping[int, int] = field(default_factory=dict)
 
+    def joined(self, rest: Margins) -> Margins:
+        """Of a request whose first documents these are, and whose others are the rest."""
+        behind = len(self.values)
+        known = [each.prompt_tokens for each in (self, rest) if each.prompt_tokens is not None]
+        return Margins(
+            np.concatenate([self.values, rest.values]),
+            self.computed_tokens + rest.computed_tokens,
+            {**self.failures, **{behind + index: reason for index, reason in rest.failures.items()}},
+            sum(known) if known else None,
+            {**self.truncated, **{behind + index: tokens for index, tokens in rest.truncated.items()}},
+        )
+
 
 class Engine(ABC):
     """Scores encoded requests. Called by the dispatcher's threads: by one at a time, unless it has more `workers`.
@@ -42,12 +54,15 @@ class Engine(ABC):
         documents_per_pass: how many documents one call should hold at most; None for no limit.
         workers: how many threads call it at a time. With more than one, each call holds documents of one request, as
             there is nothing to gain from sharing.
+        encodes_meanwhile: whether the processor is free while a call of `score` runs, so that a long request had better
+            come in parts: the rest is encoded while the first is scored.
     """
 
     name: str
     token_budget: int
     documents_per_pass: int | None = None
     workers: int = 1
+    encodes_meanwhile: bool = False
 
     @abstractmethod
     def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:

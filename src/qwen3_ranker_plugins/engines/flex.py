@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 TILE = 128
 
 
-def padded_length(num_tokens: int) -> int:
+def padded_length(num_tokens: int, per_octave: int = 4) -> int:
     """The size class of a pass: the next multiple of TILE that has few significant bits.
 
-    Compiled attention is specialised on the length, so there should be few lengths: four in each octave, which
-    pads by a tenth on average.
+    Compiled attention is specialised on the length, so there should be few lengths: `per_octave` (a power of two)
+    between a length and its double. Four pad by a tenth on average, eight by a twentieth.
     """
-    step = max(TILE, 1 << max(0, (num_tokens - 1).bit_length() - 3))
+    step = max(TILE, (1 << max(0, (num_tokens - 1).bit_length() - 1)) // per_octave)
     return -(-num_tokens // step) * step
 
 
@@ -37,27 +37,50 @@ def build_block_mask(packed: PackedPass, padded_length: int, device: torch.devic
 
     Padding tokens see themselves and each other; nothing reads what they compute.
     """
-    segment_start, head_start, head_end = _padded_bounds(packed, padded_length)
-    partial, full = _tiles(segment_start, head_start, head_end)
-    bounds = to_device(np.stack([segment_start, head_start, head_end]), device)
-    start_of_segment, start_of_head, end_of_head = bounds.unbind()
-
-    def sees(_batch: torch.Tensor, _head: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-        in_segment = column >= start_of_segment[row]
-        in_head = (column >= start_of_head[row]) & (column < end_of_head[row])
-        return (column <= row) & (in_segment | in_head)
+    bounds = padded_bounds(packed, padded_length)
+    partial, full = find_tiles(*bounds)
 
     def counts_and_indices(tiles: NDArray[np.bool_]) -> tuple[torch.Tensor, torch.Tensor]:
-        counts = tiles.sum(axis=1, dtype=np.int32)
-        indices = np.argsort(~tiles, axis=1, kind="stable").astype(np.int32)
+        counts, indices = np.zeros(len(tiles), dtype=np.int32), np.zeros(tiles.shape, dtype=np.int32)
+        write_tiles(tiles, counts, indices)
         return to_device(counts[None, None], device), to_device(indices[None, None], device)
 
+    segment_start, head_start, head_end = to_device(np.stack(bounds), device).unbind()
+    return mask_of(segment_start, head_start, head_end, *counts_and_indices(partial), *counts_and_indices(full))
+
+
+def mask_of(
+    segment_start: torch.Tensor,
+    head_start: torch.Tensor,
+    head_end: torch.Tensor,
+    partial_counts: torch.Tensor,
+    partial_indices: torch.Tensor,
+    full_counts: torch.Tensor,
+    full_indices: torch.Tensor,
+) -> BlockMask:
+    """A block mask that reads all it knows about a pass from these tensors, so that other numbers are another pass.
+
+    Args:
+        segment_start, head_start, head_end: int32 [tokens], see `PackedPass`.
+        partial_counts, full_counts: int32 [1, 1, rows of tiles], how many tiles of each row hold a visible pair but
+            not only such, and how many hold visible pairs only.
+        partial_indices, full_indices: int32 [1, 1, rows, columns of tiles], which they are; the rest is not read.
+    """
+    length = len(segment_start)
+
+    def sees(_batch: torch.Tensor, _head: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        in_segment = column >= segment_start[row]
+        in_head = (column >= head_start[row]) & (column < head_end[row])
+        return (column <= row) & (in_segment | in_head)
+
     return BlockMask.from_kv_blocks(
-        *counts_and_indices(partial),
-        *counts_and_indices(full),
-        BLOCK_SIZE=TILE,
+        partial_counts,
+        partial_indices,
+        full_counts,
+        full_indices,
+        BLOCK_SIZE=(TILE, length // partial_indices.shape[-1]),
         mask_mod=sees,
-        seq_lengths=(padded_length, padded_length),
+        seq_lengths=(length, length),
         compute_q_blocks=False,
     )
 
@@ -70,41 +93,54 @@ def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def _padded_bounds(packed: PackedPass, padded_length: int) -> tuple[NDArray[np.int32], ...]:
-    """Bounds per token, with the padding as one more segment that sees no head."""
+def padded_bounds(packed: PackedPass, padded_length: int) -> tuple[NDArray[np.int32], ...]:
+    """Start of segment, start of head and end of head per token, with the padding as one more segment without head."""
     padding = padded_length - packed.num_tokens
     return tuple(
-        np.concatenate([bounds, np.full(padding, fill, dtype=np.int32)])
-        for bounds, fill in (
-            (packed.segment_start, packed.num_tokens),
-            (packed.head_start, packed.num_tokens),
-            (packed.head_end, packed.num_tokens),
-        )
+        np.concatenate([bounds, np.full(padding, packed.num_tokens, dtype=np.int32)])
+        for bounds in (packed.segment_start, packed.head_start, packed.head_end)
     )
 
 
-def _tiles(
-    segment_start: NDArray[np.int32], head_start: NDArray[np.int32], head_end: NDArray[np.int32]
+def find_tiles(
+    segment_start: NDArray[np.int32],
+    head_start: NDArray[np.int32],
+    head_end: NDArray[np.int32],
+    *,
+    columns_of: int = TILE,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(tiles that hold a visible pair but not only such, tiles of visible pairs only), each [rows, columns]."""
+    """(tiles that hold a visible pair but not only such, tiles of visible pairs only), each [rows, columns].
+
+    A tile is TILE rows by `columns_of` columns, which divides TILE.
+    """
     first, last = slice(0, None, TILE), slice(TILE - 1, None, TILE)
-    tile = np.arange(len(segment_start) // TILE)
-    row, column = tile[:, None], tile[None, :]
-    start, end = column * TILE, (column + 1) * TILE  # of each column of tiles
+    length = len(segment_start)
+    row_start = np.arange(0, length, TILE)[:, None]
+    start = np.arange(0, length, columns_of)[None, :]  # of each column of tiles
+    end = start + columns_of
 
     # Segments follow one another, so the segments of a row of tiles cover one range, which ends at the diagonal;
     # heads lie at the start of their requests, so a row's heads lie between its first token's and its last one's.
-    touched = (end > segment_start[first][:, None]) & (column <= row)
+    reached = start < row_start + TILE
+    touched = (end > segment_start[first][:, None]) & reached
     for token in (first, last):
-        touched |= (end > head_start[token][:, None]) & (start < head_end[token][:, None]) & (column <= row)
+        touched |= (end > head_start[token][:, None]) & (start < head_end[token][:, None]) & reached
     # A head between those two belongs to a request that begins and ends inside the row of tiles: on the diagonal.
 
     same_segment = (segment_start[first] == segment_start[last])[:, None]
     same_head = (head_start[first] == head_start[last])[:, None]
-    below = column < row
+    below = end <= row_start
     full = below & same_segment & (start >= segment_start[first][:, None])
     full |= below & same_head & (start >= head_start[first][:, None]) & (end <= head_end[first][:, None])
     return touched & ~full, full
+
+
+def write_tiles(tiles: NDArray[np.bool_], counts: NDArray[np.int32], indices: NDArray[np.int32]) -> None:
+    """Write how many tiles of each row are set, [rows], and which, [rows, columns]; behind them, nothing is written."""
+    rows, columns = np.nonzero(tiles)
+    counts[:] = tiles.sum(axis=1, dtype=np.int32)
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    indices[rows, place] = columns
 
 
 @lru_cache(maxsize=1)

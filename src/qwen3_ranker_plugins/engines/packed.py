@@ -1,7 +1,8 @@
-"""The packed engine: transformers' Qwen3 layers over one row of tokens with shared-prefix attention."""
+"""The packed engine: one row of tokens with shared-prefix attention, through transformers' Qwen3 layers or compiled."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,8 @@ from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from ..config import EngineConfig, RerankerSettings
-from ..errors import EngineError, InvalidInputError, RankerError, UnsupportedModelError
+from ..config import EngineConfig, RerankerSettings, check_json
+from ..errors import EngineError, RankerError, UnsupportedModelError
 from ..models import modified_ns, resolve_model
 from ..packing import PackedPass, pack
 from ..prompt import EncodedRequest, PromptEncoder, load_tokenizer
@@ -23,9 +24,11 @@ from . import needed
 from .attention import ATTENTION_NAME, make_layout, register
 from .base import Engine, Margins
 from .devices import resolve_device
+from .packed_options import PackedOptions
 
 if TYPE_CHECKING:
     from .attention import Layout
+    from .compiled import CompiledPasses
 
 # Large enough to fill the device, small enough for activations (about 24 kB a token at 0.6B in bfloat16).
 _TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
@@ -40,19 +43,29 @@ class PackedEngine(Engine):
         dtype: "auto", "float32", "bfloat16" or "float16"; auto is float32 on CPU and on a GPU the half precision
             that it computes natively.
         token_budget: tokens of one pass; None chooses by device. Memory for activations grows with it.
+        options: the engine's own.
 
     Raises:
         UnsupportedModelError: the weights are not those of a Qwen3 decoder.
-        InvalidInputError: the device is not there.
+        InvalidInputError: the device is not there, or has not got what the options ask for.
+        EngineError: see `CompiledPasses.warm_up`.
     """
 
     name = "packed"
 
     def __init__(
-        self, folder: Path, *, device: str = "auto", dtype: str = "auto", token_budget: int | None = None
+        self,
+        folder: Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        token_budget: int | None = None,
+        options: PackedOptions = PackedOptions(),  # noqa: B008 - it is frozen
     ) -> None:
         device, dtype, self.token_budget = resolve(device, dtype, token_budget)
+        self.options = options.resolved(device)
         self.device, self.dtype = torch.device(device), getattr(torch, dtype)
+        self.encodes_meanwhile = self.options.compile and self.device.type == "cuda"
         tokenizer = load_tokenizer(folder)
         causal_lm = _load(folder, self.dtype)
         highest = max(tokenizer.yes_id, tokenizer.no_id, *tokenizer.control.values())
@@ -65,7 +78,22 @@ class PackedEngine(Engine):
         # half precision product would be rounded to steps of up to 1/16.
         rows = causal_lm.get_output_embeddings().weight
         self._label_direction = (rows[tokenizer.yes_id].float() - rows[tokenizer.no_id].float()).to(self.device)
-        self._decoder: Any = causal_lm.model.to(self.device)
+        self._decoder: Any = None
+        self._compiled: CompiledPasses | None = None
+        if self.options.compile:
+            self._compiled = self._make_compiled(causal_lm.model)
+        else:
+            self._decoder = causal_lm.model.to(self.device)
+
+    def _make_compiled(self, model: Any) -> CompiledPasses:
+        from .compiled import CompiledPasses
+        from .decoder import Decoder, take_weights
+
+        decoder = Decoder(take_weights(model, self._label_direction, self.device))
+        passes = CompiledPasses(decoder, self.device, self.options, self.token_budget)
+        if self.options.warm_up:
+            passes.warm_up()
+        return passes
 
     def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
         """One forward pass over all requests.
@@ -93,6 +121,8 @@ class PackedEngine(Engine):
     @torch.inference_mode()
     def _forward(self, packed: PackedPass) -> torch.Tensor:
         """Margins, float32 [num_documents]."""
+        if self._compiled is not None:
+            return self._compiled.margins(packed)
         layout, padding = self._layout(packed)
         token_ids = pad(torch.from_numpy(packed.token_ids), (0, padding)).to(self.device, non_blocking=True)
         position_ids = pad(torch.from_numpy(packed.position_ids), (0, padding)).to(self.device, non_blocking=True)[None]
@@ -113,7 +143,7 @@ class PackedEngine(Engine):
 
     def close(self) -> None:
         """Free the weights."""
-        self._decoder = None
+        self._decoder = self._compiled = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -125,6 +155,7 @@ class PackedEngine(Engine):
             "device": name,
             "dtype": str(self.dtype).removeprefix("torch."),
             "token_budget": str(self.token_budget),
+            **({"options": json.dumps(self.options.as_dict)} if self.options.compile else {}),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
@@ -164,11 +195,8 @@ def resolve(device: str, dtype: str, token_budget: int | None) -> tuple[str, str
 
 
 def model_folder(engine: str, settings: RerankerSettings) -> Path:
-    """See `EngineModule`; this engine has no options."""
-    for name, value in settings.engine_options.items():
-        raise InvalidInputError(
-            f"engine_options[{name!r}]", value, f"engine {engine!r} has no such option: leave it out"
-        )
+    """See `EngineModule`."""
+    PackedOptions.parse(engine, settings.engine_options)
     return resolve_model(settings.model)
 
 
@@ -180,15 +208,23 @@ def make_encoder(engine: str, folder: Path | None, settings: RerankerSettings) -
 def configure(engine: str, folder: Path | None, settings: RerankerSettings) -> EngineConfig:
     """See `EngineModule`."""
     folder = needed(folder, engine)
+    device, dtype, token_budget = resolve(settings.device, settings.dtype, settings.token_budget)
+    options = PackedOptions.parse(engine, settings.engine_options).resolved(device)
     return EngineConfig(
-        engine, folder, *resolve(settings.device, settings.dtype, settings.token_budget), modified_ns(folder)
+        engine, folder, device, dtype, token_budget, modified_ns(folder), check_json("engine_options", options.as_dict)
     )
 
 
 def create(config: EngineConfig) -> PackedEngine:
     """See `EngineModule`."""
     folder = needed(config.folder, config.engine)
-    return PackedEngine(folder, device=config.device, dtype=config.dtype, token_budget=config.token_budget)
+    return PackedEngine(
+        folder,
+        device=config.device,
+        dtype=config.dtype,
+        token_budget=config.token_budget,
+        options=PackedOptions.parse(config.engine, config.engine_options),
+    )
 
 
 def _load(folder: Path, dtype: torch.dtype) -> Any:

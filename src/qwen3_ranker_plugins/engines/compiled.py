@@ -1,0 +1,152 @@
+"""The compiled path of the packed engine: size classes, their warm-up, and CUDA graphs for the small ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._dynamo.exc import TorchDynamoException
+
+from ..errors import EngineError
+from ..packing import pack
+from ..prompt import EncodedRequest
+from .flex import many_lengths
+from .static_row import StaticRow, row_length, row_lengths
+
+if TYPE_CHECKING:
+    from ..packing import PackedPass
+    from .decoder import Decoder
+    from .packed_options import PackedOptions
+
+# Longer passes keep the GPU busy for longer than the host needs to launch them. At 8192 tokens of the 0.6B shape that
+# is 9 ms at the least, and some 170 kernels and 110 calls of compiled pieces were seen to take 12.
+_LONGEST_GRAPH = 8192
+
+_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+class CompiledPasses:
+    """Runs passes through a decoder, each in the memory of its size class.
+
+    Args:
+        decoder: on `device`.
+        device: a CPU or a GPU.
+        options: resolved for the device.
+        token_budget: passes of up to so many tokens are what `warm_up` prepares.
+    """
+
+    def __init__(self, decoder: Decoder, device: torch.device, options: PackedOptions, token_budget: int) -> None:
+        self.decoder = decoder
+        self.device = device
+        self.per_octave = options.size_classes or 1
+        self.lengths = row_lengths(token_budget, self.per_octave)
+        self._cuda_graphs = bool(options.cuda_graphs)
+        self._cache = options.compile_cache
+        self._rows: dict[int, StaticRow] = {}
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        # One after the other and never at once, so that they may share their memory.
+        self._pool = torch.cuda.graph_pool_handle() if self._cuda_graphs else None
+        with self._on_device(), self._compiling(), torch.inference_mode():
+            decoder.compile_for_any_length()
+
+    def warm_up(self, lengths: list[int] | None = None) -> None:
+        """Compile size classes, by default all of the budget, and show a progress bar if standard error is a terminal.
+
+        Raises:
+            EngineError: a CUDA graph cannot be recorded.
+        """
+        from rich.console import Console
+        from rich.progress import track
+
+        console = Console(stderr=True)
+        # The longest first: the memory of its graph is enough for all others.
+        missing = sorted(set(self.lengths if lengths is None else lengths) - self._rows.keys(), reverse=True)
+        for length in track(missing, "compiling", console=console, transient=True, disable=not console.is_terminal):
+            self._prepare(length)
+
+    @torch.inference_mode()
+    def margins(self, packed: PackedPass) -> torch.Tensor:
+        """Margins, float32 [num_documents], on the device. They are to be read before the next pass.
+
+        A pass of a size class that was not warmed up is compiled now.
+
+        Raises:
+            EngineError: as `warm_up`.
+        """
+        length = row_length(packed.num_tokens, packed.num_documents, self.per_octave)
+        if length not in self._rows:
+            self._prepare(length)
+        row = self._rows[length]
+        with self._on_device(), many_lengths():  # whatever may be compiled after all should be, rather than refused
+            row.write(packed)
+            if length in self._graphs:
+                graph, margins = self._graphs[length]
+                graph.replay()
+            else:
+                margins = self.decoder(row)
+        return margins[: packed.num_documents]
+
+    def _prepare(self, length: int) -> None:
+        """Compile for a size class by running a pass of it; record the next one."""
+        row = StaticRow(length, self.device)
+        with self._on_device(), self._compiling(), torch.inference_mode():
+            row.write(pack([EncodedRequest([0], [[0] * (length - 1)], [0])]))
+            self.decoder(row)
+            if self._cuda_graphs and length <= _LONGEST_GRAPH:
+                self._graphs[length] = self._recorded(row)
+        self._rows[length] = row
+
+    def _recorded(self, row: StaticRow) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        """(the graph of a pass, the margins that its replay writes)."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            side: Any = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(
+                side
+            ):  # what libraries allocate at their first call on a stream is not to be recorded
+                self.decoder(row)
+            torch.cuda.current_stream().wait_stream(side)
+            # Other threads of the process may use the GPU meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
+                margins = self.decoder(row)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise EngineError(
+                f"a CUDA graph of {row.length} tokens cannot be recorded ({str(error).strip().splitlines()[0]}): set "
+                "engine_options['cuda_graphs'] to false"
+            ) from error
+        return graph, margins
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Streams and graphs are those of the current device, which is a property of the thread."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    @contextmanager
+    def _compiling(self) -> Iterator[None]:
+        """As many size classes as there are, and their code where the options say.
+
+        Raises:
+            EngineError: the compiler fails.
+        """
+        before = os.environ.get(_CACHE_VARIABLE)
+        if self._cache is not None:  # torch's compiler, its processes and Triton read nothing else
+            os.environ[_CACHE_VARIABLE] = os.path.abspath(self._cache)  # noqa: PTH100 - as torch does it
+        try:
+            with many_lengths():
+                yield
+        except TorchDynamoException as error:
+            raise EngineError(
+                f"torch.compile failed ({type(error).__name__}: {str(error).strip().splitlines()[0]}); it needs a C "
+                "compiler, and Triton for a GPU: install them, or leave engine_options['compile'] out"
+            ) from error
+        finally:
+            if self._cache is not None:
+                if before is None:
+                    del os.environ[_CACHE_VARIABLE]
+                else:
+                    os.environ[_CACHE_VARIABLE] = before

@@ -1,0 +1,117 @@
+"""The memory of one size class: everything that a pass gives the GPU, at addresses that never change.
+
+A pass is written into one pinned buffer on the host and copied in one transfer. Compiled code sees the same tensors in
+every pass, so nothing is compiled anew, and a CUDA graph that was recorded over them can be replayed.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .flex import TILE, find_tiles, mask_of, padded_bounds, padded_length, write_tiles
+
+if TYPE_CHECKING:
+    from ..packing import PackedPass
+
+# The official suffix alone is nine tokens, so that rows in the models' own templates never have more documents.
+TOKENS_PER_DOCUMENT = 8
+
+# Compiled code assumes that its inputs lie at multiples of 16 bytes; this is four cache lines of 32.
+_ALIGNMENT = 32
+
+
+def row_length(num_tokens: int, num_documents: int, per_octave: int) -> int:
+    """The size class of a pass: room for its tokens, and for one document in TOKENS_PER_DOCUMENT of them."""
+    return padded_length(max(num_tokens, num_documents * TOKENS_PER_DOCUMENT), per_octave)
+
+
+def row_lengths(token_budget: int, per_octave: int) -> list[int]:
+    """The size classes of passes within a budget, shortest first; the last holds the budget itself."""
+    lengths = [padded_length(1, per_octave)]
+    while lengths[-1] < token_budget:
+        lengths.append(padded_length(lengths[-1] + 1, per_octave))
+    return lengths
+
+
+class StaticRow:
+    """A row of `length` tokens on a device; `write` makes it another pass.
+
+    Args:
+        length: a multiple of TILE.
+        device: a CPU or a GPU.
+        tile_columns: of the block mask, whose tiles have TILE rows.
+
+    Attributes:
+        token_ids, position_ids: int32 [length]; 0 in the padding.
+        last_positions: int32 [length / TOKENS_PER_DOCUMENT], where documents end; 0 where there is none.
+        mask: who sees whom.
+    """
+
+    def __init__(self, length: int, device: torch.device, tile_columns: int = TILE) -> None:
+        self.length, self.tile_columns = length, tile_columns
+        tiles = (length // TILE, length // tile_columns)
+        shapes: dict[str, tuple[int, ...]] = {
+            "token_ids": (length,),
+            "position_ids": (length,),
+            "last_positions": (length // TOKENS_PER_DOCUMENT,),
+            "segment_start": (length,),
+            "head_start": (length,),
+            "head_end": (length,),
+            "partial_counts": tiles[:1],
+            "partial_indices": tiles,
+            "full_counts": tiles[:1],
+            "full_indices": tiles,
+        }
+        sizes = [-(-prod(shape) // _ALIGNMENT) * _ALIGNMENT for shape in shapes.values()]
+        starts = [0, *accumulate(sizes)]
+        staging = torch.zeros(starts[-1], dtype=torch.int32, pin_memory=device.type == "cuda")
+        on_device = torch.zeros(starts[-1], dtype=torch.int32, device=device)
+        self._staging, self._on_device = staging, on_device
+        self._written: dict[str, NDArray[np.int32]] = {}
+        tensors: dict[str, torch.Tensor] = {}
+        for (name, shape), start in zip(shapes.items(), starts, strict=False):
+            here = slice(start, start + prod(shape))
+            self._written[name] = staging[here].view(shape).numpy()
+            tensors[name] = on_device[here].view(shape)
+        self.token_ids, self.position_ids = tensors.pop("token_ids"), tensors.pop("position_ids")
+        self.last_positions = tensors.pop("last_positions")
+        self.mask = mask_of(
+            **{
+                name: tensor[None, None] if "_counts" in name or "_indices" in name else tensor
+                for name, tensor in tensors.items()
+            }
+        )
+
+    def write(self, packed: PackedPass) -> None:
+        """Make the row this pass, and queue its transfer.
+
+        What the previous pass made of the row must have been read, which also means that its transfer is over.
+
+        Raises:
+            ValueError: the pass does not fit.
+        """
+        if packed.num_tokens > self.length or packed.num_documents > len(self.last_positions):
+            raise ValueError(
+                f"{packed.num_tokens} tokens and {packed.num_documents} documents in a row for {self.length} and "
+                f"{len(self.last_positions)}"
+            )
+        written = self._written
+        for name in ("token_ids", "position_ids", "last_positions"):
+            values = getattr(packed, name)
+            written[name][: len(values)] = values
+            written[name][len(values) :] = 0
+        bounds = padded_bounds(packed, self.length)
+        for name, values in zip(("segment_start", "head_start", "head_end"), bounds, strict=True):
+            written[name][:] = values
+        for name, tiles in zip(("partial", "full"), self._tiles(*bounds), strict=True):
+            write_tiles(tiles, written[f"{name}_counts"], written[f"{name}_indices"])
+        self._on_device.copy_(self._staging, non_blocking=True)
+
+    def _tiles(self, *bounds: NDArray[np.int32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        return find_tiles(*bounds, columns_of=self.tile_columns)
