@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -16,13 +15,14 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import DEFAULT_MODEL, RankingOptions, RerankerSettings, check_positive, check_text
+from .config import DEFAULT_MODEL, RankingOptions, RerankerSettings
 from .dispatch import Lease, PassListener
 from .engines import choose_engine, engine_module
 from .engines.base import Margins
-from .errors import InvalidInputError, ScoringError
+from .errors import InvalidInputError
+from .prepared import Prepared, Texts, checked
 from .prompt import DEFAULT_MAX_LENGTH, EncodedRequest
-from .types import Request, RerankResult, ScoredDocument, Usage
+from .types import Request, RerankResult
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -234,7 +234,7 @@ class Reranker:
 
     def _run(self, request: Request, show_progress: bool) -> tuple[Prepared, Margins]:
         """One request from its texts to its margins, for a caller who waits."""
-        texts = self._checked(request)
+        texts = checked(request, self.settings.instruction)
         with _progress(show_progress) as bar:
             if len(texts.distinct) < _LONG_REQUEST or not self._lease.engine.encodes_meanwhile:
                 prepared = self._encoded(texts)
@@ -254,33 +254,13 @@ class Reranker:
                     future.cancel()
 
     def _prepare(self, request: Request) -> Prepared:
-        return self._encoded(self._checked(request))
+        return self._encoded(checked(request, self.settings.instruction))
 
-    def _checked(self, request: Request) -> _Texts:
-        started = time.perf_counter()
-        check_text("query", request.query)
-        check_positive("max_document_tokens", request.max_document_tokens)
-        instruction = self.settings.instruction if request.instruction is None else request.instruction
-        if instruction is not None:
-            check_text("instruction", instruction)
-        documents = _checked_documents(request.documents)
-        positions: dict[str, int] = {}
-        source = [positions.setdefault(document, len(positions)) for document in documents]
-        return _Texts(
-            request.query,
-            instruction,
-            request.max_document_tokens,
-            documents,
-            list(positions),
-            np.asarray(source, dtype=np.intp),
-            started,
-        )
-
-    def _encoded(self, texts: _Texts) -> Prepared:
+    def _encoded(self, texts: Texts) -> Prepared:
         encoded = self._encode(texts, texts.distinct) if texts.distinct else EncodedRequest([], [], [])
         return Prepared(texts.documents, texts.source, encoded, texts.started)
 
-    def _encode(self, texts: _Texts, distinct: list[str]) -> EncodedRequest:
+    def _encode(self, texts: Texts, distinct: list[str]) -> EncodedRequest:
         return self._encoder.encode(texts.query, distinct, texts.instruction, texts.max_document_tokens)
 
     def _submit(self, prepared: Prepared, bar: _ProgressBar | None = None) -> Future[Margins]:
@@ -318,127 +298,6 @@ class Reranker:
 
 def _make_again(kind: type[Reranker], settings: RerankerSettings, options: RankingOptions) -> Reranker:
     return kind(**asdict(settings), **asdict(options))
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """A checked request; `source` is each document's place among the `distinct` texts."""
-
-    query: str
-    instruction: str | None
-    max_document_tokens: int | None
-    documents: list[str]
-    distinct: list[str]
-    source: NDArray[np.intp]
-    started: float
-
-
-@dataclass
-class Prepared:
-    """A checked and encoded request.
-
-    Attributes:
-        documents: as given.
-        source: for each document, its place among the distinct texts that were encoded.
-        encoded: the distinct texts.
-        started: perf_counter() when its preparation began.
-        finished: perf_counter() when its last document was scored.
-    """
-
-    documents: Sequence[str]
-    source: NDArray[np.intp]
-    encoded: EncodedRequest
-    started: float
-    finished: float | None = None
-
-    @property
-    def distinct(self) -> int:
-        """Texts that have to be scored."""
-        return len(self.encoded.segments)
-
-    @property
-    def truncated(self) -> list[tuple[int, int]]:
-        """(position in the input, tokens cut off) of every document that is not read whole."""
-        cut = self.encoded.truncated_tokens
-        return [(index, cut[place]) for index, place in enumerate(self.source.tolist()) if cut[place]]
-
-    def stop_clock(self, _future: Future[Margins]) -> None:
-        """The last document is scored."""
-        self.finished = time.perf_counter()
-
-    def margins(self, margins: Margins) -> NDArray[np.float32]:
-        """Margins in input order.
-
-        Raises:
-            ScoringError: one of them is missing or not finite.
-        """
-        values = margins.values[self.source]
-        reasons = {
-            int(i): f"its margin is {margins.values[i]}" for i in np.flatnonzero(~np.isfinite(margins.values))
-        } | dict(margins.failures)
-        if reasons:
-            failed = {index: reasons[place] for index, place in enumerate(self.source.tolist()) if place in reasons}
-            values[list(failed)] = np.nan
-            raise ScoringError(failed, values)
-        return values
-
-    def scores(self, margins: Margins) -> NDArray[np.float32]:
-        """P(yes) in input order."""
-        return _sigmoid(self.margins(margins)).astype(np.float32)
-
-    def result(self, margins: Margins, options: RankingOptions) -> RerankResult:
-        """Order, threshold, cut."""
-        values = self.margins(margins).astype(np.float64)
-        scores, confidences = _sigmoid(values), np.tanh(np.abs(values) / 2)
-        keep = np.ones(len(values), dtype=np.bool_)
-        if options.score_threshold is not None:
-            keep &= scores >= options.score_threshold
-        if options.min_confidence is not None:
-            keep &= confidences >= options.min_confidence
-        order = np.argsort(-values, kind="stable")
-        kept = order[keep[order]][: options.top_k]
-        # Whole arrays become lists of Python's numbers at once, which takes half the time of one number after another.
-        columns = (each[kept].tolist() for each in (scores, values, confidences, self.source))
-        hits = tuple(
-            ScoredDocument(
-                index=index,
-                document=self.documents[index],
-                score=score,
-                margin=margin,
-                confidence=confidence,
-                truncated_tokens=self._truncated(margins, place),
-            )
-            for index, score, margin, confidence, place in zip(kept.tolist(), *columns, strict=True)
-        )
-        return RerankResult(hits, self._usage(margins))
-
-    def _truncated(self, margins: Margins, place: int) -> int:
-        return self.encoded.truncated_tokens[place] + margins.truncated.get(place, 0)
-
-    def _usage(self, margins: Margins) -> Usage:
-        prompts = margins.prompt_tokens
-        if prompts is None:
-            lengths = np.asarray(self.encoded.lengths, dtype=np.int64)
-            prompts = self.encoded.head_length * len(self.source) + int(lengths[self.source].sum())
-        return Usage(
-            documents=len(self.source),
-            prompt_tokens=prompts,
-            computed_tokens=margins.computed_tokens,
-            seconds=(time.perf_counter() if self.finished is None else self.finished) - self.started,
-        )
-
-
-def _checked_documents(documents: Sequence[str]) -> list[str]:
-    if isinstance(documents, (str, bytes)) or not isinstance(documents, Sequence):
-        raise InvalidInputError("documents", documents, "needs a list of strings")
-    for index, document in enumerate(documents):
-        check_text(f"documents[{index}]", document, may_be_empty=True)
-    return list(documents)
-
-
-def _sigmoid(margins: NDArray[np.floating]) -> NDArray[np.float64]:
-    """1 / (1 + exp(-margin)), in the form that does not overflow."""
-    return 0.5 * (1.0 + np.tanh(0.5 * margins.astype(np.float64)))
 
 
 def _wait(future: Future[Margins]) -> Margins:

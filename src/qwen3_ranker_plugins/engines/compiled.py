@@ -105,10 +105,8 @@ class CompiledPasses:
         try:
             side: Any = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(
-                side
-            ):  # what libraries allocate at their first call on a stream is not to be recorded
-                self.decoder(row)
+            with torch.cuda.stream(side):
+                self.decoder(row)  # what libraries allocate at their first call on a stream is not to be recorded
             torch.cuda.current_stream().wait_stream(side)
             # Other threads of the process may use the GPU meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from ..config import RankingOptions
 from ..engines.base import Margins
-from ..reranker import Prepared, Reranker
+from ..prepared import Prepared
+from ..reranker import Reranker
 from ..types import Request, RerankResult
 from .admission import Admission
 from .errors import ApiError
