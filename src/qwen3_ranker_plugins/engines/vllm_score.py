@@ -39,7 +39,7 @@ class ScoreMethod:
         return PoolingParams(task="classify", use_activation=False)
 
     def read(self, output: Any) -> NDArray[np.float32]:
-        """The margin in a finished output, float32 [1].
+        """The margins in a finished output, float32 [1]; with many documents in a prompt, one for each.
 
         Raises:
             ValueError: there is none; says why.

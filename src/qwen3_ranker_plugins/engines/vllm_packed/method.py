@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ..vllm_score import ScoreMethod
 from . import ARCHITECTURE, register
 
 #: The oldest release that has the interfaces which the model class is made for, and the newest one that was run.
 OLDEST, NEWEST_RUN = (0, 26), (0, 32)
 
 
-class PackedMethod:
-    """See `vllm_worker`; one prompt gives as many margins as it holds documents.
+class PackedMethod(ScoreMethod):
+    """As `vllm_score`, but that one prompt gives as many margins as it holds documents.
 
     Args:
         yes_id, no_id: ids of the labels.
@@ -26,6 +24,7 @@ class PackedMethod:
     facts: ClassVar[dict[str, str]] = {"attention": "shared prefix", "block_size": "none", "kv_cache_tokens": "none"}
 
     def __init__(self, yes_id: int, no_id: int, marker: int) -> None:
+        super().__init__(yes_id, no_id)
         self._overrides = {
             "architectures": [ARCHITECTURE],
             "ranker_yes_id": yes_id,
@@ -58,17 +57,6 @@ class PackedMethod:
         from vllm import PoolingParams
 
         return PoolingParams(task="token_classify", use_activation=False)
-
-    def read(self, output: Any) -> NDArray[np.float32]:
-        """The margins in a finished output, float32 [documents].
-
-        Raises:
-            ValueError: there are none; says why.
-        """
-        if (error := getattr(output, "error", None)) is not None:
-            raise ValueError(f"vLLM: {getattr(error, 'message', error)}")
-        margins: NDArray[np.float32] = output.outputs.data.float().numpy()
-        return margins
 
 
 def check_release(version: str) -> None:
