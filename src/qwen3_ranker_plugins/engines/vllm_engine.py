@@ -120,8 +120,8 @@ class VllmEngine(Engine):
 
     def _adapt(self, arguments: dict[str, Any], environment: dict[str, str], *, positions: int) -> None:
         """Change what the engine's own way of scoring needs otherwise; `positions` is what the model has."""
-        # vLLM wants room for the token that it generates, and vLLM 0.26 also where it generates none: the last token of a
-        # prompt that fills the window, and was cut into chunks, would wait for ever. Nothing is computed at that
+        # vLLM wants room for the token that it generates, and vLLM 0.26 also where it generates none: the last token of
+        # a prompt that fills the window, and was cut into chunks, would wait for ever. Nothing is computed at that
         # position, so that it may be one more than the model has.
         arguments["max_model_len"] += 1
         if arguments["max_model_len"] == positions + 1:
