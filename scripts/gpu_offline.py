@@ -22,50 +22,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from qwen3_ranker_plugins.offline import RerankJob
 from qwen3_ranker_plugins.offline.runners import Runner, Todo
 from qwen3_ranker_plugins.offline.scoring import ScoredPass
+from scripts.gpu_vllm_systems import SHAPES, write_model
 from scripts.measure_offline import write_pairs
-from tests.qwen3_tokenizer import write_qwen3_tokenizer
-
-SHAPES = {
-    "0.6b": {
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-    },
-    "tiny": {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-    },
-}
-
-
-def write_model(folder: Path, shape: str, *, on_gpu: bool) -> None:
-    """Random weights, with the real tokenizer."""
-    torch.manual_seed(0)
-    dtype = torch.bfloat16 if on_gpu else torch.float32
-    config = Qwen3Config(
-        vocab_size=151669,
-        tie_word_embeddings=True,
-        max_position_embeddings=40960,
-        rope_theta=1_000_000,
-        dtype=str(dtype).removeprefix("torch."),
-        **SHAPES[shape],
-    )
-    with torch.device("cuda" if on_gpu else "cpu"):
-        model = Qwen3ForCausalLM(config).to(dtype)
-    model.save_pretrained(folder)
-    write_qwen3_tokenizer(folder)
 
 
 class TimedRunner(Runner):
@@ -128,7 +90,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--commit", required=True, help="what is measured; the GPU host may have no repository")
     parser.add_argument("--devices", default="cuda:0,cuda:1")
-    parser.add_argument("--shape", choices=list(SHAPES), default="0.6b")
+    parser.add_argument("--shape", choices=SHAPES, default="0.6B")
     parser.add_argument("--pairs", type=int, default=400_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--window-pairs", type=int, default=4096)
@@ -138,7 +100,7 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {"one": [], "all": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder / "model", arguments.shape, on_gpu=on_gpu)
+        write_model(folder / "model", arguments.shape, "cuda" if on_gpu else "cpu", None)
         source = folder / "pairs.jsonl"
         write_pairs(source, arguments.pairs)
         in_process = run(source, folder / "in-process.jsonl", folder / "model", arguments.window_pairs, None)

@@ -18,38 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, Reranker
 from qwen3_ranker_plugins.prompt import PromptEncoder, load_tokenizer
-from tests.qwen3_tokenizer import write_qwen3_tokenizer
-
-WORDS = (
-    "women men cotton short sleeve sports running shoes waterproof jacket summer new style loose casual kids dress "
-    "leather bag wireless headphones charger phone case 5000mAh stainless steel bottle kitchen yoga pants high waist"
-).split()
-
-
-def write_model(folder: Path) -> None:
-    """Random weights in the exact shape, with the real tokenizer."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=151669,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        tie_word_embeddings=True,
-        max_position_embeddings=40960,
-        rope_theta=1_000_000,
-        dtype="bfloat16",
-    )
-    with torch.device("cuda"):
-        model = Qwen3ForCausalLM(config).to(torch.bfloat16)
-    model.save_pretrained(folder)
-    write_qwen3_tokenizer(folder)
+from scripts.gpu_vllm_systems import WORDS, write_model
 
 
 def texts(rng: np.random.Generator, count: int, words: tuple[int, int]) -> list[str]:
@@ -66,7 +39,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder)
+        write_model(folder, "0.6B", "cuda", None)
         with Reranker(folder, device="cuda") as reranker:
             for label, count, words in (
                 ("10 titles", 10, (10, 22)),

@@ -86,13 +86,9 @@ part() {
     # Warnings of the host's own plugins are not what is tested here.
     contract) step contract 400 "$PYTHON" -m pytest tests/contract -m gpu -W default -p no:cacheprovider --durations=10 ;;
     packed)
-      if [[ -f scripts/gpu_bench.py ]]; then
-        # shellcheck disable=SC2086 # BENCH_PARTS is a list
-        step packed 560 "$PYTHON" scripts/gpu_bench.py "$WORK/packed" --commit "$commit" --device "$DEVICE" \
-          --shape "$SHAPE" --scale "$SCALE" --repeat "$REPEAT" --model "$model" --parts $BENCH_PARTS
-      else
-        step packed 300 "$PYTHON" scripts/gpu_packed.py "$WORK/packed.json" --commit "$commit"
-      fi
+      # shellcheck disable=SC2086 # BENCH_PARTS is a list
+      step packed 560 "$PYTHON" scripts/gpu_bench.py "$WORK/packed" --commit "$commit" --device "$DEVICE" \
+        --shape "$SHAPE" --scale "$SCALE" --repeat "$REPEAT" --model "$model" --parts $BENCH_PARTS
       ;;
     doctor) for engine in vllm_packed vllm_score vllm_generate; do part "doctor-$engine"; done ;;
     doctor-*) ranker "$1" 150 doctor --engine "${1#doctor-}" --device "$DEVICE" ;;
@@ -117,7 +113,7 @@ part() {
     tune) bench tune-gpu 300 tune --preset balanced --documents 1000 ;;
     offline)
       step offline 500 "$PYTHON" scripts/gpu_offline.py "$WORK/offline-gpus.json" --commit "$commit" \
-        --devices "$DEVICES" --shape "${SHAPE,,}" --pairs "$PAIRS" --repeats 2
+        --devices "$DEVICES" --shape "$SHAPE" --pairs "$PAIRS" --repeats 2
       ;;
     *) echo "no such part: $1" && failed+=("$1 (no such part)") ;;
   esac

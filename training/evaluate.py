@@ -56,7 +56,7 @@ def score_model(folder: Path, rows: list[dict[str, Any]], device: str) -> Rankin
 
 
 def score_packed(folder: Path, rows: list[dict[str, Any]]) -> Ranking:
-    """The same margins by the package's own engine, which computes a query once: ten times as fast on a CPU."""
+    """The same margins by the package's own engine, which computes a query once."""
     from qwen3_ranker_plugins import Reranker
     from qwen3_ranker_plugins.types import Request
 

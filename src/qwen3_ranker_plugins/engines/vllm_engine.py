@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from ..config import EngineConfig, RerankerSettings, check_json
 from ..errors import EngineError
 from ..models import modified_ns, resolve_model
+from ..packing import length_order
 from ..prompt import EncodedRequest, ModelTokenizer, PromptEncoder, load_tokenizer
 from . import needed
 from .base import Engine, Margins
@@ -29,6 +31,21 @@ from .vllm_worker import Batch, Scored, Start
 #: How many scheduler steps' worth of tokens one call of `score` holds by default: enough to keep vLLM busy, few enough
 #: that a long list does not hold up a short one for long.
 _STEPS_PER_CALL = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a request is put to vLLM.
+
+    Attributes:
+        shared: ids in front of each prompt.
+        tails: what follows in each.
+        documents: for each prompt, the documents that it holds, in the order of its margins.
+    """
+
+    shared: list[int]
+    tails: list[list[int]]
+    documents: list[list[int]]
 
 
 class VllmEngine(Engine):
@@ -58,28 +75,30 @@ class VllmEngine(Engine):
         return None if self._worker is None else self._worker.pid
 
     def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
-        """Margins by vLLM; a prompt that it refuses, or answers with an error, is that document's failure.
+        """Margins by vLLM; a prompt that it refuses, or answers with an error, is a failure of the documents in it.
 
         Raises:
             EngineError: the process died; the next call starts it again.
         """
-        order = [
-            (number, document) for number, request in enumerate(requests) for document in self._document_order(request)
-        ]
-        prompts = [(request.head, request.segments) for request in requests]
-        scored = self._ask(Batch(prompts, order, self._options.infer_batch_size))
-        values = [np.full(len(request.segments), np.nan, dtype=np.float32) for request in requests]
-        computed = [0] * len(requests)
-        failures: list[dict[int, str]] = [{} for _ in requests]
-        for place, (number, document) in enumerate(order):
-            values[number][document] = scored.margins[place]
-            if place in scored.failures:
-                failures[number][document] = scored.failures[place]
-            else:
-                request = requests[number]
-                length = len(request.head) + len(request.segments[document])
-                computed[number] += length - int(scored.cached[place])
-        return [Margins(*each) for each in zip(values, computed, failures, strict=True)]
+        plans = [self._plan(request) for request in requests]
+        counts = [len(documents) for plan in plans for documents in plan.documents]
+        batch = Batch([(plan.shared, plan.tails) for plan in plans], counts, self._options.infer_batch_size)
+        scored = self._ask(batch)
+        prompts = zip(count(), batch.slices, scored.cached.tolist(), strict=False)
+        results: list[Margins] = []
+        for request, plan in zip(requests, plans, strict=True):
+            values = np.full(len(request.segments), np.nan, dtype=np.float32)
+            computed = 0
+            failures: dict[int, str] = {}
+            for tail, documents in zip(plan.tails, plan.documents, strict=True):
+                number, where, cached = next(prompts)
+                values[documents] = scored.margins[where]
+                if number in scored.failures:
+                    failures.update(dict.fromkeys(documents, scored.failures[number]))
+                else:
+                    computed += len(plan.shared) + len(tail) - cached
+            results.append(Margins(values, computed, failures))
+        return results
 
     def close(self) -> None:
         """End vLLM and every process it has started; its memory is free afterwards."""
@@ -114,9 +133,13 @@ class VllmEngine(Engine):
             worker.kill()
             raise
 
-    def _document_order(self, request: EncodedRequest) -> Sequence[int]:
-        indices = range(len(request.segments))
-        return sorted(indices, key=lambda i: len(request.segments[i])) if self._options.sort_by_doc_length else indices
+    def _plan(self, request: EncodedRequest) -> Plan:
+        """A prompt for each document."""
+        segments = request.segments
+        order: Sequence[int] = range(len(segments))
+        if self._options.sort_by_doc_length:
+            order = length_order(request)
+        return Plan(request.head, [segments[index] for index in order], [[index] for index in order])
 
     def _adapt(self, arguments: dict[str, Any], environment: dict[str, str], *, positions: int) -> None:
         """Change what the engine's own way of scoring needs otherwise; `positions` is what the model has."""

@@ -7,7 +7,7 @@ may be missing among them, and what scripts put in its place is an invented scor
 from __future__ import annotations
 
 from inspect import signature
-from typing import Any
+from typing import Any, ClassVar
 
 
 class GenerateMethod:
@@ -18,6 +18,9 @@ class GenerateMethod:
         label_logprobs: "token_ids" asks for the two labels by id, "processed" for what is left after the allow-list;
             "auto" takes the first where the release has it.
     """
+
+    #: See `ScoreMethod`.
+    facts: ClassVar[dict[str, str]] = {}
 
     def __init__(self, yes_id: int, no_id: int, label_logprobs: str = "auto") -> None:
         self.yes_id, self.no_id = yes_id, no_id

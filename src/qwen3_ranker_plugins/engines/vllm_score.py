@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ class ScoreMethod:
     Args:
         yes_id, no_id: ids of the labels; vLLM finds them itself, by name.
     """
+
+    #: In place of what vLLM would say of itself.
+    facts: ClassVar[dict[str, str]] = {}
 
     def __init__(self, yes_id: int, no_id: int) -> None:
         self.yes_id, self.no_id = yes_id, no_id

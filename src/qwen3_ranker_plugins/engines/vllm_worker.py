@@ -25,7 +25,7 @@ from .vllm_generate import GenerateMethod
 from .vllm_packed.method import PackedMethod
 from .vllm_score import ScoreMethod
 
-Method = ScoreMethod | GenerateMethod | PackedMethod
+Method = ScoreMethod | GenerateMethod  # PackedMethod is a ScoreMethod
 
 _SECONDS_BETWEEN_LOOKS_AT_THE_PARENT = 1.0
 
@@ -78,32 +78,30 @@ class Batch:
     """What to score.
 
     Attributes:
-        prompts: (head, documents with their suffix) of each request.
-        order: (request, document) in the order in which vLLM is to get them.
-        size: how many of them at once.
-        counts: how many margins each of them has, in that order; None for one.
+        prompts: of each request what its prompts share, and what follows in each, in the order in which vLLM is to get
+            them.
+        counts: how many margins each prompt has, in that order.
+        size: how many prompts at once.
     """
 
     prompts: Sequence[tuple[list[int], list[list[int]]]]
-    order: Sequence[tuple[int, int]]
+    counts: Sequence[int]
     size: int
-    counts: Sequence[int] | None = None
 
     @property
     def slices(self) -> list[slice]:
-        """For each of `order`, its place among the margins."""
-        ends = [0, *accumulate([1] * len(self.order) if self.counts is None else self.counts)]
-        return [slice(*bounds) for bounds in pairwise(ends)]
+        """For each prompt, its place among the margins."""
+        return [slice(*bounds) for bounds in pairwise([0, *accumulate(self.counts)])]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Margins in the order of a batch.
+    """What vLLM said to a batch.
 
     Attributes:
         margins: float32, see `Batch.slices`; NaN where `failures` says why.
-        cached: int64 [n], tokens of each prompt that the prefix cache held.
-        failures: position in the order -> reason.
+        cached: int64 [prompts], tokens of each that the prefix cache held.
+        failures: number of a prompt -> reason.
     """
 
     margins: NDArray[np.float32]
@@ -148,7 +146,7 @@ class Runner:
         self.engine: Any = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self._added = 0
         # The first step of all compiles kernels and allocates: no caller shall wait for that.
-        self.score(Batch([(start.example, [[]])], [(0, 0)], size=1))
+        self.score(Batch([(start.example, [[]])], counts=[1], size=1))
 
     def score(self, batch: Batch) -> Scored:
         """Margins of a batch.
@@ -157,18 +155,18 @@ class Runner:
             Exception: vLLM's engine failed and cannot be used any more.
         """
         slices = batch.slices
-        scored = Scored(np.full(slices[-1].stop, np.nan, dtype=np.float32), np.zeros(len(batch.order), dtype=np.int64))
-        for first in range(0, len(batch.order), batch.size):
-            places = range(first, min(first + batch.size, len(batch.order)))
+        prompts = [(shared, tail) for shared, tails in batch.prompts for tail in tails]
+        scored = Scored(np.full(slices[-1].stop, np.nan, dtype=np.float32), np.zeros(len(prompts), dtype=np.int64))
+        for first in range(0, len(prompts), batch.size):
+            places = range(first, min(first + batch.size, len(prompts)))
             waiting: dict[str, int] = {}
             for place in places:
-                request, document = batch.order[place]
-                head, documents = batch.prompts[request]
+                shared, tail = prompts[place]
                 self._added += 1
                 name = str(self._added)
                 try:
                     self.engine.add_request(
-                        name, {"type": "token", "prompt_token_ids": head + documents[document]}, self._parameters
+                        name, {"type": "token", "prompt_token_ids": shared + tail}, self._parameters
                     )
                 except self._refusals as error:
                     scored.failures[place] = f"vLLM refused it: {error}"
@@ -225,7 +223,7 @@ class Runner:
             "vllm": vllm.__version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            **(self._method.facts if isinstance(self._method, PackedMethod) else {}),
+            **self._method.facts,
         }
 
 

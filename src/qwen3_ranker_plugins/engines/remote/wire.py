@@ -73,8 +73,11 @@ def margins(options: RemoteOptions, request: EncodedRequest, answer: object) -> 
         RemoteError: the answer is not one to this request, so that none of it can be believed.
     """
     items = _items(options, answer)
+    sent = request.head_length * len(request.segments) + sum(request.lengths)
     if options.route == "packed":
-        items = _documents_of_rows(options, _rows(options, request), items)
+        rows = _rows(options, request)
+        sent = sum(len(row.token_ids) for row in rows)
+        items = _documents_of_rows(options, rows, items)
     count = len(request.segments)
     found: dict[int, _Item] = {}
     failures: dict[int, str] = {}
@@ -94,7 +97,7 @@ def margins(options: RemoteOptions, request: EncodedRequest, answer: object) -> 
             failures.setdefault(index, reason)
     usable = {index: item for index, item in found.items() if index not in failures}
     prompt_tokens = _tokens(answer, "prompt_tokens", "total_tokens")
-    _check_prompts(options, request, prompt_tokens)
+    _check_prompts(options, sent, prompt_tokens)
     return Margins(
         _values(options, usable, count),
         computed_tokens=_tokens(answer, "computed_tokens", "prompt_tokens", "total_tokens") or 0,
@@ -216,15 +219,9 @@ def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _check_prompts(options: RemoteOptions, request: EncodedRequest, counted: int | None) -> None:
+def _check_prompts(options: RemoteOptions, sent: int, counted: int | None) -> None:
     """A service that counts other tokens than we sent has put a template of its own around ours."""
-    if counted is None or not options.prompts_are_ours:
-        return
-    if options.route == "packed":
-        sent = sum(len(row.token_ids) for row in _rows(options, request))
-    else:
-        sent = request.head_length * len(request.segments) + sum(request.lengths)
-    if counted != sent:
+    if options.prompts_are_ours and counted not in (None, sent):
         raise RemoteError(
             f"{options.endpoint} read {counted} tokens where our prompts have {sent}: either it applies a template of "
             "its own (start vllm serve without --chat-template, or set engine_options['prompts_are_ours'] to false), "

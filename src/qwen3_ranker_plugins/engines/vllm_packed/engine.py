@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from ...prompt import EncodedRequest, ModelTokenizer
-from ..base import Margins
-from ..vllm_engine import VllmEngine
-from ..vllm_worker import Batch, Start
-from .rows import PREAMBLE, TokenRow, marker_id, write_rows
+from ..vllm_engine import Plan, VllmEngine
+from ..vllm_worker import Start
+from .rows import PREAMBLE, marker_id, write_rows
 
 
 class VllmPackedEngine(VllmEngine):
@@ -28,33 +24,14 @@ class VllmPackedEngine(VllmEngine):
 
     _marker: int
 
-    def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
-        """Margins by vLLM; what it says of a row that it refuses is every document's failure in that row.
+    def _plan(self, request: EncodedRequest) -> Plan:
+        """A prompt for each row.
 
         Raises:
-            EngineError: the process died; the next call starts it again. Or the template has the marker in it.
+            EngineError: the template has the marker in it.
         """
-        room = self._options.max_num_batched_tokens or 0
-        rows = [(number, row) for number, request in enumerate(requests) for row in self._rows(request, room)]
-        batch = Batch(
-            prompts=[(row.token_ids, [[]]) for _, row in rows],
-            order=[(place, 0) for place in range(len(rows))],
-            size=len(rows),
-            counts=[len(row.documents) for _, row in rows],
-        )
-        scored = self._ask(batch)
-        values = [np.full(len(request.segments), np.nan, dtype=np.float32) for request in requests]
-        computed = [0] * len(requests)
-        failures: list[dict[int, str]] = [{} for _ in requests]
-        for place, ((number, row), where) in enumerate(zip(rows, batch.slices, strict=True)):
-            values[number][row.documents] = scored.margins[where]
-            computed[number] += len(row.token_ids)
-            if place in scored.failures:
-                failures[number].update(dict.fromkeys(row.documents, scored.failures[place]))
-        return [Margins(*each) for each in zip(values, computed, failures, strict=True)]
-
-    def _rows(self, request: EncodedRequest, room: int) -> list[TokenRow]:
-        return list(write_rows(request, self._marker, room))
+        rows = list(write_rows(request, self._marker, self._options.max_num_batched_tokens or 0))
+        return Plan([], [row.token_ids for row in rows], [row.documents for row in rows])
 
     def _adapt(self, arguments: dict[str, Any], environment: dict[str, str], *, positions: int) -> None:
         length = max(arguments["max_num_batched_tokens"], arguments["max_model_len"] + PREAMBLE)

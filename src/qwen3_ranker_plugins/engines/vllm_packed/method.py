@@ -20,7 +20,6 @@ class PackedMethod(ScoreMethod):
         marker: id of the token that ends the parts of a row.
     """
 
-    #: In place of what vLLM would say of itself.
     facts: ClassVar[dict[str, str]] = {"attention": "shared prefix", "block_size": "none", "kv_cache_tokens": "none"}
 
     def __init__(self, yes_id: int, no_id: int, marker: int) -> None:

@@ -24,6 +24,7 @@ from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM, Qwen3Model
 from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix
 
 from ..attention import attend, make_layout
+from ..decoder import rms_norm
 from .rows import read_rows
 
 if TYPE_CHECKING:
@@ -135,8 +136,7 @@ class _FinalNorm(nn.Module):
 
     def normalize(self, hidden: torch.Tensor) -> torch.Tensor:
         """RMSNorm of [rows, width], in float32."""
-        rows = hidden.float()
-        return rows * torch.rsqrt(rows.square().mean(dim=-1, keepdim=True) + self.epsilon) * self.weight.float()
+        return rms_norm(hidden.float(), self.weight, self.epsilon)
 
 
 class _MarkedTokensPooler(Pooler):
