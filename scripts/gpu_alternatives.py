@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import embedding
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION
+from qwen3_ranker_plugins.engines.compiled import CompiledPasses
 from qwen3_ranker_plugins.engines.decoder import (
     Decoder,
     DecoderWeights,
@@ -36,7 +37,13 @@ from scripts.gpu_vllm_systems import query
 Rotation = tuple[torch.Tensor, torch.Tensor]
 
 
-class WholeLayer(Decoder):
+class Flex(Decoder):
+    """Pieces that torch compiles, with FlexAttention, in the place of our own kernels."""
+
+    allows_kernels = False
+
+
+class WholeLayer(Flex):
     """One compiled function for a whole layer, products included: the residual is added in a kernel of its own."""
 
     def __init__(self, weights: DecoderWeights, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -140,7 +147,7 @@ def to_float8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (rows.float() / scale).to(torch.float8_e4m3fn), scale
 
 
-class Varlen(Decoder):
+class Varlen(Flex):
     """Two calls of flash attention on sequences of any lengths, their results merged by log-sum-exp.
 
     One call has every segment attend to itself, causally; the other has the documents of each request attend to their
@@ -194,7 +201,7 @@ class Varlen(Decoder):
             torch.as_tensor(is_document, device=device),
         )
 
-    def _attention(self, hidden: torch.Tensor, layer: LayerWeights, rotation: Rotation, mask: Any) -> torch.Tensor:  # noqa: ARG002
+    def _attention(self, hidden: torch.Tensor, layer: LayerWeights, rotation: Rotation, row: StaticRow) -> torch.Tensor:  # noqa: ARG002
         weights = self.weights
         products = self._product(self._normed(hidden, layer.input_norm, weights.epsilon), layer.query_key_value)
         by_head = products.view(len(hidden), -1, weights.head_dim)
@@ -250,7 +257,7 @@ def flash(
     return output, lse
 
 
-class NarrowTiles(Decoder):
+class NarrowTiles(Flex):
     """Block masks whose tiles have half as many columns, to be used with such a row: fewer keys that nobody sees."""
 
     kernel_options = {"BLOCK_M": 128, "BLOCK_N": 64}  # noqa: RUF012 - nothing changes it
@@ -296,15 +303,30 @@ def pack_shared(requests: list[EncodedRequest]) -> tuple[PackedPass, int]:
     return packed, shared
 
 
+#: Launches of our attention kernel: tokens of a program, keys of a block, warps, stages.
+LAUNCHES = (
+    *((64, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 8, 3), (64, 64, 8, 3), (64, 128, 8, 2)),
+    *((32, 64, 4, 2), (32, 32, 4, 3), (32, 64, 4, 3), (128, 64, 8, 2)),
+)
+
+
+def launch(tokens: int, keys: int, warps: int, stages: int) -> type[Decoder]:
+    class Launched(Decoder):
+        kernel_options = {"tokens": tokens, "block_keys": keys, "num_warps": warps, "num_stages": stages}  # noqa: RUF012
+
+    return Launched
+
+
 DECODERS: dict[str, type[Decoder]] = {
     "none": Decoder,
+    "flex": Flex,
     "whole-layer": WholeLayer,
     "whole-model": WholeModel,
     "row-chunks": RowChunks,
     "narrow-tiles": NarrowTiles,
     "float8": Float8,
     "varlen": Varlen,
-    "shared-beginning": Decoder,
+    "shared-beginning": Flex,
 }
 
 
@@ -326,30 +348,46 @@ def alternative_rows(name: str, ranker: Any, documents: dict[str, list[str]], re
         requests = {"each head whole": many, "their beginning once": many}
     rows = {}
     with passes._compiling(), torch.inference_mode():  # noqa: SLF001
+        if name == "launches":
+            for numbers in LAUNCHES:
+                decoder = launch(*numbers)(passes.decoder.weights)
+                for label in ("100 titles", "1000 titles", "100 chunks"):
+                    key = f"{label}, {numbers[0]} tokens, {numbers[1]} keys, {numbers[2]} warps, {numbers[3]} stages"
+                    rows[key] = _timed(decoder, requests[label], passes, repeat)
+                    print(key, rows[key]["median_ms"], flush=True)
+            return rows
         decoder = DECODERS[name](passes.decoder.weights)
         decoder.compile_for_any_length()
         for label, made in requests.items():
-            packed, shared = pack_shared(made) if label == "their beginning once" else (pack(made), 0)
-            length = row_length(packed.num_tokens, packed.num_documents, passes.per_octave)
-            columns = TILE // 2 if name == "narrow-tiles" else TILE
-            row = (
-                SharedBeginningRow(length, engine.device, shared)
-                if shared
-                else StaticRow(length, engine.device, columns)
-            )
-            row.write(packed)
-            if isinstance(decoder, Varlen):
-                decoder.for_pass(packed, length)
-            times = [device_milliseconds(decoder, row) for _ in range(repeat + 3)][3:]
-            rows[label] = {
-                "median_ms": round(statistics.median(times), 3),
-                "times_ms": [round(each, 3) for each in times],
-                "packed_tokens": packed.num_tokens,
-                "padded_tokens": length,
-                "margins": decoder(row)[: min(20, packed.num_documents)].tolist(),
-            }
+            rows[label] = _timed(decoder, made, passes, repeat, once=label == "their beginning once")
             print(name, label, rows[label]["median_ms"], flush=True)
     return rows
+
+
+def _timed(
+    decoder: Decoder, made: list[EncodedRequest], passes: CompiledPasses, repeat: int, *, once: bool = False
+) -> dict[str, Any]:
+    """A pass of these requests; `once` has what their heads begin with in front of everything."""
+    packed, shared = pack_shared(made) if once else (pack(made), 0)
+    classes = 8 if decoder.tokens_per_program is None else passes.per_octave
+    length = row_length(packed.num_tokens, packed.num_documents, classes, len(packed.blocks))
+    columns = TILE // 2 if isinstance(decoder, NarrowTiles) else TILE
+    row = (
+        SharedBeginningRow(length, passes.device, shared)
+        if shared
+        else StaticRow(length, passes.device, columns, decoder.tokens_per_program)
+    )
+    row.write(packed)
+    if isinstance(decoder, Varlen):
+        decoder.for_pass(packed, length)
+    times = [device_milliseconds(decoder, row) for _ in range(repeat + 3)][3:]
+    return {
+        "median_ms": round(statistics.median(times), 3),
+        "times_ms": [round(each, 3) for each in times],
+        "packed_tokens": packed.num_tokens,
+        "padded_tokens": length,
+        "margins": decoder(row)[: min(20, packed.num_documents)].tolist(),
+    }
 
 
 def device_milliseconds(decoder: Decoder, row: StaticRow) -> float:

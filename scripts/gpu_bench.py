@@ -47,6 +47,8 @@ CASES = {
 CHECKED = 20  # documents of a case whose margins are compared
 ALTERNATIVES = (
     "none",
+    "launches",
+    "flex",
     "whole-layer",
     "whole-model",
     "row-chunks",
@@ -163,7 +165,7 @@ def part_eager(arguments: Namespace) -> Rows:
 
 def packed_rows(arguments: Namespace, ranker: Any) -> Rows:
     from qwen3_ranker_plugins import DEFAULT_INSTRUCTION
-    from qwen3_ranker_plugins.engines.static_row import row_length
+    from qwen3_ranker_plugins.engines.flex import padded_length
     from qwen3_ranker_plugins.packing import pack
 
     engine = ranker._lease.engine  # noqa: SLF001
@@ -183,7 +185,8 @@ def packed_rows(arguments: Namespace, ranker: Any) -> Rows:
         row["tokenization_ms"] = milliseconds(encode, arguments.repeat)["median_ms"]
         row["packing_ms"] = milliseconds(lambda _, r=request: pack([r]), arguments.repeat)["median_ms"]
         row["pass_ms"] = milliseconds(run_pass, arguments.repeat)["median_ms"]
-        row["padded_tokens"] = row_length(request.num_tokens, len(documents), 8)
+        classes = 4 if engine._compiled is None else engine._compiled.per_octave  # noqa: SLF001
+        row["padded_tokens"] = padded_length(request.num_tokens, classes)
         rows[label] = row | {"margins": margins_of(ranker, label, documents)}
     return rows
 
@@ -196,7 +199,8 @@ def warm_around(ranker: Any, tokens: int) -> None:
     if engine._compiled is not None:  # noqa: SLF001
         shares = (1.0, 0.25, 0.75) if engine.encodes_meanwhile and tokens > 5000 else (1.0,)
         sizes = [int(tokens * share * factor) for share in shares for factor in (0.98, 1.0, 1.02)]
-        engine._compiled.warm_up([row_length(size, 1, engine.options.size_classes) for size in sizes])  # noqa: SLF001
+        classes = engine._compiled.per_octave  # noqa: SLF001
+        engine._compiled.warm_up([row_length(size, 1, classes) for size in sizes])  # noqa: SLF001
 
 
 def part_concurrent(arguments: Namespace) -> Rows:

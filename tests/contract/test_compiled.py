@@ -273,6 +273,27 @@ def test_margins_on_a_gpu(
 @pytest.mark.gpu
 @needs_gpu
 @quiet
+def test_no_size_compiles_a_kernel_after_the_warm_up(tiny: Path, encoder: PromptEncoder) -> None:
+    """Fifty sizes, below and above what graphs are recorded for."""
+    from qwen3_ranker_plugins.engines import kernels
+
+    def compiled() -> int:
+        made = (kernels._attend, kernels._turn_keys, kernels._rms_norm, kernels._gated)
+        return sum(len(caches[0]) for kernel in made for caches in kernel.device_caches.values())
+
+    engine = PackedEngine(tiny, device="cuda", token_budget=16384, options=PackedOptions(compile=True))
+    ready = compiled()
+    assert ready >= 4
+    for size in range(1, 251, 5):
+        request = encoder.encode("a query", [f"document {n} of them " * (1 + n % 9) for n in range(size)], "judge")
+        assert np.isfinite(engine.score([request])[0].values).all()
+    assert compiled() == ready
+    engine.close()
+
+
+@pytest.mark.gpu
+@needs_gpu
+@quiet
 @pytest.mark.timeout(900)
 def test_a_pass_on_a_gpu_does_not_wait_for_it(tiny: Path, encoder: PromptEncoder) -> None:
     options = PackedOptions(compile=True, size_classes=1, cuda_graphs=False)

@@ -1,8 +1,9 @@
-"""The layout of a pass, and the block mask of the CUDA path against the rule it stands for."""
+"""The layout of a pass, and what the CUDA path makes of it (block masks, programs) against the rule it stands for."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,6 +96,37 @@ def test_a_row_that_held_another_pass_has_the_mask_of_this_one(
     assert row.position_ids.tolist() == [*packed.position_ids.tolist(), *padding]
     assert row.last_positions[: packed.num_documents].tolist() == packed.last_positions.tolist()
     assert not row.last_positions[packed.num_documents :].any()
+
+
+@given(requests, requests, st.sampled_from([16, 64, 128]))
+def test_programs_are_the_rule(
+    before: list[tuple[int, list[int]]], shapes: list[tuple[int, list[int]]], tokens: int
+) -> None:
+    """Each token has one program, whose keys hold all that it may see, and which masks by segment and order only."""
+    first, packed = pack(make(before)), pack(make(shapes))
+    lengths = [
+        row_length(one.num_tokens, one.num_documents, 4, num_requests=max(len(one.blocks) * tokens // 64, 1))
+        for one in (first, packed)
+    ]
+    row = StaticRow(max(lengths), torch.device("cpu"), tokens_per_program=tokens)
+    for one in (first, packed):
+        row.write(one)
+    expected, seen = visible(packed), np.zeros((packed.num_tokens,) * 2, dtype=int)
+    segment_start = row.segment_start.numpy()
+    for start, end, head_start, head_end, own_start in row.programs.tolist():
+        assert end - start <= tokens
+        assert start == end or own_start >= head_end
+        token, own = np.arange(start, end)[:, None], np.arange(own_start, end)[None]
+        seen[start:end, head_start:head_end] += 1
+        seen[start:end, own_start:end] += (segment_start[start:end, None] <= own) & (own <= token)
+    assert (seen == expected).all()
+
+
+def test_a_row_refuses_more_requests_than_it_has_programs_for() -> None:
+    row = StaticRow(256, torch.device("cpu"), tokens_per_program=64)
+    with pytest.raises(ValueError, match="40 programs in a row with room for 12"):
+        row.write(pack(make([(1, [5])] * 20)))
+    assert row_length(120, 20, 8, num_requests=20) == 1280
 
 
 def check_mask(mask: BlockMask, packed: PackedPass) -> None:

@@ -1,4 +1,4 @@
-"""The compiled path of the packed engine: size classes, their warm-up, and CUDA graphs for the small ones."""
+"""The passes of the packed engine's own decoder: size classes, their warm-up, and CUDA graphs for the small ones."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class CompiledPasses:
     def __init__(self, decoder: Decoder, device: torch.device, options: PackedOptions, token_budget: int) -> None:
         self.decoder = decoder
         self.device = device
-        self.per_octave = options.size_classes or 1
+        # Our own kernels run any length, so that there a class costs its graph only.
+        self.per_octave = options.size_classes or (8 if decoder.tokens_per_program is None else 64)
         self.lengths = row_lengths(token_budget, self.per_octave)
         self._cuda_graphs = bool(options.cuda_graphs)
         self._cache = options.compile_cache
@@ -53,7 +54,7 @@ class CompiledPasses:
             decoder.compile_for_any_length()
 
     def warm_up(self, lengths: list[int] | None = None) -> None:
-        """Compile size classes, by default all of the budget, and show a progress bar if standard error is a terminal.
+        """Prepare size classes, by default all that need it, and show a progress bar if standard error is a terminal.
 
         Raises:
             EngineError: a CUDA graph cannot be recorded.
@@ -63,9 +64,18 @@ class CompiledPasses:
 
         console = Console(stderr=True)
         # The longest first: the memory of its graph is enough for all others.
-        missing = sorted(set(self.lengths if lengths is None else lengths) - self._rows.keys(), reverse=True)
-        for length in track(missing, "compiling", console=console, transient=True, disable=not console.is_terminal):
+        missing = sorted(set(self._to_prepare() if lengths is None else lengths) - self._rows.keys(), reverse=True)
+        for length in track(missing, "preparing", console=console, transient=True, disable=not console.is_terminal):
             self._prepare(length)
+
+    def _to_prepare(self) -> list[int]:
+        """What compiled pieces or a graph have to be made for, and the longest, for which libraries allocate."""
+        if self.decoder.tokens_per_program is None:
+            return self.lengths
+        return [length for length in self.lengths if self._records(length) or length == self.lengths[-1]]
+
+    def _records(self, length: int) -> bool:
+        return self._cuda_graphs and length <= _LONGEST_GRAPH
 
     @torch.inference_mode()
     def margins(self, packed: PackedPass) -> torch.Tensor:
@@ -76,7 +86,7 @@ class CompiledPasses:
         Raises:
             EngineError: as `warm_up`.
         """
-        length = row_length(packed.num_tokens, packed.num_documents, self.per_octave)
+        length = row_length(packed.num_tokens, packed.num_documents, self.per_octave, len(packed.blocks))
         if length not in self._rows:
             self._prepare(length)
         row = self._rows[length]
@@ -91,11 +101,11 @@ class CompiledPasses:
 
     def _prepare(self, length: int) -> None:
         """Compile for a size class by running a pass of it; record the next one."""
-        row = StaticRow(length, self.device)
+        row = StaticRow(length, self.device, tokens_per_program=self.decoder.tokens_per_program)
         with self._on_device(), self._compiling(), torch.inference_mode():
             row.write(pack([EncodedRequest([0], [[0] * (length - 1)], [0])]))
             self.decoder(row)
-            if self._cuda_graphs and length <= _LONGEST_GRAPH:
+            if self._records(length):
                 self._graphs[length] = self._recorded(row)
         self._rows[length] = row
 

@@ -1,9 +1,10 @@
-"""Qwen3's decoder over a static row: fused weights, compiled pieces between the matrix products.
+"""Qwen3's decoder over a static row: fused weights, pieces of our own between the matrix products.
 
-The products are the vendor's library's, called as they are. What lies between them is compiled in three pieces that all
-layers share, since weights are arguments and not attributes: RMSNorm, the way from the fused q/k/v product through
-rotary embeddings and FlexAttention, and the gate of the feed-forward part. The residual is added inside the products
-that precede it (`addmm_`), which saves writing and reading what they return.
+The products are the vendor's library's, called as they are. Between them lie three pieces that all layers share: the
+norm, the way from the fused q/k/v product through rotary embeddings and attention, and the gate of the feed-forward
+part. In half precision on an NVIDIA GPU they are Triton kernels (`kernels`); elsewhere torch compiles them, with
+FlexAttention for each length. The residual is added inside the products that precede it (`addmm_`), which saves writing
+and reading what they return.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import embedding, silu
 
 from ..errors import UnsupportedModelError
+from .programs import tokens_of_a_program
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -132,13 +134,25 @@ class Decoder:
         backend: of torch.compile; tests count with one of their own.
 
     Attributes:
-        kernel_options: of FlexAttention; None leaves them to torch.
+        allows_kernels: whether to take our own kernels where they can be used.
+        kernel_options: of FlexAttention, or of `kernels.attend`; None leaves them to either.
+        tokens_per_program: what rows have to be made for, see `StaticRow`; None if pieces are compiled.
     """
 
+    allows_kernels = True
     kernel_options: Mapping[str, Any] | None = None
 
     def __init__(self, weights: DecoderWeights, backend: str | Callable[..., Any] = "inductor") -> None:
         self.weights = weights
+        self.tokens_per_program: int | None = None
+        if self.takes_kernels(weights):
+            from . import kernels
+
+            tokens = tokens_of_a_program(weights.heads, weights.kv_heads)
+            self.tokens_per_program = (self.kernel_options or {}).get("tokens", tokens)
+            self._kernels = kernels
+            self._normed, self._gated = kernels.rms_norm, kernels.gated
+            return
         # Not dynamic, so that a second model in the process has kernels of its own width; the rows are marked.
         self._normed = torch.compile(rms_norm, fullgraph=True, dynamic=False, backend=backend)
         self._gated = torch.compile(gated, fullgraph=True, dynamic=False, backend=backend)
@@ -146,8 +160,14 @@ class Decoder:
         # go on uncompiled, with a matrix of all scores.
         self._attended = torch.compile(attended, fullgraph=True, dynamic=False, backend=backend)
 
+    def takes_kernels(self, weights: DecoderWeights) -> bool:
+        """Whether our own kernels do what lies between the products."""
+        return self.allows_kernels and weights.embedding.is_cuda and kernels_support(weights)
+
     def compile_for_any_length(self) -> None:
         """Compile what does not depend on the size class."""
+        if self.tokens_per_program is not None:
+            return
         first = self.weights.layers[0]
         hidden = first.input_norm.new_zeros(_TUNED_FOR, len(first.input_norm))
         gate_up = first.input_norm.new_zeros(_TUNED_FOR, len(first.gate_up))
@@ -162,7 +182,7 @@ class Decoder:
         rotation = self._rotation(row)
         *layers, final_layer = self.weights.layers
         for layer in layers:
-            seen = self._attention(hidden, layer, rotation, row.mask)
+            seen = self._attention(hidden, layer, rotation, row)
             hidden = self._feed_forward(self._add_product(hidden, seen, layer.output), layer)
         return self._margins(hidden, final_layer, rotation, row)
 
@@ -170,29 +190,50 @@ class Decoder:
         self, hidden: torch.Tensor, layer: LayerWeights, rotation: tuple[torch.Tensor, torch.Tensor], row: StaticRow
     ) -> torch.Tensor:
         """The final layer and what follows; behind its attention no token looks at another one."""
-        seen = self._attention(hidden, layer, rotation, row.mask)
+        seen = self._attention(hidden, layer, rotation, row)
         hidden, seen = (states.index_select(0, row.last_positions) for states in (hidden, seen))
         hidden = self._feed_forward(self._add_product(hidden, seen, layer.output), layer)
         last = rms_norm(hidden.float(), self.weights.norm, self.weights.epsilon)
         return last @ self.weights.label_direction
 
     def _rotation(self, row: StaticRow) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines, and sines that are negative in the first half, each float32 [tokens, 1, head_dim]."""
+        """Cosines, and sines that are negative in the first half, each float32 [tokens, 1, head_dim].
+
+        For our own kernels, cosines and sines are [tokens, head_dim / 2].
+        """
         angles = row.position_ids[:, None, None] * self.weights.inverse_frequencies
         cosines, sines = angles.cos() * self.weights.rotary_scaling, angles.sin() * self.weights.rotary_scaling
+        if self.tokens_per_program is not None:
+            return cosines[:, 0], sines[:, 0]
         return torch.cat([cosines, cosines], dim=-1), torch.cat([-sines, sines], dim=-1)
 
     def _attention(
-        self, hidden: torch.Tensor, layer: LayerWeights, rotation: tuple[torch.Tensor, torch.Tensor], mask: BlockMask
+        self, hidden: torch.Tensor, layer: LayerWeights, rotation: tuple[torch.Tensor, torch.Tensor], row: StaticRow
     ) -> torch.Tensor:
         """What each token gathers from those that it sees: [tokens, heads * head_dim]."""
         weights = self.weights
         products = self._product(self._normed(hidden, layer.input_norm, weights.epsilon), layer.query_key_value)
+        seen: torch.Tensor
+        if self.tokens_per_program is not None:
+            seen = self._kernels.attend(
+                products,
+                row.programs,
+                row.segment_start,
+                *rotation,
+                layer.query_norm,
+                layer.key_norm,
+                heads=weights.heads,
+                kv_heads=weights.kv_heads,
+                epsilon=weights.epsilon,
+                options=self.kernel_options,
+            )
+            return seen
         by_head = products.view(1, len(hidden), -1, weights.head_dim)
         # Cut here and not in the compiled piece: the compiler for CPUs loses where in the product the values begin.
         query, key, value = torch.split(by_head, [weights.heads, weights.kv_heads, weights.kv_heads], dim=2)
-        seen: torch.Tensor = self._attended(
-            query, key, value, *rotation, layer.query_norm, layer.key_norm, mask, weights.epsilon, self.kernel_options
+        seen = self._attended(
+            *(query, key, value, *rotation, layer.query_norm, layer.key_norm),
+            *(row.mask, weights.epsilon, self.kernel_options),
         )
         return seen
 
@@ -206,6 +247,15 @@ class Decoder:
     def _add_product(self, hidden: torch.Tensor, states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The residual with a product added to it, in place."""
         return hidden.addmm_(states, weight.t())
+
+
+def kernels_support(weights: DecoderWeights) -> bool:
+    """Whether our own kernels can compute such attention: half precision, and powers of two that fit."""
+    return (
+        weights.embedding.dtype in (torch.bfloat16, torch.float16)
+        and weights.heads // weights.kv_heads in (1, 2, 4, 8)
+        and weights.head_dim in (32, 64, 128)
+    )
 
 
 def rms_norm(states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:

@@ -13,7 +13,7 @@ from ..config import check_text
 from ..errors import InvalidInputError
 
 #: How many lengths there may be between a length and its double.
-SIZE_CLASSES = (1, 2, 4, 8, 16)
+SIZE_CLASSES = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,6 @@ class PackedOptions:
         return replace(
             self,
             warm_up=True if self.warm_up is None else self.warm_up,
-            size_classes=8 if self.size_classes is None else self.size_classes,
             cuda_graphs=on_gpu if self.cuda_graphs is None else self.cuda_graphs,
         )
 

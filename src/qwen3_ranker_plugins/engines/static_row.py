@@ -15,8 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from .flex import TILE, find_tiles, mask_of, padded_bounds, padded_length, write_tiles
+from .programs import FIELDS, plan, room_for
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
     from ..packing import PackedPass
 
 # The official suffix alone is nine tokens, so that rows in the models' own templates never have more documents.
@@ -26,9 +29,14 @@ TOKENS_PER_DOCUMENT = 8
 _ALIGNMENT = 32
 
 
-def row_length(num_tokens: int, num_documents: int, per_octave: int) -> int:
-    """The size class of a pass: room for its tokens, and for one document in TOKENS_PER_DOCUMENT of them."""
-    return padded_length(max(num_tokens, num_documents * TOKENS_PER_DOCUMENT), per_octave)
+# More than the system part of the official prompt and the suffix, so that no row of its requests has more of them.
+TOKENS_PER_REQUEST = 64
+
+
+def row_length(num_tokens: int, num_documents: int, per_octave: int, num_requests: int = 1) -> int:
+    """The size class of a pass: room for its tokens, and for so many documents and requests."""
+    room = max(num_tokens, num_documents * TOKENS_PER_DOCUMENT, num_requests * TOKENS_PER_REQUEST)
+    return padded_length(room, per_octave)
 
 
 def row_lengths(token_budget: int, per_octave: int) -> list[int]:
@@ -46,28 +54,41 @@ class StaticRow:
         length: a multiple of TILE.
         device: a CPU or a GPU.
         tile_columns: of the block mask, whose tiles have TILE rows.
+        tokens_per_program: for our own kernels, see `programs.plan`; None for a block mask.
 
     Attributes:
         token_ids, position_ids: int32 [length]; 0 in the padding.
         last_positions: int32 [length / TOKENS_PER_DOCUMENT], where documents end; 0 where there is none.
-        mask: who sees whom.
+        segment_start: int32 [length], see `PackedPass`.
+        mask: who sees whom, for FlexAttention.
+        programs: int32 [room, FIELDS], the same for our own kernels, see `programs.plan`.
     """
 
-    def __init__(self, length: int, device: torch.device, tile_columns: int = TILE) -> None:
-        self.length, self.tile_columns = length, tile_columns
-        tiles = (length // TILE, length // tile_columns)
+    mask: BlockMask
+    programs: torch.Tensor
+
+    def __init__(
+        self, length: int, device: torch.device, tile_columns: int = TILE, tokens_per_program: int | None = None
+    ) -> None:
+        self.length, self.tile_columns, self.tokens_per_program = length, tile_columns, tokens_per_program
         shapes: dict[str, tuple[int, ...]] = {
             "token_ids": (length,),
             "position_ids": (length,),
             "last_positions": (length // TOKENS_PER_DOCUMENT,),
             "segment_start": (length,),
-            "head_start": (length,),
-            "head_end": (length,),
-            "partial_counts": tiles[:1],
-            "partial_indices": tiles,
-            "full_counts": tiles[:1],
-            "full_indices": tiles,
         }
+        if tokens_per_program is None:
+            tiles = (length // TILE, length // tile_columns)
+            shapes |= {
+                "head_start": (length,),
+                "head_end": (length,),
+                "partial_counts": tiles[:1],
+                "partial_indices": tiles,
+                "full_counts": tiles[:1],
+                "full_indices": tiles,
+            }
+        else:
+            shapes["programs"] = (room_for(length, tokens_per_program), FIELDS)
         sizes = [-(-prod(shape) // _ALIGNMENT) * _ALIGNMENT for shape in shapes.values()]
         starts = [0, *accumulate(sizes)]
         staging = torch.zeros(starts[-1], dtype=torch.int32, pin_memory=device.type == "cuda")
@@ -81,6 +102,10 @@ class StaticRow:
             tensors[name] = on_device[here].view(shape)
         self.token_ids, self.position_ids = tensors.pop("token_ids"), tensors.pop("position_ids")
         self.last_positions = tensors.pop("last_positions")
+        self.segment_start = tensors["segment_start"]
+        if tokens_per_program is not None:
+            self.programs = tensors["programs"]
+            return
         self.mask = mask_of(
             **{
                 name: tensor[None, None] if "_counts" in name or "_indices" in name else tensor
@@ -106,12 +131,27 @@ class StaticRow:
             values = getattr(packed, name)
             written[name][: len(values)] = values
             written[name][len(values) :] = 0
-        bounds = padded_bounds(packed, self.length)
+        if self.tokens_per_program is None:
+            self._write_mask(packed)
+        else:
+            self._write_programs(packed, self.tokens_per_program)
+        self._on_device.copy_(self._staging, non_blocking=True)
+
+    def _write_programs(self, packed: PackedPass, tokens: int) -> None:
+        planned = plan(packed, tokens)
+        programs, segment_start = self._written["programs"], self._written["segment_start"]
+        if len(planned) > len(programs):
+            raise ValueError(f"{len(planned)} programs in a row with room for {len(programs)}")
+        programs[: len(planned)] = planned
+        programs[len(planned) :] = 0
+        segment_start[: packed.num_tokens] = packed.segment_start
+
+    def _write_mask(self, packed: PackedPass) -> None:
+        written, bounds = self._written, padded_bounds(packed, self.length)
         for name, values in zip(("segment_start", "head_start", "head_end"), bounds, strict=True):
             written[name][:] = values
         for name, tiles in zip(("partial", "full"), self._tiles(*bounds), strict=True):
             write_tiles(tiles, written[f"{name}_counts"], written[f"{name}_indices"])
-        self._on_device.copy_(self._staging, non_blocking=True)
 
     def _tiles(self, *bounds: NDArray[np.int32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         return find_tiles(*bounds, columns_of=self.tile_columns)
