@@ -115,7 +115,7 @@ def test_programs_are_the_rule(
     segment_start = row.segment_start.numpy()
     for start, end, head_start, head_end, own_start in row.programs.tolist():
         assert end - start <= tokens
-        assert start == end or own_start >= head_end
+        assert head_start == head_end or own_start >= head_end
         token, own = np.arange(start, end)[:, None], np.arange(own_start, end)[None]
         seen[start:end, head_start:head_end] += 1
         seen[start:end, own_start:end] += (segment_start[start:end, None] <= own) & (own <= token)
