@@ -16,6 +16,7 @@ from qwen3_ranker_plugins import DEFAULT_INSTRUCTION
 from qwen3_ranker_plugins.engines import kernels
 from qwen3_ranker_plugins.engines.compiled import CompiledPasses
 from qwen3_ranker_plugins.engines.decoder import Decoder, DecoderWeights, gated, rms_norm, take_weights
+from qwen3_ranker_plugins.engines.float8 import Float8Decoder
 from qwen3_ranker_plugins.engines.packed import PackedEngine, _load
 from qwen3_ranker_plugins.engines.packed_options import PackedOptions
 from qwen3_ranker_plugins.engines.programs import plan, tokens_of_a_program
@@ -31,6 +32,10 @@ class OnCpu(Decoder):
 
     def takes_kernels(self, weights: DecoderWeights) -> bool:
         return True
+
+
+class Float8OnCpu(OnCpu, Float8Decoder):
+    """The same with float8 products."""
 
 
 def packed_pass() -> PackedPass:
@@ -101,12 +106,34 @@ def pieces_difference() -> float:
     return max(float((found.float() - expected.float()).abs().max()) for found, expected in pairs)
 
 
-def margins_difference(folder: Path) -> float:
+def float8_difference() -> float:
+    """The share of numbers that are not what torch rounds to.
+
+    Some are not: the interpreter forgets the carry where a mantissa is rounded up to the next power of two.
+    """
+    generator = torch.Generator().manual_seed(0)
+    states, addend, weight = (torch.randn(*s, generator=generator).half() for s in ((37, 96), (37, 96), (96,)))
+    added = states + addend
+    pairs = [
+        (kernels.rms_norm_float8(states.clone(), weight, EPSILON), rms_norm(states.float(), weight, EPSILON)),
+        (kernels.gated_float8(states), gated(states.float())),
+        (kernels.rms_norm_float8(states, weight, EPSILON, addend), rms_norm(added.float(), weight, EPSILON)),
+    ]
+    if not torch.equal(states, added):
+        raise AssertionError("the addend was not added to the states")
+    shares = [
+        (narrow.float() != (expected / scales).to(torch.float8_e4m3fn).float()).float().mean()
+        for (narrow, scales), expected in pairs
+    ]
+    return float(max(shares))
+
+
+def margins_difference(folder: Path, kind: type[OnCpu]) -> float:
     """The bundled model, layers and all, against the engine in float32."""
     tokenizer = load_tokenizer(folder)
     engine = PackedEngine(folder, device="cpu", dtype="float32")
-    decoder = OnCpu(take_weights(_load(folder, torch.float16).model, engine._label_direction, CPU))
-    passes = CompiledPasses(decoder, CPU, PackedOptions(compile=True).resolved("cpu"), token_budget=512)
+    decoder = kind(take_weights(_load(folder, torch.float16).model, engine._label_direction, CPU))
+    passes = CompiledPasses(decoder, CPU, PackedOptions(compile=True).resolved("cpu", "float32"), token_budget=512)
     encoder = PromptEncoder(tokenizer)
     requests = [
         encoder.encode("what is the capital of France?", ["Paris", "Berlin is in Germany", "a"], DEFAULT_INSTRUCTION),
@@ -121,6 +148,8 @@ if __name__ == "__main__":
     differences = {
         "attention": {str(shape): attention_difference(*shape) for shape in shapes},
         "pieces": pieces_difference(),
-        "margins": margins_difference(Path(sys.argv[1])),
+        "float8": float8_difference(),
+        "margins": margins_difference(Path(sys.argv[1]), OnCpu),
+        "float8 margins": margins_difference(Path(sys.argv[1]), Float8OnCpu),
     }
     sys.stdout.write(json.dumps(differences) + "\n")

@@ -79,7 +79,7 @@ def passes(
     weights = take_weights(_load(tiny, torch.float32).model, engine._label_direction, CPU)
     weights = replace(weights, layers=weights.layers[:layers])
     return CompiledPasses(
-        Decoder(weights, backend), CPU, PackedOptions(compile=True, **options).resolved("cpu"), budget
+        Decoder(weights, backend), CPU, PackedOptions(compile=True, **options).resolved("cpu", "float32"), budget
     )
 
 
@@ -196,21 +196,25 @@ def test_a_row_refuses_what_does_not_fit() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"warp": 9}, "engine_options['warp']=9: engine 'packed' has no such option: use one of compile, warm_up"),
+        (
+            {"warp": 9},
+            "engine_options['warp']=9: engine 'packed' has no such option: use one of compile, float8, warm_up",
+        ),
         ({"compile": 1}, "engine_options['compile']=1: use true or false"),
         ({"compile": None}, "engine_options['compile']=None: leave it out"),
         ({"compile": True, "warm_up": "no"}, "engine_options['warm_up']='no': use true or false"),
-        ({"compile": True, "size_classes": 3}, "engine_options['size_classes']=3: use one of 1, 2, 4, 8, 16"),
+        ({"compile": True, "size_classes": 3}, "engine_options['size_classes']=3: use one of 1, 2, 4, 8, 16, 32, 64"),
         ({"compile": True, "size_classes": True}, "use one of 1, 2, 4, 8, 16"),
+        ({"compile": True, "float8": True}, "engine_options['float8']=True: needs a GPU and dtype='bfloat16' (here:"),
         ({"compile": True, "compile_cache": " "}, "engine_options['compile_cache']=' '"),
         ({"compile": True, "cuda_graphs": True}, "engine_options['cuda_graphs']=True: device 'cpu' has none"),
-        ({"warm_up": True}, "engine_options['warm_up']=True: says nothing without compile"),
+        ({"warm_up": True}, "engine_options['warm_up']=True: is for compiled pieces, which are the default in half"),
         ({"compile": False, "compile_cache": "somewhere"}, "says nothing without compile"),
     ],
 )
 def test_unusable_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
-        PackedOptions.parse("packed", options).resolved("cpu")
+        PackedOptions.parse("packed", options).resolved("cpu", "float32")
     assert message in str(caught.value)
 
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 # is 9 ms at the least, and some 170 kernels and 110 calls of compiled pieces were seen to take 12.
 _LONGEST_GRAPH = 8192
 
-_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+# torch's compiler, its processes and Triton read nothing else.
+_CACHE_VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "", "TRITON_CACHE_DIR": "triton"}
 
 
 class CompiledPasses:
@@ -41,8 +42,9 @@ class CompiledPasses:
     def __init__(self, decoder: Decoder, device: torch.device, options: PackedOptions, token_budget: int) -> None:
         self.decoder = decoder
         self.device = device
-        # Our own kernels run any length, so that there a class costs its graph only.
-        self.per_octave = options.size_classes or (8 if decoder.tokens_per_program is None else 64)
+        self.per_octave = options.size_classes or 1
+        if decoder.tokens_per_program is None:  # seconds for each class, and the default was made for our own kernels
+            self.per_octave = min(self.per_octave, 16)
         self.lengths = row_lengths(token_budget, self.per_octave)
         self._cuda_graphs = bool(options.cuda_graphs)
         self._cache = options.compile_cache
@@ -74,6 +76,10 @@ class CompiledPasses:
             return self.lengths
         return [length for length in self.lengths if self._records(length) or length == self.lengths[-1]]
 
+    def _needs_preparation(self, length: int) -> bool:
+        """Whether pieces have to be compiled for this length, or a graph recorded."""
+        return self.decoder.tokens_per_program is None or self._records(length)
+
     def _records(self, length: int) -> bool:
         return self._cuda_graphs and length <= _LONGEST_GRAPH
 
@@ -88,26 +94,38 @@ class CompiledPasses:
         """
         length = row_length(packed.num_tokens, packed.num_documents, self.per_octave, len(packed.blocks))
         if length not in self._rows:
-            self._prepare(length)
+            if self._needs_preparation(length):
+                self._prepare(length)
+            else:
+                self._rows[length] = self._new_row(length)
         row = self._rows[length]
-        with self._on_device(), many_lengths():  # whatever may be compiled after all should be, rather than refused
+        with self._on_device():
             row.write(packed)
             if length in self._graphs:
                 graph, margins = self._graphs[length]
                 graph.replay()
             else:
-                margins = self.decoder(row)
+                margins = self._computed(row)
         return margins[: packed.num_documents]
+
+    def _computed(self, row: StaticRow) -> torch.Tensor:
+        if self.decoder.tokens_per_program is not None:
+            return self.decoder(row)
+        with many_lengths():  # whatever may be compiled after all should be, rather than refused
+            return self.decoder(row)
 
     def _prepare(self, length: int) -> None:
         """Compile for a size class by running a pass of it; record the next one."""
-        row = StaticRow(length, self.device, tokens_per_program=self.decoder.tokens_per_program)
+        row = self._new_row(length)
         with self._on_device(), self._compiling(), torch.inference_mode():
             row.write(pack([EncodedRequest([0], [[0] * (length - 1)], [0])]))
             self.decoder(row)
             if self._records(length):
                 self._graphs[length] = self._recorded(row)
         self._rows[length] = row
+
+    def _new_row(self, length: int) -> StaticRow:
+        return StaticRow(length, self.device, tokens_per_program=self.decoder.tokens_per_program)
 
     def _recorded(self, row: StaticRow) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         """(the graph of a pass, the margins that its replay writes)."""
@@ -141,9 +159,10 @@ class CompiledPasses:
         Raises:
             EngineError: the compiler fails.
         """
-        before = os.environ.get(_CACHE_VARIABLE)
-        if self._cache is not None:  # torch's compiler, its processes and Triton read nothing else
-            os.environ[_CACHE_VARIABLE] = os.path.abspath(self._cache)  # noqa: PTH100 - as torch does it
+        before = {name: os.environ.get(name) for name in _CACHE_VARIABLES}
+        if self._cache is not None:
+            for name, folder in _CACHE_VARIABLES.items():
+                os.environ[name] = os.path.abspath(os.path.join(self._cache, folder))  # noqa: PTH100, PTH118 - as torch
         try:
             with many_lengths():
                 yield
@@ -154,7 +173,8 @@ class CompiledPasses:
             ) from error
         finally:
             if self._cache is not None:
-                if before is None:
-                    del os.environ[_CACHE_VARIABLE]
-                else:
-                    os.environ[_CACHE_VARIABLE] = before
+                for name, value in before.items():
+                    if value is None:
+                        del os.environ[name]
+                    else:
+                        os.environ[name] = value

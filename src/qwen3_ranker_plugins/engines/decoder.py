@@ -211,24 +211,25 @@ class Decoder:
         self, hidden: torch.Tensor, layer: LayerWeights, rotation: tuple[torch.Tensor, torch.Tensor], row: StaticRow
     ) -> torch.Tensor:
         """What each token gathers from those that it sees: [tokens, heads * head_dim]."""
+        normed = self._normed(hidden, layer.input_norm, self.weights.epsilon)
+        return self._gathered(self._product(normed, layer.query_key_value), layer, rotation, row)
+
+    def _gathered(
+        self, products: torch.Tensor, layer: LayerWeights, rotation: tuple[torch.Tensor, torch.Tensor], row: StaticRow
+    ) -> torch.Tensor:
+        """The same from the product with q/k/v, [tokens, (heads + 2 * kv_heads) * head_dim]."""
         weights = self.weights
-        products = self._product(self._normed(hidden, layer.input_norm, weights.epsilon), layer.query_key_value)
         seen: torch.Tensor
         if self.tokens_per_program is not None:
             seen = self._kernels.attend(
-                products,
-                row.programs,
-                row.segment_start,
-                *rotation,
-                layer.query_norm,
-                layer.key_norm,
+                *(products, row.programs, row.segment_start, *rotation, layer.query_norm, layer.key_norm),
                 heads=weights.heads,
                 kv_heads=weights.kv_heads,
                 epsilon=weights.epsilon,
                 options=self.kernel_options,
             )
             return seen
-        by_head = products.view(1, len(hidden), -1, weights.head_dim)
+        by_head = products.view(1, len(products), -1, weights.head_dim)
         # Cut here and not in the compiled piece: the compiler for CPUs loses where in the product the values begin.
         query, key, value = torch.split(by_head, [weights.heads, weights.kv_heads, weights.kv_heads], dim=2)
         seen = self._attended(

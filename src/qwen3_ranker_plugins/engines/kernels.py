@@ -44,6 +44,39 @@ def rms_norm(states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torc
     return output
 
 
+def rms_norm_float8(
+    states: torch.Tensor, weight: torch.Tensor, epsilon: float, addend: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """RMSNorm of each row of [rows, width], rounded to float8.
+
+    Args:
+        states: to which `addend` of the same shape is added first, in place.
+
+    Returns:
+        float8 (e4m3) [rows, width], and by what each row is to be multiplied, float32 [rows, 1].
+    """
+    rows, width = states.shape
+    output = torch.empty_like(states, dtype=torch.float8_e4m3fn)
+    scales = states.new_empty(rows, 1, dtype=torch.float32)
+    columns = triton.next_power_of_2(width)
+    at_once = max(1, _NORMED_NUMBERS // columns)
+    _rms_norm_float8[(triton.cdiv(rows, at_once),)](
+        *(states, states if addend is None else addend, weight, output, scales, rows, epsilon),
+        ADDS=addend is not None, WIDTH=width, COLUMNS=columns, ROWS=at_once,
+    )  # fmt: skip
+    return output, scales
+
+
+def gated_float8(gate_up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`gated`, rounded to float8; returns what `rms_norm_float8` does."""
+    rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    output = gate_up.new_empty(rows, width, dtype=torch.float8_e4m3fn)
+    scales = gate_up.new_empty(rows, 1, dtype=torch.float32)
+    columns = triton.next_power_of_2(width)
+    _gated_float8[(rows,)](gate_up, output, scales, WIDTH=width, COLUMNS=columns, num_warps=max(4, columns // 512))
+    return output, scales
+
+
 def gated(gate_up: torch.Tensor) -> torch.Tensor:
     """SiLU of the first half of the columns of [rows, 2 * width] times the second half: [rows, width]."""
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
@@ -126,6 +159,48 @@ def _gated(gate_up, output, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
     up = tl.load(gate_up + row * (2 * WIDTH) + WIDTH + column, mask=there, other=0.0).to(tl.float32)
     product = gate / (1.0 + tl.exp(-gate)) * up
     tl.store(output + row * WIDTH + column, product.to(output.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _to_float8(rows):
+    """(rows in float8, by what each is to be multiplied)."""
+    scale = tl.maximum(tl.max(tl.abs(rows), 1) / 448.0, 1e-12)
+    return (rows / scale[:, None]).to(tl.float8e4nv), scale
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _rms_norm_float8(
+    states, addend, weight, output, scales, rows, epsilon,
+    ADDS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    there = (row < rows)[:, None] & (column < WIDTH)[None, :]
+    places = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
+    wide = tl.load(states + places, mask=there, other=0.0).to(tl.float32)
+    if ADDS:
+        kind = states.dtype.element_ty
+        total = (wide + tl.load(addend + places, mask=there, other=0.0).to(tl.float32)).to(kind)
+        tl.store(states + places, total, mask=there)
+        wide = total.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, 1) / WIDTH + epsilon)[:, None]
+    factor = tl.load(weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)[None, :]
+    narrow, multiplier = _to_float8(wide * scale * factor)
+    tl.store(output + places, narrow, mask=there)
+    tl.store(scales + row, multiplier, mask=row < rows)
+
+
+@triton.jit
+def _gated_float8(gate_up, output, scales, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    column = tl.arange(0, COLUMNS)[None, :]
+    there = column < WIDTH
+    places = row[:, None] * (2 * WIDTH) + column
+    gate = tl.load(gate_up + places, mask=there, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + WIDTH + places, mask=there, other=0.0).to(tl.float32)
+    narrow, multiplier = _to_float8(gate / (1.0 + tl.exp(-gate)) * up)
+    tl.store(output + row[:, None] * WIDTH + column, narrow, mask=there)
+    tl.store(scales + row, multiplier)
 
 
 @triton.jit(do_not_specialize=["turned"])

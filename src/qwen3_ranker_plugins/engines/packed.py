@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from ..config import EngineConfig, RerankerSettings, check_json
-from ..errors import EngineError, RankerError, UnsupportedModelError
+from ..errors import EngineError, InvalidInputError, RankerError, UnsupportedModelError
 from ..models import modified_ns, resolve_model
 from ..packing import PackedPass, pack
 from ..prompt import EncodedRequest, PromptEncoder, load_tokenizer
@@ -63,9 +63,9 @@ class PackedEngine(Engine):
         options: PackedOptions = PackedOptions(),  # noqa: B008 - it is frozen
     ) -> None:
         device, dtype, self.token_budget = resolve(device, dtype, token_budget)
-        self.options = options.resolved(device)
+        self.options = options.resolved(device, dtype)
         self.device, self.dtype = torch.device(device), getattr(torch, dtype)
-        self.encodes_meanwhile = self.options.compile and self.device.type == "cuda"
+        self.encodes_meanwhile = bool(self.options.compile) and self.device.type == "cuda"
         tokenizer = load_tokenizer(folder)
         causal_lm = _load(folder, self.dtype)
         highest = max(tokenizer.yes_id, tokenizer.no_id, *tokenizer.control.values())
@@ -87,9 +87,20 @@ class PackedEngine(Engine):
 
     def _make_compiled(self, model: Any) -> CompiledPasses:
         from .compiled import CompiledPasses
-        from .decoder import Decoder, take_weights
+        from .decoder import Decoder, kernels_support, take_weights
 
-        decoder = Decoder(take_weights(model, self._label_direction, self.device))
+        weights = take_weights(model, self._label_direction, self.device)
+        decoder = Decoder(weights)
+        if self.options.float8:
+            from .float8 import Float8Decoder
+
+            if torch.cuda.get_device_capability(self.device) < (8, 9) or not kernels_support(weights):
+                raise InvalidInputError(
+                    "engine_options['float8']",
+                    True,
+                    "needs a GPU of compute capability 8.9 (Ada, Hopper): leave it out",
+                )
+            decoder = Float8Decoder(weights)
         passes = CompiledPasses(decoder, self.device, self.options, self.token_budget)
         if self.options.warm_up:
             passes.warm_up()
@@ -209,7 +220,7 @@ def configure(engine: str, folder: Path | None, settings: RerankerSettings) -> E
     """See `EngineModule`."""
     folder = needed(folder, engine)
     device, dtype, token_budget = resolve(settings.device, settings.dtype, settings.token_budget)
-    options = PackedOptions.parse(engine, settings.engine_options).resolved(device)
+    options = PackedOptions.parse(engine, settings.engine_options).resolved(device, dtype)
     return EngineConfig(
         engine, folder, device, dtype, token_budget, modified_ns(folder), check_json("engine_options", options.as_dict)
     )

@@ -5,8 +5,11 @@ Nothing here imports torch. docs/engines.md explains every option.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from importlib.util import find_spec
 from typing import Any, Self
 
 from ..config import check_text
@@ -15,6 +18,8 @@ from ..errors import InvalidInputError
 #: How many lengths there may be between a length and its double.
 SIZE_CLASSES = (1, 2, 4, 8, 16, 32, 64)
 
+_OF_COMPILE = ("float8", "warm_up", "size_classes", "cuda_graphs", "compile_cache")
+
 
 @dataclass(frozen=True)
 class PackedOptions:
@@ -22,18 +27,19 @@ class PackedOptions:
 
     Attributes:
         compile: run compiled pieces between the matrix products, with fused weights, instead of transformers' layers.
-        warm_up: compile every size class up to the token budget before the first request.
+        float8: compute most products in float8.
+        warm_up: compile, and prepare every size class up to the token budget, before the first request.
         size_classes: lengths between a length and its double that rows are padded to; more of them pad less and take
-            longer to compile.
+            longer to prepare.
         cuda_graphs: record the passes of small size classes once, so that the host launches each with one call.
-        compile_cache: folder that keeps compiled code between processes; None for torch's own, which lies in the
-            folder for temporary files.
+        compile_cache: folder that keeps compiled code between processes; None for the compilers' own.
 
     Raises:
         InvalidInputError: names the option and its value.
     """
 
-    compile: bool = False
+    compile: bool | None = None
+    float8: bool | None = None
     warm_up: bool | None = None
     size_classes: int | None = None
     cuda_graphs: bool | None = None
@@ -58,7 +64,7 @@ class PackedOptions:
         return cls(**given)
 
     def __post_init__(self) -> None:
-        for name in ("compile", "warm_up", "cuda_graphs"):
+        for name in ("compile", "float8", "warm_up", "cuda_graphs"):
             value = getattr(self, name)
             if not isinstance(value, bool | None):
                 raise InvalidInputError(_argument(name), value, "use true or false")
@@ -70,28 +76,47 @@ class PackedOptions:
             )
         if self.compile_cache is not None:
             check_text(_argument("compile_cache"), self.compile_cache)
-        if not self.compile:
-            for name in ("warm_up", "size_classes", "cuda_graphs", "compile_cache"):
-                if (value := getattr(self, name)) is not None:
-                    raise InvalidInputError(_argument(name), value, "says nothing without compile: set that to true")
+        if self.compile is False:
+            self._refuse_without_compile("says nothing without compile: set that to true")
 
-    def resolved(self, device: str) -> PackedOptions:
+    def _refuse_without_compile(self, why: str) -> None:
+        for name in _OF_COMPILE:
+            if (value := getattr(self, name)) is not None:
+                raise InvalidInputError(_argument(name), value, why)
+
+    def resolved(self, device: str, dtype: str) -> PackedOptions:
         """The options with defaults in place of what was left out.
 
         Args:
             device: "cpu" or "cuda:N".
+            dtype: what the model is computed in.
 
         Raises:
-            InvalidInputError: CUDA graphs are asked for and the device is a CPU.
+            InvalidInputError: what is asked for cannot be had on the device or with the dtype.
         """
-        if not self.compile:
-            return self
         on_gpu = device.partition(":")[0] == "cuda"
+        compile = self.compile  # noqa: A001 - the option's name
+        if compile is None:
+            compile = on_gpu and dtype != "float32" and can_compile()  # noqa: A001
+        if not compile:
+            self._refuse_without_compile(
+                f"is for compiled pieces, which are the default in half precision on a GPU (here: {dtype} on {device}) "
+                "where Triton and a C compiler are installed: set compile to true, or leave this out"
+            )
+            return PackedOptions(compile=False)
         if self.cuda_graphs and not on_gpu:
             raise InvalidInputError(_argument("cuda_graphs"), True, f"device {device!r} has none: leave it out")
+        if self.float8 and not (on_gpu and dtype == "bfloat16"):
+            raise InvalidInputError(
+                _argument("float8"), True, f"needs a GPU and dtype='bfloat16' (here: {dtype} on {device}): leave it out"
+            )
         return replace(
             self,
+            compile=True,
+            float8=bool(self.float8),
             warm_up=True if self.warm_up is None else self.warm_up,
+            # Kernels of our own run any length, so that there a class costs its graph only.
+            size_classes=self.size_classes or (64 if on_gpu and dtype != "float32" else 8),
             cuda_graphs=on_gpu if self.cuda_graphs is None else self.cuda_graphs,
         )
 
@@ -99,6 +124,12 @@ class PackedOptions:
     def as_dict(self) -> dict[str, Any]:
         """What JSON holds of them: without those that are left out, so that `parse` takes it."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def can_compile() -> bool:
+    """Whether Triton is installed, and a C compiler, which it needs for what launches a kernel."""
+    compilers = (os.environ.get("CC"), "gcc", "clang", "cc")
+    return find_spec("triton") is not None and any(name and shutil.which(name) for name in compilers)
 
 
 def _argument(name: str) -> str:
