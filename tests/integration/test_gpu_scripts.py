@@ -50,6 +50,21 @@ def test_a_system_that_fails_is_in_the_results_and_the_next_one_runs(
         assert row["median_ms"] > 0
         assert row["largest_margin_difference_to_float32"] < 1e-3
         assert "margins" not in row
+    margins = json.loads(arguments.output.with_suffix(".margins.json").read_text(encoding="utf-8"))
+    assert margins["packed"]["400 titles"] == pytest.approx(
+        results["packed"]["rows"]["400 titles"]["margins"], abs=1e-5
+    )
+
+    # What failed is run again, what did not is kept, and what is of something else is refused.
+    kept = gpu_vllm.earlier(arguments)
+    assert set(kept) == {"reference", "packed"}
+    again = gpu_vllm.report(arguments, kept)
+    assert [line for line in again.splitlines() if "| packed |" in line] == [
+        line for line in text.splitlines() if "| packed |" in line
+    ]
+    arguments.repeat = 3
+    with pytest.raises(SystemExit, match=r"repeat 2, now 3"):
+        gpu_vllm.earlier(arguments)
     assert max(map(abs, results["packed"]["rows"]["400 titles"]["margins"])) > 0.05
 
 
@@ -61,6 +76,45 @@ def test_a_system_that_hangs_is_ended_and_none_is_begun_when_time_is_over(
     arguments.ends = time.monotonic()
     found = gpu_vllm.run("late", gpu_vllm.System("packed"), arguments, tmp_path)
     assert found["failed"].startswith("not run: ")
+
+
+def test_the_reason_is_the_first_error_and_not_the_last() -> None:
+    prefix = "(EngineCore pid=17) ERROR 11-26 15:21:34 [core.py:1330]"
+    log = [
+        "WARNING 11-26 15:21:34 [importing.py:73] No Triton: ImportError: libcuda.so",
+        f"{prefix} Traceback (most recent call last):",
+        f"{prefix}     raise RuntimeError(message)",
+        f"{prefix} RuntimeError: Cannot re-initialize CUDA in forked subprocess",
+        "(EngineCore pid=17) RuntimeError: Cannot re-initialize CUDA in forked subprocess",
+        "RuntimeError: Engine core initialization failed. See root cause above.",
+    ]
+    assert gpu_vllm.errors_of(log) == [
+        "RuntimeError: Cannot re-initialize CUDA in forked subprocess",
+        "RuntimeError: Engine core initialization failed. See root cause above.",
+    ]
+
+
+def test_a_copied_script_that_fails_is_tried_with_the_engine_core_in_its_process(
+    arguments: argparse.Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [{"failed": "exit code 1: RuntimeError: fork", "log": ["fork"]}, {"facts": {}, "rows": {}}]
+    asked = []
+
+    def run_once(_name: str, system: gpu_vllm.System, *_: object) -> dict[str, object]:
+        asked.append(system.environment)
+        return answers[len(asked) - 1]
+
+    monkeypatch.setattr(gpu_vllm, "_run_once", run_once)
+    found = gpu_vllm.run("copied", gpu_vllm.System("copied_generate"), arguments, tmp_path)
+    assert asked == [{}, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}]
+    assert found["facts"]["note"] == "engine core in the process"
+    assert "failed" not in found
+
+    asked.clear()
+    answers[1] = {"failed": "exit code 1: ValueError: other", "log": ["other"]}
+    found = gpu_vllm.run("copied", gpu_vllm.System("copied_generate"), arguments, tmp_path)
+    assert found["failed"] == "exit code 1: RuntimeError: fork"
+    assert {"fork", "other"} <= set(found["log"])
 
 
 def test_a_session_goes_on_after_a_part_that_fails(tmp_path: Path) -> None:
