@@ -60,6 +60,7 @@ ALTERNATIVES = (
 PARTS = {
     "reference": 120,
     "goals": 240,
+    "float8": 120,
     "eager": 120,
     "concurrent": 300,
     "memory": 180,
@@ -117,7 +118,7 @@ def reranker(arguments: Namespace, **options: Any) -> Any:
         arguments.model,
         engine="packed",
         device=arguments.device,
-        engine_options=compiled | options if options.get("compile", True) else {},
+        engine_options=compiled | options if options.get("compile", True) else options,
     )
 
 
@@ -154,6 +155,12 @@ def part_reference(arguments: Namespace) -> Rows:
 def part_goals(arguments: Namespace) -> Rows:
     """The compiled path, from strings to an ordered result, and the parts of that time."""
     with reranker(arguments) as ranker:
+        return packed_rows(arguments, ranker) | {"about": {"describe": ranker.describe()}}
+
+
+def part_float8(arguments: Namespace) -> Rows:
+    """The same with most products in float8."""
+    with reranker(arguments, float8=True) as ranker:
         return packed_rows(arguments, ranker) | {"about": {"describe": ranker.describe()}}
 
 
@@ -304,7 +311,7 @@ def part_cold(arguments: Namespace) -> Rows:
     budget = None if arguments.device == "cuda" else 256
     with tempfile.TemporaryDirectory() as cache:
         options = {"compile": True, "size_classes": arguments.cold_classes, "compile_cache": cache}
-        for label, given in (("eager", {}), ("empty cache", options), ("full cache", options)):
+        for label, given in (("eager", {"compile": False}), ("empty cache", options), ("full cache", options)):
             done = subprocess.run(  # noqa: S603
                 [
                     sys.executable,
@@ -502,6 +509,7 @@ def run_part(arguments: Namespace, part: str) -> Rows:
     simple: dict[str, Callable[[Namespace], Rows]] = {
         "reference": part_reference,
         "goals": part_goals,
+        "float8": part_float8,
         "eager": part_eager,
         "concurrent": part_concurrent,
         "memory": part_memory,

@@ -139,7 +139,7 @@ def inside(report: Report) -> list[str]:
         lines += [
             f"| {label} | {part} | {truth['packed_tokens']} / {row['padded_tokens']} "
             f"| {row['tokenization_ms']} | {row['packing_ms']} | {row['pass_ms']} | {row['median_ms']} |"
-            for part in ("goals", "eager")
+            for part in ("goals", "float8", "eager")
             if (row := rows_of(report, part).get(label))
         ]
     return [*lines, ""]

@@ -64,13 +64,14 @@ class System:
 # The most important first: a run that is cut short has them.
 TABLE = {
     "packed": System("packed"),
-    "packed, compiled": System("packed", {"compile": True}),
+    "packed, float8": System("packed", {"float8": True}),
     "vllm_packed": System("vllm_packed", {"tensor_parallel_size": 1}),
     "vllm_score": System("vllm_score", {"tensor_parallel_size": 1}),
     "copied_llm_score": System("copied_llm_score"),
     "vllm_packed, fp8": System("vllm_packed", {"tensor_parallel_size": 1, "quantization": "fp8"}),
     "vllm_generate": System("vllm_generate", {"tensor_parallel_size": 1}),
     "copied_generate": System("copied_generate"),
+    "packed, transformers' layers": System("packed", {"compile": False}),
 }
 #: Settings that may matter, one at a time.
 SWEPT: dict[str, dict[str, Any]] = {
@@ -115,15 +116,21 @@ def sweep() -> dict[str, System]:
 
 
 def tensor_parallel(count: int, device: str) -> dict[str, System]:
-    """The engines on one GPU and on several. On a CPU "several" are as many processes, each with a core."""
+    """The engines on one GPU and on several. On a CPU "several" are as many processes, each with a core.
+
+    Nothing is compiled: margins are what this is about, and a machine of several GPUs is dear.
+    """
     rows = {"packed": System("packed")}
     for engine in ("vllm_packed", "vllm_score"):
-        several: dict[str, Any] = {"tensor_parallel_size": count}
+        several: dict[str, Any] = {"tensor_parallel_size": count, "enforce_eager": True}
         environment = {}
         if device == "cpu":
-            several = {"engine_kwargs": {"tensor_parallel_size": count, "distributed_executor_backend": "mp"}}
+            several = {
+                "enforce_eager": True,
+                "engine_kwargs": {"tensor_parallel_size": count, "distributed_executor_backend": "mp"},
+            }
             environment = {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, range(count)))}
-        rows[f"{engine}, 1 GPU"] = System(engine, {"tensor_parallel_size": 1})
+        rows[f"{engine}, 1 GPU"] = System(engine, {"tensor_parallel_size": 1, "enforce_eager": True})
         rows[f"{engine}, {count} GPUs"] = System(engine, several, environment)
     return rows
 
