@@ -546,7 +546,7 @@ def run_in_process(arguments: Namespace, part: str) -> dict[str, Any]:
     result.unlink()
     medians = {label: row["median_ms"] for label, row in rows.items() if "median_ms" in row}
     print(f"{part} ({seconds} s)", medians or rows, flush=True)
-    return {"rows": rows, "seconds": seconds}
+    return {"rows": rows, "seconds": seconds, "commit": arguments.commit}
 
 
 def parse() -> Namespace:

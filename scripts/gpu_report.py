@@ -66,6 +66,17 @@ def markdown(report: Report) -> str:
         *profile(report),
         *starts(report),
     ]
+    if others := {
+        part: result["commit"]
+        for part, result in results.items()
+        if result.get("commit", about["commit"]) != about["commit"]
+    }:
+        lines += [
+            "## Parts measured at another commit",
+            "",
+            *(f"- {part}: {commit}" for part, commit in others.items()),
+            "",
+        ]
     if failed := {part: result["failed"] for part, result in results.items() if "failed" in result}:
         lines += ["## Parts that failed", "", *(f"- {part}: {why}" for part, why in failed.items()), ""]
     return "\n".join(lines)
