@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import weakref
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -85,13 +86,17 @@ class _Submission:
         """(indices of the next documents, at most so many, that fit the budget with the head, their tokens)."""
         head = self.request.head_length
         before = self._tokens_before
-        end, stop = self._taken, min(len(self._order), self._taken + most)
-        while end < stop and (end - self._taken < at_least or head + before[end + 1] - before[self._taken] <= budget):
-            end += 1
+        stop = min(len(self._order), self._taken + most)
+        fits = bisect_right(before, budget - head + before[self._taken], self._taken, stop + 1) - 1
+        end = min(stop, max(fits, self._taken + at_least))
         indices = sorted(self._order[self._taken : end])  # a service that ranks may tell ties by this order
         tokens = head + before[end] - before[self._taken] if indices else 0
         self._taken = end
         return indices, tokens
+
+    def part(self, indices: list[int]) -> EncodedRequest:
+        """The request with the documents that were taken, which may be all of them."""
+        return self.request if len(indices) == len(self._order) else self.request.take(indices)
 
     def take_first(self, budget: int, most: int) -> tuple[list[int], int]:
         """`take` for the first of a pass: at least one document, and enough of them to be worth a long head."""
@@ -274,7 +279,7 @@ class Dispatcher:
         return batch
 
     def _score(self, batch: _Pass) -> None:
-        requests = [submission.request.take(indices) for submission, indices in batch]
+        requests = [submission.part(indices) for submission, indices in batch]
         started = time.perf_counter()
         try:
             if self.engine.workers == 1:
