@@ -151,16 +151,16 @@ class Row:
         total = len(self._token_ids)
         lengths = np.asarray(self._lengths, dtype=np.int64)
         starts = np.cumsum(lengths) - lengths
-        heads = np.asarray(self._heads, dtype=np.int32).reshape(-1, 2)
-        tokens = np.diff(heads[:, 0], append=total)  # of each request
-        segments = np.diff(self._first_segments, append=len(lengths))
-        restarts = np.repeat(heads[:, 1] - heads[:, 0], segments)  # position of the first token of each segment
+        head_starts, head_ends = np.asarray(self._heads, dtype=np.int32).T
+        tokens = [end - start for start, end in pairwise([*head_starts.tolist(), total])]  # of each request
+        segments = [end - start for start, end in pairwise([*self._first_segments, len(lengths)])]
+        restarts = np.repeat(head_ends - head_starts, segments)  # position of the first token of each segment
         restarts[self._first_segments] = 0
         return PackedPass(
             token_ids=_as_array(self._token_ids),
             position_ids=np.arange(total) - np.repeat(starts - restarts, lengths),
-            head_start=np.repeat(heads[:, 0], tokens),
-            head_end=np.repeat(heads[:, 1], tokens),
+            head_start=np.repeat(head_starts, tokens),
+            head_end=np.repeat(head_ends, tokens),
             segment_start=np.repeat(starts.astype(np.int32), lengths),
             last_positions=np.asarray(self.last_positions, dtype=np.int64),
             blocks=tuple(self._blocks(lengths, starts)),
@@ -169,11 +169,16 @@ class Row:
     def _blocks(self, lengths: NDArray[np.int64], starts: NDArray[np.int64]) -> Iterator[Block]:
         for head, (first, end) in zip(self._heads, pairwise([*self._first_segments, len(lengths)]), strict=True):
             documents = lengths[first + 1 : end]
-            # Where a document is not as long as the one in front of it.
-            changes = np.flatnonzero(np.diff(documents, prepend=-1))
-            counts = np.diff(changes, append=len(documents))
-            columns = starts[first + 1 :][changes], counts, documents[changes]
-            yield Block(*head, tuple(map(SegmentGroup, *(column.tolist() for column in columns))))
+            changes = np.flatnonzero(documents[1:] != documents[:-1]) + 1
+            bounds = pairwise([0, *changes.tolist(), len(documents)])
+            yield Block(
+                *head,
+                tuple(
+                    SegmentGroup(int(starts[first + 1 + begin]), stop - begin, int(documents[begin]))
+                    for begin, stop in bounds
+                    if begin < stop
+                ),
+            )
 
 
 def _as_array(ids: list[int]) -> NDArray[np.int64]:
