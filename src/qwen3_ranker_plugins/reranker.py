@@ -210,11 +210,11 @@ class Reranker:
 
     @property
     def running(self) -> bool:
-        """Whether the engine's thread is alive; if it is not, every call raises EngineClosedError."""
+        """Whether the engine's threads are alive; if they are not, every call raises EngineClosedError."""
         return self._lease.running
 
     def on_pass(self, listener: PassListener) -> None:
-        """Call `listener(PassReport)` after every forward pass, from the engine's thread."""
+        """Call `listener(PassReport)` after every forward pass, from the thread of the engine that ran it."""
         self._lease.on_pass(listener)
 
     def describe(self) -> dict[str, str]:
