@@ -201,10 +201,11 @@ def packed_rows(arguments: Namespace, ranker: Any) -> Rows:
 def warm_around(ranker: Any, tokens: int) -> None:
     """Compile for passes of about so many tokens, and for both parts of a request that comes in two."""
     from qwen3_ranker_plugins.engines.static_row import row_length
+    from qwen3_ranker_plugins.reranker import FIRST_PART
 
     engine = ranker._lease.engine  # noqa: SLF001
     if engine._compiled is not None:  # noqa: SLF001
-        shares = (1.0, 0.25, 0.75) if engine.encodes_meanwhile and tokens > 5000 else (1.0,)
+        shares = (1.0, FIRST_PART, 1 - FIRST_PART) if engine.encodes_meanwhile and tokens > 5000 else (1.0,)
         sizes = [int(tokens * share * factor) for share in shares for factor in (0.98, 1.0, 1.02)]
         classes = engine._compiled.per_octave  # noqa: SLF001
         engine._compiled.warm_up([row_length(size, 1, classes) for size in sizes])  # noqa: SLF001

@@ -1,8 +1,11 @@
-"""One worker per engine (several for one that waits for a network), and one engine per configuration in a process.
+"""One worker per engine (several for one that can be called again meanwhile), and one engine per configuration.
 
 Callers submit encoded requests and get futures. While a pass is running, waiting requests gather; the worker
 fills the next pass from all of them in turns, as many documents of each as fit the engine's token budget.
 So concurrent callers share passes without a timer, and a long list does not hold up a short one.
+
+An engine on a GPU may have two workers (`Engine.passes_in_flight`): while one waits for its pass, the other lays out
+and queues the next. Nothing is held back for that: an idle worker takes whatever waits.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import sys
 import threading
 import time
 import weakref
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -40,7 +44,7 @@ class PassReport:
     Attributes:
         requests, documents: how many took part, and with how many documents.
         tokens: that went into it.
-        seconds: wall time of the pass.
+        seconds: wall time of the pass; of one that was queued behind another on the same device, from that one's end.
         error: what it raised, or None.
     """
 
@@ -82,13 +86,17 @@ class _Submission:
         """(indices of the next documents, at most so many, that fit the budget with the head, their tokens)."""
         head = self.request.head_length
         before = self._tokens_before
-        end, stop = self._taken, min(len(self._order), self._taken + most)
-        while end < stop and (end - self._taken < at_least or head + before[end + 1] - before[self._taken] <= budget):
-            end += 1
+        stop = min(len(self._order), self._taken + most)
+        fits = bisect_right(before, budget - head + before[self._taken], self._taken, stop + 1) - 1
+        end = min(stop, max(fits, self._taken + at_least))
         indices = sorted(self._order[self._taken : end])  # a service that ranks may tell ties by this order
         tokens = head + before[end] - before[self._taken] if indices else 0
         self._taken = end
         return indices, tokens
+
+    def part(self, indices: list[int]) -> EncodedRequest:
+        """The request with the documents that were taken, which may be all of them."""
+        return self.request if len(indices) == len(self._order) else self.request.take(indices)
 
     def take_first(self, budget: int, most: int) -> tuple[list[int], int]:
         """`take` for the first of a pass: at least one document, and enough of them to be worth a long head."""
@@ -152,9 +160,11 @@ class Dispatcher:
         # Daemons, so that a program that forgets close() can end; the registry joins them at exit.
         self._workers = [
             threading.Thread(target=self._run, name=f"qwen3-ranker-{engine.name}", daemon=True)
-            for _ in range(engine.workers)
+            for _ in range(engine.workers * engine.passes_in_flight)
         ]
         self._working = len(self._workers)
+        self._reporting = threading.Lock()
+        self._last_end = 0.0
         for worker in self._workers:
             worker.start()
 
@@ -163,7 +173,7 @@ class Dispatcher:
 
         Args:
             request: with at least one document.
-            on_progress: called from the worker thread with the number of documents scored by a pass.
+            on_progress: called from a worker thread with the number of documents scored by a pass.
 
         Raises:
             EngineClosedError: closed, or called in a process forked from the one that made it.
@@ -189,7 +199,7 @@ class Dispatcher:
                 self._waiting.remove(submission)
 
     def on_pass(self, listener: PassListener) -> None:
-        """Call `listener` after every pass, from the worker thread. It must not raise."""
+        """Call `listener` after every pass, from the thread that ran it. It must not raise."""
         self._listeners.append(listener)
 
     def close(self, *, wait: bool = True) -> None:
@@ -269,7 +279,7 @@ class Dispatcher:
         return batch
 
     def _score(self, batch: _Pass) -> None:
-        requests = [submission.request.take(indices) for submission, indices in batch]
+        requests = [submission.part(indices) for submission, indices in batch]
         started = time.perf_counter()
         try:
             if self.engine.workers == 1:
@@ -296,12 +306,18 @@ class Dispatcher:
                     submission.fail(error)
 
     def _report(self, requests: list[EncodedRequest], started: float, error: BaseException | None = None) -> None:
+        ended = time.perf_counter()
+        with self._reporting:
+            if self.engine.workers == 1:  # one device, which was busy with the pass before until then
+                started = max(started, self._last_end)
+            if error is None:
+                self._last_end = ended
         if self._listeners:
             report = PassReport(
                 requests=len(requests),
                 documents=sum(len(request.segments) for request in requests),
                 tokens=sum(request.num_tokens for request in requests),
-                seconds=time.perf_counter() - started,
+                seconds=max(0.0, ended - started),
                 error=error,
             )
             for listener in self._listeners:

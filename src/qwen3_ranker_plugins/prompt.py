@@ -309,11 +309,11 @@ class PromptEncoder:
         if max_document_tokens is not None:
             room = min(room, max_document_tokens)
         encoded = self.tokenizer.encode_batch([before_document + document for document in documents])
-        return EncodedRequest(
-            head=head,
-            segments=[ids[:room] + self.suffix_ids for ids in encoded],
-            truncated_tokens=[max(0, len(ids) - room) for ids in encoded],
-        )
+        truncated = [max(0, len(ids) - room) for ids in encoded]
+        for ids in encoded:
+            del ids[room:]
+            ids.extend(self.suffix_ids)
+        return EncodedRequest(head=head, segments=encoded, truncated_tokens=truncated)
 
     def _head(self, fields: dict[str, str]) -> tuple[list[str | int], str]:
         """The shared pieces, and the text that has to be encoded together with each document."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -28,8 +30,14 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 
-# From so many distinct texts on, a request is handed to a GPU in two parts: encoding them takes milliseconds.
-_LONG_REQUEST = 256
+# From so many characters on, some 10,000 tokens, a request is handed to a GPU in two parts: encoding it takes
+# milliseconds. The first part keeps the GPU busy for about as long as the rest takes to encode and to lay out; a GPU
+# waits longer for a larger one, and after a smaller one.
+_LONG_REQUEST = 40_000
+FIRST_PART = 0.2
+
+# The suffix behind each text counts as much as so many characters, at four characters a token.
+_SUFFIX = 36
 
 
 class Reranker:
@@ -202,11 +210,11 @@ class Reranker:
 
     @property
     def running(self) -> bool:
-        """Whether the engine's thread is alive; if it is not, every call raises EngineClosedError."""
+        """Whether the engine's threads are alive; if they are not, every call raises EngineClosedError."""
         return self._lease.running
 
     def on_pass(self, listener: PassListener) -> None:
-        """Call `listener(PassReport)` after every forward pass, from the engine's thread."""
+        """Call `listener(PassReport)` after every forward pass, from the thread of the engine that ran it."""
         self._lease.on_pass(listener)
 
     def describe(self) -> dict[str, str]:
@@ -236,15 +244,15 @@ class Reranker:
         """One request from its texts to its margins, for a caller who waits."""
         texts = checked(request, self.settings.instruction)
         with _progress(show_progress) as bar:
-            if len(texts.distinct) < _LONG_REQUEST or not self._lease.engine.encodes_meanwhile:
+            cut = _first_part(texts.distinct) if self._lease.engine.encodes_meanwhile else 0
+            if not cut:
                 prepared = self._encoded(texts)
                 return prepared, _wait(self._submit(prepared, bar))
             futures: list[Future[Margins]] = []
             try:
-                # A quarter keeps a GPU busy for about as long as the rest takes to encode.
-                first = self._encode(texts, texts.distinct[: len(texts.distinct) // 4])
+                first = self._encode(texts, texts.distinct[:cut])
                 futures.append(self._queue(first, bar))
-                rest = self._encode(texts, texts.distinct[len(texts.distinct) // 4 :])
+                rest = self._encode(texts, texts.distinct[cut:])
                 futures.append(self._queue(rest, bar))
                 prepared = Prepared(texts.documents, texts.source, first.joined(rest), texts.started)
                 futures[1].add_done_callback(prepared.stop_clock)
@@ -298,6 +306,15 @@ class Reranker:
 
 def _make_again(kind: type[Reranker], settings: RerankerSettings, options: RankingOptions) -> Reranker:
     return kind(**asdict(settings), **asdict(options))
+
+
+def _first_part(texts: Sequence[str]) -> int:
+    """How many texts are to go ahead of the others; 0 if all should go at once."""
+    work = list(accumulate(len(text) + _SUFFIX for text in texts))
+    if not work or work[-1] < _LONG_REQUEST:
+        return 0
+    first = bisect_left(work, FIRST_PART * work[-1]) + 1
+    return first if first < len(texts) else 0
 
 
 def _wait(future: Future[Margins]) -> Margins:

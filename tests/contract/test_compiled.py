@@ -12,6 +12,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,16 @@ def test_no_size_compiles_anything_after_the_warm_up(tiny: Path, tiny_engine: Pa
         assert packed.num_tokens == size
         assert torch.isfinite(compiled.margins(packed)).all()
     assert backend.compiled == 2 + len(compiled.lengths)
+
+
+def test_passes_that_several_threads_begin_have_their_own_margins(tiny: Path, tiny_engine: PackedEngine) -> None:
+    """As the dispatcher's two workers do for a GPU; here, a pass is computed where it begins."""
+    compiled = passes(tiny, tiny_engine, CountingBackend(), budget=256, size_classes=1)
+    made = [EncodedRequest([5, 6 + n], [[7 + n] * (3 + n % 7)] * (1 + n % 5), [0] * (1 + n % 5)) for n in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        several = list(pool.map(lambda one: compiled.begin(pack([one])).wait(), made))
+    for one, values in zip(made, several, strict=True):
+        np.testing.assert_allclose(values, tiny_engine.score([one])[0].values, rtol=0, atol=1e-4)
 
 
 def test_a_pass_above_the_budget_and_one_of_tiny_documents_are_right(tiny: Path, tiny_engine: PackedEngine) -> None:
@@ -299,6 +310,39 @@ def test_no_size_compiles_a_kernel_after_the_warm_up(tiny: Path, encoder: Prompt
 @needs_gpu
 @quiet
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_passes_in_flight_on_a_gpu_have_their_own_margins(
+    tiny: Path, encoder: PromptEncoder, one_at_a_time: Reference, cuda_graphs: bool
+) -> None:
+    """Of one size class and of several, begun before the first is read, and by threads that do not wait for each other.
+
+    A busy GPU makes all of them wait in its queue, so that whatever is written too early would be seen.
+    """
+    options = PackedOptions(compile=True, size_classes=1, cuda_graphs=cuda_graphs)
+    engine = PackedEngine(tiny, device="cuda", dtype="float32", token_budget=2048, options=options)
+    assert engine._compiled is not None
+    assert engine.passes_in_flight == 2
+    rng = np.random.default_rng(8)
+    made = [requests(rng, encoder, [count], longest=60)[0] for count in (12, 13, 11, 1, 30, 12, 2, 14)]
+    expected = [one_at_a_time(request) for request in made]
+    busy = torch.randn(4096, 4096, device="cuda")
+    for _ in range(3):
+        for _ in range(50):
+            busy = busy @ busy / 64
+        begun = [engine._compiled.begin(pack([request])) for request in made]
+        for pending, values in zip(begun, expected, strict=True):
+            np.testing.assert_allclose(pending.wait(), values, rtol=0, atol=1e-4)
+    with ThreadPoolExecutor(2) as pool:
+        several = list(pool.map(lambda request: engine.score([request])[0].values, made * 10))
+    for values, right in zip(several, expected * 10, strict=True):
+        np.testing.assert_allclose(values, right, rtol=0, atol=1e-4)
+    engine.close()
+
+
+@pytest.mark.gpu
+@needs_gpu
+@quiet
+@pytest.mark.timeout(900)
 def test_a_pass_on_a_gpu_does_not_wait_for_it(tiny: Path, encoder: PromptEncoder) -> None:
     options = PackedOptions(compile=True, size_classes=1, cuda_graphs=False)
     engine = PackedEngine(tiny, device="cuda", token_budget=512, options=options)
@@ -306,8 +350,8 @@ def test_a_pass_on_a_gpu_does_not_wait_for_it(tiny: Path, encoder: PromptEncoder
     packed = pack(requests(np.random.default_rng(7), encoder, [5], longest=20))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        margins = engine._compiled.margins(packed)
+        pending = engine._compiled.begin(packed)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert margins.shape == (5,)
+    assert pending.wait().shape == (5,)
     engine.close()

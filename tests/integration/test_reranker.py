@@ -30,6 +30,7 @@ from qwen3_ranker_plugins import (
 )
 from qwen3_ranker_plugins.engines.base import Margins
 from qwen3_ranker_plugins.prompt import EncodedRequest, PromptEncoder, load_tokenizer
+from qwen3_ranker_plugins.reranker import _first_part
 
 QUERY = "how do I close a file when an error happens?"
 DOCUMENTS = [
@@ -237,8 +238,8 @@ def test_a_long_request_handed_over_in_parts_has_the_same_result(
 ) -> None:
     """As for an engine on a GPU: the rest is encoded while the first documents are scored."""
     engine = reranker._lease.engine
-    documents = [f"document {n} of many" + " that is long" * (n % 5) for n in range(300)]
-    documents += [documents[299], documents[0], "x " * 3000]
+    documents = [f"document {n} of many" + " that is long" * (n % 5) for n in range(600)]
+    documents += [documents[599], documents[0], "x " * 3000]
     whole = reranker.rerank(QUERY, documents)
     monkeypatch.setattr(engine, "encodes_meanwhile", True)
     submitted = []
@@ -250,7 +251,7 @@ def test_a_long_request_handed_over_in_parts_has_the_same_result(
 
     monkeypatch.setattr(reranker, "_queue", counted)
     parts = reranker.rerank(QUERY, documents, show_progress=True)
-    assert submitted == [75, 226]
+    assert submitted == [137, 464], "a fifth of the text goes ahead"
     expected = {hit.index: hit for hit in whole}
     assert len(parts) == len(whole) == len(documents)
     for hit in parts:
@@ -263,8 +264,17 @@ def test_a_long_request_handed_over_in_parts_has_the_same_result(
     )
     with pytest.raises(PromptTooLongError):
         reranker.rerank("word " * 9000, documents)
-    reranker.rerank(QUERY, documents[:100])
-    assert submitted[-1] == 100
+    reranker.rerank(QUERY, documents[:300])
+    assert submitted[-1] == 300, "not much text"
+
+
+def test_what_goes_ahead_of_a_long_request() -> None:
+    assert _first_part([]) == 0
+    assert _first_part(["a title of some twenty characters"] * 300) == 0
+    assert _first_part(["x" * 964] * 40) == 8
+    assert _first_part(["x" * 50_000, "y" * 500]) == 1
+    assert _first_part(["y" * 500, "x" * 50_000]) == 0, "the text that takes the time comes last"
+    assert _first_part(["x" * 50_000]) == 0
 
 
 # --- lifetime ----------------------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import queue
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
@@ -289,6 +291,154 @@ def test_several_workers_serve_each_request_alone_and_stop_for_a_caller_that_has
     dispatcher.close()
     assert not dispatcher.running
     assert engine.closed_by == "qwen3-ranker-sum"
+
+
+class DeviceEngine(SumEngine):
+    """Two passes in flight on a device, a thread that computes them in the order in which they were queued.
+
+    Attributes:
+        events: ("queued" | "computed", head of the pass's first request), as they happened.
+        compute: the device takes its next pass when this is released.
+        seconds: that a pass takes then.
+    """
+
+    passes_in_flight = 2
+
+    def __init__(self, token_budget: int = 1000, seconds: float = 0.0) -> None:
+        super().__init__(token_budget)
+        self.seconds = seconds
+        self.events: list[tuple[str, int]] = []
+        self.queued = threading.Semaphore(0)
+        self.compute = threading.Semaphore(0)
+        self._keeps_apart = threading.Lock()
+        self._stream: queue.Queue[tuple[list[EncodedRequest], Future[list[Margins]]] | None] = queue.Queue()
+        self._device = threading.Thread(target=self._run)
+        self._device.start()
+
+    def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
+        margins: Future[list[Margins]] = Future()
+        with self._keeps_apart:
+            if any(request.head == [13] for request in requests):
+                raise EngineError("no memory for it")
+            self.events.append(("queued", requests[0].head[0]))
+            self._stream.put((list(requests), margins))
+        self.queued.release()
+        return margins.result(10)
+
+    def _run(self) -> None:
+        while work := self._stream.get():
+            requests, margins = work
+            assert self.compute.acquire(timeout=10)
+            time.sleep(self.seconds)
+            self.events.append(("computed", requests[0].head[0]))
+            try:
+                margins.set_result(super().score(requests))
+            except ZeroDivisionError as error:
+                margins.set_exception(error)
+
+    def close(self) -> None:
+        super().close()
+        self._stream.put(None)
+        self._device.join(10)
+
+
+def test_the_next_pass_is_queued_while_the_device_computes_and_no_third() -> None:
+    engine = DeviceEngine()
+    dispatcher = Dispatcher(engine)
+    first = dispatcher.submit(request([1], head=1))
+    assert engine.queued.acquire(timeout=10), "an idle queue holds nothing back"
+    second = dispatcher.submit(request([2], head=2))
+    assert engine.queued.acquire(timeout=10)
+    others = [dispatcher.submit(request([3], head=head)) for head in (3, 4, 5)]
+    assert not engine.queued.acquire(timeout=0.1)
+    assert len(dispatcher._waiting) == 3
+    assert engine.events == [("queued", 1), ("queued", 2)]
+    for _ in range(3):
+        engine.compute.release()
+    assert [first.result(10).values.tolist(), second.result(10).values.tolist()] == [[2], [6]]
+    assert [other.result(10).values.tolist() for other in others] == [[9 + head] for head in (3, 4, 5)]
+    assert len(engine.passes) == 3, "what gathered meanwhile shares a pass"
+    assert engine.events.index(("queued", 3)) > engine.events.index(("computed", 1))
+    dispatcher.close()
+    assert engine.closed_by == "qwen3-ranker-sum"
+    assert not dispatcher.running
+
+
+def test_of_two_passes_in_flight_each_has_its_own_errors() -> None:
+    engine = DeviceEngine()
+    dispatcher = Dispatcher(engine)
+    reports: list[PassReport] = []
+    dispatcher.on_pass(reports.append)
+    first = dispatcher.submit(request([1], head=1))
+    assert engine.queued.acquire(timeout=10)
+    with pytest.raises(EngineError, match="no memory for it"):
+        dispatcher.submit(request([2], head=13)).result(10)  # fails while it is queued, the first still in flight
+    poisoned = dispatcher.submit(request([2], head=POISON))
+    assert engine.queued.acquire(timeout=10)
+    good, bad = (dispatcher.submit(request([2, 3], head=head)) for head in (5, POISON))
+    for _ in range(5):  # the two in flight, the pass of both that waited, and each of these alone
+        engine.compute.release()
+    assert first.result(10).values.tolist() == [2]
+    assert good.result(10).values.tolist() == expected([2, 3], head=5)
+    for each in (poisoned, bad):
+        with pytest.raises(EngineError, match="ZeroDivisionError: poisoned"):
+            each.result(10)
+    dispatcher.close()
+    assert sorted(each.requests for each in reports if each.error is None) == [1, 1]
+    assert sorted(each.requests for each in reports if each.error is not None) == [1, 1, 1, 2]
+
+
+def test_closing_and_cancelling_with_two_passes_in_flight() -> None:
+    engine = DeviceEngine(token_budget=11)
+    dispatcher = Dispatcher(engine)
+    first = dispatcher.submit(request([10] * 3, head=1))  # a pass each, so that one document is left
+    second = dispatcher.submit(request([10], head=2))
+    assert engine.queued.acquire(timeout=10)
+    assert engine.queued.acquire(timeout=10)
+    waiting = dispatcher.submit(request([10], head=3))
+    assert second.cancel()
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(dispatcher.close)
+        while not dispatcher._closing:
+            pass
+        engine.compute.release()
+        engine.compute.release()
+        closing.result(10)
+    for each in (first, second, waiting):
+        with pytest.raises((EngineClosedError, CancelledError)):
+            each.result(0)
+    assert len(engine.passes) == 2
+    assert engine.closed_by == "qwen3-ranker-sum"
+    assert not dispatcher.running
+
+
+def test_the_time_of_passes_in_flight_is_not_counted_twice() -> None:
+    engine = DeviceEngine(token_budget=11, seconds=0.02)
+    dispatcher = Dispatcher(engine)
+    reports: list[PassReport] = []
+    dispatcher.on_pass(reports.append)
+    started = time.perf_counter()
+    for _ in range(10):
+        engine.compute.release()
+    assert dispatcher.submit(request([10] * 10)).result(10).values.tolist() == [101] * 10
+    dispatcher.close()
+    took = time.perf_counter() - started
+    assert len(reports) == 10
+    assert 0.2 <= sum(each.seconds for each in reports) <= took
+    assert all(each.seconds < 0.1 for each in reports)
+
+
+def test_many_callers_and_two_passes_in_flight() -> None:
+    engine = DeviceEngine(token_budget=64)
+    for _ in range(20_000):
+        engine.compute.release()
+    dispatcher = Dispatcher(engine)
+    rng = np.random.default_rng(0)
+    work = [rng.integers(1, 40, size=rng.integers(1, 30)).tolist() for _ in range(200)]
+    with ThreadPoolExecutor(20) as pool:
+        results = list(pool.map(lambda lengths: dispatcher.submit(request(lengths)).result(60).values.tolist(), work))
+    dispatcher.close()
+    assert results == [expected(lengths) for lengths in work]
 
 
 def test_fifty_threads() -> None:

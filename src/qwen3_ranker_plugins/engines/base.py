@@ -45,7 +45,7 @@ class Margins:
 
 
 class Engine(ABC):
-    """Scores encoded requests. Called by the dispatcher's threads: by one at a time, unless it has more `workers`.
+    """Scores encoded requests. Called by the dispatcher's threads: by one at a time, unless it says otherwise below.
 
     Attributes:
         name: as in `Reranker(engine=...)`.
@@ -54,6 +54,8 @@ class Engine(ABC):
         documents_per_pass: how many documents one call should hold at most; None for no limit.
         workers: how many threads call it at a time. With more than one, each call holds documents of one request, as
             there is nothing to gain from sharing.
+        passes_in_flight: how many calls of `score` may be under way on the engine's one device. With two, one is laid
+            out and queued while the device computes the other. Each has a thread: `score` has to keep them apart.
         encodes_meanwhile: whether the processor is free while a call of `score` runs, so that a long request had better
             come in parts: the rest is encoded while the first is scored.
     """
@@ -62,6 +64,7 @@ class Engine(ABC):
     token_budget: int
     documents_per_pass: int | None = None
     workers: int = 1
+    passes_in_flight: int = 1
     encodes_meanwhile: bool = False
 
     @abstractmethod

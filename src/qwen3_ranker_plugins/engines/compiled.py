@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch._dynamo.exc import TorchDynamoException
 
 from ..errors import EngineError
@@ -29,8 +32,35 @@ _LONGEST_GRAPH = 8192
 _CACHE_VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "", "TRITON_CACHE_DIR": "triton"}
 
 
+class Pending:
+    """The margins of a pass that a device was given, on their way to the host.
+
+    Args:
+        margins: float32 [num_documents], on the host.
+        written: when they are there; None if they are.
+    """
+
+    def __init__(self, margins: torch.Tensor, written: Any = None) -> None:
+        self._margins, self._written = margins, written
+
+    def wait(self) -> NDArray[np.float32]:
+        """Margins, float32 [num_documents].
+
+        Raises:
+            RuntimeError: the device failed meanwhile.
+        """
+        if self._written is not None:
+            self._written.synchronize()
+        values: NDArray[np.float32] = self._margins.numpy()
+        return values
+
+
 class CompiledPasses:
     """Runs passes through a decoder, each in the memory of its size class.
+
+    Several threads may call it. Passes are queued one after another on one stream, where each finds the memory that it
+    shares with others free: a row is transferred when the pass before has run, and margins leave for the host before
+    the next pass writes its own.
 
     Args:
         decoder: on `device`.
@@ -50,6 +80,7 @@ class CompiledPasses:
         self._cache = options.compile_cache
         self._rows: dict[int, StaticRow] = {}
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._queueing = threading.Lock()
         # One after the other and never at once, so that they may share their memory.
         self._pool = torch.cuda.graph_pool_handle() if self._cuda_graphs else None
         with self._on_device(), self._compiling(), torch.inference_mode():
@@ -84,9 +115,28 @@ class CompiledPasses:
         return self._cuda_graphs and length <= _LONGEST_GRAPH
 
     @torch.inference_mode()
-    def margins(self, packed: PackedPass) -> torch.Tensor:
-        """Margins, float32 [num_documents], on the device. They are to be read before the next pass.
+    def begin(self, packed: PackedPass) -> Pending:
+        """Give a pass to the device, and do not wait for it unless it is a CPU.
 
+        Raises:
+            EngineError: as `warm_up`.
+        """
+        with self._queueing, self._on_device():
+            margins = self.margins(packed)
+            if self.device.type != "cuda":
+                return Pending(margins)
+            # In pinned memory, without which the copy would wait; torch keeps such blocks and hands them out again.
+            on_host = torch.empty(margins.shape, dtype=margins.dtype, pin_memory=True)
+            on_host.copy_(margins, non_blocking=True)
+            written: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            written.record()
+            return Pending(on_host, written)
+
+    @torch.inference_mode()
+    def margins(self, packed: PackedPass) -> torch.Tensor:
+        """Margins, float32 [num_documents], on the device. They are to be read, or copied there, before the next pass.
+
+        For one thread; `begin` is for several.
         A pass of a size class that was not warmed up is compiled now.
 
         Raises:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
@@ -65,7 +66,9 @@ class PackedEngine(Engine):
         device, dtype, self.token_budget = resolve(device, dtype, token_budget)
         self.options = options.resolved(device, dtype)
         self.device, self.dtype = torch.device(device), getattr(torch, dtype)
+        # Only the compiled path keeps passes of several threads apart, and on a CPU there is no second processor.
         self.encodes_meanwhile = bool(self.options.compile) and self.device.type == "cuda"
+        self.passes_in_flight = 2 if self.encodes_meanwhile else 1
         tokenizer = load_tokenizer(folder)
         causal_lm = _load(folder, self.dtype)
         highest = max(tokenizer.yes_id, tokenizer.no_id, *tokenizer.control.values())
@@ -114,7 +117,7 @@ class PackedEngine(Engine):
         """
         packed = pack(requests)
         try:
-            margins = self._forward(packed).cpu().numpy()
+            margins = self._margins(packed)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             # For a CPU it is a RuntimeError like any other: "DefaultCPUAllocator: can't allocate memory".
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
@@ -128,6 +131,13 @@ class PackedEngine(Engine):
             Margins(values=values, computed_tokens=len(request.head) + sum(map(len, request.segments)))
             for request, values in zip(requests, np.split(margins, ends), strict=True)
         ]
+
+    def _margins(self, packed: PackedPass) -> NDArray[np.float32]:
+        """Margins, float32 [num_documents], on the host."""
+        if self._compiled is not None:
+            return self._compiled.begin(packed).wait()
+        margins: NDArray[np.float32] = self._forward(packed).cpu().numpy()
+        return margins
 
     @torch.inference_mode()
     def _forward(self, packed: PackedPass) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -94,6 +94,9 @@ class StaticRow:
         staging = torch.zeros(starts[-1], dtype=torch.int32, pin_memory=device.type == "cuda")
         on_device = torch.zeros(starts[-1], dtype=torch.int32, device=device)
         self._staging, self._on_device = staging, on_device
+        self._transferred: Any = None
+        if device.type == "cuda":
+            self._transferred = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._written: dict[str, NDArray[np.int32]] = {}
         tensors: dict[str, torch.Tensor] = {}
         for (name, shape), start in zip(shapes.items(), starts, strict=False):
@@ -114,9 +117,9 @@ class StaticRow:
         )
 
     def write(self, packed: PackedPass) -> None:
-        """Make the row this pass, and queue its transfer.
+        """Make the row this pass, and queue its transfer on the current stream, behind whatever still reads the row.
 
-        What the previous pass made of the row must have been read, which also means that its transfer is over.
+        Waits only until the transfer of the pass before is over, as the buffer on the host is written anew.
 
         Raises:
             ValueError: the pass does not fit.
@@ -126,6 +129,8 @@ class StaticRow:
                 f"{packed.num_tokens} tokens and {packed.num_documents} documents in a row for {self.length} and "
                 f"{len(self.last_positions)}"
             )
+        if self._transferred is not None:
+            self._transferred.synchronize()
         written = self._written
         for name in ("token_ids", "position_ids", "last_positions"):
             values = getattr(packed, name)
@@ -136,6 +141,8 @@ class StaticRow:
         else:
             self._write_programs(packed, self.tokens_per_program)
         self._on_device.copy_(self._staging, non_blocking=True)
+        if self._transferred is not None:
+            self._transferred.record()
 
     def _write_programs(self, packed: PackedPass, tokens: int) -> None:
         planned = plan(packed, tokens)
