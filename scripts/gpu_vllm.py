@@ -86,6 +86,7 @@ SWEPT: dict[str, dict[str, Any]] = {
     "vllm_score, 65536 tokens a step": {"max_num_batched_tokens": 65536},
     "vllm_score, 512 documents a step": {"max_num_seqs": 512},
     "vllm_score, 256 documents at once": {"infer_batch_size": 256},
+    "vllm_score, blocks of 16": {"block_size": 16},
     "vllm_score, no prefix caching": {"enable_prefix_caching": False},
     "vllm_score, eager": {"enforce_eager": True},
     "vllm_score, unsorted": {"sort_by_doc_length": False},

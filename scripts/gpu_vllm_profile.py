@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from scripts.gpu_vllm_systems import documents_of, query
 LABEL = "1000 titles"
 #: Calls whose parts are averaged, after as many that are not.
 CALLS, FIRST = 7, 3
+WHOLE, REST = "vLLM in all", "of that the rest, with waiting for the GPU"
 
 
 class InThisProcess:
@@ -53,24 +55,12 @@ def profile(engine_name: str, folder: Path, scale: int, device: str) -> dict[str
     runner = InThisProcess.runner
     core = runner.engine.engine_core.engine_core
     spent: dict[str, float] = {}
-
-    def watch(owner: Any, name: str, part: str) -> None:
-        inner = getattr(owner, name)
-
-        def timed(*given: Any, **named: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return inner(*given, **named)
-            finally:
-                spent[part] = spent.get(part, 0.0) + time.perf_counter() - started
-
-        setattr(owner, name, timed)
-
-    watch(runner, "score", "vLLM in all")
+    watch = partial(watch_part, spent, [])
+    watch(runner, "score", WHOLE)
     watch(runner.engine, "add_request", "of that per-request Python: add_request")
     watch(core.scheduler, "schedule", "of that the scheduler: schedule")
     watch(core.scheduler, "update_from_output", "of that the scheduler: update_from_output")
-    watch(core.model_executor, "execute_model", "of that the model runner: execute_model (host preparation, GPU)")
+    watch(core.model_executor, "execute_model", "of that the model runner: execute_model (host preparation, launches)")
     watch(runner.engine.output_processor, "process_outputs", "of that per-request Python: process_outputs")
     model_seconds = watch_model(core)
 
@@ -83,15 +73,37 @@ def profile(engine_name: str, folder: Path, scale: int, device: str) -> dict[str
         engine.score([request])
         ended = time.perf_counter()
         parts = {"tokenization": encoded - started, **spent}
-        parts["rows and margins, outside of vLLM"] = ended - encoded - spent["vLLM in all"]
+        parts["rows and margins, outside of vLLM"] = ended - encoded - spent[WHOLE]
         parts["of vLLM the model's forward pass on the device"] = model_seconds()
         totals.append(parts)
     found = {name: round(1000 * statistics.median(each[name] for each in totals[FIRST:]), 2) for name in totals[0]}
     found["whole call through the worker process"] = round(whole, 2)
-    inside = sum(found[name] for name in ("tokenization", "vLLM in all", "rows and margins, outside of vLLM"))
+    inside = sum(found[name] for name in ("tokenization", WHOLE, "rows and margins, outside of vLLM"))
     found["IPC, dispatch and the rest (difference)"] = round(whole - inside, 2)
     engine.close()
     return {"parts_ms": found}
+
+
+def watch_part(spent: dict[str, float], within: list[float], owner: Any, name: str, part: str) -> None:
+    """Add the seconds in a function to `spent`, less those in other parts: prompts are added while the model runs."""
+    inner = getattr(owner, name)
+
+    def timed(*given: Any, **named: Any) -> Any:
+        started = time.perf_counter()
+        within.append(0.0)
+        try:
+            return inner(*given, **named)
+        finally:
+            took = time.perf_counter() - started
+            others = within.pop()
+            if within:
+                within[-1] += took
+            if part == WHOLE:
+                spent[WHOLE], spent[REST] = took, took - others
+            else:
+                spent[part] = spent.get(part, 0.0) + took - others
+
+    setattr(owner, name, timed)
 
 
 def through_the_worker(

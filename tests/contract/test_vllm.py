@@ -22,7 +22,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, EngineError, Reranker, ScoringError
 from qwen3_ranker_plugins.engines.vllm_engine import VllmEngine
-from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder
+from qwen3_ranker_plugins.models import resolve_model
+from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder, load_tokenizer
 
 from .conftest import needs_vllm
 
@@ -102,6 +103,25 @@ def test_a_prompt_that_vllm_refuses_fails_alone(
     np.testing.assert_allclose(first.values[[0, 2]], expected, rtol=0, atol=1e-3)
     np.testing.assert_allclose(second.values, expected, rtol=0, atol=1e-3)
     assert np.isnan(first.values[1])
+
+
+def test_a_list_of_many_steps_is_handed_over_in_portions() -> None:
+    """Portions are added while a step runs; one that vLLM refuses as a whole is not the end of the list."""
+    options = {"max_num_batched_tokens": 256, "max_num_seqs": 4, "infer_batch_size": 7, "sort_by_doc_length": False}
+    documents = [f"document {number} " * (1 + number * 7 % 11) for number in range(40)]
+    with (
+        Reranker("bundled:tiny", engine="vllm_score", max_length=512, engine_options=options) as reranker,
+        Reranker("bundled:tiny", max_length=512) as packed,
+    ):
+        np.testing.assert_allclose(reranker.score(QUERY, documents), packed.score(QUERY, documents), rtol=0, atol=1e-4)
+        encoder = PromptEncoder(load_tokenizer(resolve_model("bundled:tiny")), max_length=512)
+        good = encoder.encode(QUERY, documents, DEFAULT_INSTRUCTION)
+        segments = [*good.segments[:9], *([5] * 900 for _ in range(20)), *good.segments[9:]]
+        engine = reranker._lease.engine
+        [found] = engine.score([EncodedRequest(good.head, segments, [0] * len(segments))])
+        assert sorted(found.failures) == list(range(9, 29))
+        [whole] = engine.score([good])
+        np.testing.assert_allclose(np.delete(found.values, range(9, 29)), whole.values, rtol=0, atol=1e-4)
 
 
 def test_an_output_that_carries_an_error_is_that_documents_failure() -> None:

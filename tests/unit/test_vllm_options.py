@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qwen3_ranker_plugins import InvalidInputError
+from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, InvalidInputError
 from qwen3_ranker_plugins.config import RerankerSettings
 from qwen3_ranker_plugins.engines.vllm_engine import configure, make_encoder
 from qwen3_ranker_plugins.engines.vllm_errors import first_line, remedy, root_cause
@@ -57,7 +57,7 @@ def test_aliases_are_the_engines_that_they_name(tiny: Path, alias: str, engine: 
 def test_unusable_options_are_named(options: dict[str, Any], message: str) -> None:
     def use() -> None:
         parsed = VllmOptions.parse("vllm_score", options)
-        resolved(parsed, SMALL, gpus=0, window=parsed.max_model_len or 8192)
+        resolved(parsed, SMALL, gpus=0, window=parsed.max_model_len or 8192, template="standard")
 
     with pytest.raises(InvalidInputError) as caught:
         use()
@@ -91,24 +91,46 @@ def test_settings_that_mean_the_same_share_an_engine(tiny: Path) -> None:
 )
 def test_all_gpus_that_divide_the_heads_are_used(gpus: int, heads: int, key_value_heads: int, expected: int) -> None:
     model = SMALL | {"num_attention_heads": heads, "num_key_value_heads": key_value_heads}
-    assert resolved(VllmOptions(), model, gpus=gpus, window=8192).tensor_parallel_size == expected
+    assert resolved(VllmOptions(), model, gpus=gpus, window=8192, template="standard").tensor_parallel_size == expected
 
 
 def test_a_cpu_gets_small_blocks_and_no_more_memory_than_it_needs() -> None:
-    options = resolved(VllmOptions(), SMALL, gpus=0, window=8192)
+    options = resolved(VllmOptions(), SMALL, gpus=0, window=8192, template="standard")
     arguments = engine_arguments(Path("model"), options, SMALL, dtype="float32", device="cpu")
     assert arguments["block_size"] == 32
     assert arguments["kv_cache_memory_bytes"] == 2 * 8192 * 2 * 28 * 8 * 128 * 4
     on_gpu = engine_arguments(
-        Path("model"), resolved(VllmOptions(), SMALL, gpus=1, window=8192), SMALL, dtype="bfloat16", device="cuda"
+        Path("model"),
+        resolved(VllmOptions(), SMALL, gpus=1, window=8192, template="standard"),
+        SMALL,
+        dtype="bfloat16",
+        device="cuda",
     )
-    assert "block_size" not in on_gpu
     assert "kv_cache_memory_bytes" not in on_gpu
     assert on_gpu["gpu_memory_utilization"] == 0.8
 
 
+@pytest.mark.parametrize(
+    ("template", "hidden_size", "expected"), [("standard", 1024, 64), ("compact", 1024, None), ("standard", 2560, None)]
+)
+def test_on_a_gpu_the_head_is_a_block_where_it_is_long_and_the_model_small(
+    template: str, hidden_size: int, expected: int | None
+) -> None:
+    model = SMALL | {"hidden_size": hidden_size}
+    assert resolved(VllmOptions(), model, gpus=1, window=8192, template=template).block_size == expected
+    given = VllmOptions(block_size=16)
+    assert resolved(given, model, gpus=1, window=8192, template=template).block_size == 16
+
+
+def test_the_shortest_head_of_the_official_template_is_a_block(tiny: Path) -> None:
+    encoder = PromptEncoder(load_tokenizer(tiny))
+    assert len(encoder.encode("x", ["y"], DEFAULT_INSTRUCTION).head) == 64
+
+
 def test_engine_kwargs_win() -> None:
-    options = resolved(VllmOptions(engine_kwargs={"block_size": 64, "seed": 7}), SMALL, gpus=0, window=8192)
+    options = resolved(
+        VllmOptions(engine_kwargs={"block_size": 64, "seed": 7}), SMALL, gpus=0, window=8192, template="standard"
+    )
     arguments = engine_arguments(Path("model"), options, SMALL, dtype="float32", device="cpu")
     assert (arguments["block_size"], arguments["seed"]) == (64, 7)
 

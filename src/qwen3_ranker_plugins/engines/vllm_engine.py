@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -84,20 +83,22 @@ class VllmEngine(Engine):
         counts = [len(documents) for plan in plans for documents in plan.documents]
         batch = Batch([(plan.shared, plan.tails) for plan in plans], counts, self._options.infer_batch_size)
         scored = self._ask(batch)
-        prompts = zip(count(), batch.slices, scored.cached.tolist(), strict=False)
         results: list[Margins] = []
+        prompt = margin = 0
         for request, plan in zip(requests, plans, strict=True):
+            prompts = range(prompt, prompt + len(plan.tails))
+            order = [document for documents in plan.documents for document in documents]
             values = np.full(len(request.segments), np.nan, dtype=np.float32)
-            computed = 0
+            values[order] = scored.margins[margin : margin + len(order)]
+            computed = len(plan.shared) * len(plan.tails) + sum(map(len, plan.tails))
+            computed -= int(scored.cached[prompts.start : prompts.stop].sum())
             failures: dict[int, str] = {}
-            for tail, documents in zip(plan.tails, plan.documents, strict=True):
-                number, where, cached = next(prompts)
-                values[documents] = scored.margins[where]
-                if number in scored.failures:
-                    failures.update(dict.fromkeys(documents, scored.failures[number]))
-                else:
-                    computed += len(plan.shared) + len(tail) - cached
+            for number in scored.failures.keys() & set(prompts):
+                place = number - prompt
+                failures.update(dict.fromkeys(plan.documents[place], scored.failures[number]))
+                computed -= len(plan.shared) + len(plan.tails[place]) - int(scored.cached[number])
             results.append(Margins(values, computed, failures))
+            prompt, margin = prompts.stop, margin + len(order)
         return results
 
     def close(self) -> None:
@@ -218,11 +219,11 @@ def configure(engine: str, folder: Path | None, settings: RerankerSettings) -> E
     import torch
 
     folder = needed(folder, engine)
-    options, _, window = apply_to_prompts(engine, settings)
+    options, template, window = apply_to_prompts(engine, settings)
     device, dtype = resolve_device(settings.device, settings.dtype)
     # A GPU that was named is the only one; otherwise all that are visible.
     gpus = 0 if device == "cpu" else 1 if ":" in settings.device else torch.cuda.device_count()
-    complete = resolved(options, read_model_config(folder), gpus=gpus, window=window)
+    complete = resolved(options, read_model_config(folder), gpus=gpus, window=window, template=template)
     stored = complete.as_dict | {"instruction_format": None}  # the encoder's, which engines do not share by
     if complete.tokenizer is not None:
         stored["tokenizer"] = str(resolve_model(complete.tokenizer))

@@ -21,6 +21,10 @@ from ..errors import InvalidInputError
 INSTRUCTION_FORMATS = ("standard", "compact")
 LABEL_LOGPROBS = ("auto", "token_ids", "processed")
 
+#: The official template with its default instruction and a query of one token has so many tokens before the document.
+_HEAD = 64
+_SMALL_MODEL = 1024  # hidden size of Qwen3-Reranker-0.6B
+
 #: There is no cache to share, and documents are handed over by the row.
 _NOT_OF_PACKED = ("enable_prefix_caching", "block_size", "infer_batch_size", "sort_by_doc_length", "label_logprobs")
 _ELSEWHERE = {"model": "model", "model_name": "model", "dtype": "dtype", "device": "device"}
@@ -163,7 +167,7 @@ def apply_to_prompts(engine: str, settings: RerankerSettings) -> tuple[VllmOptio
     return options, template, min(settings.max_length, options.max_model_len or settings.max_length)
 
 
-def resolved(options: VllmOptions, model: Mapping[str, Any], *, gpus: int, window: int) -> VllmOptions:
+def resolved(options: VllmOptions, model: Mapping[str, Any], *, gpus: int, window: int, template: str) -> VllmOptions:
     """The options with this package's defaults in place of what was left out.
 
     Args:
@@ -171,6 +175,7 @@ def resolved(options: VllmOptions, model: Mapping[str, Any], *, gpus: int, windo
         model: the model's config.json.
         gpus: how many vLLM may use; 0 for a CPU.
         window: longest prompt in tokens.
+        template: name or text of the prompt's template.
 
     Raises:
         InvalidInputError: the model or the machine is too small for a value.
@@ -199,9 +204,17 @@ def resolved(options: VllmOptions, model: Mapping[str, Any], *, gpus: int, windo
         enforce_eager=(not on_gpu) if options.enforce_eager is None else options.enforce_eager,
         max_num_batched_tokens=options.max_num_batched_tokens or (32768 if on_gpu else 4096),
         max_num_seqs=options.max_num_seqs or (1024 if on_gpu else 256),
-        # vLLM's default on a CPU, 128, is longer than what the documents of a short query share.
-        block_size=options.block_size or (None if on_gpu else 32),
+        block_size=options.block_size or _block_size(model, template, on_gpu=on_gpu),
     )
+
+
+def _block_size(model: Mapping[str, Any], template: str, *, on_gpu: bool) -> int | None:
+    """Tokens of a block of the prefix cache; None for vLLM's 16 on a GPU."""
+    if not on_gpu:
+        return 32  # vLLM's default on a CPU, 128, is longer than what the documents of a short query share
+    # One block that is the head, and none of a title's own to be hashed, cached and evicted: of that vLLM's work for a
+    # request is a fifth. For larger models it matters less than the tokens that a longer query then shares no more.
+    return _HEAD if template == "standard" and int(model["hidden_size"]) <= _SMALL_MODEL else None
 
 
 def engine_arguments(

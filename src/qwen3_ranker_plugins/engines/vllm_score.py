@@ -8,6 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def shared_parameters(task: str) -> Any:
+    """PoolingParams that serve all prompts: vLLM copies them deeply for each, and nothing changes them."""
+    from vllm import PoolingParams
+
+    class SharedPoolingParams(PoolingParams):  # type: ignore[misc, unused-ignore]
+        def clone(self) -> Any:
+            return self
+
+        def __reduce__(self) -> Any:  # this class exists in this process only
+            return PoolingParams, tuple(getattr(self, name) for name in self.__struct_fields__)
+
+    return SharedPoolingParams(task=task, use_activation=False)
+
+
 class ScoreMethod:
     """What the worker process asks vLLM for, and where the margin is in its answer.
 
@@ -37,9 +51,7 @@ class ScoreMethod:
 
     def parameters(self) -> Any:
         """PoolingParams of every prompt: the logit itself, not its sigmoid."""
-        from vllm import PoolingParams
-
-        return PoolingParams(task="classify", use_activation=False)
+        return shared_parameters("classify")
 
     def read(self, output: Any) -> NDArray[np.float32]:
         """The margins in a finished output, float32 [1]; with many documents in a prompt, one for each.

@@ -6,13 +6,15 @@ gets None or the process that started it is gone.
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from multiprocessing.connection import Connection
@@ -22,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .vllm_generate import GenerateMethod
+from .vllm_hashes import HeadHashes
 from .vllm_packed.method import PackedMethod
 from .vllm_score import ScoreMethod
 
@@ -81,7 +84,7 @@ class Batch:
         prompts: of each request what its prompts share, and what follows in each, in the order in which vLLM is to get
             them.
         counts: how many margins each prompt has, in that order.
-        size: how many prompts at once.
+        size: how many prompts at once, at most.
     """
 
     prompts: Sequence[tuple[list[int], list[list[int]]]]
@@ -127,7 +130,8 @@ class Runner:
 
     It is driven through `LLMEngine.add_request` and `step`, as `LLM.classify` and `LLM.generate` do it themselves, so
     that a prompt that vLLM refuses is that document's failure and not the whole call's, and without what they do
-    besides for each prompt.
+    besides for each prompt. A batch of several steps is handed over step by step, and what comes next while a step
+    runs on the GPU, which would otherwise wait for it.
     """
 
     def __init__(self, start: Start) -> None:
@@ -145,6 +149,18 @@ class Runner:
         self._refusals = (ValueError, getattr(__import__("vllm.exceptions").exceptions, "VLLMClientError", ValueError))
         self.engine: Any = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self._added = 0
+        self._meanwhile: Callable[[], object] | None = None
+        # The engine core, if it is in this process and has what we know: neither is promised by vLLM.
+        core: Any = getattr(self.engine.engine_core, "engine_core", None)
+        executor: Any = getattr(core, "model_executor", None)
+        self._overlaps = hasattr(executor, "execute_model")  # not if the engine core has a process of its own
+        if self._overlaps:
+            self._use_the_time_of(executor)
+        self._shared: list[int] | None = None
+        self._hashes: HeadHashes | None = None
+        if getattr(core, "request_block_hasher", None) is not None:
+            self._hashes = HeadHashes(core.request_block_hasher, self.engine.vllm_config.cache_config.block_size)
+            core.request_block_hasher = self._hashes
         # The first step of all compiles kernels and allocates: no caller shall wait for that.
         self.score(Batch([(start.example, [[]])], counts=[1], size=1))
 
@@ -157,29 +173,75 @@ class Runner:
         slices = batch.slices
         prompts = [(shared, tail) for shared, tails in batch.prompts for tail in tails]
         scored = Scored(np.full(slices[-1].stop, np.nan, dtype=np.float32), np.zeros(len(prompts), dtype=np.int64))
-        for first in range(0, len(prompts), batch.size):
-            places = range(first, min(first + batch.size, len(prompts)))
-            waiting: dict[str, int] = {}
-            for place in places:
-                shared, tail = prompts[place]
-                self._added += 1
-                name = str(self._added)
-                try:
-                    self.engine.add_request(
-                        name, {"type": "token", "prompt_token_ids": shared + tail}, self._parameters
-                    )
-                except self._refusals as error:
-                    scored.failures[place] = f"vLLM refused it: {error}"
-                    self.engine.abort_request([name])
-                else:
-                    waiting[name] = place
-            while self.engine.has_unfinished_requests():
-                for output in self.engine.step():
-                    if output.finished:
-                        place = waiting.pop(output.request_id)
-                        self._record(output, place, slices[place], scored)
-            scored.failures.update(dict.fromkeys(waiting.values(), "vLLM returned no output for it"))
+        portions = self._portions(prompts, batch.size)
+        waiting: dict[str, int] = {}
+
+        def add() -> bool:
+            portion = next(portions, None)
+            if portion is None:
+                return False
+            for place in portion:
+                self._add(*prompts[place], place, waiting, scored)
+            return True
+
+        with _no_garbage_collection():
+            while add():
+                while self.engine.has_unfinished_requests():
+                    self._meanwhile = add
+                    outputs = self.engine.step()
+                    self._meanwhile = None
+                    for output in outputs:
+                        if output.finished:
+                            place = waiting.pop(output.request_id)
+                            self._record(output, place, slices[place], scored)
+        scored.failures.update(dict.fromkeys(waiting.values(), "vLLM returned no output for it"))
         return scored
+
+    def _portions(self, prompts: list[tuple[list[int], list[int]]], size: int) -> Iterator[range]:
+        """Places of the prompts to be handed over together: as much for each step, at most `size`."""
+        if not prompts:
+            return
+        portions = np.zeros(len(prompts), dtype=np.int64)
+        if self._overlaps:
+            config = self.engine.vllm_config
+            cache = config.cache_config
+            block = cache.block_size if cache.enable_prefix_caching else sys.maxsize
+            ends = np.cumsum([len(shared) % block + len(tail) for shared, tail in prompts])
+            tokens, count = config.scheduler_config.max_num_batched_tokens, config.scheduler_config.max_num_seqs
+            steps = max(-(-int(ends[-1]) // tokens), -(-len(prompts) // count))
+            portions = (ends - 1) * steps // ends[-1]
+        first = 0
+        for place in range(1, len(prompts) + 1):
+            if place == len(prompts) or place - first == size or portions[place] != portions[first]:
+                yield range(first, place)
+                first = place
+
+    def _add(self, shared: list[int], tail: list[int], place: int, waiting: dict[str, int], scored: Scored) -> None:
+        if self._hashes is not None and shared is not self._shared:
+            self._hashes.expect(shared)
+            self._shared = shared
+        self._added += 1
+        name = str(self._added)
+        try:
+            self.engine.add_request(name, {"type": "token", "prompt_token_ids": shared + tail}, self._parameters)
+        except self._refusals as error:
+            scored.failures[place] = f"vLLM refused it: {error}"
+            self.engine.abort_request([name])
+        else:
+            waiting[name] = place
+
+    def _use_the_time_of(self, executor: Any) -> None:
+        """Let what comes next be added after a step was launched, before its results are waited for."""
+        execute_model = executor.execute_model
+
+        def launch(*arguments: Any, **named: Any) -> Any:
+            launched = execute_model(*arguments, **named)
+            meanwhile, self._meanwhile = self._meanwhile, None
+            if meanwhile is not None:
+                meanwhile()
+            return launched
+
+        executor.execute_model = launch
 
     def _record(self, output: Any, place: int, where: slice, scored: Scored) -> None:
         scored.cached[place] = output.num_cached_tokens or 0
@@ -225,6 +287,18 @@ class Runner:
             "transformers": transformers.__version__,
             **self._method.facts,
         }
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """For a batch vLLM makes thousands of objects that are looked through again and again, and hardly a cycle."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def check_platform(device: str, version: str) -> None:

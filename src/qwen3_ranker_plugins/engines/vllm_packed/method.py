@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
-from ..vllm_score import ScoreMethod
+from ..vllm_score import ScoreMethod, shared_parameters
 from . import ARCHITECTURE, register
 
 #: The oldest release that has the interfaces which the model class is made for, and the newest one that was run.
@@ -53,9 +53,7 @@ class PackedMethod(ScoreMethod):
 
     def parameters(self) -> Any:
         """PoolingParams of every prompt: the logit itself, not its sigmoid."""
-        from vllm import PoolingParams
-
-        return PoolingParams(task="token_classify", use_activation=False)
+        return shared_parameters("token_classify")
 
 
 def check_release(version: str) -> None:
