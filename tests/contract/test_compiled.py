@@ -310,16 +310,17 @@ def test_no_size_compiles_a_kernel_after_the_warm_up(tiny: Path, encoder: Prompt
 @needs_gpu
 @quiet
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)])
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_passes_in_flight_on_a_gpu_have_their_own_margins(
-    tiny: Path, encoder: PromptEncoder, one_at_a_time: Reference, cuda_graphs: bool
+    tiny: Path, encoder: PromptEncoder, one_at_a_time: Reference, dtype: str, tolerance: float, cuda_graphs: bool
 ) -> None:
     """Of one size class and of several, begun before the first is read, and by threads that do not wait for each other.
 
     A busy GPU makes all of them wait in its queue, so that whatever is written too early would be seen.
     """
     options = PackedOptions(compile=True, size_classes=1, cuda_graphs=cuda_graphs)
-    engine = PackedEngine(tiny, device="cuda", dtype="float32", token_budget=2048, options=options)
+    engine = PackedEngine(tiny, device="cuda", dtype=dtype, token_budget=2048, options=options)
     assert engine._compiled is not None
     assert engine.passes_in_flight == 2
     rng = np.random.default_rng(8)
@@ -331,11 +332,11 @@ def test_passes_in_flight_on_a_gpu_have_their_own_margins(
             busy = busy @ busy / 64
         begun = [engine._compiled.begin(pack([request])) for request in made]
         for pending, values in zip(begun, expected, strict=True):
-            np.testing.assert_allclose(pending.wait(), values, rtol=0, atol=1e-4)
+            np.testing.assert_allclose(pending.wait(), values, rtol=0, atol=tolerance)
     with ThreadPoolExecutor(2) as pool:
         several = list(pool.map(lambda request: engine.score([request])[0].values, made * 10))
     for values, right in zip(several, expected * 10, strict=True):
-        np.testing.assert_allclose(values, right, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(values, right, rtol=0, atol=tolerance)
     engine.close()
 
 
