@@ -206,7 +206,7 @@ class Runner:
             config = self.engine.vllm_config
             cache = config.cache_config
             block = cache.block_size if cache.enable_prefix_caching else sys.maxsize
-            ends = np.cumsum([len(shared) % block + len(tail) for shared, tail in prompts])
+            ends = np.cumsum([len(shared) % block + len(tail) or 1 for shared, tail in prompts])
             tokens, count = config.scheduler_config.max_num_batched_tokens, config.scheduler_config.max_num_seqs
             steps = max(-(-int(ends[-1]) // tokens), -(-len(prompts) // count))
             portions = (ends - 1) * steps // ends[-1]
