@@ -126,7 +126,8 @@ def test_a_list_of_many_steps_is_handed_over_in_portions() -> None:
 
 def test_an_output_that_carries_an_error_is_that_documents_failure() -> None:
     """vLLM puts 0.0 in the place of its score, which sigmoid makes 0.5."""
-    pytest.importorskip("vllm")
+    if not hasattr(pytest.importorskip("vllm.outputs"), "RequestError"):
+        pytest.skip("outputs of this release of vLLM carry no error")
     from vllm.outputs import PoolingOutput, PoolingRequestOutput, RequestError
 
     from qwen3_ranker_plugins.engines.vllm_score import ScoreMethod
