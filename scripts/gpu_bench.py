@@ -378,7 +378,7 @@ def split_by_kind(kernels: dict[str, float]) -> dict[str, Any]:
 
 def kind_of(kernel: str) -> str:
     name = kernel.lower()
-    if any(part in name for part in ("flex_attention", "flash", "fmha")):
+    if any(part in name for part in ("flex_attention", "flash", "fmha", "_attend")):
         return "attention"
     if any(
         part in name for part in ("gemm", "nvjet", "cutlass", "cublas", "xmma", "aten::mm", "aten::addmm", "splitk")

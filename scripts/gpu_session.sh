@@ -26,7 +26,8 @@ left() { echo $((LIMIT - SECONDS)); }
 
 # step NAME SECONDS COMMAND...: its output goes to the terminal and to $WORK/NAME.log.
 step() {
-  local name=$1 seconds=$2 started=$SECONDS code
+  local name=$1 seconds=$2 started=$SECONDS began code
+  began=$(date +%s)
   shift 2
   if (($(left) < 10)); then
     echo "=== $name: not run, the $LIMIT seconds are over"
@@ -39,12 +40,12 @@ step() {
   code=${PIPESTATUS[0]}
   echo "=== $name: exit code $code after $((SECONDS - started)) s"
   ((code == 0)) || failed+=("$name (exit code $code)")
-  "$PYTHON" - "$commit" "$WORK"/*.json <<'PY'
-# There is no repository here, so that results do not know their commit.
+  "$PYTHON" - "$commit" "$began" "$WORK"/*.json <<'PY'
+# There is no repository here, or that of an earlier call, so that results do not know their commit.
 import json, pathlib, sys
-for path in map(pathlib.Path, sys.argv[2:]):
+for path in map(pathlib.Path, sys.argv[3:]):
     if path.exists() and "about" in (result := json.loads(path.read_text(encoding="utf-8"))):
-        if result["about"].get("commit") is None:
+        if result["about"].get("commit") is None or path.stat().st_mtime >= int(sys.argv[2]):
             result["about"]["commit"] = sys.argv[1]
             path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 PY

@@ -26,7 +26,7 @@ import triton.language as tl
 from .programs import FIELDS, tokens_of_a_program
 
 _BLOCK_KEYS = 32
-_WARPS, _STAGES = 4, 2
+_WARPS, _STAGES = 4, 3
 _TURNED_ROWS = 32
 _NORMED_NUMBERS, _GATED_NUMBERS = 4096, 1024  # of a program
 _LOG2_E = 1.4426950408889634

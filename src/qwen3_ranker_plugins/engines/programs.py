@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..packing import PackedPass
 
 #: Rows of a program: tokens times query heads of a kv head.
-ROWS = 128
+ROWS = 64
 #: Numbers that say what a program does, see `plan`.
 FIELDS = 5
 
