@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch._higher_order_ops.flex_attention import flex_attention as flex_attention_hop
 
-from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, InvalidInputError, Reranker
+from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, EngineError, InvalidInputError, Reranker
 from qwen3_ranker_plugins.config import RerankerSettings
 from qwen3_ranker_plugins.engines import decoder as decoder_module
 from qwen3_ranker_plugins.engines.compiled import CompiledPasses
@@ -216,7 +216,7 @@ def test_a_row_refuses_what_does_not_fit() -> None:
         ({"compile": True, "warm_up": "no"}, "engine_options['warm_up']='no': use true or false"),
         ({"compile": True, "size_classes": 3}, "engine_options['size_classes']=3: use one of 1, 2, 4, 8, 16, 32, 64"),
         ({"compile": True, "size_classes": True}, "use one of 1, 2, 4, 8, 16"),
-        ({"compile": True, "float8": True}, "engine_options['float8']=True: needs a GPU and dtype='bfloat16' (here:"),
+        ({"compile": True, "float8": True}, "engine_options['float8']=True: needs dtype='bfloat16' and a GPU of"),
         ({"compile": True, "compile_cache": " "}, "engine_options['compile_cache']=' '"),
         ({"compile": True, "cuda_graphs": True}, "engine_options['cuda_graphs']=True: device 'cpu' has none"),
         ({"warm_up": True}, "engine_options['warm_up']=True: is for compiled pieces, which are the default in half"),
@@ -237,6 +237,44 @@ def test_settings_that_mean_the_same_share_an_engine(tiny: Path) -> None:
     assert configured(compile=True) == configured(compile=True, warm_up=True, size_classes=8, cuda_graphs=False)
     assert configured(compile=True) != configured()
     assert configured(compile=True) != configured(compile=True, compile_cache="/somewhere")
+
+
+def test_what_cannot_be_compiled_says_what_is_missing(tiny: Path, tiny_engine: PackedEngine) -> None:
+    compiled = passes(tiny, tiny_engine, CountingBackend(attends=False), budget=128, layers=1)
+    before = dict(os.environ)
+    says = r"compiling failed \(CalledProcessError: .*gcc.*set engine_options\['compile'\]"
+    with pytest.raises(EngineError, match=says), compiled._compiling():
+        subprocess.run(["sh", "-c", "exit 1; gcc"], check=True)
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "expected"),
+    [
+        ("bfloat16", (9, 0), (True, 64)),
+        ("float16", (8, 0), (True, 64)),
+        ("float16", (7, 5), (False, None)),
+        ("float32", (9, 0), (False, None)),
+    ],
+)
+def test_compiled_pieces_are_the_default_where_our_kernels_run(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, capability: tuple[int, int], expected: tuple[bool, int | None]
+) -> None:
+    monkeypatch.setattr("qwen3_ranker_plugins.engines.packed_options.can_compile", lambda: True)
+    options = PackedOptions().resolved("cuda:0", dtype, capability)
+    assert (options.compile, options.size_classes) == expected
+    asked = PackedOptions(compile=True).resolved("cuda:0", dtype, capability)
+    assert (asked.compile, asked.cuda_graphs, asked.size_classes) == (True, True, expected[1] or 8)
+    monkeypatch.setattr("qwen3_ranker_plugins.engines.packed_options.can_compile", lambda: False)
+    assert PackedOptions().resolved("cuda:0", dtype, capability) == PackedOptions(compile=False)
+
+
+def test_float8_is_for_gpus_that_have_it() -> None:
+    asked = PackedOptions(compile=True, float8=True)
+    assert asked.resolved("cuda:0", "bfloat16", (8, 9)).float8
+    for dtype, capability in (("float16", (9, 0)), ("bfloat16", (8, 6))):
+        with pytest.raises(InvalidInputError, match=r"needs dtype='bfloat16' and a GPU of compute capability 8\.9"):
+            asked.resolved("cuda:0", dtype, capability)
 
 
 @quiet

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from subprocess import CalledProcessError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,15 @@ _LONGEST_GRAPH = 8192
 
 # torch's compiler, its processes and Triton read nothing else.
 _CACHE_VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "", "TRITON_CACHE_DIR": "triton"}
+
+
+def _triton_errors() -> tuple[type[Exception], ...]:
+    """What Triton raises where it cannot compile or launch a kernel; nothing where it is not installed."""
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return ()
+    return (TritonError,)
 
 
 class Pending:
@@ -216,10 +226,13 @@ class CompiledPasses:
         try:
             with many_lengths():
                 yield
-        except TorchDynamoException as error:
+        except Exception as error:
+            if not isinstance(error, (TorchDynamoException, CalledProcessError, *_triton_errors())):
+                raise
             raise EngineError(
-                f"torch.compile failed ({type(error).__name__}: {str(error).strip().splitlines()[0]}); it needs a C "
-                "compiler, and Triton for a GPU: install them, or leave engine_options['compile'] out"
+                f"compiling failed ({type(error).__name__}: {str(error).strip().splitlines()[0]}); it needs a C "
+                "compiler, and Triton and Python's headers for a GPU: install them, or set engine_options['compile'] "
+                "to false"
             ) from error
         finally:
             if self._cache is not None:

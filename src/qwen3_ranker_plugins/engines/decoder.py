@@ -18,6 +18,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import embedding, silu
 
 from ..errors import UnsupportedModelError
+from .packed_options import kernels_run
 from .programs import tokens_of_a_program
 
 if TYPE_CHECKING:
@@ -164,6 +165,11 @@ class Decoder:
         """Whether our own kernels do what lies between the products."""
         return self.allows_kernels and weights.embedding.is_cuda and kernels_support(weights)
 
+    @property
+    def pieces(self) -> str:
+        """What lies between the products, for people."""
+        return "ours, compiled by torch" if self.tokens_per_program is None else "ours, with our kernels"
+
     def compile_for_any_length(self) -> None:
         """Compile what does not depend on the size class."""
         if self.tokens_per_program is not None:
@@ -251,9 +257,11 @@ class Decoder:
 
 
 def kernels_support(weights: DecoderWeights) -> bool:
-    """Whether our own kernels can compute such attention: half precision, and powers of two that fit."""
+    """Whether our own kernels can compute such attention: a dtype and a GPU for them, and powers of two that fit."""
+    dtype, device = str(weights.embedding.dtype).removeprefix("torch."), weights.embedding.device
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     return (
-        weights.embedding.dtype in (torch.bfloat16, torch.float16)
+        kernels_run(dtype, capability)
         and weights.heads // weights.kv_heads in (1, 2, 4, 8)
         and weights.head_dim in (32, 64, 128)
     )

@@ -49,6 +49,11 @@ class Float8Decoder(Decoder):
         super().__init__(replace(weights, layers=weights.layers[-1:]))
         self._layers = [_narrow_layer(layer) for layer in weights.layers[:-1]]
 
+    @property
+    def pieces(self) -> str:
+        """See `Decoder`."""
+        return f"{super().pieces}, float8"
+
     def __call__(self, row: StaticRow) -> torch.Tensor:
         """See `Decoder`."""
         hidden = embedding(row.token_ids, self.weights.embedding)

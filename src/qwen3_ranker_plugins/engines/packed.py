@@ -64,7 +64,7 @@ class PackedEngine(Engine):
         options: PackedOptions = PackedOptions(),  # noqa: B008 - it is frozen
     ) -> None:
         device, dtype, self.token_budget = resolve(device, dtype, token_budget)
-        self.options = options.resolved(device, dtype)
+        self.options = options.resolved(device, dtype, capability(device))
         self.device, self.dtype = torch.device(device), getattr(torch, dtype)
         # Only the compiled path keeps passes of several threads apart, and on a CPU there is no second processor.
         self.encodes_meanwhile = bool(self.options.compile) and self.device.type == "cuda"
@@ -93,17 +93,14 @@ class PackedEngine(Engine):
         from .decoder import Decoder, kernels_support, take_weights
 
         weights = take_weights(model, self._label_direction, self.device)
-        decoder = Decoder(weights)
         if self.options.float8:
             from .float8 import Float8Decoder
 
-            if torch.cuda.get_device_capability(self.device) < (8, 9) or not kernels_support(weights):
-                raise InvalidInputError(
-                    "engine_options['float8']",
-                    True,
-                    "needs a GPU of compute capability 8.9 (Ada, Hopper): leave it out",
-                )
-            decoder = Float8Decoder(weights)
+            if not kernels_support(weights):
+                raise InvalidInputError("engine_options['float8']", True, "has no kernels for such heads: leave it out")
+            decoder: Decoder = Float8Decoder(weights)
+        else:
+            decoder = Decoder(weights)
         passes = CompiledPasses(decoder, self.device, self.options, self.token_budget)
         if self.options.warm_up:
             passes.warm_up()
@@ -176,6 +173,7 @@ class PackedEngine(Engine):
             "device": name,
             "dtype": str(self.dtype).removeprefix("torch."),
             "token_budget": str(self.token_budget),
+            "layers": "transformers" if self._compiled is None else self._compiled.decoder.pieces,
             **({"options": json.dumps(self.options.as_dict)} if self.options.compile else {}),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -215,6 +213,11 @@ def resolve(device: str, dtype: str, token_budget: int | None) -> tuple[str, str
     return device, dtype, _TOKEN_BUDGET[device.partition(":")[0]] if token_budget is None else token_budget
 
 
+def capability(device: str) -> tuple[int, int] | None:
+    """Compute capability of a GPU; None for a CPU."""
+    return None if device == "cpu" else torch.cuda.get_device_capability(device)
+
+
 def model_folder(engine: str, settings: RerankerSettings) -> Path:
     """See `EngineModule`."""
     PackedOptions.parse(engine, settings.engine_options)
@@ -230,7 +233,7 @@ def configure(engine: str, folder: Path | None, settings: RerankerSettings) -> E
     """See `EngineModule`."""
     folder = needed(folder, engine)
     device, dtype, token_budget = resolve(settings.device, settings.dtype, settings.token_budget)
-    options = PackedOptions.parse(engine, settings.engine_options).resolved(device, dtype)
+    options = PackedOptions.parse(engine, settings.engine_options).resolved(device, dtype, capability(device))
     return EngineConfig(
         engine, folder, device, dtype, token_budget, modified_ns(folder), check_json("engine_options", options.as_dict)
     )

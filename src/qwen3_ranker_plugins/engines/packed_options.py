@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Self
 
 from ..config import check_text
@@ -17,6 +19,9 @@ from ..errors import InvalidInputError
 
 #: How many lengths there may be between a length and its double.
 SIZE_CLASSES = (1, 2, 4, 8, 16, 32, 64)
+
+# Tensor cores that know bfloat16 and load asynchronously (Ampere), and float8 (Ada).
+_KERNELS_CAPABILITY, _FLOAT8_CAPABILITY = (8, 0), (8, 9)
 
 _OF_COMPILE = ("float8", "warm_up", "size_classes", "cuda_graphs", "compile_cache")
 
@@ -84,12 +89,13 @@ class PackedOptions:
             if (value := getattr(self, name)) is not None:
                 raise InvalidInputError(_argument(name), value, why)
 
-    def resolved(self, device: str, dtype: str) -> PackedOptions:
+    def resolved(self, device: str, dtype: str, capability: tuple[int, int] | None = None) -> PackedOptions:
         """The options with defaults in place of what was left out.
 
         Args:
             device: "cpu" or "cuda:N".
             dtype: what the model is computed in.
+            capability: compute capability of the GPU, such as (9, 0); None for a CPU.
 
         Raises:
             InvalidInputError: what is asked for cannot be had on the device or with the dtype.
@@ -97,18 +103,22 @@ class PackedOptions:
         on_gpu = device.partition(":")[0] == "cuda"
         compile = self.compile  # noqa: A001 - the option's name
         if compile is None:
-            compile = on_gpu and dtype != "float32" and can_compile()  # noqa: A001
+            compile = kernels_run(dtype, capability) and can_compile()  # noqa: A001
         if not compile:
             self._refuse_without_compile(
                 f"is for compiled pieces, which are the default in half precision on a GPU (here: {dtype} on {device}) "
-                "where Triton and a C compiler are installed: set compile to true, or leave this out"
+                "of compute capability 8.0 or more, where Triton, a C compiler and Python's headers are installed: set "
+                "compile to true, or leave this out"
             )
             return PackedOptions(compile=False)
         if self.cuda_graphs and not on_gpu:
             raise InvalidInputError(_argument("cuda_graphs"), True, f"device {device!r} has none: leave it out")
-        if self.float8 and not (on_gpu and dtype == "bfloat16"):
+        if self.float8 and not (dtype == "bfloat16" and capability is not None and capability >= _FLOAT8_CAPABILITY):
             raise InvalidInputError(
-                _argument("float8"), True, f"needs a GPU and dtype='bfloat16' (here: {dtype} on {device}): leave it out"
+                _argument("float8"),
+                True,
+                "needs dtype='bfloat16' and a GPU of compute capability 8.9 or more, Ada or Hopper "
+                f"(here: {dtype} on {device}): leave it out",
             )
         return replace(
             self,
@@ -116,7 +126,7 @@ class PackedOptions:
             float8=bool(self.float8),
             warm_up=True if self.warm_up is None else self.warm_up,
             # Kernels of our own run any length, so that there a class costs its graph only.
-            size_classes=self.size_classes or (64 if on_gpu and dtype != "float32" else 8),
+            size_classes=self.size_classes or (64 if kernels_run(dtype, capability) else 8),
             cuda_graphs=on_gpu if self.cuda_graphs is None else self.cuda_graphs,
         )
 
@@ -126,10 +136,19 @@ class PackedOptions:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
+def kernels_run(dtype: str, capability: tuple[int, int] | None) -> bool:
+    """Whether our own kernels compute in this dtype on a GPU of this compute capability."""
+    return dtype != "float32" and capability is not None and capability >= _KERNELS_CAPABILITY
+
+
 def can_compile() -> bool:
-    """Whether Triton is installed, and a C compiler, which it needs for what launches a kernel."""
+    """Whether Triton is installed, and what it makes the code with that launches a kernel."""
     compilers = (os.environ.get("CC"), "gcc", "clang", "cc")
-    return find_spec("triton") is not None and any(name and shutil.which(name) for name in compilers)
+    return (
+        find_spec("triton") is not None
+        and any(name and shutil.which(name) for name in compilers)
+        and Path(sysconfig.get_paths()["include"], "Python.h").exists()
+    )
 
 
 def _argument(name: str) -> str:
