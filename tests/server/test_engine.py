@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections import Counter
@@ -13,6 +14,9 @@ import numpy as np
 import pytest
 
 from qwen3_ranker_plugins import EngineClosedError, Request, Reranker
+from qwen3_ranker_plugins.server.host import EngineHost
+from qwen3_ranker_plugins.server.metrics import Metrics
+from qwen3_ranker_plugins.server.settings import ServerSettings
 
 from .conftest import DOCUMENTS, QUERY, serving, wait_until
 
@@ -115,6 +119,23 @@ def test_asyncio_is_not_blocked_while_the_model_loads() -> None:
     with serving(ready=False, token_budget=BUDGET + 2) as running:
         assert asyncio.run(look(running.url)) < 30
         wait_until(lambda: httpx.get(f"{running.url}/ready").status_code == 200)
+
+
+async def test_a_loaded_engine_is_out_of_the_garbage_collectors_sight() -> None:
+    settings = ServerSettings().reranker_settings()
+    fatal: list[Exception] = []
+    host = EngineHost(settings, Metrics(), lambda _: None, fatal.append, probe_interval=0, owns_process=True)
+    host.start()
+    try:
+        while not host.loaded:
+            assert not fatal
+            await asyncio.sleep(0.05)
+        assert gc.get_freeze_count() > 100_000
+        gc.collect()
+        assert (await host.reranker.ascore(QUERY, DOCUMENTS)).shape == (len(DOCUMENTS),)
+    finally:
+        await host.close()
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.timeout(600)

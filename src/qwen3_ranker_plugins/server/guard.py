@@ -42,9 +42,11 @@ class Lifecycle:
         draining: new work is refused, since the process is about to end.
         exchanges: requests that are not answered yet.
         fatal: what kept the model from being loaded.
+        owns_process: nothing else of any size lives in this process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, owns_process: bool = False) -> None:
+        self.owns_process = owns_process
         self.draining = False
         self.exchanges = 0
         self.fatal: Exception | None = None

@@ -40,6 +40,7 @@ class Parts:
             lambda report: admission.served(report.tokens, report.seconds),
             lifecycle.fail,
             probe_interval=settings.probe_interval,
+            owns_process=lifecycle.owns_process,
         )
         return cls(settings, lifecycle, metrics, admission, bodies, host, Service(host, admission, metrics))
 

@@ -136,7 +136,7 @@ def run(configuration: Configuration) -> int:
     settings = configuration.settings
     configure(settings.log_level)
     _say(configuration)
-    lifecycle = Lifecycle()
+    lifecycle = Lifecycle(owns_process=True)
     server = make_server(configuration, lifecycle)
     try:
         # Bound before anything is loaded, so that a port that is taken is known at once.
