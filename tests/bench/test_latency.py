@@ -116,6 +116,7 @@ def test_command_against_a_running_server(server: RunningServer, tmp_path: Path)
 def test_matrix_goes_past_a_cell_that_fails() -> None:
     """An engine that there is not: its server ends at once; the other cell is measured."""
     plan = LatencyPlan(counts=(3,), repeat=2, warmup=0, queries="fresh", timeout=60)
+    kept: list[int] = []
     result = measure_matrix(
         plan,
         generate_titles(10),
@@ -123,7 +124,9 @@ def test_matrix_goes_past_a_cell_that_fails() -> None:
         server=SERVER,
         titles_source="generated",
         start_timeout=200,
+        on_cell=lambda so_far: kept.append(len(matrix_report(so_far).tables)),
     )
+    assert kept == [1, 3], "the failures, then times and T4's figures too"
     json.dumps(result, allow_nan=False)
     broken, measured = result["cells"]
     assert "the server ended with code 2" in broken["error"]

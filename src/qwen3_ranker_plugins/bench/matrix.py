@@ -55,6 +55,7 @@ def measure_matrix(
     titles_source: str,
     start_timeout: float = 900.0,
     progress: Progress | None = None,
+    on_cell: Callable[[Result], None] | None = None,
 ) -> Result:
     """Measure every cell.
 
@@ -66,13 +67,14 @@ def measure_matrix(
         titles_source: where the titles come from.
         start_timeout: seconds until a server has to be ready.
         progress: called with what happens.
+        on_cell: called with the result so far after each cell, so that whatever ends the run leaves what was measured.
 
     Returns:
         A result with the cells, each with its latency result, or "error".
     """
     about = environment()
     measured: list[dict[str, Any]] = []
-    facts: Mapping[str, str] = {}
+    result: Result = {}
     for own in cells:
         cell = dict(own)
         settings = {**server, **{name: value for name, value in cell.items() if name != "preset"}}
@@ -88,19 +90,33 @@ def measure_matrix(
                 finally:
                     client.close()
             cell["result"] = latency_result(about, rows, plan, health, titles=titles_source, tag=label, server=settings)
-            facts = facts or cell["result"]["about"]["engine"]
         except RankerError as error:
             cell["error"] = str(error)
             say(f"failed: {error}")
         measured.append(cell)
+        result = _result(about, plan, cells, measured, server)
+        if on_cell is not None:
+            on_cell(result)
+    return result
+
+
+def _result(
+    about: dict[str, Any],
+    plan: LatencyPlan,
+    cells: Sequence[Mapping[str, Any]],
+    measured: Sequence[Mapping[str, Any]],
+    server: Mapping[str, Any],
+) -> Result:
+    """Of the cells that were measured so far; settings are those of all."""
     first = next((cell["result"] for cell in measured if "result" in cell), None)
     settings = {
         **{f"{name}s": _values(cells, name) for name in ("engine", "preset", "template", "max_length")},
         "server": dict(server),
         **({} if first is None else {name: value for name, value in first["settings"].items() if name != "server"}),
     }
+    facts = {} if first is None else first["about"]["engine"]
     result = new_result("matrix", about, settings=settings, seed=plan.seed, facts=facts)
-    result["cells"] = measured
+    result["cells"] = list(measured)
     return result
 
 

@@ -26,6 +26,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..config import RerankerSettings
     from .latency import LatencyPlan
+    from .results import Result
 
 CountsArgument = Annotated[str, typer.Argument(metavar="COUNTS", help="Documents in a request.")]
 RepeatOption = Annotated[int, typer.Option(help="Timed requests for each count.")]
@@ -196,6 +197,14 @@ def matrix(
                 )
         cells = preset_cells(asked, names("preset", preset), dtype=dtype)
     check_output(output, tag)
+    files = [] if json_summary_out is None else [json_summary_out]
+    if output is not None:
+        files.append(output / f"{tag or 'matrix'}.json")
+
+    def keep(so_far: Result) -> None:
+        for file in files:
+            write_result(file, so_far)
+
     result = measure_matrix(
         plan,
         found,
@@ -204,9 +213,8 @@ def matrix(
         titles_source=source,
         start_timeout=start_timeout,
         progress=None if quiet_runs else say,
+        on_cell=keep,
     )
-    if json_summary_out is not None:
-        write_result(json_summary_out, result)
     present(result, output, tag)
     if any("error" in cell for cell in result["cells"]):
         raise typer.Exit(1)
