@@ -29,6 +29,7 @@ from qwen3_ranker_plugins.engines.decoder import (
     rotated,
 )
 from qwen3_ranker_plugins.engines.flex import TILE
+from qwen3_ranker_plugins.engines.float8 import to_float8
 from qwen3_ranker_plugins.engines.static_row import StaticRow, row_length
 from qwen3_ranker_plugins.packing import PackedPass, Row, length_order, pack
 from qwen3_ranker_plugins.prompt import EncodedRequest
@@ -116,8 +117,8 @@ class Float8(Decoder):
         for layer in weights.layers:
             narrow = {}
             for name in names:
-                narrow[name], scale = to_float8(getattr(layer, name))
-                self._scales[id(narrow[name])] = scale.t().contiguous()
+                narrow[name], scales = to_float8(getattr(layer, name))
+                self._scales[id(narrow[name])] = scales
             layers.append(layer._replace(**narrow))
         super().__init__(replace(weights, layers=tuple(layers)), backend)
         self._to_float8 = torch.compile(to_float8, fullgraph=True, dynamic=False, backend=backend)
@@ -131,20 +132,14 @@ class Float8(Decoder):
         super().compile_for_any_length()
 
     def _product(self, states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        narrow, scale = self._to_float8(states)
+        narrow, scales = self._to_float8(states)
         product: torch.Tensor = torch._scaled_mm(  # noqa: SLF001
-            narrow, weight.t(), scale, self._scales[id(weight)], out_dtype=states.dtype, use_fast_accum=True
+            narrow, weight.t(), scales.t(), self._scales[id(weight)], out_dtype=states.dtype, use_fast_accum=True
         )
         return product
 
     def _add_product(self, hidden: torch.Tensor, states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return hidden.add_(self._product(states, weight))
-
-
-def to_float8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(e4m3 [rows, columns], float32 [rows, 1]); the product of both is about what was given."""
-    scale = (rows.float().abs().amax(dim=1, keepdim=True) / 448.0).clamp(min=1e-12)
-    return (rows.float() / scale).to(torch.float8_e4m3fn), scale
 
 
 class Varlen(Flex):
@@ -170,10 +165,8 @@ class Varlen(Flex):
         ]
         own = [*starts, length]
         queries, keys, heads = [0], [0], []
-        for block, end in zip(
-            packed.blocks, [*(b.head_start for b in packed.blocks[1:]), packed.num_tokens], strict=True
-        ):
-            queries += [block.head_end, end]  # a head, which looks at no head, and the documents
+        for block in packed.blocks:
+            queries += [block.head_end, block.end]  # a head, which looks at no head, and the documents
             keys += [keys[-1], keys[-1] + block.head_length]
             heads.append(np.arange(block.head_start, block.head_end))
         if packed.num_tokens < length:
@@ -184,10 +177,8 @@ class Varlen(Flex):
             return torch.as_tensor(np.asarray(values), dtype=torch.int32, device=device)
 
         is_document = np.zeros(length, dtype=bool)
-        for block, end in zip(
-            packed.blocks, [*(b.head_start for b in packed.blocks[1:]), packed.num_tokens], strict=True
-        ):
-            is_document[block.head_end : end] = block.head_length > 0
+        for block in packed.blocks:
+            is_document[block.head_end : block.end] = block.head_length > 0
         longest = max(b - a for a, b in pairwise(own))
         self._sequences = (
             (moved(own), moved(own), longest, longest),

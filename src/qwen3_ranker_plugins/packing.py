@@ -55,6 +55,11 @@ class Block:
         """Tokens of the head."""
         return self.head_end - self.head_start
 
+    @property
+    def end(self) -> int:
+        """First position after the documents."""
+        return self.groups[-1].end if self.groups else self.head_end
+
 
 @dataclass(frozen=True)
 class PackedPass:

@@ -428,28 +428,25 @@ def test_the_time_of_passes_in_flight_is_not_counted_twice() -> None:
     assert all(each.seconds < 0.1 for each in reports)
 
 
+def check_many_callers(engine: Engine, *, threads: int, calls: int) -> None:
+    dispatcher = Dispatcher(engine)
+    rng = np.random.default_rng(0)
+    work = [rng.integers(1, 40, size=rng.integers(1, 30)).tolist() for _ in range(calls)]
+    with ThreadPoolExecutor(threads) as pool:
+        results = list(pool.map(lambda lengths: dispatcher.submit(request(lengths)).result(60).values.tolist(), work))
+    dispatcher.close()
+    assert results == [expected(lengths) for lengths in work]
+
+
 def test_many_callers_and_two_passes_in_flight() -> None:
     engine = DeviceEngine(token_budget=64)
     for _ in range(20_000):
         engine.compute.release()
-    dispatcher = Dispatcher(engine)
-    rng = np.random.default_rng(0)
-    work = [rng.integers(1, 40, size=rng.integers(1, 30)).tolist() for _ in range(200)]
-    with ThreadPoolExecutor(20) as pool:
-        results = list(pool.map(lambda lengths: dispatcher.submit(request(lengths)).result(60).values.tolist(), work))
-    dispatcher.close()
-    assert results == [expected(lengths) for lengths in work]
+    check_many_callers(engine, threads=20, calls=200)
 
 
 def test_fifty_threads() -> None:
-    engine = SumEngine(token_budget=64)
-    dispatcher = Dispatcher(engine)
-    rng = np.random.default_rng(0)
-    work = [rng.integers(1, 40, size=rng.integers(1, 30)).tolist() for _ in range(500)]
-    with ThreadPoolExecutor(50) as pool:
-        results = list(pool.map(lambda lengths: dispatcher.submit(request(lengths)).result(60).values.tolist(), work))
-    dispatcher.close()
-    assert results == [expected(lengths) for lengths in work]
+    check_many_callers(SumEngine(token_budget=64), threads=50, calls=500)
 
 
 def _use_in_child(dispatcher: Dispatcher, answers: multiprocessing.Queue[str]) -> None:

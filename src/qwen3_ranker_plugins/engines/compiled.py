@@ -113,9 +113,7 @@ class CompiledPasses:
 
     def _to_prepare(self) -> list[int]:
         """What compiled pieces or a graph have to be made for, and the longest, for which libraries allocate."""
-        if self.decoder.tokens_per_program is None:
-            return self.lengths
-        return [length for length in self.lengths if self._records(length) or length == self.lengths[-1]]
+        return [length for length in self.lengths if self._needs_preparation(length) or length == self.lengths[-1]]
 
     def _needs_preparation(self, length: int) -> bool:
         """Whether pieces have to be compiled for this length, or a graph recorded."""

@@ -18,6 +18,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import embedding, silu
 
 from ..errors import UnsupportedModelError
+from .devices import capability
 from .packed_options import kernels_run
 from .programs import tokens_of_a_program
 
@@ -163,7 +164,7 @@ class Decoder:
 
     def takes_kernels(self, weights: DecoderWeights) -> bool:
         """Whether our own kernels do what lies between the products."""
-        return self.allows_kernels and weights.embedding.is_cuda and kernels_support(weights)
+        return self.allows_kernels and kernels_support(weights)
 
     @property
     def pieces(self) -> str:
@@ -258,10 +259,9 @@ class Decoder:
 
 def kernels_support(weights: DecoderWeights) -> bool:
     """Whether our own kernels can compute such attention: a dtype and a GPU for them, and powers of two that fit."""
-    dtype, device = str(weights.embedding.dtype).removeprefix("torch."), weights.embedding.device
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    dtype = str(weights.embedding.dtype).removeprefix("torch.")
     return (
-        kernels_run(dtype, capability)
+        kernels_run(dtype, capability(weights.embedding.device))
         and weights.heads // weights.kv_heads in (1, 2, 4, 8)
         and weights.head_dim in (32, 64, 128)
     )

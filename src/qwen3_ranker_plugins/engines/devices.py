@@ -28,8 +28,11 @@ def resolve_device(device: str, dtype: str) -> tuple[str, str]:
             )
     if dtype == "auto":
         # Before compute capability 8, bfloat16 is emulated.
-        native = (
-            "bfloat16" if resolved.type == "cuda" and torch.cuda.get_device_capability(resolved)[0] >= 8 else "float16"
-        )
-        dtype = "float32" if resolved.type == "cpu" else native
+        found = capability(resolved)
+        dtype = "float32" if found is None else "bfloat16" if found >= (8, 0) else "float16"
     return str(resolved), dtype
+
+
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability of a GPU, such as (9, 0); None for a CPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None

@@ -136,18 +136,30 @@ def attend(
     return output
 
 
+@triton.jit
+def _rows_of_program(rows, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
+    """(which rows of [rows, WIDTH] a program has, where their numbers are, and which of those are there)."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    there = (row < rows)[:, None] & (column < WIDTH)[None, :]
+    return row, row.to(tl.int64)[:, None] * WIDTH + column[None, :], there
+
+
+@triton.jit
+def _normed(wide, weight, epsilon, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
+    scale = tl.rsqrt(tl.sum(wide * wide, 1) / WIDTH + epsilon)[:, None]
+    column = tl.arange(0, COLUMNS)
+    return wide * scale * tl.load(weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)[None, :]
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _rms_norm(
     states, weight, output, rows, epsilon, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)
-    there = (row < rows)[:, None] & (column < WIDTH)[None, :]
-    places = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
+    _, places, there = _rows_of_program(rows, WIDTH, COLUMNS, ROWS)
     wide = tl.load(states + places, mask=there, other=0.0).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(wide * wide, 1) / WIDTH + epsilon)[:, None]
-    factor = tl.load(weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)[None, :]
-    tl.store(output + places, (wide * scale * factor).to(output.dtype.element_ty), mask=there)
+    normed = _normed(wide, weight, epsilon, WIDTH, COLUMNS)
+    tl.store(output + places, normed.to(output.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -173,19 +185,14 @@ def _rms_norm_float8(
     states, addend, weight, output, scales, rows, epsilon,
     ADDS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)
-    there = (row < rows)[:, None] & (column < WIDTH)[None, :]
-    places = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
+    row, places, there = _rows_of_program(rows, WIDTH, COLUMNS, ROWS)
     wide = tl.load(states + places, mask=there, other=0.0).to(tl.float32)
     if ADDS:
         kind = states.dtype.element_ty
         total = (wide + tl.load(addend + places, mask=there, other=0.0).to(tl.float32)).to(kind)
         tl.store(states + places, total, mask=there)
         wide = total.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(wide * wide, 1) / WIDTH + epsilon)[:, None]
-    factor = tl.load(weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)[None, :]
-    narrow, multiplier = _to_float8(wide * scale * factor)
+    narrow, multiplier = _to_float8(_normed(wide, weight, epsilon, WIDTH, COLUMNS))
     tl.store(output + places, narrow, mask=there)
     tl.store(scales + row, multiplier, mask=row < rows)
 
@@ -203,6 +210,21 @@ def _gated_float8(gate_up, output, scales, WIDTH: tl.constexpr, COLUMNS: tl.cons
     tl.store(scales + row, multiplier)
 
 
+@triton.jit
+def _turned(places, token, real, cosines, sines, norm, epsilon, HALF: tl.constexpr):
+    """The halves of heads whose first halves are at `places`, after RMSNorm and rotary embeddings, in float32."""
+    column = tl.arange(0, HALF)
+    low = tl.load(places, mask=real, other=0.0).to(tl.float32)
+    high = tl.load(places + HALF, mask=real, other=0.0).to(tl.float32)
+    angle = token[:, None] * HALF + column[None, :]
+    cosine = tl.load(cosines + angle, mask=real, other=0.0)
+    sine = tl.load(sines + angle, mask=real, other=0.0)
+    scale = tl.rsqrt((tl.sum(low * low, 1) + tl.sum(high * high, 1)) / (2 * HALF) + epsilon)[:, None]
+    low = low * scale * tl.load(norm + column).to(tl.float32)[None, :]
+    high = high * scale * tl.load(norm + HALF + column).to(tl.float32)[None, :]
+    return low * cosine - high * sine, high * cosine + low * sine
+
+
 @triton.jit(do_not_specialize=["turned"])
 def _turn_keys(
     products, cosines, sines, norm, turned, epsilon,
@@ -214,17 +236,10 @@ def _turn_keys(
     token, head = row // KV_HEADS, row % KV_HEADS
     real = (row < turned)[:, None]
     places = products + token.to(tl.int64)[:, None] * STRIDE + FIRST + head[:, None] * (2 * HALF) + column[None, :]
-    low = tl.load(places, mask=real, other=0.0).to(tl.float32)
-    high = tl.load(places + HALF, mask=real, other=0.0).to(tl.float32)
-    angle = token[:, None] * HALF + column[None, :]
-    cosine = tl.load(cosines + angle, mask=real, other=0.0)
-    sine = tl.load(sines + angle, mask=real, other=0.0)
-    scale = tl.rsqrt((tl.sum(low * low, 1) + tl.sum(high * high, 1)) / (2 * HALF) + epsilon)[:, None]
-    low = low * scale * tl.load(norm + column).to(tl.float32)[None, :]
-    high = high * scale * tl.load(norm + HALF + column).to(tl.float32)[None, :]
+    low, high = _turned(places, token, real, cosines, sines, norm, epsilon, HALF)
     kind = products.dtype.element_ty
-    tl.store(places, (low * cosine - high * sine).to(kind), mask=real)
-    tl.store(places + HALF, (high * cosine + low * sine).to(kind), mask=real)
+    tl.store(places, low.to(kind), mask=real)
+    tl.store(places + HALF, high.to(kind), mask=real)
 
 
 @triton.jit
@@ -248,16 +263,8 @@ def _attend(
     half = tl.arange(0, HALF)
     head = kv_head * GROUP + row % GROUP
     places = products + token.to(tl.int64)[:, None] * STRIDE + head[:, None] * DIM + half[None, :]
-    low = tl.load(places, mask=real, other=0.0).to(tl.float32)
-    high = tl.load(places + HALF, mask=real, other=0.0).to(tl.float32)
-    angle = token[:, None] * HALF + half[None, :]
-    cosine = tl.load(cosines + angle, mask=real, other=0.0)
-    sine = tl.load(sines + angle, mask=real, other=0.0)
-    norm_scale = tl.rsqrt((tl.sum(low * low, 1) + tl.sum(high * high, 1)) / DIM + epsilon)[:, None]
-    low = low * norm_scale * tl.load(norm + half).to(tl.float32)[None, :]
-    high = high * norm_scale * tl.load(norm + HALF + half).to(tl.float32)[None, :]
-    query_low = ((low * cosine - high * sine) * scale).to(kind)
-    query_high = ((high * cosine + low * sine) * scale).to(kind)
+    low, high = _turned(places, token, real, cosines, sines, norm, epsilon, HALF)
+    query_low, query_high = (low * scale).to(kind), (high * scale).to(kind)
     segment = tl.load(segment_start + token, mask=token < end, other=0)
 
     largest = tl.full([TOKENS * GROUP], float("-inf"), tl.float32)

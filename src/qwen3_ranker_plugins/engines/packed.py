@@ -24,7 +24,7 @@ from ..prompt import EncodedRequest, PromptEncoder, load_tokenizer
 from . import needed
 from .attention import ATTENTION_NAME, make_layout, register
 from .base import Engine, Margins
-from .devices import resolve_device
+from .devices import capability, resolve_device
 from .packed_options import PackedOptions
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ class PackedEngine(Engine):
         options: PackedOptions = PackedOptions(),  # noqa: B008 - it is frozen
     ) -> None:
         device, dtype, self.token_budget = resolve(device, dtype, token_budget)
-        self.options = options.resolved(device, dtype, capability(device))
         self.device, self.dtype = torch.device(device), getattr(torch, dtype)
+        self.options = options.resolved(device, dtype, capability(self.device))
         # Only the compiled path keeps passes of several threads apart, and on a CPU there is no second processor.
         self.encodes_meanwhile = bool(self.options.compile) and self.device.type == "cuda"
         self.passes_in_flight = 2 if self.encodes_meanwhile else 1
@@ -213,11 +213,6 @@ def resolve(device: str, dtype: str, token_budget: int | None) -> tuple[str, str
     return device, dtype, _TOKEN_BUDGET[device.partition(":")[0]] if token_budget is None else token_budget
 
 
-def capability(device: str) -> tuple[int, int] | None:
-    """Compute capability of a GPU; None for a CPU."""
-    return None if device == "cpu" else torch.cuda.get_device_capability(device)
-
-
 def model_folder(engine: str, settings: RerankerSettings) -> Path:
     """See `EngineModule`."""
     PackedOptions.parse(engine, settings.engine_options)
@@ -233,7 +228,8 @@ def configure(engine: str, folder: Path | None, settings: RerankerSettings) -> E
     """See `EngineModule`."""
     folder = needed(folder, engine)
     device, dtype, token_budget = resolve(settings.device, settings.dtype, settings.token_budget)
-    options = PackedOptions.parse(engine, settings.engine_options).resolved(device, dtype, capability(device))
+    options = PackedOptions.parse(engine, settings.engine_options)
+    options = options.resolved(device, dtype, capability(torch.device(device)))
     return EngineConfig(
         engine, folder, device, dtype, token_budget, modified_ns(folder), check_json("engine_options", options.as_dict)
     )

@@ -37,10 +37,7 @@ def plan(packed: PackedPass, tokens: int) -> NDArray[np.int32]:
         them sees. The tokens of a head see no head.
     """
     heads = [(block.head_start, block.head_end, block.head_end, block.head_end) for block in packed.blocks]
-    ends = [*(block.head_start for block in packed.blocks[1:]), packed.num_tokens]
-    documents = [
-        (block.head_end, end, block.head_start, block.head_end) for block, end in zip(packed.blocks, ends, strict=True)
-    ]
+    documents = [(block.head_end, block.end, block.head_start, block.head_end) for block in packed.blocks]
     regions = np.asarray([*heads, *documents], dtype=np.int64)
     programs = -(-(regions[:, 1] - regions[:, 0]) // tokens)
     of_region = np.repeat(regions, programs, axis=0)

@@ -29,7 +29,7 @@ TOKENS_PER_DOCUMENT = 8
 _ALIGNMENT = 32
 
 
-# More than the system part of the official prompt and the suffix, so that no row of its requests has more of them.
+# The official head alone has so many with the default instruction; rows of shorter requests are padded for it.
 TOKENS_PER_REQUEST = 64
 
 
