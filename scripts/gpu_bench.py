@@ -28,6 +28,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import distributions
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -199,13 +200,14 @@ def packed_rows(arguments: Namespace, ranker: Any) -> Rows:
 
 
 def warm_around(ranker: Any, tokens: int) -> None:
-    """Compile for passes of about so many tokens, and for both parts of a request that comes in two."""
+    """Compile for passes of about so many tokens, and for all parts of a request that comes in parts."""
     from qwen3_ranker_plugins.engines.static_row import row_length
-    from qwen3_ranker_plugins.reranker import FIRST_PART
+    from qwen3_ranker_plugins.reranker import PARTS
 
     engine = ranker._lease.engine  # noqa: SLF001
     if engine._compiled is not None:  # noqa: SLF001
-        shares = (1.0, FIRST_PART, 1 - FIRST_PART) if engine.encodes_meanwhile and tokens > 5000 else (1.0,)
+        parts = [end - start for start, end in pairwise((0.0, *PARTS))]
+        shares = [1.0, *parts] if engine.encodes_meanwhile and tokens > 5000 else [1.0]
         sizes = [int(tokens * share * factor) for share in shares for factor in (0.98, 1.0, 1.02)]
         classes = engine._compiled.per_octave  # noqa: SLF001
         engine._compiled.warm_up([row_length(size, 1, classes) for size in sizes])  # noqa: SLF001

@@ -242,6 +242,11 @@ class ModelTokenizer:
         normalizer = self.plain.normalizer
         return text if normalizer is None else str(normalizer.normalize_str(text))
 
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text, by the calling thread: a batch would wake a thread on each core, half a millisecond."""
+        ids: list[int] = self.plain.encode(as_utf8(text), add_special_tokens=False).ids
+        return ids
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, none of them a control token."""
         encodings = self.plain.encode_batch_fast([as_utf8(text) for text in texts], add_special_tokens=False)
@@ -345,10 +350,9 @@ class PromptEncoder:
         return ends[-1] if ends else 0
 
     def _encode_pieces(self, pieces: Sequence[str | int]) -> list[int]:
-        texts = iter(self.tokenizer.encode_batch([piece for piece in pieces if isinstance(piece, str)]))
         ids: list[int] = []
         for piece in pieces:
-            ids += [piece] if isinstance(piece, int) else next(texts)
+            ids += [piece] if isinstance(piece, int) else self.tokenizer.encode(piece)
         return ids
 
 

@@ -30,7 +30,7 @@ from qwen3_ranker_plugins import (
 )
 from qwen3_ranker_plugins.engines.base import Margins
 from qwen3_ranker_plugins.prompt import EncodedRequest, PromptEncoder, load_tokenizer
-from qwen3_ranker_plugins.reranker import _first_part
+from qwen3_ranker_plugins.reranker import _parts
 
 QUERY = "how do I close a file when an error happens?"
 DOCUMENTS = [
@@ -251,7 +251,7 @@ def test_a_long_request_handed_over_in_parts_has_the_same_result(
 
     monkeypatch.setattr(reranker, "_queue", counted)
     parts = reranker.rerank(QUERY, documents, show_progress=True)
-    assert submitted == [137, 464], "a fifth of the text goes ahead"
+    assert submitted == [55, 149, 397], "parts grow"
     expected = {hit.index: hit for hit in whole}
     assert len(parts) == len(whole) == len(documents)
     for hit in parts:
@@ -268,13 +268,18 @@ def test_a_long_request_handed_over_in_parts_has_the_same_result(
     assert submitted[-1] == 300, "not much text"
 
 
-def test_what_goes_ahead_of_a_long_request() -> None:
-    assert _first_part([]) == 0
-    assert _first_part(["a title of some twenty characters"] * 300) == 0
-    assert _first_part(["x" * 964] * 40) == 8
-    assert _first_part(["x" * 50_000, "y" * 500]) == 1
-    assert _first_part(["y" * 500, "x" * 50_000]) == 0, "the text that takes the time comes last"
-    assert _first_part(["x" * 50_000]) == 0
+def test_parts_of_a_long_request() -> None:
+    def sizes(texts: list[str]) -> list[int]:
+        parts = _parts(texts)
+        assert [text for part in parts for text in part] == texts
+        return [len(part) for part in parts]
+
+    assert sizes([]) == [0]
+    assert sizes(["a title of some twenty characters"] * 300) == [300], "not much text"
+    assert sizes(["x" * 964] * 100) == [8, 22, 70]
+    assert sizes(["x" * 50_000, "y" * 500]) == [1, 1]
+    assert sizes(["y" * 500, "x" * 50_000]) == [2], "the text that takes the time comes last"
+    assert sizes(["x" * 50_000]) == [1]
 
 
 # --- lifetime ----------------------------------------------------------------------------------------------------
