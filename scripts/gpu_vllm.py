@@ -64,13 +64,13 @@ class System:
 # The most important first: a run that is cut short has them.
 TABLE = {
     "packed": System("packed"),
-    "packed, float8": System("packed", {"float8": True}),
     "vllm_packed": System("vllm_packed", {"tensor_parallel_size": 1}),
     "vllm_score": System("vllm_score", {"tensor_parallel_size": 1}),
     "copied_llm_score": System("copied_llm_score"),
-    "vllm_packed, fp8": System("vllm_packed", {"tensor_parallel_size": 1, "quantization": "fp8"}),
-    "vllm_generate": System("vllm_generate", {"tensor_parallel_size": 1}),
     "copied_generate": System("copied_generate"),
+    "vllm_generate": System("vllm_generate", {"tensor_parallel_size": 1}),
+    "packed, float8": System("packed", {"float8": True}),
+    "vllm_packed, fp8": System("vllm_packed", {"tensor_parallel_size": 1, "quantization": "fp8"}),
     "packed, transformers' layers": System("packed", {"compile": False}),
 }
 #: Settings that may matter, one at a time.
