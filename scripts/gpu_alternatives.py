@@ -329,7 +329,7 @@ def alternative_rows(name: str, ranker: Any, documents: dict[str, list[str]], re
         label: [encoder.encode(query(label, 0), texts, DEFAULT_INSTRUCTION)] for label, texts in documents.items()
     }
     if name == "whole-model":  # each size class takes minutes to compile
-        requests = {label: requests[label] for label in ("100 titles", "1000 titles")}
+        requests = {"1000 titles": requests["1000 titles"]}
     if name == "shared-beginning":
         titles = documents["1000 titles"][: 10 * max(2, len(documents["1000 titles"]) * 80 // 1000)]
         many = [

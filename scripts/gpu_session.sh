@@ -111,7 +111,9 @@ part() {
       bench matrix-gpu-presets 300 matrix "$COUNTS" "${requests[@]}" --engines packed --preset accurate,balanced,fast
       ;;
     throughput) bench throughput-gpu 200 throughput demo --batch-sizes "$BATCHES" --quiet ;;
-    tune) bench tune-gpu 300 tune --preset balanced --documents 1000 ;;
+    tune)
+      ranker tune-gpu 300 tune --preset balanced --documents 1000 --model "$model" --device "$DEVICE" -o "$WORK" --tag tune-gpu
+      ;;
     offline)
       step offline 500 "$PYTHON" scripts/gpu_offline.py "$WORK/offline-gpus.json" --commit "$commit" \
         --devices "$DEVICES" --shape "$SHAPE" --pairs "$PAIRS" --repeats 2

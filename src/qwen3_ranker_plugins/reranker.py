@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 # lay out, where that takes a fifth to a third of the GPU's own time.
 _LONG_REQUEST = 40_000
 PARTS = (0.08, 0.3, 1.0)
+
+_encoding = threading.Lock()
+_LONGEST_TURN = 0.02  # seconds
 
 # The suffix behind each text counts as much as so many characters, at four characters a token.
 _SUFFIX = 36
@@ -271,7 +275,8 @@ class Reranker:
         return Prepared(texts.documents, texts.source, encoded, texts.started)
 
     def _encode(self, texts: Texts, distinct: list[str]) -> EncodedRequest:
-        return self._encoder.encode(texts.query, distinct, texts.instruction, texts.max_document_tokens)
+        with _one_after_the_other():
+            return self._encoder.encode(texts.query, distinct, texts.instruction, texts.max_document_tokens)
 
     def _submit(self, prepared: Prepared, bar: _ProgressBar | None = None) -> Future[Margins]:
         if not prepared.distinct:
@@ -308,6 +313,21 @@ class Reranker:
 
 def _make_again(kind: type[Reranker], settings: RerankerSettings, options: RankingOptions) -> Reranker:
     return kind(**asdict(settings), **asdict(options))
+
+
+@contextmanager
+def _one_after_the_other() -> Iterator[None]:
+    """Requests that arrive together are encoded in turns, so that the engine has the first of them soon.
+
+    The tokenizer spreads one batch over all cores; side by side, all batches would be ready when the last one is.
+    Nobody waits long for a long request, nor for ever in a process that was forked while a thread held the lock.
+    """
+    held = _encoding.acquire(timeout=_LONGEST_TURN)
+    try:
+        yield
+    finally:
+        if held:
+            _encoding.release()
 
 
 def _parts(texts: list[str]) -> list[list[str]]:

@@ -282,6 +282,30 @@ def test_parts_of_a_long_request() -> None:
     assert sizes(["x" * 50_000]) == [1]
 
 
+def test_requests_that_arrive_together_are_encoded_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of them is with the engine before the last is encoded, and a slow one holds nobody up for long."""
+
+    class Watched:
+        def __init__(self, encoder: Any, seconds: float) -> None:
+            self.encoder, self.seconds, self.inside, self.most = encoder, seconds, 0, 0
+
+        def encode(self, *arguments: Any) -> EncodedRequest:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            time.sleep(self.seconds)
+            self.inside -= 1
+            return self.encoder.encode(*arguments)
+
+    with Reranker("bundled:tiny", token_budget=997) as reranker, ThreadPoolExecutor(4) as pool:
+        for seconds, together in ((0.001, 1), (0.2, 4)):
+            watched = Watched(reranker._encoder, seconds)
+            with monkeypatch.context() as patch:
+                patch.setattr(reranker, "_encoder", watched)
+                scores = list(pool.map(lambda n: reranker.score(f"query {n}", ["a", "b"]), range(4)))
+            assert watched.most == together
+            assert [len(each) for each in scores] == [2] * 4
+
+
 # --- lifetime ----------------------------------------------------------------------------------------------------
 
 
