@@ -75,7 +75,7 @@ def throughput_panels(points: Sequence[SweepPoint], title: str, footer: Sequence
     above = [max(point.pairs_per_second) - middle for middle, point in zip(middles, points, strict=True)]
     axes.errorbar(sizes, middles, yerr=[below, above], color=_BLUE, marker="o", capsize=4)
     for size, middle in zip(sizes, middles, strict=True):
-        axes.annotate(f"{middle:,.0f}", (size, middle), textcoords="offset points", xytext=(7, 5), fontsize=9)
+        axes.annotate(f"{middle:,.0f}", (size, middle), textcoords="offset points", xytext=(5, -13), fontsize=9)
     rounds = len(points[0].pairs_per_second)
     note = "median of rounds; bars: slowest and fastest" if rounds > 1 else "one round"
     axes.text(0.98, 0.03, note, transform=axes.transAxes, ha="right", fontsize=8, color=_GREY)
@@ -91,7 +91,8 @@ def throughput_panels(points: Sequence[SweepPoint], title: str, footer: Sequence
     axes.plot(sizes, [point.host_mib for point in points], color=_GREEN, marker="o", label="host")
     if any(point.device_mib is not None for point in points):
         axes.plot(sizes, [point.device_mib for point in points], color=_BLUE, marker="s", label="device")
-    axes.legend(frameon=False, loc="lower left")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
 
     axes = panels[1, 1]
     _plain(axes, "Quality on the labelled pairs", label, "value")
@@ -104,7 +105,7 @@ def throughput_panels(points: Sequence[SweepPoint], title: str, footer: Sequence
         shown = "always the more common answer" if name == "base rate" else name
         axes.plot(sizes, values, color=colour, marker=marker, linestyle=style, label=shown)
     axes.set_ylim(0, 1)
-    axes.legend(frameon=False, loc="lower left", fontsize=9)
+    axes.legend(frameon=False, fontsize=9)
 
     for axes in panels.flat:
         axes.set_xscale("log", base=2)
