@@ -23,6 +23,7 @@ class Batch:
 # Sampling weight of a group of queries, by (Chinese, kind).
 KIND_WEIGHT = {
     (False, "labelled"): 0.44, (False, "title"): 0.13, (False, "keywords"): 0.13, (False, "sentence"): 0.13,
+    (False, "request"): 0.2,
     (True, "labelled"): 0.11, (True, "title"): 0.01, (True, "keywords"): 0.025, (True, "sentence"): 0.025,
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from training.sparse import TermIndex
 KEPT = 16  # dense or BM25 neighbours always kept; POOL - KEPT further ones come from rank 17 to TOP
 POOL, TOP, RANDOM = 48, 100, 16
 COLUMNS = 1 + 2 * POOL + RANDOM
-LABEL_BONUS = {"labelled": 2.0, "title": 1.0, "keywords": 0.0, "sentence": 0.0}
+LABEL_BONUS = {"labelled": 2.0, "title": 1.0, "keywords": 0.0, "sentence": 0.0, "request": 0.0}
 WINDOW_SHARE = 0.4  # of the bonus, for a window of the positive text
 TEACHER_SHARE = (0.4, 0.6)  # weight of MiniLM and mpnet when neighbours are ranked
 LIMIT = 8.0  # of a target logit

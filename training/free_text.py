@@ -18,6 +18,20 @@ from pathlib import Path
 Record = dict[str, str]
 
 # Debian package -> glob of the files read from it, licence.
+# Computing, mathematics, engineering: added after the shipped weights, which have not seen them.
+SCIENCE_PACKAGES = {
+    "racket-doc": ("**/racket/*/*.html", "Apache-2.0 or MIT"),
+    "erlang-doc": ("**/erlang-doc/**/*.html", "Apache-2.0"),
+    "python-scipy-doc": ("**/html/**/*.html", "BSD-3-Clause"),
+    "python-sklearn-doc": ("**/html/modules/*.html", "BSD-3-Clause"),
+    "python-statsmodels-doc": ("**/html/*.html", "BSD-3-Clause"),
+    "python-astropy-doc": ("**/html/[a-z]*/**/*.html", "BSD-3-Clause"),
+    "maxima-doc": ("**/html/*.html", "GPL-2+"),
+    "llvm-14-doc": ("**/html/**/*.html", "Apache-2.0 with LLVM exception"),
+    "libboost1.81-doc": ("**/html/boost*/**/*.html", "BSL-1.0"),
+    "postgis-doc": ("**/*.html", "CC BY-SA 3.0"),
+    "r-doc-html": ("**/*.html", "GPL-2+"),
+}
 HTML_PACKAGES = {
     "postgresql-doc-15": ("**/html/*.html", "PostgreSQL"),
     "gnucash-docs": ("**/help/C/gnucash-*/*.xml", "GFDL-1.1+"),
@@ -30,6 +44,7 @@ HTML_PACKAGES = {
     "developers-reference": ("**/*.html", "GPL-2+"),
     "linux-doc-6.1": ("**/html/**/*.html", "GPL-2"),
     "libreoffice-help-en-us": ("**/text/**/*.html", "MPL-2.0"),
+    **SCIENCE_PACKAGES,
 }
 OTHER_PACKAGES = {
     "wordnet-base": "WordNet 3.0 licence",
@@ -41,6 +56,7 @@ OTHER_PACKAGES = {
 }
 TAG = re.compile(r"<[^>]+>")
 SPACE = re.compile(r"\s+")
+FURNITURE = re.compile(r"(Navigation|Table of Contents)$")
 HEADING = re.compile(r"<(?:h[1-5]|title)\b[^>]*>(.*?)</(?:h[1-5]|title)>", re.DOTALL | re.IGNORECASE)
 DROPPED = re.compile(r"<(script|style|pre|head|nav|programlisting|screen)\b.*?</\1>", re.DOTALL | re.IGNORECASE)
 
@@ -84,7 +100,7 @@ def from_html(root: Path, pattern: str) -> Iterator[tuple[str, str]]:
             if page_title and title not in page_title and len(title) < 25:
                 title = f"{page_title} {title}"
             for passage in chunks(clean(body)):
-                if len(passage.split()) > 12 and 3 < len(title) < 120:
+                if len(passage.split()) > 12 and 3 < len(title) < 120 and not FURNITURE.search(title):
                     yield re.sub(r"^[\d.]+\s*", "", title), passage
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.candidates import Facts, mine_candidates
-from training.passages import DOCUMENT_TOKENS, cap_windows, choose_queries, head_ids, ragged, text_units
+from training.passages import DOCUMENT_TOKENS, HEAD_TOKENS, cap_windows, choose_queries, head_ids, ragged, text_units
 from training.prepare_data import read_jsonl
 from training.prompt import PromptTokens
 from training.sparse import TermIndex, hashed_terms
@@ -72,6 +72,7 @@ def mine(
     seed: int,
     processes: int,
     window_cap: int,
+    head_tokens: int = HEAD_TOKENS,
 ) -> None:
     started = time.time()
 
@@ -94,7 +95,7 @@ def mine(
 
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     tokens = PromptTokens(tokenizer)
-    heads = head_ids(tokens, [row["query"] for row in queries], seed)
+    heads = head_ids(tokens, [row["query"] for row in queries], seed, head_tokens)
     head_values, head_starts = ragged(ids for variants in heads for ids in variants)
     document_values, document_starts = ragged(tokens.documents([text for _, _, text in units], DOCUMENT_TOKENS[-1]))
     log(f"{len(document_values)} document tokens")
@@ -118,6 +119,7 @@ def mine(
     place = {group: number for number, group in enumerate(groups)}
     torch.save(
         {
+            "head_tokens": head_tokens,
             "heads": head_values,
             "head_starts": head_starts,
             "documents": document_values,
@@ -149,6 +151,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--window-cap", type=int, default=250_000, help="most windows of each of the two sizes")
+    parser.add_argument("--head-tokens", type=int, default=HEAD_TOKENS, help="room for instruction and query")
     arguments = parser.parse_args()
     mine(
         arguments.data,
@@ -159,6 +162,7 @@ def main() -> None:
         arguments.seed,
         arguments.processes,
         arguments.window_cap,
+        arguments.head_tokens,
     )
 
 

@@ -14,9 +14,9 @@ from training.texts import query_variants, windows
 
 DOCUMENT_TOKENS = (63, 151, 391)  # most tokens of a passage, for each length class
 WINDOW_WORDS = (36, 92)
-HEAD_TOKENS = 128
+HEAD_TOKENS = 128  # a query of 60 tokens; 256 for wordy ones
 HEAD_VARIANTS = 4  # as written, plain, key words, another instruction
-KIND_CAP = {"labelled": 60_000, "title": 40_000, "keywords": 32_000, "sentence": 32_000}
+KIND_CAP = {"labelled": 60_000, "title": 40_000, "keywords": 32_000, "sentence": 32_000, "request": 48_000}
 WINDOW_BITS = (0b001, 0b010)
 DICTIONARY_BITS, WHOLE_BITS = 0b011, 0b111
 
@@ -71,16 +71,16 @@ def choose_queries(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]
     return chosen
 
 
-def head_ids(tokens: PromptTokens, queries: list[str], seed: int) -> list[list[list[int]]]:
-    """For each query the ids of its HEAD_VARIANTS heads."""
+def head_ids(tokens: PromptTokens, queries: list[str], seed: int, head_tokens: int) -> list[list[list[int]]]:
+    """For each query the ids of its HEAD_VARIANTS heads, of at most `head_tokens`."""
     rng = random.Random(seed)
     variants = [query_variants(query) for query in queries]
-    heads = [tokens.heads([variant[i] for variant in variants], max_tokens=HEAD_TOKENS) for i in range(3)]
+    heads = [tokens.heads([variant[i] for variant in variants], max_tokens=head_tokens) for i in range(3)]
     instruction_of = [rng.randrange(len(OTHER_INSTRUCTIONS)) for _ in queries]
     other: list[list[int]] = [[] for _ in queries]
     for i, instruction in enumerate(OTHER_INSTRUCTIONS):
         members = [number for number, chosen in enumerate(instruction_of) if chosen == i]
-        found = tokens.heads([queries[number] for number in members], instruction, HEAD_TOKENS)
+        found = tokens.heads([queries[number] for number in members], instruction, head_tokens)
         for number, ids in zip(members, found, strict=True):
             other[number] = ids
     return [list(ids) for ids in zip(*heads, other, strict=True)]

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from training.free_text import SCIENCE_PACKAGES
 from training.texts import BM25, STOP_WORDS, TERM, sentences, text_length
 
 Json = dict[str, Any]
@@ -22,8 +23,28 @@ Json = dict[str, Any]
 HELD_OUT_SHARE = 0.05
 HELD_OUT_QUERIES = 150
 LABELLED_CAP = {"medquad": 6000, "tldr": 14000}
-FREE_CAP = {"linux-doc-6.1": 10000, "dict-gcide": 30000, "wordnet-base": 40000, "libreoffice-help-en-us": 5000}
+FREE_CAP = {
+    **dict.fromkeys(SCIENCE_PACKAGES, 6000),
+    "linux-doc-6.1": 10000,
+    "dict-gcide": 30000,
+    "wordnet-base": 40000,
+    "libreoffice-help-en-us": 5000,
+}
 DICTIONARIES = ("dict-", "wordnet")
+# How people word what they want from a library.
+REQUESTS = (
+    "I am interested in {}.",
+    "I am looking for articles on {}, and on {} as far as it concerns them.",
+    "Find all discussions of {}.",
+    "What is known about {}?",
+    "what articles exist which deal with {}",
+    "papers on {}; {}",
+    "Descriptions of {} are wanted, with or without {}. Of particular interest is {}.",
+    "how does {} depend on {}",
+    "has anyone investigated {} and {}",
+    "{}, especially {}. I would rather see {} than anything on the general problem.",
+    "what are the problems associated with {}",
+)
 MAX_WORDS = 330
 
 
@@ -117,8 +138,28 @@ def keywords(text: str, rng: random.Random) -> str:
     return " ".join(chosen if rng.random() < 0.5 else [word for word in pieces if word in chosen])
 
 
-def add_pseudo(collection: Collection, rng: random.Random) -> None:
-    """Key-word and sentence queries; the teacher, not a label, says what they match."""
+def wordy_request(text: str, title: str, rng: random.Random) -> str:
+    """A request of up to 80 words: sentences of a passage in a row, or its words in a sentence of ours; or nothing."""
+    if rng.random() < 0.5:
+        whole = sentences(text)
+        start = rng.randrange(len(whole))
+        request = whole[start]
+        for sentence in whole[start + 1 :]:
+            if text_length(request) + text_length(sentence) > 80:
+                break
+            request += " " + sentence
+            if text_length(request) > rng.randint(20, 60):
+                break
+        return request if 20 <= text_length(request) <= 80 else ""
+    form = rng.choice(REQUESTS)
+    parts = [keywords(text, rng) for _ in range(form.count("{}"))]
+    if title and rng.random() < 0.5:
+        parts[0] = title
+    return form.format(*parts) if all(parts) else ""
+
+
+def add_pseudo(collection: Collection, rng: random.Random, requests: bool) -> None:
+    """Key-word and sentence queries, and wordy ones; the teacher, not a label, says what they match."""
     for number, row in enumerate(list(collection.texts)):
         if text_length(row["text"]) < 18:
             continue
@@ -130,6 +171,9 @@ def add_pseudo(collection: Collection, rng: random.Random) -> None:
                 usable = [s for s in sentences(row["text"]) if 5 <= text_length(s) <= 30]
                 if usable:
                     collection.add_query(rng.choice(usable), [number], kind, row["lang"], row["source"])
+        wanted = requests and row["lang"] == "en" and rng.random() < 0.4
+        if wanted and (request := wordy_request(row["text"], row["title"], rng)):
+            collection.add_query(request, [number], "request", "en", row["source"])
 
 
 def heldout_lists(collection: Collection, held: set[int], rng: random.Random) -> Iterator[tuple[str, list[Json]]]:
@@ -153,7 +197,7 @@ def heldout_lists(collection: Collection, held: set[int], rng: random.Random) ->
             yield source, rows
 
 
-def prepare(train: Path, free: Path | None, out: Path, seed: int) -> None:
+def prepare(train: Path, free: Path | None, out: Path, seed: int, *, requests: bool = False) -> None:
     rng = random.Random(seed)
     collection = Collection()
     for path in sorted(train.glob("*.jsonl.gz")):
@@ -168,7 +212,7 @@ def prepare(train: Path, free: Path | None, out: Path, seed: int) -> None:
     collection.queries = [q for q in collection.queries if not held.intersection(q["positives"])]
     if free is not None:
         add_free(collection, free, rng)
-    add_pseudo(collection, rng)
+    add_pseudo(collection, rng, requests)
     kept = [n for n in range(len(collection.texts)) if n not in held]
     renumbered = {old: new for new, old in enumerate(kept)}
     queries = [
@@ -189,9 +233,10 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True, help="folder of labelled pairs (*.jsonl.gz)")
     parser.add_argument("--free-text", type=Path, help="output of training.free_text")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--requests", action="store_true", help="wordy queries too, of up to 80 words")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    prepare(arguments.train, arguments.free_text, arguments.out, arguments.seed)
+    prepare(arguments.train, arguments.free_text, arguments.out, arguments.seed, requests=arguments.requests)
 
 
 if __name__ == "__main__":

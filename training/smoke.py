@@ -26,7 +26,7 @@ def smoke(train_folder: Path, qwen3: Path, out: Path, steps: int = 6, rows: int 
     for path in sorted(train_folder.glob("*.jsonl.gz")):
         write_jsonl(out / "train" / path.name, (row for row, _ in zip(read_jsonl(path), range(rows), strict=False)))
     data = out / "data"
-    prepare(out / "train", None, data, seed=0)
+    prepare(out / "train", None, data, seed=0, requests=True)
     source = json.loads((qwen3 / "tokenizer.json").read_text("utf-8"))
     texts = [row["text"] for row in read_jsonl(data / "texts.jsonl.gz") if row["lang"] != "en"]
     trimmed = trim(source, han_by_frequency(texts), prefix=2500, vocabulary=3200)
@@ -36,7 +36,7 @@ def smoke(train_folder: Path, qwen3: Path, out: Path, steps: int = 6, rows: int 
     config = json.loads((qwen3 / "tokenizer_config.json").read_text("utf-8"))
     (tokenizer / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(config, trimmed)), "utf-8")
     mined = out / "mined.pt"
-    mine(data, tokenizer / "tokenizer.json", [], mined, "cpu", seed=0, processes=1, window_cap=500)
+    mine(data, tokenizer / "tokenizer.json", [], mined, "cpu", seed=0, processes=1, window_cap=500, head_tokens=192)
     common = [
         "--mined",
         str(mined),

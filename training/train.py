@@ -11,6 +11,7 @@ import io
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ PART_BYTES = 15_000_000  # a GPU call hands back files of at most 16 MiB
 # (layout, rows, share of each class of documents by progress); FULL on a GPU, SMOKE in tests.
 FULL_LAYOUTS = ((RowLayout(128, 16, 72), 112), (RowLayout(128, 16, 160), 56), (RowLayout(128, 8, 400), 44))
 SMOKE_LAYOUTS = ((RowLayout(128, 2, 72), 2), (RowLayout(128, 2, 160), 1), (RowLayout(128, 2, 400), 1))
-PHASES = ((0.30, (1.0, 0.0, 0.0)), (0.55, (0.4, 0.6, 0.0)), (1.01, (0.25, 0.3, 0.45)))
+PHASES = {
+    "fresh": ((0.30, (1.0, 0.0, 0.0)), (0.55, (0.4, 0.6, 0.0)), (1.01, (0.25, 0.3, 0.45))),
+    "continued": ((1.01, (0.25, 0.3, 0.45)),),  # of weights that know short passages
+}
 
 
 def learning_rate(progress: float) -> float:
@@ -42,9 +46,9 @@ def learning_rate(progress: float) -> float:
     return min(1.0, progress / 0.01 + 0.02, max(0.0, (1.0 - progress) / 0.6))
 
 
-def choose_class(progress: float, step: int) -> int:
+def choose_class(progress: float, step: int, phases: str) -> int:
     """Which length class a step trains; the shares repeat in a fixed pattern of 20 steps."""
-    shares = next(shares for end, shares in PHASES if progress < end)
+    shares = next(shares for end, shares in PHASES[phases] if progress < end)
     spot = (step * 7 % 20) / 20
     return 0 if spot < shares[0] else 1 if spot < shares[0] + shares[1] else 2
 
@@ -143,7 +147,8 @@ class Session:
         model.initialise(mined["embeddings"], arguments.seed)
         model.to(device)
         self.optimiser = Optimiser(model)
-        self.layouts = SMOKE_LAYOUTS if arguments.smoke else FULL_LAYOUTS
+        layouts = SMOKE_LAYOUTS if arguments.smoke else FULL_LAYOUTS
+        self.layouts = tuple((replace(layout, head=int(mined["head_tokens"])), rows) for layout, rows in layouts)
         labels = token_id(tokenizer, "yes"), token_id(tokenizer, "no")
         self.trainer = Trainer(model, *labels, self.layouts, device)
         state = load(arguments.checkpoint, device) or {"step": 0, "seconds": 0.0, "pairs": 0, "history": []}
@@ -185,7 +190,7 @@ class Session:
 
     def train_step(self) -> None:
         progress = self.progress
-        size_class = choose_class(progress, self.step)
+        size_class = choose_class(progress, self.step, self.arguments.phases)
         layout, rows = self.layouts[size_class]
         is_lexical = self.step % LEXICAL_EVERY == LEXICAL_EVERY - 1
         batch = self.lexical.batch(layout, rows) if is_lexical else self.sampler.natural(layout, rows, size_class)
@@ -259,6 +264,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--log-seconds", type=float, default=10.0)
     parser.add_argument("--eval-seconds", type=float, default=120.0)
     parser.add_argument("--save-seconds", type=float, default=120.0)
+    parser.add_argument("--phases", choices=PHASES, default="fresh", help="which lengths are trained when")
     parser.add_argument("--smoke", action="store_true", help="two layers and tiny rows, for the CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)

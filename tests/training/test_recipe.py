@@ -18,6 +18,7 @@ from training.candidates import fit_logistic  # noqa: E402
 from training.lexical import OFFSET, SLOPE, LexicalStream  # noqa: E402
 from training.model import ModelShape, RowLayout, TinyQwen3, causal  # noqa: E402
 from training.passages import ragged  # noqa: E402
+from training.prepare_data import wordy_request  # noqa: E402
 from training.prompt import SUFFIX, PromptTokens, prompt  # noqa: E402
 from training.scoring import read_lists  # noqa: E402
 from training.smoke import smoke  # noqa: E402
@@ -289,7 +290,25 @@ def test_schedule_covers_every_class_and_ends_at_zero() -> None:
     assert learning_rate(0.0) > 0
     assert learning_rate(0.3) == 1.0
     assert learning_rate(1.0) == 0.0
-    for begin, (end, shares) in zip((0.0, *(end for end, _ in PHASES)), PHASES, strict=False):
-        progress = (begin + min(end, 1.0)) / 2
-        counts = [sum(choose_class(progress, step) == c for step in range(20)) / 20 for c in range(3)]
-        assert counts == pytest.approx(shares, abs=0.051)
+    for name, phases in PHASES.items():
+        for begin, (end, shares) in zip((0.0, *(end for end, _ in phases)), phases, strict=False):
+            progress = (begin + min(end, 1.0)) / 2
+            counts = [sum(choose_class(progress, step, name) == c for step in range(20)) / 20 for c in range(3)]
+            assert counts == pytest.approx(shares, abs=0.051)
+
+
+def test_wordy_requests_are_of_the_passage() -> None:
+    text = (
+        "The boundary layer on a flat plate grows with the distance from its leading edge. Heat moves through it "
+        "by conduction near the wall and by turbulent mixing further out. Measurements at high speed agree with the "
+        "theory for smooth surfaces only. Rough surfaces need a correction that depends on the height of the grains."
+    )
+    rng = random.Random(0)
+    requests = [request for _ in range(200) if (request := wordy_request(text, "Boundary layers", rng))]
+    assert len(set(requests)) > 50
+    assert all("{" not in request and len(request.split()) <= 80 for request in requests)
+    assert sum(request in text for request in requests) > 20, "sentences in a row"
+    assert any("Boundary layers" in request for request in requests), "the title in a sentence of ours"
+    own = [set(terms(request)) for request in requests if request not in text]
+    assert all(words & set(terms(text)) for words in own)
+    assert wordy_request("Too short.", "", random.Random(1)) == ""
