@@ -25,6 +25,7 @@ from training.batches import Batch, Sampler
 from training.lexical import LexicalStream
 from training.model import Attend, ModelShape, RowLayout, TinyQwen3
 from training.optim import Optimiser
+from training.passages import HEAD_TOKENS
 from training.prompt import PromptTokens, token_id
 from training.scoring import margins, quick_ndcg, read_lists
 from training.trim_tokenizer import SPECIAL_TOKENS
@@ -33,8 +34,16 @@ TEMPERATURE = 0.5
 LEXICAL_EVERY = 4
 PART_BYTES = 15_000_000  # a GPU call hands back files of at most 16 MiB
 # (layout, rows, share of each class of documents by progress); FULL on a GPU, SMOKE in tests.
-FULL_LAYOUTS = ((RowLayout(128, 16, 72), 112), (RowLayout(128, 16, 160), 56), (RowLayout(128, 8, 400), 44))
-SMOKE_LAYOUTS = ((RowLayout(128, 2, 72), 2), (RowLayout(128, 2, 160), 1), (RowLayout(128, 2, 400), 1))
+FULL_LAYOUTS = (
+    (RowLayout(HEAD_TOKENS, 16, 72), 112),
+    (RowLayout(HEAD_TOKENS, 16, 160), 56),
+    (RowLayout(HEAD_TOKENS, 8, 400), 44),
+)
+SMOKE_LAYOUTS = (
+    (RowLayout(HEAD_TOKENS, 2, 72), 2),
+    (RowLayout(HEAD_TOKENS, 2, 160), 1),
+    (RowLayout(HEAD_TOKENS, 2, 400), 1),
+)
 PHASES = {
     "fresh": ((0.30, (1.0, 0.0, 0.0)), (0.55, (0.4, 0.6, 0.0)), (1.01, (0.25, 0.3, 0.45))),
     "continued": ((1.01, (0.25, 0.3, 0.45)),),  # of weights that know short passages

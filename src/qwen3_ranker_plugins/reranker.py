@@ -249,10 +249,10 @@ class Reranker:
         """One request from its texts to its margins, for a caller who waits."""
         texts = checked(request, self.settings.instruction)
         with _progress(show_progress) as bar:
-            parts = _parts(texts.distinct) if self._lease.engine.encodes_meanwhile else [texts.distinct]
-            if len(parts) == 1:
+            if not texts.distinct:
                 prepared = self._encoded(texts)
-                return prepared, _wait(self._submit(prepared, bar))
+                return prepared, self._submit(prepared).result()
+            parts = _parts(texts.distinct) if self._lease.engine.encodes_meanwhile else [texts.distinct]
             encoded: list[EncodedRequest] = []
             futures: list[Future[Margins]] = []
             try:
@@ -263,7 +263,7 @@ class Reranker:
                 prepared = Prepared(texts.documents, texts.source, whole, texts.started)
                 futures[-1].add_done_callback(prepared.stop_clock)
                 return prepared, reduce(Margins.joined, [future.result() for future in futures])
-            finally:
+            finally:  # if the caller is interrupted meanwhile, the request leaves the queue
                 for future in futures:
                     future.cancel()
 
@@ -337,14 +337,6 @@ def _parts(texts: list[str]) -> list[list[str]]:
         return [texts]
     ends = [min(bisect_left(work, share * work[-1]) + 1, len(texts)) for share in PARTS]
     return [texts[start:end] for start, end in pairwise([0, *ends]) if start < end]
-
-
-def _wait(future: Future[Margins]) -> Margins:
-    """The result; if the caller is interrupted meanwhile, the request leaves the queue."""
-    try:
-        return future.result()
-    finally:
-        future.cancel()
 
 
 class _ProgressBar:

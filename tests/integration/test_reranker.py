@@ -28,6 +28,7 @@ from qwen3_ranker_plugins import (
     Reranker,
     ScoringError,
 )
+from qwen3_ranker_plugins import reranker as core
 from qwen3_ranker_plugins.engines.base import Margins
 from qwen3_ranker_plugins.prompt import EncodedRequest, PromptEncoder, load_tokenizer
 from qwen3_ranker_plugins.reranker import _parts
@@ -288,18 +289,23 @@ def test_requests_that_arrive_together_are_encoded_in_turns(monkeypatch: pytest.
     class Watched:
         def __init__(self, encoder: Any, seconds: float) -> None:
             self.encoder, self.seconds, self.inside, self.most = encoder, seconds, 0, 0
+            self.counting = threading.Lock()
 
         def encode(self, *arguments: Any) -> EncodedRequest:
-            self.inside += 1
-            self.most = max(self.most, self.inside)
+            with self.counting:
+                self.inside += 1
+                self.most = max(self.most, self.inside)
             time.sleep(self.seconds)
-            self.inside -= 1
+            with self.counting:
+                self.inside -= 1
             return self.encoder.encode(*arguments)
 
     with Reranker("bundled:tiny", token_budget=997) as reranker, ThreadPoolExecutor(4) as pool:
-        for seconds, together in ((0.001, 1), (0.2, 4)):
+        # A busy machine may need more than the 20 ms of a turn for the first.
+        for seconds, together, turn in ((0.001, 1, 30.0), (0.2, 4, core._LONGEST_TURN)):
             watched = Watched(reranker._encoder, seconds)
             with monkeypatch.context() as patch:
+                patch.setattr(core, "_LONGEST_TURN", turn)
                 patch.setattr(reranker, "_encoder", watched)
                 scores = list(pool.map(lambda n: reranker.score(f"query {n}", ["a", "b"]), range(4)))
             assert watched.most == together
