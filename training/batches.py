@@ -22,9 +22,9 @@ class Batch:
 
 # Sampling weight of a group of queries, by (Chinese, kind).
 KIND_WEIGHT = {
-    (False, "labelled"): 0.44, (False, "title"): 0.13, (False, "keywords"): 0.13, (False, "sentence"): 0.13,
-    (False, "request"): 0.2,
-    (True, "labelled"): 0.11, (True, "title"): 0.01, (True, "keywords"): 0.025, (True, "sentence"): 0.025,
+    (False, "labelled"): 0.30, (False, "title"): 0.12, (False, "keywords"): 0.12, (False, "sentence"): 0.12,
+    (False, "request"): 0.18,
+    (True, "labelled"): 0.09, (True, "title"): 0.02, (True, "keywords"): 0.025, (True, "sentence"): 0.025,
 }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ class Sampler:
     def _columns(self, has_positive: Tensor, documents: int) -> Tensor:
         """Columns of the candidate table: the positive (or a random passage), neighbours and random passages."""
         rows = len(has_positive)
-        dense, lexical = documents * 5 // 16, documents * 6 // 16
+        dense, lexical = documents * 5 // 16, documents // 2
         random = documents - 1 - dense - lexical
         parts = [
             self.rand(rows, POOL).argsort(1)[:, :dense] + 1,

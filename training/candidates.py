@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ KEPT = 16  # dense or BM25 neighbours always kept; POOL - KEPT further ones come
 POOL, TOP, RANDOM = 48, 100, 16
 COLUMNS = 1 + 2 * POOL + RANDOM
 LABEL_BONUS = {"labelled": 2.0, "title": 1.0, "keywords": 0.0, "sentence": 0.0, "request": 0.0}
+# No teacher reads Chinese: where BM25 and the label disagree, the label must win.
+CHINESE_LABEL_BONUS = 5.0
 WINDOW_SHARE = 0.4  # of the bonus, for a window of the positive text
 TEACHER_SHARE = (0.4, 0.6)  # weight of MiniLM and mpnet when neighbours are ranked
 LIMIT = 8.0  # of a target logit
@@ -43,6 +46,12 @@ def fit_logistic(features: Tensor, labels: Tensor, steps: int = 30) -> Tensor:
         hessian = (x * (balance * p * (1 - p))[:, None]).T @ x
         weights -= torch.linalg.solve(hessian + 1e-2 * torch.eye(x.shape[1], dtype=x.dtype, device=x.device), gradient)
     return weights.float()
+
+
+def label_bonus(query: dict[str, Any]) -> float:
+    if query["kind"] == "labelled" and query["lang"] != "en":
+        return CHINESE_LABEL_BONUS
+    return LABEL_BONUS[query["kind"]]
 
 
 class Miner:
@@ -114,7 +123,7 @@ class Facts:
             positive_text=positive_text,
             query_chinese=torch.tensor([row["lang"] != "en" for row in queries]),
             query_labelled=torch.tensor([row["kind"] == "labelled" for row in queries]),
-            bonus=torch.tensor([LABEL_BONUS[row["kind"]] for row in queries]),
+            bonus=torch.tensor([label_bonus(row) for row in queries]),
         )
 
     def passages(self, size_class: int, chinese: bool) -> Tensor:
@@ -144,41 +153,70 @@ class Facts:
         return fit_logistic(torch.cat(rows).to(device), torch.cat(labels).to(device)).cpu()
 
 
+class Search:
+    """Everything a search for candidates reads, on one device."""
+
+    def __init__(
+        self, facts: Facts, index: TermIndex, unit_vectors: list[Tensor], query_vectors: list[Tensor], device: str
+    ) -> None:
+        self.facts, self.index, self.device = facts, index.to(device), device
+        self.unit_vectors = [vectors.to(device) for vectors in unit_vectors]
+        self.query_vectors = [vectors.to(device) for vectors in query_vectors]
+
+    def find(self, numbers: Tensor, members: Tensor, *, with_teachers: bool) -> Found:
+        """Candidates of the queries `members` among the passages `numbers`."""
+        here = numbers.to(self.device)
+        known_vectors = [vectors[here] for vectors in self.unit_vectors] if with_teachers else []
+        unit_text = self.facts.unit_text[numbers].to(self.device)
+        miner = Miner(known_vectors, self.index.weights(here), unit_text, self.device)
+        found: Found = []
+        for query in torch.split(members, QUERY_BATCH):
+            asked_for = query.to(self.device)
+            asked, largest = self.index.questions(asked_for)
+            vectors = [every[asked_for] for every in self.query_vectors] if with_teachers else []
+            chosen, features = miner.mine(vectors, asked, largest, self.facts.positive_text[query].to(self.device))
+            found.append((query, chosen.cpu(), features.cpu()))
+        return found
+
+
 def mine_candidates(
     facts: Facts,
     index: TermIndex,
     unit_vectors: list[Tensor],
     query_vectors: list[Tensor],
-    device: str,
+    devices: list[str],
     log: Callable[[str], None],
 ) -> tuple[Tensor, Tensor]:
-    """(passage numbers, target logits), both (classes, queries, COLUMNS); number -1: no such candidate."""
+    """(passage numbers, target logits), both (classes, queries, COLUMNS); number -1: no such candidate.
+
+    Every language and class is one search; the devices take them in turn, side by side.
+    """
     queries = len(facts.positive_text)
     candidates = torch.full((len(DOCUMENT_TOKENS), queries, COLUMNS), -1, dtype=torch.int32)
     targets = torch.full(candidates.shape, -LIMIT)
+    searches = [Search(facts, index, unit_vectors, query_vectors, device) for device in devices]
+    pools = [ThreadPoolExecutor(1) for _ in devices]
+    weights_of: dict[bool, Tensor] = {}
+    pending: list[tuple[bool, int, Tensor, Future[Found]]] = []
     for chinese in (False, True):
         members = torch.nonzero(facts.query_chinese == chinese).flatten()
-        weights: Tensor | None = None
         for size_class in reversed(range(len(DOCUMENT_TOKENS))):
             numbers = facts.passages(size_class, chinese)
-            if not len(numbers) or not len(members):
-                continue
-            here = numbers.to(device)
-            known_vectors = [] if chinese else [vectors[here] for vectors in unit_vectors]
-            miner = Miner(known_vectors, index.weights(here), facts.unit_text[numbers].to(device), device)
-            found: Found = []
-            for query in torch.split(members, QUERY_BATCH):
-                asked, largest = index.questions(query.to(device))
-                vectors = [] if chinese else [every[query.to(device)] for every in query_vectors]
-                chosen, features = miner.mine(vectors, asked, largest, facts.positive_text[query].to(device))
-                found.append((query, chosen.cpu(), features.cpu()))
-            if weights is None:  # whole texts carry the labels; windows use the same weights
-                weights = facts.fit(found, numbers, device)
-                log(f"chinese={chinese} regression weights {[round(w, 2) for w in weights.tolist()]}")
-            for query, chosen, features in found:
-                passage = numbers[chosen.clamp(min=0)]
-                candidates[size_class, query] = torch.where(chosen >= 0, passage, -1).int()
-                logits = facts.logits(query, passage, features, weights)
-                targets[size_class, query] = torch.where(chosen >= 0, logits, -LIMIT)
-            log(f"chinese={chinese} class {size_class}: {len(numbers)} passages, {len(members)} queries")
+            if len(numbers) and len(members):
+                turn = min(len(pending), len(devices) - 1) if len(devices) > 2 else len(pending) % len(devices)
+                future = pools[turn].submit(searches[turn].find, numbers, members, with_teachers=not chinese)
+                pending.append((chinese, size_class, numbers, future))
+    for chinese, size_class, numbers, future in pending:
+        found = future.result()
+        if chinese not in weights_of:  # whole texts carry the labels; windows use the same weights
+            weights_of[chinese] = facts.fit(found, numbers, devices[0])
+            log(f"chinese={chinese} regression weights {[round(w, 2) for w in weights_of[chinese].tolist()]}")
+        for query, chosen, features in found:
+            passage = numbers[chosen.clamp(min=0)]
+            candidates[size_class, query] = torch.where(chosen >= 0, passage, -1).int()
+            logits = facts.logits(query, passage, features, weights_of[chinese])
+            targets[size_class, query] = torch.where(chosen >= 0, logits, -LIMIT)
+        log(f"chinese={chinese} class {size_class}: {len(numbers)} passages")
+    for pool in pools:
+        pool.shutdown()
     return candidates, targets

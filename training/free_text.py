@@ -15,10 +15,12 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from training.texts import HAN, text_length
+
 Record = dict[str, str]
 
 # Debian package -> glob of the files read from it, licence.
-# Computing, mathematics, engineering: added after the shipped weights, which have not seen them.
+# Computing, mathematics, engineering.
 SCIENCE_PACKAGES = {
     "racket-doc": ("**/racket/*/*.html", "Apache-2.0 or MIT"),
     "erlang-doc": ("**/erlang-doc/**/*.html", "Apache-2.0"),
@@ -31,6 +33,15 @@ SCIENCE_PACKAGES = {
     "libboost1.81-doc": ("**/html/boost*/**/*.html", "BSL-1.0"),
     "postgis-doc": ("**/*.html", "CC BY-SA 3.0"),
     "r-doc-html": ("**/*.html", "GPL-2+"),
+}
+CHINESE_PACKAGES = {
+    "libreoffice-help-zh-cn": ("**/text/**/*.html", "MPL-2.0"),
+    "libreoffice-help-zh-tw": ("**/text/**/*.html", "MPL-2.0"),
+    "debian-reference-zh-cn": ("**/*.zh-cn.html", "GPL-2+"),
+    "debian-reference-zh-tw": ("**/*.zh-tw.html", "GPL-2+"),
+    "debian-faq-zh-cn": ("**/*.html", "GPL-2+"),
+    "maint-guide-zh-cn": ("**/*.html", "GPL-2+"),
+    "debian-edu-doc-zh-cn": ("**/*.html", "GPL-2+"),
 }
 HTML_PACKAGES = {
     "postgresql-doc-15": ("**/html/*.html", "PostgreSQL"),
@@ -54,6 +65,7 @@ OTHER_PACKAGES = {
     "perl-doc": "Artistic or GPL-1+",
     "manpages-zh": "GPL-2+, GFDL-1.2+",
 }
+HAN_CHARACTER = re.compile(f"[{HAN}]")
 TAG = re.compile(r"<[^>]+>")
 SPACE = re.compile(r"\s+")
 FURNITURE = re.compile(r"(Navigation|Table of Contents)$")
@@ -82,14 +94,19 @@ def chunks(text: str, words: int = 220) -> Iterator[str]:
         yield " ".join(chunk)
 
 
+def is_chinese(text: str) -> bool:
+    """Whether Han characters make up a third of the text: translations leave passages in English."""
+    return 3 * len(HAN_CHARACTER.findall(text)) > len(text)
+
+
 def read_text(path: Path) -> str:
     opener = gzip.open if path.suffix in {".gz", ".dz"} else open
     with opener(path, "rt", encoding="utf-8", errors="replace") as file:
         return str(file.read())
 
 
-def from_html(root: Path, pattern: str) -> Iterator[tuple[str, str]]:
-    """(heading, passage) of every section of the HTML or DocBook files."""
+def from_html(root: Path, pattern: str, words: int = 220) -> Iterator[tuple[str, str]]:
+    """(heading, passage of about `words` words) of every section of the HTML or DocBook files."""
     for path in sorted(path for path in root.glob(pattern) if path.is_file()):
         page = read_text(path)
         name = HEADING.search(page)
@@ -99,8 +116,8 @@ def from_html(root: Path, pattern: str) -> Iterator[tuple[str, str]]:
             title = clean(heading).strip("¶# ")
             if page_title and title not in page_title and len(title) < 25:
                 title = f"{page_title} {title}"
-            for passage in chunks(clean(body)):
-                if len(passage.split()) > 12 and 3 < len(title) < 120 and not FURNITURE.search(title):
+            for passage in chunks(clean(body), words):
+                if text_length(passage) > 12 and 3 < len(title) < 120 and not FURNITURE.search(title):
                     yield re.sub(r"^[\d.]+\s*", "", title), passage
 
 
@@ -202,6 +219,9 @@ def collect(folder: Path) -> Iterator[Record]:
 
     for package, (pattern, _) in HTML_PACKAGES.items():
         yield from records(from_html(download(package, folder), pattern), package)
+    for package, (pattern, _) in CHINESE_PACKAGES.items():
+        pairs = from_html(download(package, folder), pattern, words=90)
+        yield from records((pair for pair in pairs if is_chinese(pair[1])), package, "zh")
     for name in ("gcide", "foldoc", "jargon"):
         path = next(download(f"dict-{name}", folder).glob(f"**/{name}.dict.dz"))
         yield from records(from_dictd(path), f"dict-{name}")

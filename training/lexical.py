@@ -11,7 +11,7 @@ from torch import Tensor
 from training.batches import Batch, Sampler
 from training.model import RowLayout
 
-WORDS = 6  # most words of a query; a passage is cut into as many segments, one for each planted word
+WORDS = 12  # most words of a query; a passage is cut into as many segments, one for each planted word
 WORD_TOKENS = 3
 SLOPE, OFFSET = 10.0, -4.0  # from covered share to target logit, close to the fitted regression's
 

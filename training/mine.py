@@ -10,6 +10,7 @@ import argparse
 import math
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -23,26 +24,30 @@ from training.passages import DOCUMENT_TOKENS, HEAD_TOKENS, cap_windows, choose_
 from training.prepare_data import read_jsonl
 from training.prompt import PromptTokens
 from training.sparse import TermIndex, hashed_terms
-from training.teacher import load_teacher
+from training.teacher import Teacher, load_teacher
 
 EMBEDDING_SIZE = 256
 
 
-def encode_all(folder: Path, groups: list[list[str | None]], device: str) -> list[Tensor]:
+def encode_all(folder: Path, groups: list[list[str | None]], devices: list[str]) -> list[Tensor]:
     """Unit vectors of every group of texts; zeros for None (Chinese, which the teachers do not read)."""
-    teacher, tokenizer = load_teacher(folder, device)
+    loaded = [load_teacher(folder, device) for device in devices]
+    teachers, tokenizer = [teacher for teacher, _ in loaded], loaded[0][1]
     vectors = []
     for texts in groups:
         known = [number for number, text in enumerate(texts) if text is not None]
-        present = [text for text in texts if text is not None]
-        encoded = teacher.encode([encoding.ids for encoding in tokenizer.encode_batch_fast(present)])
-        result = torch.zeros(len(texts), teacher.size, device=device, dtype=encoded.dtype)
-        result[torch.tensor(known, device=device)] = encoded
+        ids = [encoding.ids for encoding in tokenizer.encode_batch_fast([texts[number] for number in known])]
+        shares = [ids[start :: len(devices)] for start in range(len(devices))]
+        with ThreadPoolExecutor(len(devices)) as pool:
+            encoded = list(pool.map(Teacher.encode, teachers, shares))
+        result = torch.zeros(len(texts), teachers[0].size, device=devices[0], dtype=encoded[0].dtype)
+        for start, part in enumerate(encoded):
+            result[torch.tensor(known[start :: len(devices)], device=devices[0])] = part.to(devices[0])
         vectors.append(result)
     return vectors
 
 
-def token_vectors(tokenizer: Tokenizer, teachers: list[Path], size: int, device: str, seed: int) -> Tensor:
+def token_vectors(tokenizer: Tokenizer, teachers: list[Path], size: int, devices: list[str], seed: int) -> Tensor:
     """Initial embeddings (tokens, size): principal components of the teachers' vectors of the token strings."""
     count = tokenizer.get_vocab_size()
     generator = torch.Generator().manual_seed(seed)
@@ -51,7 +56,7 @@ def token_vectors(tokenizer: Tokenizer, teachers: list[Path], size: int, device:
     known = [n for n, text in enumerate(strings) if text and text.isascii() and "\ufffd" not in text]
     if teachers:
         both = torch.cat(
-            [encode_all(folder, [[strings[n] for n in known]], device)[0].float() for folder in teachers], 1
+            [encode_all(folder, [[strings[n] for n in known]], devices)[0].float() for folder in teachers], 1
         )
         both = both - both.mean(0)
         _, _, basis = torch.linalg.svd(both, full_matrices=False)
@@ -68,7 +73,7 @@ def mine(
     tokenizer_path: Path,
     teachers: list[Path],
     out: Path,
-    device: str,
+    devices: list[str],
     seed: int,
     processes: int,
     window_cap: int,
@@ -90,7 +95,7 @@ def mine(
         log(f"{len(texts)} texts, {len(queries)} queries, {len(units)} passages")
         unit_terms = pool.map(hashed_terms, [text for _, _, text in units], chunksize=2000)
         query_terms = pool.map(hashed_terms, [row["query"] for row in queries], chunksize=2000)
-    index = TermIndex(unit_terms, query_terms, device)
+    index = TermIndex(unit_terms, query_terms, devices[0])
     log(f"{len(index.vocabulary)} terms")
 
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
@@ -104,16 +109,16 @@ def mine(
     questions = [row["query"] if row["lang"] == "en" else None for row in queries]
     unit_vectors, query_vectors = [], []
     for folder in teachers:
-        of_units, of_queries = encode_all(folder, [passages, questions], device)
+        of_units, of_queries = encode_all(folder, [passages, questions], devices)
         unit_vectors.append(of_units)
         query_vectors.append(of_queries)
         log(f"encoded with {folder.name}")
-    embeddings = token_vectors(tokenizer, teachers, EMBEDDING_SIZE, device, seed)
+    embeddings = token_vectors(tokenizer, teachers, EMBEDDING_SIZE, devices, seed)
 
     rng = random.Random(seed)
     positive_text = torch.tensor([rng.choice(row["positives"]) if row["positives"] else -1 for row in queries])
     facts = Facts.gather(texts, queries, units, document_starts.diff(), positive_text)
-    candidates, targets = mine_candidates(facts, index, unit_vectors, query_vectors, device, log)
+    candidates, targets = mine_candidates(facts, index, unit_vectors, query_vectors, devices, log)
     group_of = [(row["lang"] != "en", row["kind"], row["source"]) for row in queries]
     groups = sorted(set(group_of))
     place = {group: number for number, group in enumerate(groups)}
@@ -139,6 +144,10 @@ def mine(
     log(f"wrote {out}, {out.stat().st_size / 1e6:.0f} MB")
 
 
+def every_device() -> list[str]:
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="output folder of training.prepare_data")
@@ -147,7 +156,7 @@ def main() -> None:
         "--teacher", type=Path, action="append", default=[], help="teacher folder; MiniLM first, then mpnet"
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="without it every GPU, or the CPU")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--window-cap", type=int, default=250_000, help="most windows of each of the two sizes")
@@ -158,7 +167,7 @@ def main() -> None:
         arguments.tokenizer,
         arguments.teacher,
         arguments.out,
-        arguments.device,
+        [arguments.device] if arguments.device else every_device(),
         arguments.seed,
         arguments.processes,
         arguments.window_cap,

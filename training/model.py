@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -185,15 +185,30 @@ class RowLayout:
         within = (query >= self.head) & (key >= self.head) & same_document & (key <= query)
         return both_head | from_document | within
 
-    def flex(self, head_lengths: Tensor) -> Attend:
-        """FlexAttention over rows; reads `head_lengths` (rows,) at run time, so one block mask serves every step."""
+    def block_mask(self, head_lengths: Tensor) -> BlockMask:
+        """For rows whose head lengths are read when attention runs: every block that any length shows asks the mask.
+
+        The blocks of the longest head are computed, and none counts as wholly visible: which blocks of the head are
+        whole, cut or hidden changes with the head's length.
+        """
 
         def mask(b: Tensor, _h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
             return self.allowed(q, kv, head_lengths[b])
 
-        # Between 1 and `head`: no block of the head counts as wholly visible or wholly hidden.
-        head_lengths.fill_(self.head // 2)
-        block_mask = create_block_mask(mask, None, None, self.length, self.length, device=head_lengths.device.type)
+        head_lengths.fill_(self.head)
+        loose = create_block_mask(mask, None, None, self.length, self.length, device=head_lengths.device.type)
+        blocks = loose.to_dense()
+        return BlockMask.from_kv_blocks(
+            blocks.sum(-1, dtype=torch.int32),
+            blocks.argsort(dim=-1, descending=True, stable=True).to(torch.int32),
+            BLOCK_SIZE=loose.BLOCK_SIZE,
+            mask_mod=mask,
+            seq_lengths=(self.length, self.length),
+        )
+
+    def flex(self, head_lengths: Tensor) -> Attend:
+        """FlexAttention over rows; reads `head_lengths` (rows,) at run time, so one block mask serves every step."""
+        block_mask = self.block_mask(head_lengths)
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             mixed: Tensor = flex_attention(query, key, value, block_mask=block_mask, enable_gqa=True)

@@ -1,6 +1,7 @@
 """What mining works on: passages of three length classes, the chosen queries, and their token ids."""
 
 import random
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable
@@ -16,15 +17,26 @@ DOCUMENT_TOKENS = (63, 151, 391)  # most tokens of a passage, for each length cl
 WINDOW_WORDS = (36, 92)
 HEAD_TOKENS = 128  # a query of 60 tokens; 256 for wordy ones
 HEAD_VARIANTS = 4  # as written, plain, key words, another instruction
-KIND_CAP = {"labelled": 60_000, "title": 40_000, "keywords": 32_000, "sentence": 32_000, "request": 48_000}
+KIND_CAP = {"labelled": 60_000, "title": 64_000, "keywords": 60_000, "sentence": 60_000, "request": 70_000}
+CHINESE_SHARE = 0.4  # of the cap, for Chinese pseudo queries
 WINDOW_BITS = (0b001, 0b010)
 DICTIONARY_BITS, WHOLE_BITS = 0b011, 0b111
+
+PUNCTUATION = re.compile(r"([.,;:()])(?=\s|$)")
 
 Unit = tuple[int, int, str]  # text number, one bit for each class that may use it, passage
 
 
+def restyled(text: str, rng: random.Random) -> str:
+    """A tenth in lower case, another tenth with blanks around punctuation too, as old collections are printed."""
+    draw = rng.random()
+    if draw < 0.1:
+        return PUNCTUATION.sub(r" \1 ", text.lower()).strip()
+    return text.lower() if draw < 0.2 else text
+
+
 def text_units(job: tuple[int, dict[str, Any], int]) -> list[Unit]:
-    """(text number, class bits, passage) of one text: the whole and its windows; a tenth in lower case."""
+    """(text number, class bits, passage) of one text: the whole and its windows, some of them restyled."""
     number, row, seed = job
     rng = random.Random(f"{seed}-{number}")
     dictionary = row["source"].startswith(("dict-", "wordnet"))
@@ -34,7 +46,7 @@ def text_units(job: tuple[int, dict[str, Any], int]) -> list[Unit]:
         if len(parts) > 1:
             chosen = sorted(rng.sample(range(len(parts)), min(most, len(parts))))
             units += [(number, class_bit, parts[i]) for i in chosen]
-    return [(n, bits, text.lower() if rng.random() < 0.1 else text) for n, bits, text in units]
+    return [(n, bits, restyled(text, rng)) for n, bits, text in units]
 
 
 def cap_windows(units: list[Unit], cap: int, seed: int) -> list[Unit]:
@@ -58,7 +70,7 @@ def ragged(rows: Iterable[list[int]]) -> tuple[Tensor, Tensor]:
 
 
 def choose_queries(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """A random choice of at most KIND_CAP queries of each kind, a third of that for Chinese pseudo queries."""
+    """A random choice of at most KIND_CAP queries of each kind, less for Chinese pseudo queries."""
     rng = random.Random(seed)
     rng.shuffle(rows)
     taken: Counter[tuple[str, bool]] = Counter()
@@ -66,7 +78,8 @@ def choose_queries(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]
     for row in rows:
         key = (row["kind"], row["lang"] == "en")
         taken[key] += 1
-        if taken[key] <= KIND_CAP[row["kind"]] // (1 if key[1] or row["kind"] == "labelled" else 3):
+        share = 1 if key[1] or row["kind"] == "labelled" else CHINESE_SHARE
+        if taken[key] <= KIND_CAP[row["kind"]] * share:
             chosen.append(row)
     return chosen
 

@@ -142,13 +142,14 @@ def wordy_request(text: str, title: str, rng: random.Random) -> str:
     """A request of up to 80 words: sentences of a passage in a row, or its words in a sentence of ours; or nothing."""
     if rng.random() < 0.5:
         whole = sentences(text)
+        enough = rng.randint(20, 60)
         start = rng.randrange(len(whole))
         request = whole[start]
         for sentence in whole[start + 1 :]:
             if text_length(request) + text_length(sentence) > 80:
                 break
             request += " " + sentence
-            if text_length(request) > rng.randint(20, 60):
+            if text_length(request) > enough:
                 break
         return request if 20 <= text_length(request) <= 80 else ""
     form = rng.choice(REQUESTS)

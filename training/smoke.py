@@ -36,7 +36,7 @@ def smoke(train_folder: Path, qwen3: Path, out: Path, steps: int = 6, rows: int 
     config = json.loads((qwen3 / "tokenizer_config.json").read_text("utf-8"))
     (tokenizer / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(config, trimmed)), "utf-8")
     mined = out / "mined.pt"
-    mine(data, tokenizer / "tokenizer.json", [], mined, "cpu", seed=0, processes=1, window_cap=500, head_tokens=192)
+    mine(data, tokenizer / "tokenizer.json", [], mined, ["cpu"], seed=0, processes=1, window_cap=500, head_tokens=192)
     common = [
         "--mined",
         str(mined),

@@ -39,6 +39,14 @@ class TermIndex:
         frequency = torch.bincount(self.term, minlength=len(self.vocabulary))
         self.idf = torch.log(1 + (len(passages) - frequency + 0.5) / (frequency + 0.5))
 
+    def to(self, device: str) -> "TermIndex":
+        """A copy on another device, for mining on several."""
+        copied = TermIndex.__new__(TermIndex)
+        for name, value in vars(self).items():
+            setattr(copied, name, value.to(device) if isinstance(value, Tensor) else value)
+        copied.device = device
+        return copied
+
     def weights(self, passages: Tensor) -> Tensor:
         """BM25 weights (passages, terms) as CSR; `passages` are sorted numbers; k1 = 0.9, b = 0.4."""
         place = torch.full_like(self.lengths, -1, dtype=torch.long)

@@ -3,7 +3,7 @@
 The schedule follows the share of the total training time that has passed (over all calls): 64-token documents
 first, then up to 160 and 400 tokens, the learning rate constant and then linearly down to zero. Every fourth
 step is a lexical one. With --steps instead of --total-seconds the schedule counts steps and a run repeats exactly
-on the CPU.
+on the CPU. `torchrun --standalone --nproc-per-node 4 -m training.train ...` trains four batches a step on four GPUs.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from training.model import Attend, ModelShape, RowLayout, TinyQwen3
 from training.optim import Optimiser
 from training.passages import HEAD_TOKENS
 from training.prompt import PromptTokens, token_id
+from training.ranks import Ranks
 from training.scoring import margins, quick_ndcg, read_lists
 from training.trim_tokenizer import SPECIAL_TOKENS
 
@@ -125,11 +126,15 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     torch.save(state, buffer)
     data = buffer.getvalue()
     folder.mkdir(parents=True, exist_ok=True)
+    parts = range(0, len(data), PART_BYTES)
+    written = []
+    for number, start in enumerate(parts):
+        written.append(folder / f"new.{number}of{len(parts)}")
+        written[-1].write_bytes(data[start : start + PART_BYTES])
     for old in folder.glob("state.*"):
         old.unlink()
-    parts = range(0, len(data), PART_BYTES)
-    for number, start in enumerate(parts):
-        (folder / f"state.{number}of{len(parts)}").write_bytes(data[start : start + PART_BYTES])
+    for path in written:
+        path.rename(path.with_name(path.name.replace("new", "state")))
 
 
 def load(folder: Path, device: str) -> dict[str, Any] | None:
@@ -148,7 +153,8 @@ class Session:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        device: str = arguments.device
+        self.ranks = Ranks(arguments.device)
+        device = self.ranks.device
         mined = torch.load(arguments.mined, weights_only=True)
         tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
         shape = {"num_hidden_layers": 2, "intermediate_size": 128} if arguments.smoke else {}
@@ -170,8 +176,9 @@ class Session:
         self.step, self.pairs = int(state["step"]), int(state["pairs"])
         self.history: list[dict[str, Any]] = list(state["history"])
         self.seconds_before = float(state["seconds"])
-        # Another seed in every call, or a resumed run would repeat the batches of the first.
-        self.sampler = Sampler(mined, device, arguments.seed + self.step, token_id(tokenizer, "<|endoftext|>"))
+        # Another seed in every call and rank, or a resumed run would repeat the batches of the first.
+        seed = arguments.seed + self.step + 1_000_003 * self.ranks.number
+        self.sampler = Sampler(mined, device, seed, token_id(tokenizer, "<|endoftext|>"))
         self.lexical = LexicalStream(
             self.sampler, mined["token_counts"], mined["prefix"], mined["ending"], len(SPECIAL_TOKENS)
         )
@@ -197,16 +204,16 @@ class Session:
         steps: int = self.arguments.steps
         return self.step / steps if steps else self.seconds / float(self.arguments.total_seconds)
 
-    def train_step(self) -> None:
-        progress = self.progress
+    def train_step(self, progress: float) -> None:
         size_class = choose_class(progress, self.step, self.arguments.phases)
         layout, rows = self.layouts[size_class]
         is_lexical = self.step % LEXICAL_EVERY == LEXICAL_EVERY - 1
         batch = self.lexical.batch(layout, rows) if is_lexical else self.sampler.natural(layout, rows, size_class)
         parts = self.trainer.backward(batch, size_class)
+        self.ranks.average(self.trainer.model)
         self.optimiser.step(learning_rate(progress))
         self.sums.setdefault(f"{'lexical' if is_lexical else 'natural'}{size_class}", []).append(parts)
-        self.step, self.pairs = self.step + 1, self.pairs + rows * layout.documents
+        self.step, self.pairs = self.step + 1, self.pairs + rows * layout.documents * self.ranks.count
 
     def log(self) -> None:
         """Print the mean loss parts (listwise, binary, outside) of every stream since the last line."""
@@ -246,15 +253,24 @@ def train(arguments: argparse.Namespace) -> None:
     print(f"[train] ready after {time.time() - started:.1f}s, step {session.step}", flush=True)
     periods = {"log": arguments.log_seconds, "evaluate": arguments.eval_seconds, "save": arguments.save_seconds}
     last = dict.fromkeys(periods, time.time())
-    while session.progress < 1 and time.time() - started < arguments.seconds:
-        session.train_step()
+    while True:
+        progress, go_on = session.ranks.agree(
+            session.progress, session.progress < 1 and time.time() - started < arguments.seconds
+        )
+        if not go_on:
+            break
+        session.train_step(progress)
         for name, period in periods.items():
-            if time.time() - last[name] > period:
+            if session.ranks.first and time.time() - last[name] > period:
                 getattr(session, name)()
                 last[name] = time.time()
-    session.log()
-    session.evaluate()
-    session.save()
+    apart = session.ranks.largest_difference(torch.cat([p.flatten() for p in session.trainer.model.parameters()]))
+    if session.ranks.first:
+        print(f"[train] weights of {session.ranks.count} ranks differ by {apart:.2g} at most", flush=True)
+        session.log()
+        session.evaluate()
+        session.save()
+    session.ranks.close()
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -3,6 +3,8 @@
 import gzip
 import json
 import random
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from training.smoke import smoke  # noqa: E402
 from training.sparse import TermIndex, hashed_terms  # noqa: E402
 from training.teacher import Teacher, pack, unpack  # noqa: E402
 from training.texts import BM25, query_variants, terms, windows  # noqa: E402
-from training.train import PHASES, choose_class, learning_rate  # noqa: E402
+from training.train import PHASES, choose_class, learning_rate, load  # noqa: E402
 
 TINY = ROOT / "src" / "qwen3_ranker_plugins" / "assets" / "tiny"
 SMALL = ModelShape(
@@ -83,6 +85,27 @@ def test_smoke_recipe_ends_in_a_model_that_transformers_loads(train_folder: Path
     )
 
 
+def test_two_ranks_train_one_model(train_folder: Path, tmp_path: Path) -> None:
+    """torchrun with two processes: twice the pairs a step, one schedule, and weights that stay equal to the bit."""
+    smoke(train_folder, TINY, tmp_path, steps=2)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    trained = [
+        "-m", "training.train", "--smoke", "--device", "cpu", "--steps", "5",
+        "--mined", str(tmp_path / "mined.pt"), "--tokenizer", str(tmp_path / "tokenizer" / "tokenizer.json"),
+        "--checkpoint", str(tmp_path / "checkpoint"),
+    ]  # fmt: skip
+    before = load(tmp_path / "checkpoint", "cpu")
+    done = subprocess.run([*torchrun, *trained], capture_output=True, text=True, timeout=240, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "weights of 2 ranks differ by 0 at most" in done.stdout
+    after = load(tmp_path / "checkpoint", "cpu")
+    assert before is not None
+    assert after is not None
+    assert after["step"] == 5
+    assert (after["pairs"] - before["pairs"]) % 4 == 0, "two ranks' batches of two documents a row"
+    assert not torch.equal(after["model"]["model.norm.weight"], before["model"]["model.norm.weight"])
+
+
 def test_model_equals_transformers() -> None:
     model = TinyQwen3(SMALL)
     model.initialise(None, seed=3)
@@ -132,16 +155,29 @@ def test_a_row_scores_its_documents_as_if_each_stood_alone() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_flex_rows_equal_dense_rows() -> None:
-    """The block mask is built once, before the head lengths are known; they are read when it runs."""
-    layout, _, _, head_lengths = small_rows()
-    query, key, value = torch.randn(2, 4, 40, 16), torch.randn(2, 2, 40, 16), torch.randn(2, 2, 40, 16)
-    buffer = torch.ones(2, dtype=torch.long)
+@pytest.mark.parametrize("layout", [RowLayout(8, 4, 8), RowLayout(256, 2, 72), RowLayout(384, 1, 160)])
+def test_flex_rows_equal_dense_rows(layout: RowLayout) -> None:
+    """The block mask is built once, before the head lengths are known; they are read when it runs.
+
+    Without a compiler FlexAttention asks the mask everywhere; the compiled kernel skips the blocks that the block mask
+    leaves out and asks nothing in those it calls full. So these are checked by themselves.
+    """
+    lengths = [2, layout.head // 3, layout.head // 2, layout.head - 1, layout.head]
+    buffer = torch.ones(len(lengths), dtype=torch.long)
     flex = layout.flex(buffer)
-    buffer.copy_(head_lengths)
-    torch.testing.assert_close(
-        flex(query, key, value), layout.dense(head_lengths)(query, key, value), atol=1e-5, rtol=1e-4
-    )
+    block_mask = layout.block_mask(torch.ones(len(lengths), dtype=torch.long))
+    assert block_mask.full_kv_num_blocks is None
+    size = block_mask.BLOCK_SIZE[0]
+    listed = block_mask.to_dense()[0, 0].bool().repeat_interleave(size, 0).repeat_interleave(size, 1)
+    places = torch.arange(layout.length)
+    for length in lengths:
+        shown = layout.allowed(places[:, None], places[None], torch.tensor(length))
+        assert listed[: layout.length, : layout.length][shown].all()
+
+    buffer.copy_(torch.tensor(lengths))
+    query = torch.randn(len(lengths), 4, layout.length, 16)
+    key, value = torch.randn(len(lengths), 2, layout.length, 16), torch.randn(len(lengths), 2, layout.length, 16)
+    torch.testing.assert_close(flex(query, key, value), layout.dense(buffer)(query, key, value), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
