@@ -20,6 +20,7 @@ class Batch:
     targets: Tensor  # (rows, documents): target logits
 
 
+RENAMED_TOKENS = 0.3  # of the vocabulary, in a renamed row
 # Sampling weight of a group of queries, by (Chinese, kind).
 KIND_WEIGHT = {
     (False, "labelled"): 0.30, (False, "title"): 0.12, (False, "keywords"): 0.12, (False, "sentence"): 0.12,
@@ -45,6 +46,9 @@ class Sampler:
         self.suffix = torch.tensor(mined["suffix"], device=device)
         self.device, self.padding = device, padding
         self.generator = torch.Generator(device).manual_seed(seed)
+        self.vocabulary, self.ordinary = int(mined["vocabulary"]), int(mined["ordinary"])
+        self.prefix, self.ending = len(mined["prefix"]), len(mined["ending"])
+        self.renamed_share = 0.0
         weight = torch.tensor([KIND_WEIGHT[chinese, kind] for chinese, kind, _ in mined["groups"]])
         group: Tensor = mined["group"]
         counts = torch.bincount(group, minlength=len(weight)).float()
@@ -95,7 +99,24 @@ class Sampler:
         heads, head_lengths = self.rows_of("heads", "head_starts", query * HEAD_VARIANTS + variant, layout.head)
         room = layout.slot - len(self.suffix)
         contents, lengths = self.rows_of("documents", "document_starts", numbers, room)
+        if self.renamed_share:
+            # Another instruction has another length: such a row stays as it is.
+            renamed = (self.rand(rows) < self.renamed_share) & (variant < HEAD_VARIANTS - 1)
+            heads, contents = self.rename(renamed, heads, head_lengths, contents)
         return self.assemble(layout, heads, head_lengths, contents, lengths, targets)
+
+    def rename(self, chosen: Tensor, heads: Tensor, head_lengths: Tensor, contents: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and passages of the chosen rows with a random part of the vocabulary exchanged among itself.
+
+        What matches still matches, but a word is no longer known by its passage, nor a passage by its words.
+        """
+        exchanged = torch.nonzero(self.rand(self.ordinary) < RENAMED_TOKENS).flatten()
+        names = torch.arange(self.vocabulary, device=self.device)
+        names[exchanged] = exchanged[self.rand(len(exchanged)).argsort()]
+        place = torch.arange(heads.shape[1], device=self.device)
+        query = (place >= self.prefix) & (place < head_lengths[:, None] - self.ending)
+        heads = torch.where(chosen[:, None] & query, names[heads.clamp(min=0)], heads)
+        return heads, torch.where(chosen[:, None, None], names[contents.clamp(min=0)], contents)
 
     def assemble(
         self, layout: RowLayout, heads: Tensor, head_lengths: Tensor, contents: Tensor, lengths: Tensor, targets: Tensor

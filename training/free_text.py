@@ -34,6 +34,25 @@ SCIENCE_PACKAGES = {
     "postgis-doc": ("**/*.html", "CC BY-SA 3.0"),
     "r-doc-html": ("**/*.html", "GPL-2+"),
 }
+# More prose, and more subjects.
+FURTHER_PACKAGES = {
+    "anarchism": ("**/html/*.html", "GPL-2"),
+    "apache2-doc": ("**/manual/en/**/*.html", "Apache-2.0"),
+    "calculix-ccx-doc": ("**/ccx/*.html", "GPL-2"),
+    "debian-history": ("**/docs/*.en.html", "GPL-2+"),
+    "exim4-doc-html": ("**/spec_html/*.html", "GPL-2+"),
+    "grass-doc": ("**/html/*.html", "GPL-2+"),
+    "kicad-doc-en": ("**/help/en/*.html", "GPL-3+"),
+    "neutron-doc": ("**/html/**/*.html", "Apache-2.0"),
+    "nova-doc": ("**/html/**/*.html", "Apache-2.0"),
+    "postfix-doc": ("**/html/*.html", "IPL-1.0 or EPL-2.0"),
+    "python-django-doc": ("**/html/[hirtf]*/**/*.html", "BSD-3-Clause"),
+    "python-sqlalchemy-doc": ("**/html/[a-z]*/*.html", "MIT"),
+    "python-sympy-doc": ("**/html/*/**/*.html", "BSD-3-Clause"),
+    "sagemath-doc": ("**/html/en/**/*.html", "GPL-2+ or CC BY-SA 3.0"),
+    "swi-prolog-doc": ("**/doc/*/*.html", "BSD-2-Clause"),
+    "valgrind": ("**/html/*.html", "GPL-2+"),
+}
 CHINESE_PACKAGES = {
     "libreoffice-help-zh-cn": ("**/text/**/*.html", "MPL-2.0"),
     "libreoffice-help-zh-tw": ("**/text/**/*.html", "MPL-2.0"),
@@ -56,6 +75,7 @@ HTML_PACKAGES = {
     "linux-doc-6.1": ("**/html/**/*.html", "GPL-2"),
     "libreoffice-help-en-us": ("**/text/**/*.html", "MPL-2.0"),
     **SCIENCE_PACKAGES,
+    **FURTHER_PACKAGES,
 }
 OTHER_PACKAGES = {
     "wordnet-base": "WordNet 3.0 licence",

@@ -17,13 +17,11 @@ SLOPE, OFFSET = 10.0, -4.0  # from covered share to target logit, close to the f
 
 
 class LexicalStream:
-    def __init__(
-        self, sampler: Sampler, token_counts: Tensor, prefix: list[int], ending: list[int], specials: int
-    ) -> None:
+    def __init__(self, sampler: Sampler, token_counts: Tensor, prefix: list[int], ending: list[int]) -> None:
         self.sampler = sampler
         device = sampler.device
         counts = token_counts.to(device).float()
-        self.ordinary = len(counts) - specials
+        self.ordinary = sampler.ordinary
         self.rarity = torch.log(counts.sum() / (counts + 10)).clamp(min=0.5)
         self.prefix, self.ending = torch.tensor(prefix, device=device), torch.tensor(ending, device=device)
         lengths = sampler.data["document_starts"].diff()

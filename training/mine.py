@@ -8,46 +8,114 @@ labelled pairs, plus a bonus for known positives. Writes one `mined.pt` that tra
 
 import argparse
 import math
+import os
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
 from training.candidates import Facts, mine_candidates
-from training.passages import DOCUMENT_TOKENS, HEAD_TOKENS, cap_windows, choose_queries, head_ids, ragged, text_units
+from training.passages import (
+    DOCUMENT_TOKENS,
+    HEAD_TOKENS,
+    Rows,
+    cap_windows,
+    choose_queries,
+    flat,
+    head_ids,
+    join,
+    text_units,
+)
 from training.prepare_data import read_jsonl
 from training.prompt import PromptTokens
 from training.sparse import TermIndex, hashed_terms
-from training.teacher import Teacher, load_teacher
+from training.teacher import Teacher, load_teacher, load_tokenizer
+from training.trim_tokenizer import SPECIAL_TOKENS
 
 EMBEDDING_SIZE = 256
+CHUNK = 2000  # texts that a worker process reads at once
 
 
-def encode_all(folder: Path, groups: list[list[str | None]], devices: list[str]) -> list[Tensor]:
-    """Unit vectors of every group of texts; zeros for None (Chinese, which the teachers do not read)."""
-    loaded = [load_teacher(folder, device) for device in devices]
-    teachers, tokenizer = [teacher for teacher, _ in loaded], loaded[0][1]
-    vectors = []
-    for texts in groups:
-        known = [number for number, text in enumerate(texts) if text is not None]
-        ids = [encoding.ids for encoding in tokenizer.encode_batch_fast([texts[number] for number in known])]
-        shares = [ids[start :: len(devices)] for start in range(len(devices))]
-        with ThreadPoolExecutor(len(devices)) as pool:
-            encoded = list(pool.map(Teacher.encode, teachers, shares))
-        result = torch.zeros(len(texts), teachers[0].size, device=devices[0], dtype=encoded[0].dtype)
-        for start, part in enumerate(encoded):
-            result[torch.tensor(known[start :: len(devices)], device=devices[0])] = part.to(devices[0])
-        vectors.append(result)
-    return vectors
+class Reader:
+    """Turns texts into hashed terms and token ids; every worker process has one."""
+
+    def __init__(self, tokenizer: Path, teachers: list[Path], head_tokens: int) -> None:
+        self.tokens = PromptTokens(Tokenizer.from_file(str(tokenizer)))
+        self.teachers = [load_tokenizer(folder) for folder in teachers]
+        self.head_tokens = head_tokens
+
+    def for_teachers(self, texts: list[str], english: list[bool]) -> list[Rows]:
+        """Each teacher's ids; none of a Chinese text, which the teachers do not read."""
+        read = [text if known else "" for text, known in zip(texts, english, strict=True)]
+        return [
+            flat(e.ids if known else [] for e, known in zip(teacher.encode_batch_fast(read), english, strict=True))
+            for teacher in self.teachers
+        ]
+
+    def passages(self, texts: list[str], english: list[bool]) -> tuple[list[np.ndarray], Rows, list[Rows]]:
+        documents = flat(self.tokens.documents(texts, DOCUMENT_TOKENS[-1]))
+        return [hashed_terms(text) for text in texts], documents, self.for_teachers(texts, english)
+
+    def queries(self, texts: list[str], english: list[bool], seed: int) -> tuple[list[np.ndarray], Rows, list[Rows]]:
+        heads = head_ids(self.tokens, texts, seed, self.head_tokens)
+        rows = flat(ids for variants in heads for ids in variants)
+        return [hashed_terms(text) for text in texts], rows, self.for_teachers(texts, english)
 
 
-def token_vectors(tokenizer: Tokenizer, teachers: list[Path], size: int, devices: list[str], seed: int) -> Tensor:
+T = TypeVar("T")
+
+
+def parted(items: list[T]) -> list[list[T]]:
+    return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+
+
+READER: list[Reader] = []  # this process's
+
+
+def start_worker(tokenizer: Path, teachers: list[Path], head_tokens: int) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process has one core
+    READER.append(Reader(tokenizer, teachers, head_tokens))
+
+
+def read_passages(job: tuple[list[str], list[bool]]) -> tuple[list[np.ndarray], Rows, list[Rows]]:
+    return READER[0].passages(*job)
+
+
+def read_queries(job: tuple[list[str], list[bool], int]) -> tuple[list[np.ndarray], Rows, list[Rows]]:
+    return READER[0].queries(*job)
+
+
+class Read:
+    """What the workers found, joined in the order of the texts."""
+
+    def __init__(self, parts: list[tuple[list[np.ndarray], Rows, list[Rows]]]) -> None:
+        self.terms = [terms for found, _, _ in parts for terms in found]
+        self.values, self.starts = join([rows for _, rows, _ in parts])
+        self.teacher_rows = [join(list(rows)) for rows in zip(*(rows for _, _, rows in parts), strict=True)]
+
+
+def vectors_of(teachers: list[Teacher], rows: tuple[Tensor, Tensor]) -> Tensor:
+    """Unit vectors of every row, on the first teacher's device; zeros where there are no ids."""
+    values, starts = rows
+    known = torch.nonzero(starts.diff()).flatten()
+    shares = [known[start :: len(teachers)] for start in range(len(teachers))]
+    with ThreadPoolExecutor(len(teachers)) as pool:
+        encoded = list(pool.map(lambda teacher, share: teacher.encode_rows(values, starts, share), teachers, shares))
+    result = torch.zeros(len(starts) - 1, teachers[0].size, device=teachers[0].device, dtype=encoded[0].dtype)
+    for share, part in zip(shares, encoded, strict=True):
+        result[share.to(result.device)] = part.to(result.device)
+    return result
+
+
+def token_vectors(tokenizer: Tokenizer, teachers: list[Path], size: int, device: str, seed: int) -> Tensor:
     """Initial embeddings (tokens, size): principal components of the teachers' vectors of the token strings."""
     count = tokenizer.get_vocab_size()
     generator = torch.Generator().manual_seed(seed)
@@ -55,9 +123,11 @@ def token_vectors(tokenizer: Tokenizer, teachers: list[Path], size: int, devices
     strings = [tokenizer.decode([number]).strip() for number in range(count)]
     known = [n for n, text in enumerate(strings) if text and text.isascii() and "\ufffd" not in text]
     if teachers:
-        both = torch.cat(
-            [encode_all(folder, [[strings[n] for n in known]], devices)[0].float() for folder in teachers], 1
-        )
+        vectors = []
+        for folder in teachers:
+            teacher, encoder = load_teacher(folder, device)
+            vectors.append(teacher.encode([e.ids for e in encoder.encode_batch_fast([strings[n] for n in known])]))
+        both = torch.cat([found.float() for found in vectors], 1)
         both = both - both.mean(0)
         _, _, basis = torch.linalg.svd(both, full_matrices=False)
         projected = both @ basis[:size].T
@@ -88,36 +158,45 @@ def mine(
     texts = list(read_jsonl(data / "texts.jsonl.gz"))
     queries = choose_queries(list(read_jsonl(data / "queries.jsonl.gz")), seed)
     # Forked before the GPU is touched.
-    with get_context("fork").Pool(processes) as pool:
+    with get_context("fork").Pool(processes, start_worker, (tokenizer_path, teachers, head_tokens)) as pool:
         jobs = ((number, row, seed) for number, row in enumerate(texts))
         found = pool.imap(text_units, jobs, chunksize=1000)
         units = cap_windows([unit for some in found for unit in some], window_cap, seed)
         log(f"{len(texts)} texts, {len(queries)} queries, {len(units)} passages")
-        unit_terms = pool.map(hashed_terms, [text for _, _, text in units], chunksize=2000)
-        query_terms = pool.map(hashed_terms, [row["query"] for row in queries], chunksize=2000)
-    index = TermIndex(unit_terms, query_terms, devices[0])
+        passages = Read(
+            pool.map(
+                read_passages,
+                [([u[2] for u in part], [texts[u[0]]["lang"] == "en" for u in part]) for part in parted(units)],
+                chunksize=1,
+            )
+        )
+        asked = Read(
+            pool.map(
+                read_queries,
+                [
+                    ([row["query"] for row in part], [row["lang"] == "en" for row in part], seed + number)
+                    for number, part in enumerate(parted(queries))
+                ],
+                chunksize=1,
+            )
+        )
+    log(f"{len(passages.values)} document tokens")
+    index = TermIndex(passages.terms, asked.terms, devices[0])
     log(f"{len(index.vocabulary)} terms")
 
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     tokens = PromptTokens(tokenizer)
-    heads = head_ids(tokens, [row["query"] for row in queries], seed, head_tokens)
-    head_values, head_starts = ragged(ids for variants in heads for ids in variants)
-    document_values, document_starts = ragged(tokens.documents([text for _, _, text in units], DOCUMENT_TOKENS[-1]))
-    log(f"{len(document_values)} document tokens")
-
-    passages = [text if texts[number]["lang"] == "en" else None for number, _, text in units]
-    questions = [row["query"] if row["lang"] == "en" else None for row in queries]
     unit_vectors, query_vectors = [], []
-    for folder in teachers:
-        of_units, of_queries = encode_all(folder, [passages, questions], devices)
-        unit_vectors.append(of_units)
-        query_vectors.append(of_queries)
+    for number, folder in enumerate(teachers):
+        loaded = [load_teacher(folder, device)[0] for device in devices]
+        unit_vectors.append(vectors_of(loaded, passages.teacher_rows[number]))
+        query_vectors.append(vectors_of(loaded, asked.teacher_rows[number]))
         log(f"encoded with {folder.name}")
-    embeddings = token_vectors(tokenizer, teachers, EMBEDDING_SIZE, devices, seed)
+    embeddings = token_vectors(tokenizer, teachers, EMBEDDING_SIZE, devices[0], seed)
 
     rng = random.Random(seed)
     positive_text = torch.tensor([rng.choice(row["positives"]) if row["positives"] else -1 for row in queries])
-    facts = Facts.gather(texts, queries, units, document_starts.diff(), positive_text)
+    facts = Facts.gather(texts, queries, units, passages.starts.diff(), positive_text)
     candidates, targets = mine_candidates(facts, index, unit_vectors, query_vectors, devices, log)
     group_of = [(row["lang"] != "en", row["kind"], row["source"]) for row in queries]
     groups = sorted(set(group_of))
@@ -125,10 +204,12 @@ def mine(
     torch.save(
         {
             "head_tokens": head_tokens,
-            "heads": head_values,
-            "head_starts": head_starts,
-            "documents": document_values,
-            "document_starts": document_starts,
+            "vocabulary": len(embeddings),
+            "ordinary": len(embeddings) - len(SPECIAL_TOKENS),
+            "heads": asked.values,
+            "head_starts": asked.starts,
+            "documents": passages.values,
+            "document_starts": passages.starts,
             "candidates": candidates,
             "targets": targets.half(),
             "group": torch.tensor([place[group] for group in group_of]),
@@ -137,7 +218,7 @@ def mine(
             "ending": tokens.ending,
             "suffix": tokens.suffix,
             "embeddings": embeddings,
-            "token_counts": torch.bincount(document_values.int(), minlength=len(embeddings)).float(),
+            "token_counts": torch.bincount(passages.values.int(), minlength=len(embeddings)).float(),
         },
         out,
     )

@@ -100,10 +100,13 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
 
-    def forward(self, states: Tensor, cosine: Tensor, sine: Tensor, attend: Attend) -> Tensor:
-        states = states + self.self_attn(self.input_layernorm(states), cosine, sine, attend)
-        final: Tensor = states + self.mlp(self.post_attention_layernorm(states))
-        return final
+    def forward(self, states: Tensor, cosine: Tensor, sine: Tensor, attend: Attend, dropout: float) -> Tensor:
+        mixed = self.self_attn(self.input_layernorm(states), cosine, sine, attend)
+        states = states + functional.dropout(mixed, dropout, training=dropout > 0)
+        added: Tensor = functional.dropout(
+            self.mlp(self.post_attention_layernorm(states)), dropout, training=dropout > 0
+        )
+        return states + added
 
 
 class Backbone(nn.Module):
@@ -141,8 +144,10 @@ class TinyQwen3(nn.Module):
             keys = attention.k_proj.weight.data.view(self.shape.num_key_value_heads, self.shape.head_dim, -1)
             attention.q_proj.weight.data.copy_(keys.repeat_interleave(group, 0).flatten(0, 1))
 
-    def hidden(self, ids: Tensor, positions: Tensor, attend: Attend, dtype: torch.dtype) -> Tensor:
-        """States before the last norm: (rows, tokens, hidden_size)."""
+    def hidden(
+        self, ids: Tensor, positions: Tensor, attend: Attend, dtype: torch.dtype, dropout: float = 0.0
+    ) -> Tensor:
+        """States before the last norm: (rows, tokens, hidden_size). `dropout` thins what each layer adds."""
         frequencies = self.shape.rope_theta ** (
             -torch.arange(0, self.shape.head_dim, 2, device=ids.device, dtype=torch.float32) / self.shape.head_dim
         )
@@ -151,7 +156,7 @@ class TinyQwen3(nn.Module):
         cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
         states = functional.embedding(ids, self.model.embed_tokens.weight).to(dtype)
         for layer in self.model.layers:
-            states = layer(states, cosine, sine, attend)
+            states = layer(states, cosine, sine, attend, dropout)
         return states
 
     def logits(self, states: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ carrying: matrices as 7-bit integers per row, small enough to travel in two call
 import argparse
 import json
 import math
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
+
+from training.passages import ragged
 
 # The names that BERT and MPNet give to the same projections.
 ATTENTION_NAMES = {
@@ -96,22 +97,25 @@ class Teacher:
             states = self._norm(base + "output.LayerNorm", states + self._linear(base + "output.dense", inner))
         return states
 
-    @torch.no_grad()
-    def encode(self, token_ids: list[list[int]], batch_tokens: int = 65_536) -> Tensor:
+    def encode(self, token_ids: list[list[int]]) -> Tensor:
         """Unit vectors (texts, size), float16 on a GPU, of texts given as ids with special tokens."""
-        result = torch.empty(
-            len(token_ids), self.size, device=self.device, dtype=self.weights["embeddings.LayerNorm.weight"].dtype
-        )
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for number, ids in enumerate(token_ids):
-            by_length[len(ids)].append(number)
-        for length, numbers in by_length.items():
-            step = max(1, batch_tokens // length)
-            for start in range(0, len(numbers), step):
-                chosen = numbers[start : start + step]
-                batch = torch.tensor(np.array([token_ids[n] for n in chosen]), device=self.device)
-                pooled = self.hidden_states(batch).float().mean(1)
-                result[torch.tensor(chosen, device=self.device)] = functional.normalize(pooled, dim=1).to(result.dtype)
+        values, starts = ragged(token_ids)
+        return self.encode_rows(values, starts, torch.arange(len(token_ids)))
+
+    @torch.no_grad()
+    def encode_rows(self, values: Tensor, starts: Tensor, numbers: Tensor, batch_tokens: int = 65_536) -> Tensor:
+        """The same of the rows `numbers` of a ragged vector of ids."""
+        dtype = self.weights["embeddings.LayerNorm.weight"].dtype
+        result = torch.empty(len(numbers), self.size, device=self.device, dtype=dtype)
+        lengths = starts.diff()[numbers]
+        here, begins = values.to(self.device), starts[numbers].to(self.device)
+        for length in torch.unique(lengths).tolist():
+            inside = torch.arange(length, device=self.device)
+            for chosen in torch.split(torch.nonzero(lengths == length).flatten(), max(1, batch_tokens // length)):
+                places = chosen.to(self.device)
+                ids = here[begins[places][:, None] + inside].long()
+                pooled = self.hidden_states(ids).float().mean(1)
+                result[places] = functional.normalize(pooled, dim=1).to(dtype)
         return result
 
 
@@ -153,11 +157,16 @@ def load_teacher(folder: Path, device: str) -> tuple[Teacher, Tokenizer]:
     config = json.loads((folder / "config.json").read_text("utf-8"))
     original = folder / "model.safetensors"
     weights = load_file(original) if original.exists() else unpack(sorted(folder.glob("*.npz")))
+    return Teacher(config, weights, device), load_tokenizer(folder)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """A teacher's tokenizer, which cuts texts where its sentence-transformers configuration does."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
-    limit = 256 if config["model_type"] == "bert" else 384
-    tokenizer.enable_truncation(max_length=limit)
-    return Teacher(config, weights, device), tokenizer
+    bert = json.loads((folder / "config.json").read_text("utf-8"))["model_type"] == "bert"
+    tokenizer.enable_truncation(max_length=256 if bert else 384)
+    return tokenizer
 
 
 def main() -> None:

@@ -29,7 +29,6 @@ from training.passages import HEAD_TOKENS
 from training.prompt import PromptTokens, token_id
 from training.ranks import Ranks
 from training.scoring import margins, quick_ndcg, read_lists
-from training.trim_tokenizer import SPECIAL_TOKENS
 
 TEMPERATURE = 0.5
 LEXICAL_EVERY = 4
@@ -65,9 +64,15 @@ def choose_class(progress: float, step: int, phases: str) -> int:
 
 class Trainer:
     def __init__(
-        self, model: TinyQwen3, yes: int, no: int, layouts: tuple[tuple[RowLayout, int], ...], device: str
+        self,
+        model: TinyQwen3,
+        yes: int,
+        no: int,
+        layouts: tuple[tuple[RowLayout, int], ...],
+        device: str,
+        dropout: float = 0.0,
     ) -> None:
-        self.model, self.yes, self.no, self.layouts = model, yes, no, layouts
+        self.model, self.yes, self.no, self.layouts, self.dropout = model, yes, no, layouts, dropout
         self.cuda = device.startswith("cuda")
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
         self.head_lengths = [torch.ones(rows, dtype=torch.long, device=device) for _, rows in layouts]
@@ -76,9 +81,9 @@ class Trainer:
             self.attends.append(layout.flex(lengths) if self.cuda else layout.dense(lengths))
         self._loss = torch.compile(self.loss, dynamic=False) if self.cuda else self.loss
 
-    def scores(self, ids: Tensor, positions: Tensor, readouts: Tensor, attend: Attend) -> Tensor:
+    def scores(self, ids: Tensor, positions: Tensor, readouts: Tensor, attend: Attend, dropout: float = 0.0) -> Tensor:
         """Logits (rows, documents, vocabulary) at the answer places."""
-        states = self.model.hidden(ids, positions, attend, self.dtype)
+        states = self.model.hidden(ids, positions, attend, self.dtype, dropout)
         index = readouts[..., None].expand(-1, -1, states.shape[-1])
         return self.model.logits(states.gather(1, index))
 
@@ -86,7 +91,7 @@ class Trainer:
         self, ids: Tensor, positions: Tensor, readouts: Tensor, targets: Tensor, attend: Attend
     ) -> tuple[Tensor, Tensor]:
         """(loss, its three parts): listwise KL + 0.3 binary cross-entropy + 0.1 mass outside yes and no."""
-        logits = self.scores(ids, positions, readouts, attend)
+        logits = self.scores(ids, positions, readouts, attend, self.dropout)
         labels = torch.stack([logits[..., self.yes], logits[..., self.no]])
         margin = labels[0] - labels[1]
         wanted = (targets / TEMPERATURE).softmax(-1)
@@ -165,7 +170,7 @@ class Session:
         layouts = SMOKE_LAYOUTS if arguments.smoke else FULL_LAYOUTS
         self.layouts = tuple((replace(layout, head=int(mined["head_tokens"])), rows) for layout, rows in layouts)
         labels = token_id(tokenizer, "yes"), token_id(tokenizer, "no")
-        self.trainer = Trainer(model, *labels, self.layouts, device)
+        self.trainer = Trainer(model, *labels, self.layouts, device, arguments.dropout)
         state = load(arguments.checkpoint, device) or {"step": 0, "seconds": 0.0, "pairs": 0, "history": []}
         if "model" in state:
             model.load_state_dict(state["model"])
@@ -174,14 +179,14 @@ class Session:
             weights = load_file(arguments.start_from / "model.safetensors")
             model.load_state_dict({name: weight.float() for name, weight in weights.items()})
         self.step, self.pairs = int(state["step"]), int(state["pairs"])
+        torch.manual_seed(arguments.seed + self.step)  # dropout
         self.history: list[dict[str, Any]] = list(state["history"])
         self.seconds_before = float(state["seconds"])
         # Another seed in every call and rank, or a resumed run would repeat the batches of the first.
         seed = arguments.seed + self.step + 1_000_003 * self.ranks.number
         self.sampler = Sampler(mined, device, seed, token_id(tokenizer, "<|endoftext|>"))
-        self.lexical = LexicalStream(
-            self.sampler, mined["token_counts"], mined["prefix"], mined["ending"], len(SPECIAL_TOKENS)
-        )
+        self.sampler.renamed_share = arguments.renamed
+        self.lexical = LexicalStream(self.sampler, mined["token_counts"], mined["prefix"], mined["ending"])
         self.dev = [DevSet(path, PromptTokens(tokenizer), arguments.dev_queries) for path in arguments.dev]
         self.sums: dict[str, list[Tensor]] = {}
         if self.trainer.cuda:
@@ -247,7 +252,6 @@ class Session:
 
 def train(arguments: argparse.Namespace) -> None:
     started = time.time()
-    torch.manual_seed(arguments.seed)
     torch.set_float32_matmul_precision("high")
     session = Session(arguments)
     print(f"[train] ready after {time.time() - started:.1f}s, step {session.step}", flush=True)
@@ -290,6 +294,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--eval-seconds", type=float, default=120.0)
     parser.add_argument("--save-seconds", type=float, default=120.0)
     parser.add_argument("--phases", choices=PHASES, default="fresh", help="which lengths are trained when")
+    parser.add_argument("--dropout", type=float, default=0.0, help="of what each layer adds")
+    parser.add_argument("--renamed", type=float, default=0.0, help="share of rows with part of the vocabulary renamed")
     parser.add_argument("--smoke", action="store_true", help="two layers and tiny rows, for the CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)

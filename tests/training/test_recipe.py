@@ -265,20 +265,52 @@ def test_long_query_keeps_the_fixed_parts(tokenizer: Tokenizer) -> None:
     assert head[-len(tokens.ending) :] == tokens.ending
 
 
-def test_lexical_stream_plants_what_it_asks_for(tokenizer: Tokenizer) -> None:
-    """The first passage holds the whole query; targets lie between none and all; readouts point at the answer place."""
+def sampler_of(tokenizer: Tokenizer, tokens: PromptTokens) -> tuple[Sampler, torch.Tensor]:
+    """A sampler over random passages, one query of which has all of them as candidates; and the token counts."""
     rng = random.Random(2)
-    tokens = PromptTokens(tokenizer)
-    documents, starts = ragged([[rng.randrange(300, 14_000) for _ in range(rng.randint(30, 60))] for _ in range(50)])
+    documents, starts = ragged([[rng.randrange(300, 14_000) for _ in range(rng.randint(30, 60))] for _ in range(113)])
+    heads, head_starts = ragged(tokens.heads(["copper lanterns hang in the hall"]) * 4)
     mined = {
-        "heads": documents, "head_starts": starts, "documents": documents, "document_starts": starts,
-        "candidates": torch.zeros(1, 1, 1), "targets": torch.zeros(1, 1, 1), "suffix": tokens.suffix,
+        "heads": heads, "head_starts": head_starts, "documents": documents, "document_starts": starts,
+        "candidates": torch.arange(113).view(1, 1, -1), "targets": torch.zeros(1, 1, 113), "suffix": tokens.suffix,
         "groups": [(False, "labelled", "x")], "group": torch.zeros(1, dtype=torch.long),
+        "prefix": tokens.prefix, "ending": tokens.ending,
+        "vocabulary": tokenizer.get_vocab_size(), "ordinary": tokenizer.get_vocab_size() - 5,
     }  # fmt: skip
     sampler = Sampler(mined, "cpu", 0, tokenizer.token_to_id("<|endoftext|>"))
-    counts = torch.ones(tokenizer.get_vocab_size())
+    return sampler, torch.ones(tokenizer.get_vocab_size())
+
+
+def test_renaming_keeps_what_matches(tokenizer: Tokenizer) -> None:
+    """One exchange of names for the query and all its passages; prompt, suffix, lengths and the other rows stay."""
+    tokens = PromptTokens(tokenizer)
     layout = RowLayout(128, 4, 72)
-    batch = LexicalStream(sampler, counts, tokens.prefix, tokens.ending, 5).batch(layout, 16)
+    plain = sampler_of(tokenizer, tokens)[0].natural(layout, 64, 0)
+    sampler, _ = sampler_of(tokenizer, tokens)
+    sampler.renamed_share = 0.5
+    renamed = sampler.natural(layout, 64, 0)
+    assert torch.equal(plain.head_lengths, renamed.head_lengths)
+    assert torch.equal(plain.readouts, renamed.readouts)
+    changed = (plain.ids != renamed.ids).any(1)
+    assert 10 < int(changed.sum()) < 50
+    fixed = renamed.ids[:, : len(tokens.prefix)]
+    assert torch.equal(fixed, plain.ids[:, : len(tokens.prefix)])
+    assert (renamed.ids.gather(1, renamed.readouts) == tokens.suffix[-1]).all()
+    names: dict[int, int] = {}
+    written = {*tokens.prefix, *tokens.ending, *tokens.suffix}  # these keep their names there
+    for old, new in zip(plain.ids[changed].flatten().tolist(), renamed.ids[changed].flatten().tolist(), strict=True):
+        if old not in written:
+            assert names.setdefault(old, new) == new, "one name for one token"
+    assert len(set(names.values())) == len(names), "and no name for two"
+    assert 0.15 < sum(old != new for old, new in names.items()) / len(names) < 0.45
+
+
+def test_lexical_stream_plants_what_it_asks_for(tokenizer: Tokenizer) -> None:
+    """The first passage holds the whole query; targets lie between none and all; readouts point at the answer place."""
+    tokens = PromptTokens(tokenizer)
+    sampler, counts = sampler_of(tokenizer, tokens)
+    layout = RowLayout(128, 4, 72)
+    batch = LexicalStream(sampler, counts, tokens.prefix, tokens.ending).batch(layout, 16)
     assert torch.allclose(batch.targets[:, 0], torch.tensor(OFFSET + SLOPE))
     assert ((batch.targets >= OFFSET - 1e-4) & (batch.targets <= OFFSET + SLOPE + 1e-4)).all()
     assert (batch.ids.gather(1, batch.readouts) == tokens.suffix[-1]).all()
