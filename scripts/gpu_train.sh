@@ -100,7 +100,7 @@ run() {
   for list in $(lists); do dev+=(--dev "$list"); done
   "${launcher[@]}" -m training.train --mined "$WORK/mined.pt" --tokenizer $tiny/tokenizer.json \
     --checkpoint "$WORK/checkpoints/$name" --phases continued --total-seconds "$seconds" "${dev[@]}" \
-    --eval-seconds 120 --save-seconds 120 --log-seconds 20 ${SMOKE:+--smoke --device cpu --steps 3} "$@" >"$WORK/runs/$name.log" 2>&1
+    --dev-queries 225 --eval-seconds 120 --save-seconds 120 --log-seconds 20 ${SMOKE:+--smoke --device cpu --steps 3} "$@" >"$WORK/runs/$name.log" 2>&1
   $PYTHON -m training.export --checkpoint "$WORK/checkpoints/$name" --tokenizer $tiny --out "$WORK/models/$name"
 }
 

@@ -10,6 +10,7 @@ Scoring needs torch alone (it runs on the GPU machine); the table needs `pip ins
 import argparse
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from training.model import ModelShape, TinyQwen3
 from training.prompt import PromptTokens, token_id
 from training.scoring import Ranking, margins, read_lists
 from training.teacher import load_teacher
+from training.texts import BM25, HAN, characters
 
 DOCUMENT_TOKENS = 1024
 BASELINE = "BM25"
+CHARACTERS = "BM25 (characters)"  # of Chinese sets, whose BM25 knows pairs of characters too
 
 
 def load_exported(folder: Path, device: str) -> tuple[TinyQwen3, Tokenizer]:
@@ -83,6 +86,20 @@ def score_teacher(folder: Path, rows: list[dict[str, Any]], device: str) -> Rank
     }
 
 
+def rank_characters(rows: list[dict[str, Any]]) -> Ranking | None:
+    """BM25 over single characters, with the statistics of all listed documents; None for a set without Chinese."""
+    if not re.search(f"[{HAN}]", rows[0]["query"]):
+        return None
+    texts = {doc["docid"]: doc["text"] for row in rows for doc in row["docs"]}
+    index = BM25(texts.values(), characters)
+    found: Ranking = {}
+    for row in rows:
+        scores = index.scores(row["query"])
+        of_document = {docid: scores.get(number, 0.0) for number, docid in enumerate(texts)}
+        found[row["qid"]] = {doc["docid"]: of_document[doc["docid"]] for doc in row["docs"]}
+    return found
+
+
 def set_name(path: Path) -> str:
     return path.name.removesuffix(".jsonl.gz")
 
@@ -124,8 +141,9 @@ def separation(rows: list[dict[str, Any]], run: Ranking) -> dict[str, float]:
 def table(lists: list[Path], runs: dict[str, dict[str, Ranking]], out: Path) -> None:
     """Write `quality.json` and `quality.md`; a set is measured on the queries that the first run scored."""
     results: dict[str, Any] = {}
-    lines = ["| set | queries | " + " | ".join([BASELINE, *runs]) + " | best | P(yes) relevant / other |"]
-    lines.append("|---" * (len(runs) + 5) + "|")
+    names = [BASELINE, CHARACTERS, *runs]
+    lines = ["| set | queries | " + " | ".join(names) + " | best | P(yes) relevant / other |"]
+    lines.append("|---" * (len(names) + 4) + "|")
     first = next(iter(runs.values()))
     for path in lists:
         name = set_name(path)
@@ -134,13 +152,15 @@ def table(lists: list[Path], runs: dict[str, dict[str, Ranking]], out: Path) -> 
         if not rows:
             continue
         systems = {BASELINE: {row["qid"]: {doc["docid"]: -float(doc["rank"]) for doc in row["docs"]} for row in rows}}
+        if (by_character := rank_characters(rows)) is not None:
+            systems[CHARACTERS] = by_character
         for system, found in runs.items():
             if name in found:
                 systems[system] = {row["qid"]: found[name][row["qid"]] for row in rows}
         values = {system: measure(rows, run) for system, run in systems.items()}
         spread = separation(rows, first[name])
         results[name] = {"queries": len(rows), "of": len(everything), "systems": values, **spread}
-        shown = [f"{values[system]['nDCG@10']:.4f}" if system in values else "" for system in (BASELINE, *runs)]
+        shown = [f"{values[system]['nDCG@10']:.4f}" if system in values else "" for system in names]
         best = max(values, key=lambda system: values[system]["nDCG@10"])
         count = str(len(rows)) if len(rows) == len(everything) else f"{len(rows)} of {len(everything)}"
         cells = [name, count, *shown, best, " / ".join(str(value) for value in spread.values())]

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 HAN = r"\u3400-\u4dbf\u4e00-\u9fff"
@@ -53,6 +53,14 @@ def terms(text: str) -> list[str]:
     return found
 
 
+def characters(text: str) -> list[str]:
+    """Han text as single characters, other text as words: the plainest way to search Chinese."""
+    found: list[str] = []
+    for match in TERM.finditer(text.lower()):
+        found += match[0] if "\u3400" <= match[0][0] <= "\u9fff" else [match[0]]
+    return found
+
+
 def text_length(text: str) -> int:
     """Length in words; six Han characters count as five words, as they take about as many tokens."""
     han = len(re.findall(rf"[{HAN}]", text))
@@ -90,8 +98,9 @@ def query_variants(query: str) -> tuple[str, str, str]:
 class BM25:
     """Okapi BM25 with Anserini's k1 = 0.9 and b = 0.4 over `terms`; for held-out candidate lists."""
 
-    def __init__(self, documents: Iterable[str]) -> None:
-        counts = [Counter(terms(document)) for document in documents]
+    def __init__(self, documents: Iterable[str], split: Callable[[str], list[str]] = terms) -> None:
+        self.split = split
+        counts = [Counter(split(document)) for document in documents]
         lengths = [sum(count.values()) for count in counts]
         mean_length = sum(lengths) / max(len(lengths), 1) or 1.0
         frequency = Counter(term for count in counts for term in count)
@@ -102,10 +111,15 @@ class BM25:
                 idf = math.log(1 + (len(counts) - frequency[term] + 0.5) / (frequency[term] + 0.5))
                 self.postings.setdefault(term, []).append((number, idf * hits * 1.9 / (hits + norm)))
 
-    def top(self, query: str, count: int) -> list[int]:
-        """Numbers of the best `count` documents, best first; ties by number."""
+    def scores(self, query: str) -> dict[int, float]:
+        """Score of every document that shares a term with the query."""
         scores: dict[int, float] = {}
-        for term in terms(query):
+        for term in self.split(query):
             for number, weight in self.postings.get(term, ()):
                 scores[number] = scores.get(number, 0.0) + weight
+        return scores
+
+    def top(self, query: str, count: int) -> list[int]:
+        """Numbers of the best `count` documents, best first; ties by number."""
+        scores = self.scores(query)
         return sorted(scores, key=lambda number: (-scores[number], number))[:count]
