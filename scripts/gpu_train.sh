@@ -35,8 +35,12 @@ pack() {
 }
 
 store() {
-  mkdir -p "$WORK"
-  cp -r .train/*/. "$WORK/"
+  local part
+  mkdir -p "$WORK/stored"
+  for part in .train/*; do  # earlier calls' parts may still lie there
+    [ -e "$WORK/stored/${part##*/}" ] || cp -r "$part/." "$WORK/"
+    touch "$WORK/stored/${part##*/}"
+  done
   # A running stage must not see the next call's files.
   [ -d "$WORK/code" ] || { mkdir "$WORK/code"; cp -r training scripts src "$WORK/code/"; }
   for packed in "$WORK"/data/*.xz; do
@@ -100,7 +104,7 @@ run() {
   for list in $(lists); do dev+=(--dev "$list"); done
   "${launcher[@]}" -m training.train --mined "$WORK/mined.pt" --tokenizer $tiny/tokenizer.json \
     --checkpoint "$WORK/checkpoints/$name" --phases continued --total-seconds "$seconds" "${dev[@]}" \
-    --dev-queries 225 --eval-seconds 120 --save-seconds 120 --log-seconds 20 ${SMOKE:+--smoke --device cpu --steps 3} "$@" >"$WORK/runs/$name.log" 2>&1
+    --dev-queries 225 --eval-seconds 200 --save-seconds 120 --log-seconds 20 ${SMOKE:+--smoke --device cpu --steps 3} "$@" >"$WORK/runs/$name.log" 2>&1
   $PYTHON -m training.export --checkpoint "$WORK/checkpoints/$name" --tokenizer $tiny --out "$WORK/models/$name"
 }
 
