@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -182,6 +183,20 @@ def test_flex_rows_equal_dense_rows(layout: RowLayout) -> None:
     query = torch.randn(len(lengths), 4, layout.length, 16)
     key, value = torch.randn(len(lengths), 2, layout.length, 16), torch.randn(len(lengths), 2, layout.length, 16)
     torch.testing.assert_close(flex(query, key, value), layout.dense(buffer)(query, key, value), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_compiled_rows_equal_dense_rows() -> None:
+    """The compiled kernel does skip blocks: heads shorter than, as long as and longer than one block of two."""
+    layout = RowLayout(256, 2, 72)
+    lengths = torch.tensor([70, 128, 200])
+    buffer = torch.ones(3, dtype=torch.long)
+    flex = layout.flex(buffer)
+    buffer.copy_(lengths)
+    query, key, value = (torch.randn(3, heads, layout.length, 32) for heads in (4, 2, 2))
+    compiled = torch.compile(flex, dynamic=False)(query, key, value)
+    torch.testing.assert_close(compiled, layout.dense(lengths)(query, key, value), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
