@@ -124,7 +124,7 @@ def measure(rows: list[dict[str, Any]], run: Ranking) -> dict[str, float]:
         raise ImportError('measuring needs ir-measures: pip install "ir-measures"') from error
     wanted = [ir_measures.nDCG @ 10, ir_measures.RR @ 10]
     found = ir_measures.calc_aggregate(wanted, relevance(rows), run)
-    return {str(name): round(float(value), 4) for name, value in found.items()}
+    return dict(sorted((str(name), round(float(value), 4)) for name, value in found.items()))
 
 
 def separation(rows: list[dict[str, Any]], run: Ranking) -> dict[str, float]:
