@@ -35,7 +35,7 @@ pack() {
 }
 
 store() {
-  local part
+  local part packed
   mkdir -p "$WORK/stored"
   for part in .train/*; do  # earlier calls' parts may still lie there
     [ -e "$WORK/stored/${part##*/}" ] || cp -r "$part/." "$WORK/"

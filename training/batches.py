@@ -40,15 +40,16 @@ def fill_slots(contents: Tensor, lengths: Tensor, ending: Tensor, slot: int, pad
 class Sampler:
     """Batches of mined queries (`natural`); `base_documents` serves the lexical stream."""
 
-    def __init__(self, mined: dict[str, Any], device: str, seed: int, padding: int) -> None:
+    def __init__(self, mined: dict[str, Any], device: str, seed: int, padding: int, renamed_share: float = 0.0) -> None:
         names = ("heads", "head_starts", "documents", "document_starts", "candidates", "targets")
         self.data: dict[str, Tensor] = {name: mined[name].to(device) for name in names}
-        self.suffix = torch.tensor(mined["suffix"], device=device)
+        self.prefix, self.ending, self.suffix = (
+            torch.tensor(mined[name], device=device) for name in ("prefix", "ending", "suffix")
+        )
         self.device, self.padding = device, padding
         self.generator = torch.Generator(device).manual_seed(seed)
         self.vocabulary, self.ordinary = int(mined["vocabulary"]), int(mined["ordinary"])
-        self.prefix, self.ending = len(mined["prefix"]), len(mined["ending"])
-        self.renamed_share = 0.0
+        self.renamed_share = renamed_share
         weight = torch.tensor([KIND_WEIGHT[chinese, kind] for chinese, kind, _ in mined["groups"]])
         group: Tensor = mined["group"]
         counts = torch.bincount(group, minlength=len(weight)).float()
@@ -106,17 +107,22 @@ class Sampler:
         return self.assemble(layout, heads, head_lengths, contents, lengths, targets)
 
     def rename(self, chosen: Tensor, heads: Tensor, head_lengths: Tensor, contents: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and passages of the chosen rows with a random part of the vocabulary exchanged among itself.
+        """Queries and passages of the chosen rows under other names.
 
         What matches still matches, but a word is no longer known by its passage, nor a passage by its words.
         """
-        exchanged = torch.nonzero(self.rand(self.ordinary) < RENAMED_TOKENS).flatten()
+        names = self.new_names(RENAMED_TOKENS)
+        place = torch.arange(heads.shape[1], device=self.device)
+        query = (place >= len(self.prefix)) & (place < head_lengths[:, None] - len(self.ending))
+        heads = torch.where(chosen[:, None] & query, names[heads], heads)
+        return heads, torch.where(chosen[:, None, None], names[contents], contents)
+
+    def new_names(self, share: float) -> Tensor:
+        """A name (vocabulary,) for every token: a random `share` of the ordinary ones exchange theirs."""
+        exchanged = torch.nonzero(self.rand(self.ordinary) < share).flatten()
         names = torch.arange(self.vocabulary, device=self.device)
         names[exchanged] = exchanged[self.rand(len(exchanged)).argsort()]
-        place = torch.arange(heads.shape[1], device=self.device)
-        query = (place >= self.prefix) & (place < head_lengths[:, None] - self.ending)
-        heads = torch.where(chosen[:, None] & query, names[heads.clamp(min=0)], heads)
-        return heads, torch.where(chosen[:, None, None], names[contents.clamp(min=0)], contents)
+        return names
 
     def assemble(
         self, layout: RowLayout, heads: Tensor, head_lengths: Tensor, contents: Tensor, lengths: Tensor, targets: Tensor

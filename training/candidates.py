@@ -203,7 +203,7 @@ def mine_candidates(
         for size_class in reversed(range(len(DOCUMENT_TOKENS))):
             numbers = facts.passages(size_class, chinese)
             if len(numbers) and len(members):
-                turn = min(len(pending), len(devices) - 1) if len(devices) > 2 else len(pending) % len(devices)
+                turn = len(pending) % len(devices)
                 future = pools[turn].submit(searches[turn].find, numbers, members, with_teachers=not chinese)
                 pending.append((chinese, size_class, numbers, future))
     for chinese, size_class, numbers, future in pending:

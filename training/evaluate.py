@@ -10,7 +10,6 @@ Scoring needs torch alone (it runs on the GPU machine); the table needs `pip ins
 import argparse
 import json
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from training.model import ModelShape, TinyQwen3
 from training.prompt import PromptTokens, token_id
 from training.scoring import Ranking, margins, read_lists
 from training.teacher import load_teacher
-from training.texts import BM25, HAN, characters
+from training.texts import BM25, HAN_CHARACTER, characters
 
 DOCUMENT_TOKENS = 1024
 BASELINE = "BM25"
@@ -88,15 +87,15 @@ def score_teacher(folder: Path, rows: list[dict[str, Any]], device: str) -> Rank
 
 def rank_characters(rows: list[dict[str, Any]]) -> Ranking | None:
     """BM25 over single characters, with the statistics of all listed documents; None for a set without Chinese."""
-    if not re.search(f"[{HAN}]", rows[0]["query"]):
+    if not HAN_CHARACTER.search(rows[0]["query"]):
         return None
     texts = {doc["docid"]: doc["text"] for row in rows for doc in row["docs"]}
     index = BM25(texts.values(), characters)
+    number_of = {docid: number for number, docid in enumerate(texts)}
     found: Ranking = {}
     for row in rows:
         scores = index.scores(row["query"])
-        of_document = {docid: scores.get(number, 0.0) for number, docid in enumerate(texts)}
-        found[row["qid"]] = {doc["docid"]: of_document[doc["docid"]] for doc in row["docs"]}
+        found[row["qid"]] = {doc["docid"]: scores.get(number_of[doc["docid"]], 0.0) for doc in row["docs"]}
     return found
 
 

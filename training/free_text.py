@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from training.texts import HAN, text_length
+from training.texts import HAN_CHARACTER, text_length
 
 Record = dict[str, str]
 
@@ -85,7 +85,6 @@ OTHER_PACKAGES = {
     "perl-doc": "Artistic or GPL-1+",
     "manpages-zh": "GPL-2+, GFDL-1.2+",
 }
-HAN_CHARACTER = re.compile(f"[{HAN}]")
 TAG = re.compile(r"<[^>]+>")
 SPACE = re.compile(r"\s+")
 FURNITURE = re.compile(r"(Navigation|Table of Contents)$")

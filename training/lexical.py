@@ -17,13 +17,10 @@ SLOPE, OFFSET = 10.0, -4.0  # from covered share to target logit, close to the f
 
 
 class LexicalStream:
-    def __init__(self, sampler: Sampler, token_counts: Tensor, prefix: list[int], ending: list[int]) -> None:
+    def __init__(self, sampler: Sampler, token_counts: Tensor) -> None:
         self.sampler = sampler
-        device = sampler.device
-        counts = token_counts.to(device).float()
-        self.ordinary = sampler.ordinary
+        counts = token_counts.to(sampler.device).float()
         self.rarity = torch.log(counts.sum() / (counts + 10)).clamp(min=0.5)
-        self.prefix, self.ending = torch.tensor(prefix, device=device), torch.tensor(ending, device=device)
         lengths = sampler.data["document_starts"].diff()
         self.usable = torch.nonzero(lengths >= WORDS * (WORD_TOKENS + 1)).flatten()
         if not len(self.usable):
@@ -34,8 +31,7 @@ class LexicalStream:
         room = layout.slot - len(sampler.suffix)
         numbers = self.usable[sampler.integers(len(self.usable), rows, layout.documents)]
         contents, lengths = sampler.rows_of("documents", "document_starts", numbers, room)
-        renaming = sampler.rand(self.ordinary).argsort()
-        renamed = renaming[contents.clamp(max=self.ordinary - 1)]
+        renamed = sampler.new_names(1.0)[contents]
         contents = torch.where(sampler.rand(rows, 1, 1) < 0.5, renamed, contents)
 
         # The query's words: spans of one to three tokens from segments of the first passage.
@@ -71,10 +67,10 @@ class LexicalStream:
         flat, used = words.gather(1, order).flatten(1), kept.gather(1, order).flatten(1)
         packed = (~used).to(torch.int8).argsort(dim=1, stable=True)
         query, count = flat.gather(1, packed), used.sum(1)
-        place = torch.arange(width, device=words.device)[None] - len(self.prefix)
+        place = torch.arange(width, device=words.device)[None] - len(self.sampler.prefix)
         body = query.gather(1, place.clamp(0, query.shape[1] - 1).expand(rows, -1))
-        ending = self.ending[(place - count[:, None]).clamp(0, len(self.ending) - 1)]
+        ending = self.sampler.ending[(place - count[:, None]).clamp(0, len(self.sampler.ending) - 1)]
         head = torch.where(place < count[:, None], body, ending)
-        start = self.prefix[torch.arange(width, device=words.device).clamp(max=len(self.prefix) - 1)]
+        start = self.sampler.prefix[torch.arange(width, device=words.device).clamp(max=len(self.sampler.prefix) - 1)]
         head = torch.where(place < 0, start, head)
-        return head, count + len(self.prefix) + len(self.ending)
+        return head, count + len(self.sampler.prefix) + len(self.sampler.ending)

@@ -11,6 +11,7 @@ import math
 import os
 import random
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -43,6 +44,8 @@ from training.trim_tokenizer import SPECIAL_TOKENS
 EMBEDDING_SIZE = 256
 CHUNK = 2000  # texts that a worker process reads at once
 
+Found = tuple[list[np.ndarray], Rows, list[Rows]]  # terms of every text, our ids, each teacher's ids
+
 
 class Reader:
     """Turns texts into hashed terms and token ids; every worker process has one."""
@@ -60,14 +63,15 @@ class Reader:
             for teacher in self.teachers
         ]
 
-    def passages(self, texts: list[str], english: list[bool]) -> tuple[list[np.ndarray], Rows, list[Rows]]:
-        documents = flat(self.tokens.documents(texts, DOCUMENT_TOKENS[-1]))
-        return [hashed_terms(text) for text in texts], documents, self.for_teachers(texts, english)
+    def passages(self, texts: list[str], english: list[bool]) -> Found:
+        return self.with_terms(self.tokens.documents(texts, DOCUMENT_TOKENS[-1]), texts, english)
 
-    def queries(self, texts: list[str], english: list[bool], seed: int) -> tuple[list[np.ndarray], Rows, list[Rows]]:
+    def queries(self, texts: list[str], english: list[bool], seed: int) -> Found:
         heads = head_ids(self.tokens, texts, seed, self.head_tokens)
-        rows = flat(ids for variants in heads for ids in variants)
-        return [hashed_terms(text) for text in texts], rows, self.for_teachers(texts, english)
+        return self.with_terms((ids for variants in heads for ids in variants), texts, english)
+
+    def with_terms(self, rows: Iterable[list[int]], texts: list[str], english: list[bool]) -> Found:
+        return [hashed_terms(text) for text in texts], flat(rows), self.for_teachers(texts, english)
 
 
 T = TypeVar("T")
@@ -85,25 +89,25 @@ def start_worker(tokenizer: Path, teachers: list[Path], head_tokens: int) -> Non
     READER.append(Reader(tokenizer, teachers, head_tokens))
 
 
-def read_passages(job: tuple[list[str], list[bool]]) -> tuple[list[np.ndarray], Rows, list[Rows]]:
+def read_passages(job: tuple[list[str], list[bool]]) -> Found:
     return READER[0].passages(*job)
 
 
-def read_queries(job: tuple[list[str], list[bool], int]) -> tuple[list[np.ndarray], Rows, list[Rows]]:
+def read_queries(job: tuple[list[str], list[bool], int]) -> Found:
     return READER[0].queries(*job)
 
 
 class Read:
     """What the workers found, joined in the order of the texts."""
 
-    def __init__(self, parts: list[tuple[list[np.ndarray], Rows, list[Rows]]]) -> None:
+    def __init__(self, parts: list[Found]) -> None:
         self.terms = [terms for found, _, _ in parts for terms in found]
         self.values, self.starts = join([rows for _, rows, _ in parts])
         self.teacher_rows = [join(list(rows)) for rows in zip(*(rows for _, _, rows in parts), strict=True)]
 
 
 def vectors_of(teachers: list[Teacher], rows: tuple[Tensor, Tensor]) -> Tensor:
-    """Unit vectors of every row, on the first teacher's device; zeros where there are no ids."""
+    """Unit vectors of every row by copies of one teacher, on the first one's device; zeros where there are no ids."""
     values, starts = rows
     known = torch.nonzero(starts.diff()).flatten()
     shares = [known[start :: len(teachers)] for start in range(len(teachers))]
@@ -115,7 +119,7 @@ def vectors_of(teachers: list[Teacher], rows: tuple[Tensor, Tensor]) -> Tensor:
     return result
 
 
-def token_vectors(tokenizer: Tokenizer, teachers: list[Path], size: int, device: str, seed: int) -> Tensor:
+def token_vectors(tokenizer: Tokenizer, teachers: list[tuple[Teacher, Tokenizer]], size: int, seed: int) -> Tensor:
     """Initial embeddings (tokens, size): principal components of the teachers' vectors of the token strings."""
     count = tokenizer.get_vocab_size()
     generator = torch.Generator().manual_seed(seed)
@@ -123,11 +127,10 @@ def token_vectors(tokenizer: Tokenizer, teachers: list[Path], size: int, device:
     strings = [tokenizer.decode([number]).strip() for number in range(count)]
     known = [n for n, text in enumerate(strings) if text and text.isascii() and "\ufffd" not in text]
     if teachers:
-        vectors = []
-        for folder in teachers:
-            teacher, encoder = load_teacher(folder, device)
-            vectors.append(teacher.encode([e.ids for e in encoder.encode_batch_fast([strings[n] for n in known])]))
-        both = torch.cat([found.float() for found in vectors], 1)
+        read = [strings[n] for n in known]
+        both = torch.cat(
+            [teacher.encode([e.ids for e in own.encode_batch_fast(read)]).float() for teacher, own in teachers], 1
+        )
         both = both - both.mean(0)
         _, _, basis = torch.linalg.svd(both, full_matrices=False)
         projected = both @ basis[:size].T
@@ -187,12 +190,13 @@ def mine(
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     tokens = PromptTokens(tokenizer)
     unit_vectors, query_vectors = [], []
-    for number, folder in enumerate(teachers):
-        loaded = [load_teacher(folder, device)[0] for device in devices]
-        unit_vectors.append(vectors_of(loaded, passages.teacher_rows[number]))
-        query_vectors.append(vectors_of(loaded, asked.teacher_rows[number]))
-        log(f"encoded with {folder.name}")
-    embeddings = token_vectors(tokenizer, teachers, EMBEDDING_SIZE, devices[0], seed)
+    loaded = [load_teacher(folder, devices[0]) for folder in teachers]
+    for number, (teacher, _) in enumerate(loaded):
+        copies = [teacher, *(teacher.to(device) for device in devices[1:])]
+        unit_vectors.append(vectors_of(copies, passages.teacher_rows[number]))
+        query_vectors.append(vectors_of(copies, asked.teacher_rows[number]))
+        log(f"encoded with {teachers[number].name}")
+    embeddings = token_vectors(tokenizer, loaded, EMBEDDING_SIZE, seed)
 
     rng = random.Random(seed)
     positive_text = torch.tensor([rng.choice(row["positives"]) if row["positives"] else -1 for row in queries])

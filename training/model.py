@@ -102,10 +102,8 @@ class Layer(nn.Module):
 
     def forward(self, states: Tensor, cosine: Tensor, sine: Tensor, attend: Attend, dropout: float) -> Tensor:
         mixed = self.self_attn(self.input_layernorm(states), cosine, sine, attend)
-        states = states + functional.dropout(mixed, dropout, training=dropout > 0)
-        added: Tensor = functional.dropout(
-            self.mlp(self.post_attention_layernorm(states)), dropout, training=dropout > 0
-        )
+        states = states + functional.dropout(mixed, dropout)
+        added: Tensor = functional.dropout(self.mlp(self.post_attention_layernorm(states)), dropout)
         return states + added
 
 

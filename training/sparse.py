@@ -1,5 +1,6 @@
 """BM25 over all passages as sparse matrices on the GPU; terms are hashed in worker processes."""
 
+import copy
 import warnings
 import zlib
 
@@ -41,11 +42,12 @@ class TermIndex:
 
     def to(self, device: str) -> "TermIndex":
         """A copy on another device, for mining on several."""
-        copied = TermIndex.__new__(TermIndex)
+        moved = copy.copy(self)
+        moved.device = device
         for name, value in vars(self).items():
-            setattr(copied, name, value.to(device) if isinstance(value, Tensor) else value)
-        copied.device = device
-        return copied
+            if isinstance(value, Tensor):
+                setattr(moved, name, value.to(device))
+        return moved
 
     def weights(self, passages: Tensor) -> Tensor:
         """BM25 weights (passages, terms) as CSR; `passages` are sorted numbers; k1 = 0.9, b = 0.4."""

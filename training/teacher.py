@@ -44,6 +44,7 @@ class Teacher:
     """A post-norm encoder with mean pooling; `encode` returns unit vectors."""
 
     def __init__(self, config: Mapping[str, int | float | str], weights: Mapping[str, Tensor], device: str) -> None:
+        self.config = config
         self.kind = str(config["model_type"])
         self.heads = int(config["num_attention_heads"])
         self.layers = int(config["num_hidden_layers"])
@@ -53,6 +54,10 @@ class Teacher:
         self.weights = {
             name: weight.to(device, dtype) for name, weight in weights.items() if weight.is_floating_point()
         }
+
+    def to(self, device: str) -> "Teacher":
+        """A copy on another device."""
+        return Teacher(self.config, self.weights, device)
 
     @property
     def size(self) -> int:

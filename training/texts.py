@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 HAN = r"\u3400-\u4dbf\u4e00-\u9fff"
+HAN_CHARACTER = re.compile(f"[{HAN}]")
 TERM = re.compile(rf"[{HAN}]+|[^\W_{HAN}]+")
 SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+")  # noqa: RUF001
 STOP_WORDS = frozenset(
@@ -57,13 +58,13 @@ def characters(text: str) -> list[str]:
     """Han text as single characters, other text as words: the plainest way to search Chinese."""
     found: list[str] = []
     for match in TERM.finditer(text.lower()):
-        found += match[0] if "\u3400" <= match[0][0] <= "\u9fff" else [match[0]]
+        found += match[0] if HAN_CHARACTER.match(match[0]) else [match[0]]
     return found
 
 
 def text_length(text: str) -> int:
     """Length in words; six Han characters count as five words, as they take about as many tokens."""
-    han = len(re.findall(rf"[{HAN}]", text))
+    han = len(HAN_CHARACTER.findall(text))
     return len(text.split()) + han * 5 // 6
 
 

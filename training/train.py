@@ -184,9 +184,8 @@ class Session:
         self.seconds_before = float(state["seconds"])
         # Another seed in every call and rank, or a resumed run would repeat the batches of the first.
         seed = arguments.seed + self.step + 1_000_003 * self.ranks.number
-        self.sampler = Sampler(mined, device, seed, token_id(tokenizer, "<|endoftext|>"))
-        self.sampler.renamed_share = arguments.renamed
-        self.lexical = LexicalStream(self.sampler, mined["token_counts"], mined["prefix"], mined["ending"])
+        self.sampler = Sampler(mined, device, seed, token_id(tokenizer, "<|endoftext|>"), arguments.renamed)
+        self.lexical = LexicalStream(self.sampler, mined["token_counts"])
         self.dev = [DevSet(path, PromptTokens(tokenizer), arguments.dev_queries) for path in arguments.dev]
         self.sums: dict[str, list[Tensor]] = {}
         if self.trainer.cuda:

@@ -284,7 +284,7 @@ def test_long_query_keeps_the_fixed_parts(tokenizer: Tokenizer) -> None:
     assert head[-len(tokens.ending) :] == tokens.ending
 
 
-def sampler_of(tokenizer: Tokenizer, tokens: PromptTokens) -> tuple[Sampler, torch.Tensor]:
+def sampler_of(tokenizer: Tokenizer, tokens: PromptTokens, renamed_share: float = 0.0) -> tuple[Sampler, torch.Tensor]:
     """A sampler over random passages, one query of which has all of them as candidates; and the token counts."""
     rng = random.Random(2)
     documents, starts = ragged([[rng.randrange(300, 14_000) for _ in range(rng.randint(30, 60))] for _ in range(113)])
@@ -296,7 +296,7 @@ def sampler_of(tokenizer: Tokenizer, tokens: PromptTokens) -> tuple[Sampler, tor
         "prefix": tokens.prefix, "ending": tokens.ending,
         "vocabulary": tokenizer.get_vocab_size(), "ordinary": tokenizer.get_vocab_size() - 5,
     }  # fmt: skip
-    sampler = Sampler(mined, "cpu", 0, tokenizer.token_to_id("<|endoftext|>"))
+    sampler = Sampler(mined, "cpu", 0, tokenizer.token_to_id("<|endoftext|>"), renamed_share)
     return sampler, torch.ones(tokenizer.get_vocab_size())
 
 
@@ -305,8 +305,7 @@ def test_renaming_keeps_what_matches(tokenizer: Tokenizer) -> None:
     tokens = PromptTokens(tokenizer)
     layout = RowLayout(128, 4, 72)
     plain = sampler_of(tokenizer, tokens)[0].natural(layout, 64, 0)
-    sampler, _ = sampler_of(tokenizer, tokens)
-    sampler.renamed_share = 0.5
+    sampler, _ = sampler_of(tokenizer, tokens, renamed_share=0.5)
     renamed = sampler.natural(layout, 64, 0)
     assert torch.equal(plain.head_lengths, renamed.head_lengths)
     assert torch.equal(plain.readouts, renamed.readouts)
@@ -329,7 +328,7 @@ def test_lexical_stream_plants_what_it_asks_for(tokenizer: Tokenizer) -> None:
     tokens = PromptTokens(tokenizer)
     sampler, counts = sampler_of(tokenizer, tokens)
     layout = RowLayout(128, 4, 72)
-    batch = LexicalStream(sampler, counts, tokens.prefix, tokens.ending).batch(layout, 16)
+    batch = LexicalStream(sampler, counts).batch(layout, 16)
     assert torch.allclose(batch.targets[:, 0], torch.tensor(OFFSET + SLOPE))
     assert ((batch.targets >= OFFSET - 1e-4) & (batch.targets <= OFFSET + SLOPE + 1e-4)).all()
     assert (batch.ids.gather(1, batch.readouts) == tokens.suffix[-1]).all()
