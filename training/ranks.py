@@ -56,5 +56,7 @@ class Ranks:
         return float(difference)
 
     def close(self) -> None:
+        """Leave together: a rank that ends while the first still saves may take it along."""
         if self.count > 1:
+            distributed.all_reduce(torch.zeros(1))  # waits for every rank, which a broadcast does not
             distributed.destroy_process_group()
