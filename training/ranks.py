@@ -58,5 +58,8 @@ class Ranks:
     def close(self) -> None:
         """Leave together: a rank that ends while the first still saves may take it along."""
         if self.count > 1:
-            distributed.all_reduce(torch.zeros(1))  # waits for every rank, which a broadcast does not
+            if self.device.startswith("cuda"):
+                distributed.all_reduce(torch.zeros(1))  # waits for every rank, which a broadcast does not
+            else:  # Gloo alone: acknowledged by every rank, or one of 16 runs ended in an abort after all was saved
+                distributed.monitored_barrier()
             distributed.destroy_process_group()
