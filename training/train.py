@@ -166,7 +166,7 @@ class Session:
         model = TinyQwen3(ModelShape(vocab_size=tokenizer.get_vocab_size(), **shape))
         model.initialise(mined["embeddings"], arguments.seed)
         model.to(device)
-        self.optimiser = Optimiser(model)
+        self.optimiser = Optimiser(model, arguments.matrix_rate, arguments.other_rate)
         layouts = SMOKE_LAYOUTS if arguments.smoke else FULL_LAYOUTS
         self.layouts = tuple((replace(layout, head=int(mined["head_tokens"])), rows) for layout, rows in layouts)
         labels = token_id(tokenizer, "yes"), token_id(tokenizer, "no")
@@ -295,6 +295,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--phases", choices=PHASES, default="fresh", help="which lengths are trained when")
     parser.add_argument("--dropout", type=float, default=0.0, help="of what each layer adds")
     parser.add_argument("--renamed", type=float, default=0.0, help="share of rows with part of the vocabulary renamed")
+    parser.add_argument("--matrix-rate", type=float, default=3e-3, help="Muon's highest learning rate")
+    parser.add_argument("--other-rate", type=float, default=2e-3, help="AdamW's, for embeddings and norms")
     parser.add_argument("--smoke", action="store_true", help="two layers and tiny rows, for the CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
