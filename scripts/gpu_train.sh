@@ -10,11 +10,12 @@
 #                       gpu_train.sh train NAME SECONDS OPTION ...  all GPUs together
 #                       gpu_train.sh score NAME ...                 dev and held-out lists, one GPU for each name
 set -euo pipefail
-: "${WORK:=/tmp/train}" "${OUT:=/tmp/train-out}" "${PYTHON:=python3}" "${PROCESSES:=$(($(nproc) - 4))}" "${SMOKE:=}"
+: "${WORK:=/tmp/train}" "${OUT:=/tmp/train-out}" "${PYTHON:=python3}" "${PROCESSES:=$(nproc)}" "${SMOKE:=}"
+PROCESSES=$((PROCESSES > 24 ? 24 : PROCESSES))
 cd "$(dirname "$0")/.."
 verb=${1:?usage: gpu_train.sh VERB ...}
 shift
-export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-8} OMP_WAIT_POLICY=passive
+export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-8} OMP_WAIT_POLICY=passive
 tiny=src/qwen3_ranker_plugins/assets/tiny
 
 pack() {
@@ -69,7 +70,7 @@ wait_for() {
     [ -e "$model/model.safetensors" ] && cp "$model/model.safetensors" "$OUT/$(basename "$model").safetensors"
   done
   tail -n 4 "$WORK"/*.log "$WORK"/runs/*.log 2>/dev/null | cut -c1-400
-  grep -h "\[dev\]" "$WORK"/runs/*.log 2>/dev/null | tail -n 12 | cut -c1-300
+  grep -h "\[dev\]" "$WORK"/runs/*.log 2>/dev/null | tail -n 12 | cut -c1-300 || true
   cat "$WORK/ended" 2>/dev/null || echo "still running"
 }
 

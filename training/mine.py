@@ -11,8 +11,8 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
@@ -100,8 +100,13 @@ def read_queries(job: tuple[list[str], list[bool], int]) -> Found:
 class Read:
     """What the workers found, joined in the order of the texts."""
 
-    def __init__(self, parts: list[Found]) -> None:
-        self.terms = [terms for found, _, _ in parts for terms in found]
+    def __init__(self, found: Iterable[Found], log: Callable[[str], None]) -> None:
+        parts = []
+        for part in found:
+            parts.append(part)
+            if len(parts) % 100 == 0:
+                log(f"read {len(parts) * CHUNK}")
+        self.terms = [terms for texts, _, _ in parts for terms in texts]
         self.values, self.starts = join([rows for _, rows, _ in parts])
         self.teacher_rows = [join(list(rows)) for rows in zip(*(rows for _, _, rows in parts), strict=True)]
 
@@ -158,30 +163,35 @@ def mine(
         print(f"[mine {time.time() - started:6.1f}s] {message}", flush=True)
 
     torch.manual_seed(seed)
-    texts = list(read_jsonl(data / "texts.jsonl.gz"))
-    queries = choose_queries(list(read_jsonl(data / "queries.jsonl.gz")), seed)
-    # Forked before the GPU is touched.
-    with get_context("fork").Pool(processes, start_worker, (tokenizer_path, teachers, head_tokens)) as pool:
-        jobs = ((number, row, seed) for number, row in enumerate(texts))
-        found = pool.imap(text_units, jobs, chunksize=1000)
+    # Forked before anything is loaded: a worker then shares little, and nothing of the GPU. An executor, as a pool
+    # waits for ever when a worker is killed.
+    with ProcessPoolExecutor(
+        processes, get_context("fork"), start_worker, (tokenizer_path, teachers, head_tokens)
+    ) as workers:
+        for ready in [workers.submit(os.getpid) for _ in range(processes)]:
+            ready.result()
+        texts = list(read_jsonl(data / "texts.jsonl.gz"))
+        queries = choose_queries(list(read_jsonl(data / "queries.jsonl.gz")), seed)
+        numbered = ((number, row, seed) for number, row in enumerate(texts))
+        found = workers.map(text_units, numbered, chunksize=1000)
         units = cap_windows([unit for some in found for unit in some], window_cap, seed)
         log(f"{len(texts)} texts, {len(queries)} queries, {len(units)} passages")
         passages = Read(
-            pool.map(
+            workers.map(
                 read_passages,
                 [([u[2] for u in part], [texts[u[0]]["lang"] == "en" for u in part]) for part in parted(units)],
-                chunksize=1,
-            )
+            ),
+            log,
         )
         asked = Read(
-            pool.map(
+            workers.map(
                 read_queries,
                 [
                     ([row["query"] for row in part], [row["lang"] == "en" for row in part], seed + number)
                     for number, part in enumerate(parted(queries))
                 ],
-                chunksize=1,
-            )
+            ),
+            log,
         )
     log(f"{len(passages.values)} document tokens")
     index = TermIndex(passages.terms, asked.terms, devices[0])
