@@ -1,17 +1,16 @@
 #!/usr/bin/env bash
 # Train the bundled model on a GPU host without a package registry, over several calls (training/README.md).
 #
-# Here, once:           gpu_train.sh pack DATA MINILM MPNET DEV     writes .train/1 .. .train/5, each small enough for a call
+# Here, once:           gpu_train.sh pack READ DATA MINILM MPNET DEV SMALL [START]   writes .train/1, .train/2 .., each small enough for a call
 # There, call by call:  gpu_train.sh store                          keeps the carried .train/N
 #                       gpu_train.sh begin VERB ARGUMENT...         starts a verb that outlives the call
 #                       gpu_train.sh wait SECONDS                   waits for its end, shows its log, fills $OUT
 #                       gpu_train.sh mine
 #                       gpu_train.sh variants SECONDS "OPTIONS" ... one GPU each, at the same time
 #                       gpu_train.sh train NAME SECONDS OPTION ...  all GPUs together
-#                       gpu_train.sh score NAME ...                 dev and held-out lists, one GPU for each name
+#                       gpu_train.sh score NAME ...                 dev and held-out sets, one GPU for each name
 set -euo pipefail
-: "${WORK:=/tmp/train}" "${OUT:=/tmp/train-out}" "${PYTHON:=python3}" "${PROCESSES:=$(nproc)}" "${SMOKE:=}"
-PROCESSES=$((PROCESSES > 24 ? 24 : PROCESSES))
+: "${WORK:=/tmp/train}" "${OUT:=/tmp/train-out}" "${PYTHON:=python3}" "${SMOKE:=}"
 cd "$(dirname "$0")/.."
 verb=${1:?usage: gpu_train.sh VERB ...}
 shift
@@ -19,24 +18,35 @@ export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1 OMP_NUM_THREADS=${OMP_NUM_THREADS
 tiny=src/qwen3_ranker_plugins/assets/tiny
 
 pack() {
-  local data=$1 minilm=$2 mpnet=$3 dev=$4 part
+  local read=$1 data=$2 minilm=$3 mpnet=$4 dev=$5 small=$6 start=${7:-} part
   rm -rf .train
-  mkdir -p .train/{1/data,2/data,3/mpnet,4/mpnet,5/minilm,5/lists}
-  zcat "$data/texts.jsonl.gz" | xz -9 -T0 >.train/1/data/texts.jsonl.xz
-  zcat "$data/queries.jsonl.gz" | xz -T0 >.train/2/data/queries.jsonl.xz
-  cp "$mpnet/part0.npz" .train/3/mpnet/
-  cp "$mpnet/part1.npz" "$mpnet"/*.json .train/4/mpnet/
-  cp "$minilm"/* .train/5/minilm/
-  cp "$dev"/*.jsonl.gz .train/5/lists/
-  # Short lists of the splits that come nearest to what is judged elsewhere; the whole sets are scored on a CPU.
+  mkdir -p .train/{1/mpnet,2/mpnet,3/minilm,3/lists,4/heldout,parts}
+  cp "$mpnet/part0.npz" .train/1/mpnet/
+  cp "$mpnet/part1.npz" "$mpnet"/*.json .train/2/mpnet/
+  cp "$minilm"/* .train/3/minilm/
+  mkdir -p .train/0
+  cp "$small" .train/0/small.pt  # any mined tensors with the same tokenizer and room for the head
+  cp "$dev"/*.jsonl.gz .train/3/lists/
+  # Short lists of the splits that come nearest to what is judged elsewhere are looked at while training.
   for part in nq_open_oracle hotpot_musique_small_labelled medquad tldr_en; do
-    cp "$data/heldout/$part.jsonl.gz" .train/2/data/
+    cp "$data/heldout/$part.jsonl.gz" .train/3/lists/
   done
+  cp "$data"/heldout/*.jsonl.gz .train/4/heldout/
+  xz -2 -T0 <"$read" | split -b "${PART_BYTES:-43000000}" -d - .train/parts/read.pt.xz.
+  for part in .train/parts/*; do
+    mkdir ".train/$((5 + 10#${part##*.}))"
+    mv "$part" ".train/$((5 + 10#${part##*.}))/"
+  done
+  rmdir .train/parts
+  if [ -n "$start" ]; then
+    mkdir -p .train/0/start
+    cp "$start/model.safetensors" .train/0/start/
+  fi
   du -sm .train/*
 }
 
 store() {
-  local part packed
+  local part
   mkdir -p "$WORK/stored"
   for part in .train/*; do  # earlier calls' parts may still lie there
     [ -e "$WORK/stored/${part##*/}" ] || cp -r "$part/." "$WORK/"
@@ -44,12 +54,6 @@ store() {
   done
   # A running stage must not see the next call's files.
   [ -d "$WORK/code" ] || { mkdir "$WORK/code"; cp -r training scripts src "$WORK/code/"; }
-  for packed in "$WORK"/data/*.xz; do
-    [ -e "$packed" ] && $PYTHON -c "
-import gzip, lzma, shutil, sys
-with lzma.open(sys.argv[1]) as a, gzip.open(sys.argv[1][:-2] + 'gz', 'wb', compresslevel=1) as b:
-    shutil.copyfileobj(a, b, 1 << 20)" "$packed" && rm "$packed"
-  done
   find "$WORK" -maxdepth 2 -not -path "*/code*" -type f -printf "%s %P\n"
 }
 
@@ -64,7 +68,7 @@ wait_for() {
   local until=$((SECONDS + $1))
   while [ ! -e "$WORK/ended" ] && ((SECONDS < until)); do sleep 1; done
   mkdir -p "$OUT"
-  tar -C "$WORK" -czf "$OUT/logs.tgz" --exclude=code --exclude=data --exclude='state.*' --exclude='*.pt' --exclude='*.npz' \
+  tar -C "$WORK" -czf "$OUT/logs.tgz" --exclude=code --exclude=heldout --exclude='*.xz.*' --exclude='state.*' --exclude='*.pt' --exclude='*.npz' \
     --exclude='lists' --exclude='*.safetensors' --exclude=minilm --exclude=mpnet . || true
   for model in "$WORK"/models/*; do
     [ -e "$model/model.safetensors" ] && cp "$model/model.safetensors" "$OUT/$(basename "$model").safetensors"
@@ -74,17 +78,23 @@ wait_for() {
   cat "$WORK/ended" 2>/dev/null || echo "still running"
 }
 
-mine() {
-  $PYTHON -m training.mine --data "$WORK/data" --tokenizer $tiny/tokenizer.json ${SMOKE:+--device cpu} \
-    $([ -d "$WORK/minilm" ] && echo --teacher "$WORK/minilm" --teacher "$WORK/mpnet") \
-    --head-tokens 256 --window-cap 300000 --out "$WORK/mined.pt" --processes "$PROCESSES"
+# warm: training's kernels compiled on the side, with and without dropout; for the speed of what follows alone.
+warm() {
+  local number=0 dropout
+  for dropout in 0 0.1; do
+    CUDA_VISIBLE_DEVICES=$((number + 2)) $PYTHON -m training.train --mined "$WORK/small.pt" --tokenizer $tiny/tokenizer.json \
+      --checkpoint "$WORK/warm$number" --phases continued --steps 2 --dropout $dropout >"$WORK/warm$number.log" 2>&1 &
+    number=$((number + 1))
+  done
 }
 
-lists() {
-  local list
-  for list in "$WORK"/lists/*.jsonl.gz "$WORK"/data/{nq,hotpot,medquad,tldr}*.jsonl.gz; do
-    [ -e "$list" ] && echo "$list"
-  done
+mine() {
+  [ -n "$SMOKE" ] || warm
+  cat "$WORK"/read.pt.xz.* | if command -v xz >/dev/null; then xz -dc -T0; else
+    $PYTHON -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.stdin.buffer), sys.stdout.buffer, 1 << 22)'
+  fi >"$WORK/read.pt"
+  $PYTHON -m training.mine --read "$WORK/read.pt" --tokenizer $tiny/tokenizer.json ${SMOKE:+--device cpu} \
+    $([ -d "$WORK/minilm" ] && echo --teacher "$WORK/minilm" --teacher "$WORK/mpnet") --out "$WORK/mined.pt"
 }
 
 # all PID...: waits for every process; fails if one of them did.
@@ -102,7 +112,7 @@ run() {
   shift
   mkdir -p "$WORK/runs" "$WORK/models"
   local dev=()
-  for list in $(lists); do dev+=(--dev "$list"); done
+  for list in "$WORK"/lists/*.jsonl.gz; do dev+=(--dev "$list"); done
   "${launcher[@]}" -m training.train --mined "$WORK/mined.pt" --tokenizer $tiny/tokenizer.json \
     --checkpoint "$WORK/checkpoints/$name" --phases continued --total-seconds "$seconds" "${dev[@]}" \
     --dev-queries 225 --eval-seconds 200 --save-seconds 120 --log-seconds 20 ${SMOKE:+--smoke --device cpu --steps 3} "$@" >"$WORK/runs/$name.log" 2>&1
@@ -131,9 +141,8 @@ train() {
 score() {
   local number=0 name started=()
   for name in "$@"; do
-    # shellcheck disable=SC2046  # one word for each list
     CUDA_VISIBLE_DEVICES=$number $PYTHON -m training.evaluate score --model "$WORK/models/$name" \
-      --lists $(lists) --out "$WORK/scores-$name.json" &
+      --lists "$WORK"/lists/{cacm,cranfield}.jsonl.gz "$WORK"/heldout/*.jsonl.gz --out "$WORK/scores-$name.json" &
     started+=($!)
     number=$((number + 1))
   done

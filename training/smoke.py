@@ -15,6 +15,7 @@ from training.evaluate import main as evaluate
 from training.export import export
 from training.mine import mine
 from training.prepare_data import prepare, read_jsonl, write_jsonl
+from training.read import read
 from training.train import load, parse, train
 from training.trim_tokenizer import han_by_frequency, tokenizer_config, trim
 
@@ -36,7 +37,9 @@ def smoke(train_folder: Path, qwen3: Path, out: Path, steps: int = 6, rows: int 
     config = json.loads((qwen3 / "tokenizer_config.json").read_text("utf-8"))
     (tokenizer / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(config, trimmed)), "utf-8")
     mined = out / "mined.pt"
-    mine(data, tokenizer / "tokenizer.json", [], mined, ["cpu"], seed=0, processes=1, window_cap=500, head_tokens=192)
+    ids = out / "read.pt"
+    read(data, tokenizer / "tokenizer.json", [], ids, seed=0, processes=1, window_cap=500, head_tokens=192)
+    mine(ids, tokenizer / "tokenizer.json", [], mined, ["cpu"], seed=0)
     common = [
         "--mined",
         str(mined),

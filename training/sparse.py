@@ -11,34 +11,37 @@ from torch import Tensor
 from training.texts import terms
 
 
-def hashed_terms(text: str) -> np.ndarray:
-    """CRC-32 of every term: a few collisions among 300,000 terms change nothing."""
-    return np.array([zlib.crc32(term.encode()) for term in terms(text)], dtype=np.int64)
+def hashed_terms(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(CRC-32 of every term, terms of every text): a few collisions among 300,000 terms change nothing."""
+    found = [[zlib.crc32(term.encode()) for term in terms(text)] for text in texts]
+    return np.array([code for codes in found for code in codes], dtype=np.int64), np.array(
+        [len(codes) for codes in found], dtype=np.int32
+    )
 
 
-def flatten(rows: list[np.ndarray], device: str) -> tuple[Tensor, Tensor]:
-    """(row number, value) of every element."""
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    values = torch.from_numpy(np.concatenate([*rows, np.empty(0, np.int64)])).to(device)
-    return torch.repeat_interleave(torch.arange(len(rows), device=device), lengths), values
+def flatten(rows: tuple[Tensor, Tensor], device: str) -> tuple[Tensor, Tensor]:
+    """(row number, value) of every element of (values, starts)."""
+    values, starts = rows
+    lengths = starts.diff().to(device)
+    return torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths), values.to(device)
 
 
 class TermIndex:
     """Term counts of all passages, for the terms that some query asks for."""
 
-    def __init__(self, passages: list[np.ndarray], queries: list[np.ndarray], device: str) -> None:
+    def __init__(self, passages: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor], device: str) -> None:
         self.device = device
         self.query_row, query_values = flatten(queries, device)
         self.vocabulary = torch.unique(query_values)
         self.query_term = torch.searchsorted(self.vocabulary, query_values)
         row, values = flatten(passages, device)
-        self.lengths = torch.bincount(row, minlength=len(passages)).float()
+        self.lengths = torch.bincount(row, minlength=len(passages[1]) - 1).float()
         place = torch.searchsorted(self.vocabulary, values).clamp(max=len(self.vocabulary) - 1)
         asked = self.vocabulary[place] == values
         key, self.count = torch.unique(row[asked] * len(self.vocabulary) + place[asked], return_counts=True)
         self.row, self.term = key // len(self.vocabulary), key % len(self.vocabulary)
         frequency = torch.bincount(self.term, minlength=len(self.vocabulary))
-        self.idf = torch.log(1 + (len(passages) - frequency + 0.5) / (frequency + 0.5))
+        self.idf = torch.log(1 + (len(self.lengths) - frequency + 0.5) / (frequency + 0.5))
 
     def to(self, device: str) -> "TermIndex":
         """A copy on another device, for mining on several."""

@@ -22,9 +22,10 @@ from training.candidates import fit_logistic  # noqa: E402
 from training.evaluate import main as evaluate  # noqa: E402
 from training.lexical import OFFSET, SLOPE, LexicalStream  # noqa: E402
 from training.model import ModelShape, RowLayout, TinyQwen3, causal  # noqa: E402
-from training.passages import ragged  # noqa: E402
+from training.passages import join, ragged  # noqa: E402
 from training.prepare_data import wordy_request  # noqa: E402
 from training.prompt import SUFFIX, PromptTokens, prompt  # noqa: E402
+from training.read import renumber  # noqa: E402
 from training.scoring import read_lists  # noqa: E402
 from training.smoke import smoke  # noqa: E402
 from training.sparse import TermIndex, hashed_terms  # noqa: E402
@@ -340,13 +341,17 @@ def test_lexical_stream_plants_what_it_asks_for(tokenizer: Tokenizer) -> None:
         assert set(query) <= set(batch.ids[row, layout.head : layout.head + layout.slot].tolist())
 
 
+def term_rows(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    return join([hashed_terms(texts)])
+
+
 def test_sparse_bm25_agrees_with_the_reference() -> None:
     documents = [
         f"the {a} beside the {b}, {a}s and one {c}"
         for a, b, c in zip(SUBJECTS, SUBJECTS[1:], SUBJECTS[2:], strict=False)
     ]
     queries = ["falcon beside an orchid", "glaciers", "lantern saffron"]
-    index = TermIndex([hashed_terms(text) for text in documents], [hashed_terms(text) for text in queries], "cpu")
+    index = TermIndex(*renumber(term_rows(documents), term_rows(queries)), "cpu")
     asked, largest = index.questions(torch.arange(len(queries)))
     scores = (index.weights(torch.arange(len(documents))) @ asked).T
     reference = BM25(documents)
