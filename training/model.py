@@ -158,9 +158,9 @@ class TinyQwen3(nn.Module):
         return states
 
     def logits(self, states: Tensor) -> Tensor:
-        """Logits (.., vocab_size) in float32 of chosen states."""
-        normed = self.model.norm(states)
-        return functional.linear(normed, self.model.embed_tokens.weight.to(normed.dtype)).float()
+        """Logits (.., vocab_size) of chosen states, in float32: in bfloat16 they lie a sixteenth apart and tie."""
+        normed: Tensor = self.model.norm(states.float())
+        return functional.linear(normed, self.model.embed_tokens.weight)
 
 
 def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
