@@ -19,12 +19,13 @@ from tokenizers import Tokenizer  # noqa: E402
 from tests.training.conftest import ROOT  # noqa: E402
 from training.batches import Sampler  # noqa: E402
 from training.candidates import fit_logistic  # noqa: E402
+from training.evaluate import load_exported  # noqa: E402
 from training.evaluate import main as evaluate  # noqa: E402
 from training.lexical import OFFSET, SLOPE, LexicalStream  # noqa: E402
 from training.model import ModelShape, RowLayout, TinyQwen3, causal  # noqa: E402
 from training.passages import join, ragged  # noqa: E402
 from training.prepare_data import wordy_request  # noqa: E402
-from training.prompt import SUFFIX, PromptTokens, prompt  # noqa: E402
+from training.prompt import SUFFIX, PromptTokens, prompt, token_id  # noqa: E402
 from training.read import renumber  # noqa: E402
 from training.scoring import read_lists  # noqa: E402
 from training.smoke import smoke  # noqa: E402
@@ -430,3 +431,12 @@ def test_wordy_requests_are_of_the_passage() -> None:
     own = [set(terms(request)) for request in requests if request not in text]
     assert all(words & set(terms(text)) for words in own)
     assert wordy_request("Too short.", "", random.Random(1)) == ""
+
+
+def test_margins_of_bfloat16_states_do_not_tie() -> None:
+    """Logits rounded to bfloat16 leave 226 different margins of 400, and ties keep the first stage's order."""
+    model, tokenizer = load_exported(TINY, "cpu")
+    states = torch.randn(400, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+    logits = model.logits(states)
+    margin = logits[:, token_id(tokenizer, "yes")] - logits[:, token_id(tokenizer, "no")]
+    assert len(margin.unique()) == 400
