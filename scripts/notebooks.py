@@ -20,6 +20,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HAYSTACK_TELEMETRY_ENABLED": "False",
     "OMP_WAIT_POLICY": "passive",
+    "TQDM_DISABLE": "1",  # a stored output needs no progress bar
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
 }
 #: Where the notebooks would look for somebody's server, model or account.
