@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from training.model import ModelShape, TinyQwen3
 from training.prompt import PromptTokens, token_id
-from training.scoring import Ranking, margins, read_lists
+from training.scoring import Ranking, margins, no_attention_plans, read_lists
 from training.teacher import load_teacher
 from training.texts import BM25, HAN_CHARACTER, characters
 
@@ -192,6 +192,7 @@ def main(argv: list[str] | None = None) -> None:
         }
         table(arguments.lists, runs, arguments.out)
         return
+    no_attention_plans()
     found: dict[str, Ranking] = {}
     for path in arguments.lists:
         rows = read_lists(path, arguments.limit)

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from training.candidates import Facts, mine_candidates
 from training.prompt import PromptTokens
+from training.scoring import no_attention_plans
 from training.sparse import TermIndex
 from training.teacher import Teacher, load_teacher
 from training.trim_tokenizer import SPECIAL_TOKENS
@@ -68,6 +69,7 @@ def mine(read: Path, tokenizer_path: Path, teachers: list[Path], out: Path, devi
         print(f"[mine {time.time() - started:6.1f}s] {message}", flush=True)
 
     torch.manual_seed(seed)
+    no_attention_plans()
     found = torch.load(read, weights_only=True)
     passages, asked = found["passages"], found["queries"]
     if len(passages["teachers"]) != len(teachers):

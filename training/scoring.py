@@ -13,6 +13,11 @@ from training.model import TinyQwen3, causal
 Ranking = dict[str, dict[str, float]]  # query id -> document id -> score
 
 
+def no_attention_plans() -> None:
+    """Keep cuDNN out of attention: it makes a plan for every new shape, and here nearly every batch has its own."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 @torch.no_grad()
 def margins(
     model: TinyQwen3, prompts: list[list[int]], yes: int, no: int, dtype: torch.dtype, batch_tokens: int = 131_072

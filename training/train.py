@@ -28,7 +28,7 @@ from training.optim import Optimiser
 from training.passages import HEAD_TOKENS
 from training.prompt import PromptTokens, token_id
 from training.ranks import Ranks
-from training.scoring import margins, quick_ndcg, read_lists
+from training.scoring import margins, no_attention_plans, quick_ndcg, read_lists
 
 TEMPERATURE = 0.5
 LEXICAL_EVERY = 4
@@ -252,6 +252,7 @@ class Session:
 def train(arguments: argparse.Namespace) -> None:
     started = time.time()
     torch.set_float32_matmul_precision("high")
+    no_attention_plans()
     session = Session(arguments)
     print(f"[train] ready after {time.time() - started:.1f}s, step {session.step}", flush=True)
     periods = {"log": arguments.log_seconds, "evaluate": arguments.eval_seconds, "save": arguments.save_seconds}
