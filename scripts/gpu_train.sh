@@ -14,17 +14,16 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 verb=${1:?usage: gpu_train.sh VERB ...}
 shift
-export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-8} OMP_WAIT_POLICY=passive
+export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-8} OMP_WAIT_POLICY=passive
 tiny=src/qwen3_ranker_plugins/assets/tiny
 
 pack() {
   local read=$1 data=$2 minilm=$3 mpnet=$4 dev=$5 small=$6 start=${7:-} part
   rm -rf .train
-  mkdir -p .train/{1/mpnet,2/mpnet,3/minilm,3/lists,4/heldout,parts}
+  mkdir -p .train/{0,1/mpnet,2/mpnet,3/minilm,3/lists,4/heldout,parts}
   cp "$mpnet/part0.npz" .train/1/mpnet/
   cp "$mpnet/part1.npz" "$mpnet"/*.json .train/2/mpnet/
   cp "$minilm"/* .train/3/minilm/
-  mkdir -p .train/0
   cp "$small" .train/0/small.pt  # any mined tensors with the same tokenizer and room for the head
   cp "$dev"/*.jsonl.gz .train/3/lists/
   # Short lists of the splits that come nearest to what is judged elsewhere are looked at while training.
@@ -39,7 +38,7 @@ pack() {
   done
   rmdir .train/parts
   if [ -n "$start" ]; then
-    mkdir -p .train/0/start
+    mkdir .train/0/start
     cp "$start/model.safetensors" .train/0/start/
   fi
   du -sm .train/*
@@ -78,21 +77,22 @@ wait_for() {
   cat "$WORK/ended" 2>/dev/null || echo "still running"
 }
 
+gpus() {
+  nvidia-smi -L 2>/dev/null | wc -l
+}
+
 # warm: training's kernels compiled on the side, with and without dropout; for the speed of what follows alone.
 warm() {
-  local number=0 dropout
+  local dropout
   for dropout in 0 0.1; do
-    CUDA_VISIBLE_DEVICES=$((number + 2)) $PYTHON -m training.train --mined "$WORK/small.pt" --tokenizer $tiny/tokenizer.json \
-      --checkpoint "$WORK/warm$number" --phases continued --steps 2 --dropout $dropout >"$WORK/warm$number.log" 2>&1 &
-    number=$((number + 1))
+    CUDA_VISIBLE_DEVICES=$(($(gpus) - 1)) $PYTHON -m training.train --mined "$WORK/small.pt" --tokenizer $tiny/tokenizer.json \
+      --checkpoint "$WORK/warm$dropout" --phases continued --steps 2 --dropout $dropout >"$WORK/warm$dropout.log" 2>&1 &
   done
 }
 
 mine() {
   [ -n "$SMOKE" ] || warm
-  cat "$WORK"/read.pt.xz.* | if command -v xz >/dev/null; then xz -dc -T0; else
-    $PYTHON -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.stdin.buffer), sys.stdout.buffer, 1 << 22)'
-  fi >"$WORK/read.pt"
+  cat "$WORK"/read.pt.xz.* | xz -dc -T0 >"$WORK/read.pt"
   $PYTHON -m training.mine --read "$WORK/read.pt" --tokenizer $tiny/tokenizer.json ${SMOKE:+--device cpu} \
     $([ -d "$WORK/minilm" ] && echo --teacher "$WORK/minilm" --teacher "$WORK/mpnet") --out "$WORK/mined.pt"
 }
@@ -132,10 +132,10 @@ variants() {
 }
 
 train() {
-  local name=$1 seconds=$2 gpus
+  local name=$1 seconds=$2 count
   shift 2
-  gpus=$(nvidia-smi -L 2>/dev/null | wc -l) || gpus=0
-  run "$name" "$seconds" "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$((gpus > 0 ? gpus : 2))" -- "$@"
+  count=$(gpus) || count=0
+  run "$name" "$seconds" "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$((count > 0 ? count : 2))" -- "$@"
 }
 
 score() {

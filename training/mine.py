@@ -6,9 +6,7 @@ of a pair is the logit of a logistic regression on the teachers' cosines and the
 labelled pairs, plus a bonus for known positives. Writes one `mined.pt` that training reads into GPU memory.
 """
 
-import argparse
 import math
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from training.candidates import Facts, mine_candidates
 from training.prompt import PromptTokens
 from training.scoring import no_attention_plans
 from training.sparse import TermIndex
+from training.stage import stage_log, stage_parser
 from training.teacher import Teacher, load_teacher
 from training.trim_tokenizer import SPECIAL_TOKENS
 
@@ -63,22 +62,18 @@ def token_vectors(tokenizer: Tokenizer, teachers: list[tuple[Teacher, Tokenizer]
 
 
 def mine(read: Path, tokenizer_path: Path, teachers: list[Path], out: Path, devices: list[str], seed: int) -> None:
-    started = time.time()
-
-    def log(message: str) -> None:
-        print(f"[mine {time.time() - started:6.1f}s] {message}", flush=True)
-
+    log = stage_log("mine")
     torch.manual_seed(seed)
     no_attention_plans()
     found = torch.load(read, weights_only=True)
-    passages, asked = found["passages"], found["queries"]
-    if len(passages["teachers"]) != len(teachers):
+    terms, (ids, starts), teacher_ids = found["passages"]
+    query_terms, (heads, head_starts), query_teacher_ids = found["queries"]
+    if len(teacher_ids) != len(teachers):
         raise ValueError(
-            f"{read} was read with {len(passages['teachers'])} teachers' tokenizers, but {len(teachers)} are given; "
+            f"{read} was read with {len(teacher_ids)} teachers' tokenizers, but {len(teachers)} are given; "
             "give the same --teacher options to training.read and training.mine"
         )
-    (ids, starts), (heads, head_starts) = passages["ids"][0], asked["ids"][0]
-    index = TermIndex(passages["terms"][0], asked["terms"][0], devices[0])
+    index = TermIndex(terms, query_terms, devices[0])
     log(f"{len(ids)} document tokens, {len(index.vocabulary)} terms")
 
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
@@ -87,8 +82,8 @@ def mine(read: Path, tokenizer_path: Path, teachers: list[Path], out: Path, devi
     loaded = [load_teacher(folder, devices[0]) for folder in teachers]
     for number, (teacher, _) in enumerate(loaded):
         copies = [teacher, *(teacher.to(device) for device in devices[1:])]
-        unit_vectors.append(vectors_of(copies, passages["teachers"][number]))
-        query_vectors.append(vectors_of(copies, asked["teachers"][number]))
+        unit_vectors.append(vectors_of(copies, teacher_ids[number]))
+        query_vectors.append(vectors_of(copies, query_teacher_ids[number]))
         log(f"encoded with {teachers[number].name}")
     embeddings = token_vectors(tokenizer, loaded, EMBEDDING_SIZE, seed)
 
@@ -122,24 +117,12 @@ def every_device() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = stage_parser(__doc__)
     parser.add_argument("--read", type=Path, required=True, help="output of training.read")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="trimmed tokenizer.json")
-    parser.add_argument(
-        "--teacher", type=Path, action="append", default=[], help="teacher folder; MiniLM first, then mpnet"
-    )
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", help="without it every GPU, or the CPU")
-    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    mine(
-        arguments.read,
-        arguments.tokenizer,
-        arguments.teacher,
-        arguments.out,
-        [arguments.device] if arguments.device else every_device(),
-        arguments.seed,
-    )
+    devices = [arguments.device] if arguments.device else every_device()
+    mine(arguments.read, arguments.tokenizer, arguments.teachers, arguments.out, devices, arguments.seed)
 
 
 if __name__ == "__main__":

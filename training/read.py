@@ -4,10 +4,8 @@ Worker processes do it; nothing here needs a GPU or a teacher's weights, only th
 where the texts are. Writes one `read.pt`: ragged vectors of ids, and what is known of passages and queries.
 """
 
-import argparse
 import os
 import random
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -34,11 +32,13 @@ from training.passages import (
 from training.prepare_data import read_jsonl
 from training.prompt import PromptTokens
 from training.sparse import hashed_terms
+from training.stage import stage_log, stage_parser
 from training.teacher import load_tokenizer
 
 CHUNK = 2000  # texts that a worker process reads at once
 
 Found = tuple[Rows, Rows, list[Rows]]  # terms, our ids, each teacher's ids
+Ragged = tuple[Tensor, Tensor]  # all values, start of every row with the end appended
 
 
 class Reader:
@@ -91,22 +91,22 @@ def read_queries(job: tuple[list[str], list[bool], int]) -> Found:
     return READER[0].queries(*job)
 
 
-def joined(found: Iterable[Found], log: Callable[[str], None]) -> dict[str, list[tuple[Tensor, Tensor]]]:
-    """What the workers found, in the order of the texts: (values, starts) of terms, our ids, each teacher's ids."""
+def joined(found: Iterable[Found], log: Callable[[str], None]) -> tuple[Ragged, Ragged, list[Ragged]]:
+    """What the workers found, in the order of the texts: terms, our ids, each teacher's ids."""
     parts = []
     for part in found:
         parts.append(part)
         if len(parts) % 50 == 0:
             log(f"read {len(parts) * CHUNK}")
     teachers = zip(*(rows for _, _, rows in parts), strict=True)
-    return {
-        "terms": [join([terms for terms, _, _ in parts])],
-        "ids": [join([rows for _, rows, _ in parts])],
-        "teachers": [join(list(rows)) for rows in teachers],
-    }
+    return (
+        join([terms for terms, _, _ in parts]),
+        join([rows for _, rows, _ in parts]),
+        [join(rows) for rows in teachers],
+    )
 
 
-def renumber(*terms: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+def renumber(*terms: Ragged) -> list[Ragged]:
     """The same terms as small numbers, equal where they were equal."""
     _, numbers = torch.unique(torch.cat([values for values, _ in terms]), return_inverse=True)
     parts = torch.split(numbers.int(), [len(values) for values, _ in terms])
@@ -123,18 +123,13 @@ def read(
     window_cap: int,
     head_tokens: int = HEAD_TOKENS,
 ) -> None:
-    started = time.time()
-
-    def log(message: str) -> None:
-        print(f"[read {time.time() - started:6.1f}s] {message}", flush=True)
-
+    log = stage_log("read")
     # Forked before anything is loaded, so a worker shares little. An executor, as a pool waits for ever when a worker
     # is killed.
     with ProcessPoolExecutor(
         processes, get_context("fork"), start_worker, (tokenizer, teachers, head_tokens)
     ) as workers:
-        for ready in [workers.submit(os.getpid) for _ in range(processes)]:
-            ready.result()
+        workers.submit(os.getpid).result()
         texts = list(read_jsonl(data / "texts.jsonl.gz"))
         queries = choose_queries(list(read_jsonl(data / "queries.jsonl.gz")), seed)
         numbered = ((number, row, seed) for number, row in enumerate(texts))
@@ -143,8 +138,8 @@ def read(
         log(f"{len(texts)} texts, {len(queries)} queries, {len(units)} passages")
         english = [texts[number]["lang"] == "en" for number, _, _ in units]
         jobs = zip(parted([text for _, _, text in units]), parted(english), strict=True)
-        passages = joined(workers.map(read_passages, jobs), log)
-        asked = joined(
+        terms, ids, teacher_ids = joined(workers.map(read_passages, jobs), log)
+        query_terms, heads, query_teacher_ids = joined(
             workers.map(
                 read_queries,
                 [
@@ -154,19 +149,19 @@ def read(
             ),
             log,
         )
-    log(f"{len(passages['ids'][0][0])} document tokens")
-    passages["terms"][0], asked["terms"][0] = renumber(passages["terms"][0], asked["terms"][0])
+    log(f"{len(ids[0])} document tokens")
+    terms, query_terms = renumber(terms, query_terms)
     rng = random.Random(seed)
     positive_text = torch.tensor([rng.choice(row["positives"]) if row["positives"] else -1 for row in queries])
-    facts = Facts.gather(texts, queries, units, passages["ids"][0][1].diff(), positive_text)
+    facts = Facts.gather(texts, queries, units, ids[1].diff(), positive_text)
     group_of = [(row["lang"] != "en", row["kind"], row["source"]) for row in queries]
     groups = sorted(set(group_of))
     place = {group: number for number, group in enumerate(groups)}
     torch.save(
         {
             "head_tokens": head_tokens,
-            "passages": passages,
-            "queries": asked,
+            "passages": (terms, ids, teacher_ids),
+            "queries": (query_terms, heads, query_teacher_ids),
             "facts": asdict(facts),
             "group": torch.tensor([place[group] for group in group_of]),
             "groups": groups,
@@ -177,28 +172,12 @@ def read(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = stage_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="output folder of training.prepare_data")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="trimmed tokenizer.json")
-    parser.add_argument(
-        "--teacher", type=Path, action="append", default=[], help="teacher folder; MiniLM first, then mpnet"
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--window-cap", type=int, default=250_000, help="most windows of each of the two sizes")
     parser.add_argument("--head-tokens", type=int, default=HEAD_TOKENS, help="room for instruction and query")
-    arguments = parser.parse_args()
-    read(
-        arguments.data,
-        arguments.tokenizer,
-        arguments.teacher,
-        arguments.out,
-        arguments.seed,
-        arguments.processes,
-        arguments.window_cap,
-        arguments.head_tokens,
-    )
+    read(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":
