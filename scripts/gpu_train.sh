@@ -72,6 +72,11 @@ wait_for() {
   for model in "$WORK"/models/*; do
     [ -e "$model/model.safetensors" ] && cp "$model/model.safetensors" "$OUT/$(basename "$model").safetensors"
   done
+  for weights in "$WORK"/checkpoints/*/weights-*.safetensors; do  # of evaluations on the way, the latest first
+    echo "$weights"
+  done | sort -V -r | head -n "${KEPT:-3}" | while read -r weights; do
+    [ ! -e "$weights" ] || cp "$weights" "$OUT/$(basename "$(dirname "$weights")")-$(basename "$weights")"
+  done
   tail -n 4 "$WORK"/*.log "$WORK"/runs/*.log 2>/dev/null | cut -c1-400
   grep -h "\[dev\]" "$WORK"/runs/*.log 2>/dev/null | tail -n 12 | cut -c1-300 || true
   cat "$WORK/ended" 2>/dev/null || echo "still running"
@@ -115,7 +120,7 @@ run() {
   for list in "$WORK"/lists/*.jsonl.gz; do dev+=(--dev "$list"); done
   "${launcher[@]}" -m training.train --mined "$WORK/mined.pt" --tokenizer $tiny/tokenizer.json \
     --checkpoint "$WORK/checkpoints/$name" --phases continued --total-seconds "$seconds" "${dev[@]}" \
-    --dev-queries 225 --eval-seconds 200 --save-seconds 120 --log-seconds 20 ${SMOKE:+--smoke --device cpu --steps 3} "$@" >"$WORK/runs/$name.log" 2>&1
+    --dev-queries 225 --eval-seconds "${EVAL_SECONDS:-200}" --save-seconds 120 --log-seconds 20 ${SMOKE:+--smoke --device cpu --steps 3} "$@" >"$WORK/runs/$name.log" 2>&1
   $PYTHON -m training.export --checkpoint "$WORK/checkpoints/$name" --tokenizer $tiny --out "$WORK/models/$name"
 }
 

@@ -40,7 +40,15 @@ def fill_slots(contents: Tensor, lengths: Tensor, ending: Tensor, slot: int, pad
 class Sampler:
     """Batches of mined queries (`natural`); `base_documents` serves the lexical stream."""
 
-    def __init__(self, mined: dict[str, Any], device: str, seed: int, padding: int, renamed_share: float = 0.0) -> None:
+    def __init__(
+        self,
+        mined: dict[str, Any],
+        device: str,
+        seed: int,
+        padding: int,
+        renamed_share: float = 0.0,
+        neighbours_share: float = 0.0,
+    ) -> None:
         names = ("heads", "head_starts", "documents", "document_starts", "candidates", "targets")
         self.data: dict[str, Tensor] = {name: mined[name].to(device) for name in names}
         self.prefix, self.ending, self.suffix = (
@@ -49,7 +57,7 @@ class Sampler:
         self.device, self.padding = device, padding
         self.generator = torch.Generator(device).manual_seed(seed)
         self.vocabulary, self.ordinary = int(mined["vocabulary"]), int(mined["ordinary"])
-        self.renamed_share = renamed_share
+        self.renamed_share, self.neighbours_share = renamed_share, neighbours_share
         weight = torch.tensor([KIND_WEIGHT[chinese, kind] for chinese, kind, _ in mined["groups"]])
         group: Tensor = mined["group"]
         counts = torch.bincount(group, minlength=len(weight)).float()
@@ -88,12 +96,24 @@ class Sampler:
         columns[:, -1] = torch.where(has_positive, 0, columns[:, -1])
         return columns
 
+    def _without_own(self, columns: Tensor, candidates: Tensor) -> Tensor:
+        """In a share of the rows the positive, also where it is its own neighbour, gives way to random passages.
+
+        Next to the passage that a query was made of, the listwise loss hardly sees how the others differ.
+        """
+        own = candidates.gather(1, columns) == candidates[:, :1]
+        chosen = self.rand(len(columns), 1) < self.neighbours_share
+        other = 1 + 2 * POOL + self.integers(RANDOM, *columns.shape)
+        return torch.where(own & chosen, other, columns)
+
     def natural(self, layout: RowLayout, rows: int, size_class: int) -> Batch:
         spot = self.rand(rows).double() * self.cumulative[-1]
         query = torch.searchsorted(self.cumulative, spot).clamp(max=len(self.cumulative) - 1)
         candidates = self.data["candidates"][size_class]
         has_positive = candidates[query, 0] >= 0
         columns = self._columns(has_positive, layout.documents)
+        if self.neighbours_share:
+            columns = self._without_own(columns, candidates[query])
         numbers = candidates[query[:, None], columns].long().clamp(min=0)
         targets = self.data["targets"][size_class][query[:, None], columns].float()
         variant = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 3, 3], device=self.device)[self.integers(10, rows)]

@@ -5,11 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-
 from training.model import ModelShape, TinyQwen3
-from training.train import load
+from training.train import load, save_weights
 
 MAX_BYTES = 15 * 2**20
 MAX_POSITIONS = 8192
@@ -49,9 +46,8 @@ def export(state: dict[str, Any], tokenizer: Path, out: Path) -> None:
     """`state` as saved by training; `tokenizer` is the folder written by training.trim_tokenizer."""
     out.mkdir(parents=True, exist_ok=True)
     shape = ModelShape(**state["shape"])
-    weights = {name: weight.to(torch.bfloat16).contiguous().cpu() for name, weight in state["model"].items()}
     target = out / "model.safetensors"
-    save_file(weights, str(target), metadata={"format": "pt"})
+    save_weights(state["model"], target)
     if target.stat().st_size > MAX_BYTES:
         raise ValueError(
             f"{target} holds {target.stat().st_size} bytes, more than {MAX_BYTES}; use a smaller vocabulary"

@@ -2,8 +2,9 @@
 
 The schedule follows the share of the total training time that has passed (over all calls): 64-token documents
 first, then up to 160 and 400 tokens, the learning rate constant and then linearly down to zero. Every fourth
-step is a lexical one. With --steps instead of --total-seconds the schedule counts steps and a run repeats exactly
-on the CPU. `torchrun --standalone --nproc-per-node 4 -m training.train ...` trains four batches a step on four GPUs.
+step is a lexical one. The weights of every evaluation in the second half are kept, for selection. With --steps
+instead of --total-seconds the schedule counts steps and a run repeats exactly on the CPU.
+`torchrun --standalone --nproc-per-node 4 -m training.train ...` trains four batches a step on four GPUs.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
@@ -71,8 +72,10 @@ class Trainer:
         layouts: tuple[tuple[RowLayout, int], ...],
         device: str,
         dropout: float = 0.0,
+        squared_error: float = 0.0,
     ) -> None:
-        self.model, self.yes, self.no, self.layouts, self.dropout = model, yes, no, layouts, dropout
+        self.model, self.yes, self.no, self.layouts = model, yes, no, layouts
+        self.dropout, self.squared_error = dropout, squared_error
         self.cuda = device.startswith("cuda")
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
         self.head_lengths = [torch.ones(rows, dtype=torch.long, device=device) for _, rows in layouts]
@@ -90,7 +93,11 @@ class Trainer:
     def loss(
         self, ids: Tensor, positions: Tensor, readouts: Tensor, targets: Tensor, attend: Attend
     ) -> tuple[Tensor, Tensor]:
-        """(loss, its three parts): listwise KL + 0.3 binary cross-entropy + 0.1 mass outside yes and no."""
+        """(loss, its three parts): listwise KL + 0.3 binary cross-entropy + 0.1 mass outside yes and no.
+
+        `squared_error` weighs the distance of margins and targets within a row, squared near zero: MarginMSE
+        (Hofstaetter et al., 2020, arXiv:2010.02666) for all pairs of a row at once.
+        """
         logits = self.scores(ids, positions, readouts, attend, self.dropout)
         labels = torch.stack([logits[..., self.yes], logits[..., self.no]])
         margin = labels[0] - labels[1]
@@ -98,7 +105,11 @@ class Trainer:
         listwise = (wanted * (wanted.clamp(min=1e-9).log() - (margin / TEMPERATURE).log_softmax(-1))).sum(-1).mean()
         binary = functional.binary_cross_entropy_with_logits(margin, targets.sigmoid())
         outside = (logits.logsumexp(-1) - labels.logsumexp(0)).mean()
-        return listwise + 0.3 * binary + 0.1 * outside, torch.stack([listwise, binary, outside]).detach()
+        loss = listwise + 0.3 * binary + 0.1 * outside
+        if self.squared_error:
+            apart = (margin - margin.mean(-1, keepdim=True)) - (targets - targets.mean(-1, keepdim=True))
+            loss = loss + self.squared_error * functional.smooth_l1_loss(apart, torch.zeros_like(apart))
+        return loss, torch.stack([listwise, binary, outside]).detach()
 
     def backward(self, batch: Batch, size_class: int) -> Tensor:
         self.head_lengths[size_class].copy_(batch.head_lengths)
@@ -142,6 +153,13 @@ def save(folder: Path, state: dict[str, Any]) -> None:
         path.rename(path.with_name(path.name.replace("new", "state")))
 
 
+def save_weights(state: dict[str, Tensor], path: Path) -> None:
+    """The model's weights alone, in bfloat16 as they ship."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {name: weight.to(torch.bfloat16).contiguous().cpu() for name, weight in state.items()}
+    save_file(weights, str(path), metadata={"format": "pt"})
+
+
 def load(folder: Path, device: str) -> dict[str, Any] | None:
     parts = sorted(folder.glob("state.*"), key=lambda path: int(path.suffix[1:].split("of")[0]))
     if not parts:
@@ -170,7 +188,7 @@ class Session:
         layouts = SMOKE_LAYOUTS if arguments.smoke else FULL_LAYOUTS
         self.layouts = tuple((replace(layout, head=int(mined["head_tokens"])), rows) for layout, rows in layouts)
         labels = token_id(tokenizer, "yes"), token_id(tokenizer, "no")
-        self.trainer = Trainer(model, *labels, self.layouts, device, arguments.dropout)
+        self.trainer = Trainer(model, *labels, self.layouts, device, arguments.dropout, arguments.squared_error)
         state = load(arguments.checkpoint, device) or {"step": 0, "seconds": 0.0, "pairs": 0, "history": []}
         if "model" in state:
             model.load_state_dict(state["model"])
@@ -184,7 +202,8 @@ class Session:
         self.seconds_before = float(state["seconds"])
         # Another seed in every call and rank, or a resumed run would repeat the batches of the first.
         seed = arguments.seed + self.step + 1_000_003 * self.ranks.number
-        self.sampler = Sampler(mined, device, seed, token_id(tokenizer, "<|endoftext|>"), arguments.renamed)
+        padding = token_id(tokenizer, "<|endoftext|>")
+        self.sampler = Sampler(mined, device, seed, padding, arguments.renamed, arguments.neighbours)
         self.lexical = LexicalStream(self.sampler, mined["token_counts"])
         self.dev = [DevSet(path, PromptTokens(tokenizer), arguments.dev_queries) for path in arguments.dev]
         self.sums: dict[str, list[Tensor]] = {}
@@ -233,6 +252,9 @@ class Session:
         found = {dev.name: round(dev.ndcg(self.trainer), 4) for dev in self.dev}
         self.history.append({"step": self.step, "seconds": round(self.seconds, 1), "pairs": self.pairs, **found})
         print(f"[dev] {self.history[-1]}", flush=True)
+        if 0.5 < self.progress < 1:
+            kept = self.arguments.checkpoint / f"weights-{self.step}.safetensors"
+            save_weights(self.trainer.model.state_dict(), kept)
 
     def save(self) -> None:
         state = {
@@ -296,6 +318,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--phases", choices=PHASES, default="fresh", help="which lengths are trained when")
     parser.add_argument("--dropout", type=float, default=0.0, help="of what each layer adds")
     parser.add_argument("--renamed", type=float, default=0.0, help="share of rows with part of the vocabulary renamed")
+    parser.add_argument("--neighbours", type=float, default=0.0, help="share of rows without the query's own passage")
+    parser.add_argument("--squared-error", type=float, default=0.0, help="weight of margins' distance from the targets")
     parser.add_argument("--matrix-rate", type=float, default=3e-3, help="Muon's highest learning rate")
     parser.add_argument("--other-rate", type=float, default=2e-3, help="AdamW's, for embeddings and norms")
     parser.add_argument("--smoke", action="store_true", help="two layers and tiny rows, for the CPU")

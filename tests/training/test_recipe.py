@@ -32,7 +32,7 @@ from training.smoke import smoke  # noqa: E402
 from training.sparse import TermIndex, hashed_terms  # noqa: E402
 from training.teacher import Teacher, pack, unpack  # noqa: E402
 from training.texts import BM25, characters, query_variants, terms, windows  # noqa: E402
-from training.train import PHASES, choose_class, learning_rate, load  # noqa: E402
+from training.train import PHASES, Trainer, choose_class, learning_rate, load  # noqa: E402
 
 TINY = ROOT / "src" / "qwen3_ranker_plugins" / "assets" / "tiny"
 SMALL = ModelShape(
@@ -286,20 +286,65 @@ def test_long_query_keeps_the_fixed_parts(tokenizer: Tokenizer) -> None:
     assert head[-len(tokens.ending) :] == tokens.ending
 
 
-def sampler_of(tokenizer: Tokenizer, tokens: PromptTokens, renamed_share: float = 0.0) -> tuple[Sampler, torch.Tensor]:
-    """A sampler over random passages, one query of which has all of them as candidates; and the token counts."""
+def sampler_of(
+    tokenizer: Tokenizer, tokens: PromptTokens, renamed_share: float = 0.0, neighbours_share: float = 0.0
+) -> tuple[Sampler, torch.Tensor]:
+    """A sampler over random passages, one query of which has all of them as candidates; and the token counts.
+
+    Passage 0 is the query's own and also its nearest neighbour; the target of a passage is its number.
+    """
     rng = random.Random(2)
     documents, starts = ragged([[rng.randrange(300, 14_000) for _ in range(rng.randint(30, 60))] for _ in range(113)])
     heads, head_starts = ragged(tokens.heads(["copper lanterns hang in the hall"]) * 4)
+    candidates = torch.arange(113).view(1, 1, -1)
+    candidates[..., 1] = 0
     mined = {
         "heads": heads, "head_starts": head_starts, "documents": documents, "document_starts": starts,
-        "candidates": torch.arange(113).view(1, 1, -1), "targets": torch.zeros(1, 1, 113), "suffix": tokens.suffix,
+        "candidates": candidates, "targets": candidates.half(), "suffix": tokens.suffix,
         "groups": [(False, "labelled", "x")], "group": torch.zeros(1, dtype=torch.long),
         "prefix": tokens.prefix, "ending": tokens.ending,
         "vocabulary": tokenizer.get_vocab_size(), "ordinary": tokenizer.get_vocab_size() - 5,
     }  # fmt: skip
-    sampler = Sampler(mined, "cpu", 0, tokenizer.token_to_id("<|endoftext|>"), renamed_share)
+    sampler = Sampler(mined, "cpu", 0, tokenizer.token_to_id("<|endoftext|>"), renamed_share, neighbours_share)
     return sampler, torch.ones(tokenizer.get_vocab_size())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_rows_without_the_own_passage(tokenizer: Tokenizer, share: float) -> None:
+    """In such a row passage 0 is nowhere, as its own neighbour neither; the others stay, and go on to hold it."""
+    sampler, _ = sampler_of(tokenizer, PromptTokens(tokenizer), neighbours_share=share)
+    with_own = (sampler.natural(RowLayout(128, 16, 72), 200, 0).targets == 0).any(1)
+    assert abs(float(with_own.float().mean()) - (1 - share)) < 0.15 * (0 < share < 1) + 1e-6
+
+
+def test_squared_error_pulls_margins_to_the_targets() -> None:
+    """A row of margins off by a constant costs nothing; where differences are wrong, the loss grows by their size."""
+    layout = RowLayout(16, 3, 8)
+    targets = torch.tensor([[1.0, -2.0, 0.5]])
+    lengths = torch.tensor([11])
+
+    class Fixed(Trainer):
+        given: torch.Tensor
+
+        def scores(self, *_: object, **__: object) -> torch.Tensor:
+            logits = torch.full((1, 3, SMALL.vocab_size), -9.0)
+            logits[..., 9], logits[..., 2] = self.given, 0.0
+            return logits
+
+    def added(margins: torch.Tensor) -> float:
+        losses = []
+        for weight in (0.0, 0.5):
+            trainer = Fixed(TinyQwen3(SMALL), 9, 2, ((layout, 1),), "cpu", squared_error=weight)
+            trainer.given = margins
+            loss, _ = trainer.loss(lengths, lengths, lengths, targets, trainer.attends[0])
+            losses.append(float(loss))
+        return losses[1] - losses[0]
+
+    assert added(targets + 3) == pytest.approx(0, abs=1e-6)
+    # (.2, -.1, -.1) from the mean of the differences, each squared and halved, a third of their sum, half of that.
+    assert added(targets + torch.tensor([[0.3, 0.0, 0.0]])) == pytest.approx(
+        0.5 * (0.04 + 0.01 + 0.01) / 2 / 3, abs=1e-6
+    )
 
 
 def test_renaming_keeps_what_matches(tokenizer: Tokenizer) -> None:
