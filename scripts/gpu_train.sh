@@ -77,7 +77,7 @@ wait_for() {
   done | sort -V -r | head -n "${KEPT:-3}" | while read -r weights; do
     [ ! -e "$weights" ] || cp "$weights" "$OUT/$(basename "$(dirname "$weights")")-$(basename "$weights")"
   done
-  tail -n 4 "$WORK"/*.log "$WORK"/runs/*.log 2>/dev/null | cut -c1-400
+  tail -n 4 "$WORK"/*.log "$WORK"/runs/*.log 2>/dev/null | cut -c1-400 || true
   grep -h "\[dev\]" "$WORK"/runs/*.log 2>/dev/null | tail -n 12 | cut -c1-300 || true
   cat "$WORK/ended" 2>/dev/null || echo "still running"
 }
