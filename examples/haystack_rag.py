@@ -39,7 +39,7 @@ if generator is not None:
     rag.add_component("generator", generator)
     rag.connect("prompt.prompt", "generator.messages")
 
-question = "How do I get the last item of a list?"
+question = "Combine two dictionaries into one"
 outputs = rag.run(
     {"retriever": {"query": question}, "ranker": {"query": question}, "prompt": {"question": question}},
     include_outputs_from={"ranker"},
