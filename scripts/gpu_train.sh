@@ -5,7 +5,7 @@
 # There, call by call:  gpu_train.sh store                          keeps the carried .train/N
 #                       gpu_train.sh begin VERB ARGUMENT...         starts a verb that outlives the call
 #                       gpu_train.sh wait SECONDS                   waits for its end, shows its log, fills $OUT
-#                       gpu_train.sh mine
+#                       gpu_train.sh mine "OPTIONS" ...             and compiles what training with these options needs
 #                       gpu_train.sh variants SECONDS "OPTIONS" ... one GPU each, at the same time
 #                       gpu_train.sh train NAME SECONDS OPTION ...  all GPUs together
 #                       gpu_train.sh score NAME ...                 dev and held-out sets, one GPU for each name
@@ -72,11 +72,13 @@ wait_for() {
   for model in "$WORK"/models/*; do
     [ -e "$model/model.safetensors" ] && cp "$model/model.safetensors" "$OUT/$(basename "$model").safetensors"
   done
-  for weights in "$WORK"/checkpoints/*/weights-*.safetensors; do  # of evaluations on the way, the latest first
-    echo "$weights"
-  done | sort -V -r | head -n "${KEPT:-3}" | while read -r weights; do
-    [ ! -e "$weights" ] || cp "$weights" "$OUT/$(basename "$(dirname "$weights")")-$(basename "$weights")"
-  done
+  # A call hands back 64 MiB, four models; what they leave is for the latest weights kept on the way.
+  local models weights
+  models=$(find "$OUT" -name '*.safetensors' | wc -l)
+  find "$WORK/checkpoints" -name 'weights-*.safetensors' -printf '%T@ %p\n' 2>/dev/null | sort -rn |
+    head -n "$((models < 4 ? 4 - models : 0))" | while read -r _ weights; do
+    cp "$weights" "$OUT/$(basename "$(dirname "$weights")")-$(basename "$weights")"
+  done || true
   tail -n 4 "$WORK"/*.log "$WORK"/runs/*.log 2>/dev/null | cut -c1-400 || true
   grep -h "\[dev\]" "$WORK"/runs/*.log 2>/dev/null | tail -n 12 | cut -c1-300 || true
   cat "$WORK/ended" 2>/dev/null || echo "still running"
@@ -86,17 +88,19 @@ gpus() {
   nvidia-smi -L 2>/dev/null | wc -l
 }
 
-# warm: training's kernels compiled on the side, with and without dropout; for the speed of what follows alone.
+# warm "OPTIONS" ...: training's kernels compiled on the side for each set of options; for the speed of what follows alone.
 warm() {
-  local dropout
-  for dropout in 0 0.1; do
+  local options number=0
+  for options in "$@"; do
+    # shellcheck disable=SC2086  # options are words
     CUDA_VISIBLE_DEVICES=$(($(gpus) - 1)) $PYTHON -m training.train --mined "$WORK/small.pt" --tokenizer $tiny/tokenizer.json \
-      --checkpoint "$WORK/warm$dropout" --phases continued --steps 2 --dropout $dropout >"$WORK/warm$dropout.log" 2>&1 &
+      --checkpoint "$WORK/warm$number" --phases continued --steps 2 $options >"$WORK/warm$number.log" 2>&1 &
+    number=$((number + 1))
   done
 }
 
 mine() {
-  [ -n "$SMOKE" ] || warm
+  [ -n "$SMOKE" ] || warm "$@"
   cat "$WORK"/read.pt.xz.* | xz -dc -T0 >"$WORK/read.pt"
   $PYTHON -m training.mine --read "$WORK/read.pt" --tokenizer $tiny/tokenizer.json ${SMOKE:+--device cpu} \
     $([ -d "$WORK/minilm" ] && echo --teacher "$WORK/minilm" --teacher "$WORK/mpnet") --out "$WORK/mined.pt"

@@ -25,6 +25,11 @@ class Ranks:
     def first(self) -> bool:
         return self.number == 0
 
+    def meet(self) -> None:
+        """Wait for every rank: kernels are compiled here in half a minute and there in two."""
+        if self.count > 1:
+            distributed.all_reduce(torch.zeros(1))
+
     def agree(self, progress: float, go_on: bool) -> tuple[float, bool]:
         """The first rank's progress, and whether it goes on: clocks differ, the schedule must not."""
         if self.count == 1:
@@ -59,7 +64,7 @@ class Ranks:
         """Leave together: a rank that ends while the first still saves may take it along."""
         if self.count > 1:
             if self.device.startswith("cuda"):
-                distributed.all_reduce(torch.zeros(1))  # waits for every rank, which a broadcast does not
+                self.meet()  # a broadcast does not wait for every rank
             else:  # Gloo alone: acknowledged by every rank, or one of 16 runs ended in an abort after all was saved
                 distributed.monitored_barrier()
             distributed.destroy_process_group()

@@ -20,6 +20,7 @@ from training.train import load, parse, train
 from training.trim_tokenizer import han_by_frequency, tokenizer_config, trim
 
 ROWS = 12
+OPTIONS = ("--dropout", "0.1", "--renamed", "0.2", "--neighbours", "0.5", "--squared-error", "0.1")
 
 
 def smoke(train_folder: Path, qwen3: Path, out: Path, steps: int = 6, rows: int = ROWS) -> Path:
@@ -47,6 +48,7 @@ def smoke(train_folder: Path, qwen3: Path, out: Path, steps: int = 6, rows: int 
         str(tokenizer / "tokenizer.json"),
         "--checkpoint",
         str(out / "checkpoint"),
+        *OPTIONS,
     ]
     for until in (steps // 2, steps):  # the second call resumes
         train(parse([*common, "--steps", str(until), "--smoke", "--device", "cpu"]))

@@ -209,6 +209,7 @@ class Session:
         self.sums: dict[str, list[Tensor]] = {}
         if self.trainer.cuda:
             self._compile()
+        self.ranks.meet()
         self.begun = time.time()
 
     def _compile(self) -> None:

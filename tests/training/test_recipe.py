@@ -14,6 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the recipe needs torch")
 transformers = pytest.importorskip("transformers", reason="the recipe is compared with transformers")
+from safetensors.torch import load_file  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
 from tests.training.conftest import ROOT  # noqa: E402
@@ -32,7 +33,7 @@ from training.smoke import smoke  # noqa: E402
 from training.sparse import TermIndex, hashed_terms  # noqa: E402
 from training.teacher import Teacher, pack, unpack  # noqa: E402
 from training.texts import BM25, characters, query_variants, terms, windows  # noqa: E402
-from training.train import PHASES, Trainer, choose_class, learning_rate, load  # noqa: E402
+from training.train import PHASES, Trainer, choose_class, learning_rate, load, parse, train  # noqa: E402
 
 TINY = ROOT / "src" / "qwen3_ranker_plugins" / "assets" / "tiny"
 SMALL = ModelShape(
@@ -88,6 +89,25 @@ def test_smoke_recipe_ends_in_a_model_that_transformers_loads(train_folder: Path
     assert scores["invented_en"][row["qid"]][document["docid"]] == pytest.approx(
         float(logits[yes] - logits[no]), abs=1e-3
     )
+
+
+def test_weights_are_kept_on_the_way(train_folder: Path, tmp_path: Path) -> None:
+    """Evaluations of the second half keep what they looked at, as it would ship; the last ones are the checkpoint's."""
+    exported = smoke(train_folder, TINY, tmp_path, steps=2)
+    known = load_file(exported / "model.safetensors")
+    call = [
+        "--smoke", "--device", "cpu", "--steps", "6", "--eval-seconds", "0",
+        "--mined", str(tmp_path / "mined.pt"), "--tokenizer", str(tmp_path / "tokenizer" / "tokenizer.json"),
+        "--checkpoint", str(tmp_path / "checkpoint"),
+    ]  # fmt: skip
+    train(parse(call))
+    kept = sorted(tmp_path.glob("checkpoint/weights-*"))
+    assert [path.name for path in kept] == ["weights-4.safetensors", "weights-5.safetensors"]
+    first, second = (load_file(path) for path in kept)
+    assert {name: (w.shape, w.dtype) for name, w in first.items()} == {
+        name: (w.shape, w.dtype) for name, w in known.items()
+    }
+    assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
 def test_two_ranks_train_one_model(train_folder: Path, tmp_path: Path) -> None:
