@@ -23,6 +23,7 @@ from training.candidates import fit_logistic  # noqa: E402
 from training.evaluate import load_exported  # noqa: E402
 from training.evaluate import main as evaluate  # noqa: E402
 from training.lexical import OFFSET, SLOPE, LexicalStream  # noqa: E402
+from training.mine import mine  # noqa: E402
 from training.model import ModelShape, RowLayout, TinyQwen3, causal  # noqa: E402
 from training.passages import join, ragged  # noqa: E402
 from training.prepare_data import wordy_request  # noqa: E402
@@ -89,6 +90,15 @@ def test_smoke_recipe_ends_in_a_model_that_transformers_loads(train_folder: Path
     assert scores["invented_en"][row["qid"]][document["docid"]] == pytest.approx(
         float(logits[yes] - logits[no]), abs=1e-3
     )
+
+
+def test_mining_needs_the_teachers_that_were_read_for(tmp_path: Path) -> None:
+    """Ids of another tokenizer would be encoded without a complaint."""
+    rows = torch.zeros(1), torch.zeros(2)
+    torch.save({"passages": (rows, rows, (rows,)), "queries": (rows, rows, (rows,))}, tmp_path / "read.pt")
+    with pytest.raises(ValueError, match=r"read.pt was read with 1 teachers' tokenizers, but 0 are given"):
+        mine(tmp_path / "read.pt", TINY / "tokenizer.json", [], tmp_path / "mined.pt", ["cpu"], 0)
+    assert not (tmp_path / "mined.pt").exists()
 
 
 def test_weights_are_kept_on_the_way(train_folder: Path, tmp_path: Path) -> None:
