@@ -12,16 +12,20 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 
 _NO_EFFECT = "Accepted for clients of other services; no effect."
 
+#: Something that Python's `str.strip` leaves. `\S` would not do: in OpenAPI's dialect U+001C is no space.
+NOT_BLANK = r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1, le=2**53)]
 Query = Annotated[
     str,
     Field(
-        min_length=1, json_schema_extra={"pattern": r"\S"}, description="What the documents are judged for; not blank."
+        min_length=1,
+        json_schema_extra={"pattern": NOT_BLANK},
+        description="What the documents are judged for; not blank.",
     ),
 ]
 Instruction = Annotated[
-    Annotated[str, Field(min_length=1, json_schema_extra={"pattern": r"\S"})] | None,
+    Annotated[str, Field(min_length=1, json_schema_extra={"pattern": NOT_BLANK})] | None,
     Field(description="The task, as in the model's prompt; not blank. Null: as configured."),
 ]
 
