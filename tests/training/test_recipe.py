@@ -18,6 +18,7 @@ from safetensors.torch import load_file  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
 from tests.training.conftest import ROOT  # noqa: E402
+from training.agreement import agreement, target_logits  # noqa: E402
 from training.batches import Sampler  # noqa: E402
 from training.candidates import fit_logistic  # noqa: E402
 from training.evaluate import load_exported  # noqa: E402
@@ -435,6 +436,23 @@ def test_sparse_bm25_agrees_with_the_reference() -> None:
         best = reference.top(query, 2)
         assert scores[number].argmax().item() == best[0]
         assert 0 < scores[number].max() <= largest[number]
+
+
+def test_agreement_of_a_run_with_its_targets(tmp_path: Path) -> None:
+    """Margins twice the targets: all the correlation, twice the spread. The targets are the weighted features."""
+    texts = ["copper is kept here", "copper and violins", "glaciers", "violins are kept in wool"]
+    docs = [{"docid": str(n), "text": text, "rel": int(n == 1), "rank": n + 1} for n, text in enumerate(texts)]
+    rows = [
+        {"qid": str(q), "query": word, "docs": docs, "all_rels": [1]} for q, word in enumerate(("copper", "violins"))
+    ]
+    teacher = {row["qid"]: {str(n): 0.1 * n * (int(row["qid"]) + 1) for n in range(4)} for row in rows}
+    targets = target_logits(rows, [teacher], [2.0, 3.0, -1.0])
+    assert targets["0"]["2"] == pytest.approx(2 * 0.2 - 1), "no word of the query: no coverage"
+    assert targets["0"]["0"] > -1 + 3 * 0.2, "the covered share by BM25, below 1 times its weight"
+    assert targets["0"]["0"] < -1 + 3
+    found = agreement(rows, {q: {d: 2 * x + 1 for d, x in values.items()} for q, values in targets.items()}, targets)
+    assert found["correlation"] == 1
+    assert found["margin deviation"] == pytest.approx(2 * found["target deviation"], abs=2e-4)
 
 
 def test_the_table_has_bm25_over_characters_for_chinese_sets(tmp_path: Path) -> None:
