@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 
 import httpx
 import pytest
 
 from qwen3_ranker_plugins import Request, Reranker, __version__
+from qwen3_ranker_plugins.server.schemas import NOT_BLANK
 
 from .conftest import DOCUMENTS, QUERY, Running
 
@@ -51,6 +53,16 @@ def test_the_plain_shape_keeps_ten_and_filters_only_if_asked(client: httpx.Clien
     assert {each["index"] for each in above.json()["ranked_documents"]} == {
         hit.index for hit in everything if hit.score >= middle
     }
+
+
+def test_the_document_names_what_counts_as_blank(client: httpx.Client) -> None:
+    """The published pattern and the check behind it agree on every character."""
+    allowed = re.compile(NOT_BLANK)
+    characters = [chr(code) for code in range(sys.maxunicode + 1)]
+    assert [each for each in characters if bool(allowed.search(each)) != bool(each.strip())] == []
+    blank = client.post("/rerank", json={"query": "\x1c\u2003", "documents": ["a"]})
+    assert blank.status_code == 422
+    assert blank.json()["error"]["param"] == "query"
 
 
 @pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
