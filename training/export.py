@@ -44,7 +44,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def export(state: dict[str, Any], tokenizer: Path, out: Path) -> None:
     """`state` as saved by training; `tokenizer` is the folder written by training.trim_tokenizer."""
-    out.mkdir(parents=True, exist_ok=True)
     shape = ModelShape(**state["shape"])
     target = out / "model.safetensors"
     save_weights(state["model"], target)

@@ -107,8 +107,8 @@ class Trainer:
         outside = (logits.logsumexp(-1) - labels.logsumexp(0)).mean()
         loss = listwise + 0.3 * binary + 0.1 * outside
         if self.squared_error:
-            apart = (margin - margin.mean(-1, keepdim=True)) - (targets - targets.mean(-1, keepdim=True))
-            loss = loss + self.squared_error * functional.smooth_l1_loss(apart, torch.zeros_like(apart))
+            given, due = margin - margin.mean(-1, keepdim=True), targets - targets.mean(-1, keepdim=True)
+            loss = loss + self.squared_error * functional.smooth_l1_loss(given, due)
         return loss, torch.stack([listwise, binary, outside]).detach()
 
     def backward(self, batch: Batch, size_class: int) -> Tensor:
