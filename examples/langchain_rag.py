@@ -18,7 +18,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnablePassthrough
 
 from langchain_qwen3_ranker import Qwen3Rerank
-from qwen3_ranker_plugins.demo.corpus import load_demo_corpus
+from qwen3_ranker_plugins.data.demo import load_demo_corpus
 from qwen3_ranker_plugins.demo.searches import lower_case_words
 
 documents = [Document(each.content, id=each.document_id) for each in load_demo_corpus().documents.values()]

@@ -6,7 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from qwen3_ranker_plugins.demo.corpus import load_demo_corpus
+from qwen3_ranker_plugins.data.demo import load_demo_corpus
 from qwen3_ranker_plugins.offline import RerankJob
 
 corpus = load_demo_corpus()

@@ -24,7 +24,7 @@ from rank_bm25 import BM25Okapi
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, TEMPLATES, Reranker
-from qwen3_ranker_plugins.demo.corpus import load_demo_corpus
+from qwen3_ranker_plugins.data.demo import load_demo_corpus
 from qwen3_ranker_plugins.demo.searches import lower_case_words
 from qwen3_ranker_plugins.prompt import PromptEncoder, load_tokenizer
 

@@ -111,7 +111,7 @@ def diagnose(
 def known_margins() -> dict[str, list[float]]:
     """Query of a probe -> margins of its relevant and its irrelevant passage, by the bundled model in float32.
 
-    `scripts/record_known_margins.py` writes them.
+    `tools/record_known_margins.py` writes them.
     """
     text = (files(__package__) / "assets" / "known_margins.json").read_text(encoding="utf-8")
     margins: dict[str, list[float]] = json.loads(text)["margins"]

@@ -24,8 +24,8 @@ from .dispatch import Lease, PassListener
 from .engines import choose_engine, engine_module
 from .engines.base import Margins
 from .errors import InvalidInputError
-from .prepared import Prepared, Texts, checked
 from .prompt import DEFAULT_MAX_LENGTH, EncodedRequest
+from .ranking import Prepared, Texts, checked
 from .types import Request, RerankResult
 
 if TYPE_CHECKING:

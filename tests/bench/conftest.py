@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from qwen3_ranker_plugins import Reranker
-from qwen3_ranker_plugins.bench.collection import Collection, open_collection
 from qwen3_ranker_plugins.bench.quality import measure_quality, override
 from qwen3_ranker_plugins.bench.results import Result
 from qwen3_ranker_plugins.bench.throughput import measure_throughput
 from qwen3_ranker_plugins.config import RerankerSettings
-from qwen3_ranker_plugins.demo.corpus import load_demo_corpus
+from qwen3_ranker_plugins.data.collection import Collection, open_collection
+from qwen3_ranker_plugins.data.demo import load_demo_corpus
 
 QUERIES = 6
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_ranker_plugins.bench.bm25 import BM25, words
-from qwen3_ranker_plugins.bench.collection import Collection, open_collection
+from qwen3_ranker_plugins.data.bm25 import BM25, words
+from qwen3_ranker_plugins.data.collection import Collection, open_collection
 from qwen3_ranker_plugins.errors import InvalidInputError
 
 from .conftest import QUERIES, json_lines

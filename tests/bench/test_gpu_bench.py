@@ -1,6 +1,6 @@
-"""What scripts/gpu_bench.py makes of its parts' results, and the arithmetic of its alternatives.
+"""What benchmarks/gpu_bench.py makes of its parts' results, and the arithmetic of its alternatives.
 
-The rest the script proves itself, on a CPU: docs/gpu.md has the command.
+The rest the script proves itself, on a CPU: its own first lines have the command.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from qwen3_ranker_plugins.packing import pack
+from benchmarks.gpu_alternatives import flash, merged, pack_shared
+from benchmarks.gpu_bench import split_by_kind
+from benchmarks.gpu_report import markdown, with_differences
+from qwen3_ranker_plugins.engines.attention.layout import pack
 from qwen3_ranker_plugins.prompt import EncodedRequest
-from scripts.gpu_alternatives import flash, merged, pack_shared
-from scripts.gpu_bench import split_by_kind
-from scripts.gpu_report import markdown, with_differences
 
 
 def report() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from qwen3_ranker_plugins.bench.matrix import format_cells, matrix_report, measu
 from qwen3_ranker_plugins.bench.results import environment, read_result
 from qwen3_ranker_plugins.bench.server import Client, RunningServer, free_port
 from qwen3_ranker_plugins.bench.titles import generate_titles
-from qwen3_ranker_plugins.cli import app
+from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.errors import InvalidInputError
 
 from ..contract.conftest import needs_vllm

@@ -12,12 +12,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from qwen3_ranker_plugins import Reranker
-from qwen3_ranker_plugins.bench.collection import Collection
 from qwen3_ranker_plugins.bench.published import QUALITY
 from qwen3_ranker_plugins.bench.quality import evaluate, override, quality_report, trec_files
 from qwen3_ranker_plugins.bench.results import Result, read_result, write_result
-from qwen3_ranker_plugins.cli import app
+from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.config import RerankerSettings
+from qwen3_ranker_plugins.data.collection import Collection
 from qwen3_ranker_plugins.errors import InvalidInputError, MissingDependencyError
 
 from . import arithmetic

@@ -12,13 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from qwen3_ranker_plugins import Reranker
-from qwen3_ranker_plugins.bench.collection import Collection
 from qwen3_ranker_plugins.bench.compare import compare_results
 from qwen3_ranker_plugins.bench.memory import PeakMemory
 from qwen3_ranker_plugins.bench.output import write_report
 from qwen3_ranker_plugins.bench.results import Result, read_result
 from qwen3_ranker_plugins.bench.throughput import evaluate, throughput_report
-from qwen3_ranker_plugins.cli import app
+from qwen3_ranker_plugins.cli.app import app
+from qwen3_ranker_plugins.data.collection import Collection
 from qwen3_ranker_plugins.errors import InvalidInputError
 
 

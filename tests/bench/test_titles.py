@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qwen3_ranker_plugins.bench.titles import generate_queries, generate_titles, read_titles, sample
-from qwen3_ranker_plugins.cli import app
+from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.errors import InvalidInputError
 from qwen3_ranker_plugins.prompt import ModelTokenizer
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_ranker_plugins.bench.bm25 import BM25, rank_listed, words
 from qwen3_ranker_plugins.bench.results import Result, read_result
-from qwen3_ranker_plugins.demo.corpus import load_demo_corpus
+from qwen3_ranker_plugins.data.bm25 import BM25, rank_listed, words
+from qwen3_ranker_plugins.data.demo import load_demo_corpus
 
 from . import arithmetic
 

@@ -14,7 +14,7 @@ from qwen3_ranker_plugins.bench.presets import PRESETS
 from qwen3_ranker_plugins.bench.results import read_result
 from qwen3_ranker_plugins.bench.trial import Trial, run_trial
 from qwen3_ranker_plugins.bench.tune import choose_budget, choose_dtype, chosen_trial, prompt_lengths, tune
-from qwen3_ranker_plugins.cli import app
+from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.config import RerankerSettings
 from qwen3_ranker_plugins.prompt import Template
 

@@ -14,7 +14,7 @@ from qwen3_ranker_plugins.engines.base import Engine
 if missing_modules("vllm_score"):
     _WHY_NOT = "vLLM is not installed (make test installs its CPU build where there is no NVIDIA GPU)"
 elif torch.cuda.is_available():
-    _WHY_NOT = "on a GPU, scripts/gpu_vllm.py runs both engines and compares their margins"
+    _WHY_NOT = "on a GPU, benchmarks/gpu_vllm.py runs both engines and compares their margins"
 else:
     _WHY_NOT = ""
 

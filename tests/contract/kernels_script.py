@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION
-from qwen3_ranker_plugins.engines import kernels
-from qwen3_ranker_plugins.engines.compiled import CompiledPasses
-from qwen3_ranker_plugins.engines.decoder import Decoder, DecoderWeights, gated, rms_norm, take_weights
-from qwen3_ranker_plugins.engines.float8 import Float8Decoder
-from qwen3_ranker_plugins.engines.packed import PackedEngine, _load
-from qwen3_ranker_plugins.engines.packed_options import PackedOptions
-from qwen3_ranker_plugins.engines.programs import plan, tokens_of_a_program
-from qwen3_ranker_plugins.packing import PackedPass, pack
+from qwen3_ranker_plugins.engines.attention import kernels
+from qwen3_ranker_plugins.engines.attention.layout import PackedPass, pack
+from qwen3_ranker_plugins.engines.attention.work_items import plan, tokens_of_a_program
+from qwen3_ranker_plugins.engines.packed.decoder import Decoder, DecoderWeights, gated, rms_norm, take_weights
+from qwen3_ranker_plugins.engines.packed.engine import PackedEngine, _load
+from qwen3_ranker_plugins.engines.packed.float8 import Float8Decoder
+from qwen3_ranker_plugins.engines.packed.options import PackedOptions
+from qwen3_ranker_plugins.engines.packed.runner import CompiledPasses
 from qwen3_ranker_plugins.prompt import EncodedRequest, PromptEncoder, load_tokenizer
 
 CPU = torch.device("cpu")

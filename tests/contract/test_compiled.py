@@ -25,13 +25,13 @@ from torch._higher_order_ops.flex_attention import flex_attention as flex_attent
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, EngineError, InvalidInputError, Reranker
 from qwen3_ranker_plugins.config import RerankerSettings
-from qwen3_ranker_plugins.engines import decoder as decoder_module
-from qwen3_ranker_plugins.engines.compiled import CompiledPasses
-from qwen3_ranker_plugins.engines.decoder import Decoder, take_weights
-from qwen3_ranker_plugins.engines.packed import PackedEngine, _load, configure
-from qwen3_ranker_plugins.engines.packed_options import PackedOptions
-from qwen3_ranker_plugins.engines.static_row import TOKENS_PER_DOCUMENT, StaticRow, row_length, row_lengths
-from qwen3_ranker_plugins.packing import pack
+from qwen3_ranker_plugins.engines.attention.layout import pack
+from qwen3_ranker_plugins.engines.packed import decoder as decoder_module
+from qwen3_ranker_plugins.engines.packed.buffers import TOKENS_PER_DOCUMENT, StaticRow, row_length, row_lengths
+from qwen3_ranker_plugins.engines.packed.decoder import Decoder, take_weights
+from qwen3_ranker_plugins.engines.packed.engine import PackedEngine, _load, configure
+from qwen3_ranker_plugins.engines.packed.options import PackedOptions
+from qwen3_ranker_plugins.engines.packed.runner import CompiledPasses
 from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder
 
 Reference = Callable[[EncodedRequest], NDArray[np.float32]]
@@ -260,12 +260,12 @@ def test_what_cannot_be_compiled_says_what_is_missing(tiny: Path, tiny_engine: P
 def test_compiled_pieces_are_the_default_where_our_kernels_run(
     monkeypatch: pytest.MonkeyPatch, dtype: str, capability: tuple[int, int], expected: tuple[bool, int | None]
 ) -> None:
-    monkeypatch.setattr("qwen3_ranker_plugins.engines.packed_options.can_compile", lambda: True)
+    monkeypatch.setattr("qwen3_ranker_plugins.engines.packed.options.can_compile", lambda: True)
     options = PackedOptions().resolved("cuda:0", dtype, capability)
     assert (options.compile, options.size_classes) == expected
     asked = PackedOptions(compile=True).resolved("cuda:0", dtype, capability)
     assert (asked.compile, asked.cuda_graphs, asked.size_classes) == (True, True, expected[1] or 8)
-    monkeypatch.setattr("qwen3_ranker_plugins.engines.packed_options.can_compile", lambda: False)
+    monkeypatch.setattr("qwen3_ranker_plugins.engines.packed.options.can_compile", lambda: False)
     assert PackedOptions().resolved("cuda:0", dtype, capability) == PackedOptions(compile=False)
 
 
@@ -328,7 +328,7 @@ def test_margins_on_a_gpu(
 @quiet
 def test_no_size_compiles_a_kernel_after_the_warm_up(tiny: Path, encoder: PromptEncoder) -> None:
     """Fifty sizes, below and above what graphs are recorded for."""
-    from qwen3_ranker_plugins.engines import kernels
+    from qwen3_ranker_plugins.engines.attention import kernels
 
     def compiled() -> int:
         made = (kernels._attend, kernels._turn_keys, kernels._rms_norm, kernels._gated)

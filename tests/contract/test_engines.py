@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION
 from qwen3_ranker_plugins.engines.base import Engine
-from qwen3_ranker_plugins.engines.packed import PackedEngine
+from qwen3_ranker_plugins.engines.packed.engine import PackedEngine
 from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder
 
 from .conftest import needs_vllm

@@ -12,9 +12,9 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION
-from qwen3_ranker_plugins.engines.flex import build_block_mask, many_lengths, padded_length
-from qwen3_ranker_plugins.engines.packed import PackedEngine
-from qwen3_ranker_plugins.packing import PackedPass, pack
+from qwen3_ranker_plugins.engines.attention.flex import build_block_mask, many_lengths, padded_length
+from qwen3_ranker_plugins.engines.attention.layout import PackedPass, pack
+from qwen3_ranker_plugins.engines.packed.engine import PackedEngine
 from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder
 
 

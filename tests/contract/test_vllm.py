@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, EngineError, Reranker, ScoringError
-from qwen3_ranker_plugins.engines.vllm_engine import VllmEngine
+from qwen3_ranker_plugins.engines.vllm.engine import VllmEngine
 from qwen3_ranker_plugins.models import resolve_model
 from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder, load_tokenizer
 
@@ -130,7 +130,7 @@ def test_an_output_that_carries_an_error_is_that_documents_failure() -> None:
         pytest.skip("outputs of this release of vLLM carry no error")
     from vllm.outputs import PoolingOutput, PoolingRequestOutput, RequestError
 
-    from qwen3_ranker_plugins.engines.vllm_score import ScoreMethod
+    from qwen3_ranker_plugins.engines.vllm.score import ScoreMethod
 
     error = RequestError(code="internal_error", message="the cache block was lost")
     output = PoolingRequestOutput("1", PoolingOutput(torch.zeros(1)), [1, 2], 0, finished=True, error=error)

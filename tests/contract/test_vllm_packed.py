@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, EngineError, InvalidInputError, Reranker
-from qwen3_ranker_plugins.engines.vllm_engine import VllmEngine
-from qwen3_ranker_plugins.engines.vllm_packed import register
+from qwen3_ranker_plugins.engines.vllm.engine import VllmEngine
+from qwen3_ranker_plugins.engines.vllm.packed import register
 from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder
 
 from .conftest import needs_vllm
@@ -123,7 +123,7 @@ def test_a_checkpoint_whose_output_matrix_is_its_own(tiny: Path, tmp_path: Path)
 def test_a_release_that_is_too_old_says_so() -> None:
     program = (
         "import vllm; vllm.__version__ = '0.12.0'\n"
-        "from qwen3_ranker_plugins.engines.vllm_packed.method import PackedMethod\n"
+        "from qwen3_ranker_plugins.engines.vllm.packed.method import PackedMethod\n"
         "PackedMethod(1, 2, 3).engine_arguments()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

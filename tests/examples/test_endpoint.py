@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from scripts.notebooks import ENVIRONMENT, EXAMPLES
+from tools.notebooks import ENVIRONMENT, EXAMPLES
 
 ASK = """
 import local_generator

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from scripts.notebooks import EXAMPLES, NOT_PASSED_ON, execute
+from tools.notebooks import EXAMPLES, NOT_PASSED_ON, execute
 
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from scripts.notebooks import ENVIRONMENT, EXAMPLES, NOT_PASSED_ON
+from tools.notebooks import ENVIRONMENT, EXAMPLES, NOT_PASSED_ON
 
 #: Script -> what it must print, besides ending well: the passage that the reranker puts first, or the count of a job.
 EXPECTED = {

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from scripts.notebooks import ENVIRONMENT, EXAMPLES
+from tools.notebooks import ENVIRONMENT, EXAMPLES
 
 STORED = EXAMPLES.parent / "docs" / "results" / "wrong_scores.json"
 

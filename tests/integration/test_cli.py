@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from qwen3_ranker_plugins import Reranker, __version__
-from qwen3_ranker_plugins.cli import app
+from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.doctor import PROBES, _probe, known_margins
 
 LINES = ["Tigers live in Asia.", "", "Use the with statement: it closes the file in Python.", "Bread needs yeast."]

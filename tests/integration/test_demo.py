@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 
 from qwen3_ranker_plugins import InvalidInputError
+from qwen3_ranker_plugins.data.demo import DemoCorpus, load_demo_corpus
 from qwen3_ranker_plugins.demo import DEFAULT_CANDIDATES
-from qwen3_ranker_plugins.demo.corpus import DemoCorpus, load_demo_corpus
 from qwen3_ranker_plugins.demo.evaluation import evaluate
 from qwen3_ranker_plugins.demo.run import Runs, run_demo, spread
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
-import tarfile
 import time
 from pathlib import Path
 
 import pytest
 
-from scripts import gpu_vllm
-from scripts.gpu_vllm_systems import CASES, write_model
+from benchmarks import gpu_vllm
+from benchmarks.gpu_vllm_systems import CASES, write_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,26 +112,3 @@ def test_a_copied_script_that_fails_is_tried_with_the_engine_core_in_its_process
     found = gpu_vllm.run("copied", gpu_vllm.System("copied_generate"), arguments, tmp_path)
     assert found["failed"] == "exit code 1: RuntimeError: fork"
     assert {"fork", "other"} <= set(found["log"])
-
-
-def test_a_session_goes_on_after_a_part_that_fails(tmp_path: Path) -> None:
-    """Without `.gpu` there is nothing to store, and no part has the second name."""
-    environment = {"OUT": "out", "SITE": "site", "STORE": "store", "WORK": "work", "LIMIT": "100"}
-    done = subprocess.run(
-        ["bash", ROOT / "scripts" / "gpu_session.sh", "0123456", "unpack", "no-such-part", "doctor-packed"],
-        env=os.environ
-        | {name: value if value.isdecimal() else str(tmp_path / value) for name, value in environment.items()}
-        | {"PYTHON": sys.executable, "DEVICE": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 1
-    failed = [line for line in done.stdout.splitlines() if line.startswith("=== failed: ")]
-    assert len(failed) == 2
-    assert failed[0].startswith("=== failed: unpack (exit code ")
-    assert failed[1] == "=== failed: no-such-part (no such part)"
-    assert "=== doctor-packed: exit code 0" in done.stdout
-    with tarfile.open(tmp_path / "out" / "results.tgz") as archive:
-        assert "./doctor-packed.log" in archive.getnames()

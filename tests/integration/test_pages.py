@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 import typer
 
-from qwen3_ranker_plugins.cli import app
-from scripts.notebooks import ENVIRONMENT
+from qwen3_ranker_plugins.cli.app import app
+from tools.notebooks import ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("integrations/*/README.md"))]
@@ -135,7 +135,7 @@ def _check_pip(line: str, packages: list[str]) -> None:
 
 def test_the_command_line_page_is_current() -> None:
     run = subprocess.run(
-        [sys.executable, "scripts/cli_reference.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "tools/cli_reference.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
 

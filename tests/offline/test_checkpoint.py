@@ -63,7 +63,7 @@ def test_kills_in_chosen_passes(tmp_path: Path, source: Path, uninterrupted: tup
 
 @pytest.mark.parametrize("devices", [None, ["cpu", "cpu"]])
 def test_kills_at_random_moments_lose_the_pass_in_flight(tmp_path: Path, devices: list[str] | None) -> None:
-    """scripts/kill_offline.py does the same with more kills. A worker has a pass in flight and one on its way."""
+    """benchmarks/kill_offline.py does the same with more kills. A worker has a pass in flight and one on its way."""
     source = write_jsonl(tmp_path / "in.jsonl", [*make_records(3000), "bad"])
     allowed = 1 if devices is None else 2 * len(devices)
     kills, compared = kill_again_and_again(source, tmp_path, 8, seed=7, options={"devices": devices})

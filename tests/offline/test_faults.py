@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from qwen3_ranker_plugins import EngineError, InvalidInputError
+from qwen3_ranker_plugins.data import readers as readers_module
 from qwen3_ranker_plugins.offline import TooManyErrorsError
-from qwen3_ranker_plugins.offline import readers as readers_module
 
 from .conftest import Job, make_records, read_jsonl, write_jsonl
 from .engines import FaultyEngine

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_ranker_plugins.engines.packed import PackedEngine
+from qwen3_ranker_plugins.engines.packed.engine import PackedEngine
 
 from .services import running, vllm_like
 

@@ -19,7 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from transformers import AutoTokenizer
 
-from qwen3_ranker_plugins.engines.packed import PackedEngine
+from qwen3_ranker_plugins.engines.packed.engine import PackedEngine
 from qwen3_ranker_plugins.prompt import DEFAULT_INSTRUCTION, TEMPLATES, EncodedRequest
 
 KEY = "correct-horse-battery-staple"

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from qwen3_ranker_plugins import RemoteError, Reranker
-from qwen3_ranker_plugins.engines.vllm_packed import ARCHITECTURE
-from qwen3_ranker_plugins.engines.vllm_packed.rows import marker_id
+from qwen3_ranker_plugins.engines.token_rows import marker_id
+from qwen3_ranker_plugins.engines.vllm.packed import ARCHITECTURE
 from qwen3_ranker_plugins.prompt import load_tokenizer
 
 from .services import KEY

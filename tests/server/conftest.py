@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from qwen3_ranker_plugins import Request, Reranker
-from qwen3_ranker_plugins.server.guard import Lifecycle
+from qwen3_ranker_plugins.server.middleware import Lifecycle
 from qwen3_ranker_plugins.server.parts import Parts
 from qwen3_ranker_plugins.server.run import make_server
 from qwen3_ranker_plugins.server.settings import Configuration, ServerSettings

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from qwen3_ranker_plugins import EngineClosedError, Request, Reranker
-from qwen3_ranker_plugins.server.host import EngineHost
 from qwen3_ranker_plugins.server.metrics import Metrics
 from qwen3_ranker_plugins.server.settings import ServerSettings
+from qwen3_ranker_plugins.server.supervisor import EngineHost
 
 from .conftest import DOCUMENTS, QUERY, serving, wait_until
 

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from qwen3_ranker_plugins import Reranker
-from qwen3_ranker_plugins.demo.corpus import load_demo_corpus
+from qwen3_ranker_plugins.data.demo import load_demo_corpus
 
 from .conftest import Running, serving
 

@@ -16,7 +16,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 DEMO = REPOSITORY / "src" / "qwen3_ranker_plugins" / "assets" / "demo"
-SCRIPT = REPOSITORY / "scripts" / "build_demo_corpus.py"
+SCRIPT = REPOSITORY / "tools" / "build_demo_corpus.py"
 
 SHORTEST_PASSAGE_WORDS = 15
 LONGEST_PASSAGE_WORDS = 270

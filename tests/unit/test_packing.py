@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.nn.attention.flex_attention import BlockMask
 
-from qwen3_ranker_plugins.engines.flex import TILE, build_block_mask, padded_length
-from qwen3_ranker_plugins.engines.static_row import StaticRow, row_length
-from qwen3_ranker_plugins.packing import PackedPass, pack
+from qwen3_ranker_plugins.engines.attention.flex import TILE, build_block_mask, padded_length
+from qwen3_ranker_plugins.engines.attention.layout import PackedPass, pack
+from qwen3_ranker_plugins.engines.packed.buffers import StaticRow, row_length
 from qwen3_ranker_plugins.prompt import EncodedRequest
 
 requests = st.lists(

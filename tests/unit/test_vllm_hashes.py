@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from qwen3_ranker_plugins.engines.vllm_hashes import HeadHashes
+from qwen3_ranker_plugins.engines.vllm.hashes import HeadHashes
 
 BLOCK = 4
 HEAD = list(range(10))  # two blocks and a half

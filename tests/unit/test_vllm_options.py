@@ -10,9 +10,9 @@ import pytest
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, InvalidInputError
 from qwen3_ranker_plugins.config import RerankerSettings
-from qwen3_ranker_plugins.engines.vllm_engine import configure, make_encoder
-from qwen3_ranker_plugins.engines.vllm_errors import first_line, remedy, root_cause
-from qwen3_ranker_plugins.engines.vllm_options import VllmOptions, engine_arguments, resolved
+from qwen3_ranker_plugins.engines.vllm.engine import configure, make_encoder
+from qwen3_ranker_plugins.engines.vllm.options import VllmOptions, engine_arguments, resolved
+from qwen3_ranker_plugins.engines.vllm.remedies import first_line, remedy, root_cause
 from qwen3_ranker_plugins.prompt import PromptEncoder, load_tokenizer
 
 SMALL = {

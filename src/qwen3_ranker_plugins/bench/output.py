@@ -7,9 +7,9 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+from ..cli.bench_options import console, say
 from ..errors import InvalidInputError, MissingDependencyError
 from . import latency, matrix, quality, throughput, tune
-from .options import console, say
 from .report import Report
 from .results import Result, make_folder, write_result, write_text
 

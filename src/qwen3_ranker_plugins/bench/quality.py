@@ -8,10 +8,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..config import RerankerSettings
+from ..data.collection import Collection
 from ..errors import InvalidInputError
 from ..reranker import Reranker
 from . import published
-from .collection import Collection
 from .figures import Gain, gains
 from .measures import MAIN_MEASURE, PerQuery, means, per_query, reranked
 from .presets import preset_named

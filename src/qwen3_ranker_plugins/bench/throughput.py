@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..config import RerankerSettings, check_positive
+from ..data.collection import Collection
 from ..reranker import Reranker
 from ..types import Request
-from .collection import Collection
 from .figures import SweepPoint, throughput_panels
 from .measures import MAIN_MEASURE, decisions, means, per_query, reranked
 from .memory import PeakMemory

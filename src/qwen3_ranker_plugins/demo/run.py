@@ -11,9 +11,9 @@ from rich.progress import track
 from rich.text import Text
 
 from ..config import check_choice, check_positive
+from ..data.demo import DemoCorpus, load_demo_corpus
 from ..reranker import Reranker
 from . import DEFAULT_CANDIDATES
-from .corpus import DemoCorpus, load_demo_corpus
 from .evaluation import evaluate
 from .searches import Found, HaystackSearch, LangChainSearch, Search, SearchSettings
 from .show import MARKS, Measured, before_and_after, measures

@@ -8,8 +8,8 @@ import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..data.demo import DemoCorpus
 from ..errors import MissingDependencyError
-from .corpus import DemoCorpus
 
 _WHAT_TO_DO = (
     'pip install "qwen3-ranker-plugins[demo]" qwen3-ranker-haystack langchain-qwen3-ranker (in a clone: make demo)'

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .corpus import DemoCorpus, DemoDocument
+from ..data.demo import DemoCorpus, DemoDocument
 from .searches import Found
 
 MARKS = {2: "★★", 1: "★"}

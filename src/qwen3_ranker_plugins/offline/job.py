@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from ..config import DEFAULT_MODEL, RerankerSettings, check_choice, check_positive
+from ..data.readers import SeedPair, Source, open_source
 from ..engines import create_engine
 from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH
@@ -18,9 +19,8 @@ from .errors import CheckpointError, TooManyErrorsError
 from .fingerprint import settings_fingerprint
 from .merge import Counts, merge, report_errors, sync
 from .progress import Meter, metering
-from .readers import SeedPair, Source, open_source
 from .results import RerankResults, Summary, summary_from
-from .runners import LocalRunner, ProcessRunner, Runner, cuda_devices
+from .runners.local import LocalRunner, ProcessRunner, Runner, cuda_devices
 from .scoring import EngineFactory
 from .windows import Window, Windows
 from .writers import format_of, open_writer
@@ -207,7 +207,7 @@ class RerankJob:
 
     def _open_runner(self) -> Runner:
         if self.runner == "ray":
-            from .ray_runner import RayRunner
+            from .runners.ray import RayRunner
 
             return RayRunner(
                 self.settings, self.engine_factory, self.workers, self.ray_address, include_text=self.include_text

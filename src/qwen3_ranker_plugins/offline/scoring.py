@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 
 from ..config import EngineConfig, RerankerSettings, check_json
+from ..data.pairs import Pair
 from ..engines import choose_engine, create_engine, engine_module
 from ..engines.base import Engine
 from ..errors import EngineClosedError, EngineError, PromptTooLongError
 from ..models import resolve_model
-from ..packing import length_order
-from ..prompt import DEFAULT_INSTRUCTION, EncodedRequest, PromptEncoder, load_tokenizer
-from .pairs import Pair
+from ..prompt import DEFAULT_INSTRUCTION, EncodedRequest, PromptEncoder, length_order, load_tokenizer
 from .windows import Window
 
 EngineFactory = Callable[[EngineConfig], Engine]

@@ -7,8 +7,8 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .pairs import Pair
-from .readers import Source
+from ..data.pairs import Pair
+from ..data.readers import Source
 
 #: A query with more documents than this is put in order on disk.
 MAX_QUERY_PAIRS = 100_000

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ..data.readers import pyarrow_or_raise
 from ..errors import InvalidInputError
-from .readers import pyarrow_or_raise
 from .scoring import Row
 
 FORMATS = ("jsonl", "parquet", "trec")

@@ -13,11 +13,12 @@ from starlette.exceptions import HTTPException
 
 from .. import __version__
 from ..errors import RankerError
-from . import info_routes, ranking_routes
 from .auth import KeyRing
 from .errors import ApiError, from_core, from_http, from_validation
-from .guard import Guard, Lifecycle
+from .middleware import Guard, Lifecycle
 from .parts import Parts
+from .routes import info as info_routes
+from .routes import ranking as ranking_routes
 from .schemas import ErrorResponse
 from .settings import Configuration
 

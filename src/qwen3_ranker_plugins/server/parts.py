@@ -9,11 +9,11 @@ from typing import cast
 from fastapi import Request
 
 from .admission import Admission, BodyBudget
-from .guard import Lifecycle
-from .host import EngineHost
 from .metrics import Metrics
+from .middleware import Lifecycle
 from .service import Service
 from .settings import ServerSettings
+from .supervisor import EngineHost
 
 
 @dataclass(frozen=True)

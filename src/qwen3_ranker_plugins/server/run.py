@@ -17,8 +17,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import RankerError
 from .app import create_app
-from .guard import Lifecycle
 from .logs import configure, describe_error, log
+from .middleware import Lifecycle
 from .settings import Configuration, ServerSettings
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from ..config import RankingOptions
 from ..engines.base import Margins
-from ..prepared import Prepared
+from ..ranking import Prepared
 from ..reranker import Reranker
 from ..types import Request, RerankResult
 from .admission import Admission
 from .errors import ApiError
-from .host import EngineHost
 from .metrics import Metrics
+from .supervisor import EngineHost
 
 #: The tokenizer uses all cores for one batch; a second thread keeps it busy while the first one checks texts.
 _ENCODERS = 2

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..config import BUNDLED_MODEL, ENGINE_ALIASES, VARIABLE_PREFIX, RerankerSettings, variables
 from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH
-from .seed_config import translate
+from .legacy_settings import translate
 
 KEYS_VARIABLE = f"{VARIABLE_PREFIX}API_KEYS"
 _SECRET_OPTION = re.compile(r"key|token|secret|password|authorization|headers", re.IGNORECASE)

@@ -9,7 +9,7 @@ from ...config import EngineConfig
 from ...models import resolve_tokenizer
 from ...prompt import PromptEncoder, load_tokenizer
 from .. import needed
-from ..vllm_packed.rows import marker_id
+from ..token_rows import marker_id
 from .engine import RemoteEngine
 from .options import RemoteOptions
 from .texts import RenderedEncoder, TextEncoder

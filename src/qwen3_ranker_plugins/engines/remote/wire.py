@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ...errors import RemoteError
 from ...prompt import EncodedRequest
 from ..base import Margins
-from ..vllm_packed.rows import TokenRow, write_rows
+from ..token_rows import TokenRow, write_rows
 from .options import RemoteOptions
 from .texts import TextRequest
 

@@ -1,0 +1,5 @@
+"""`python -m qwen3_ranker_plugins.cli`."""
+
+from .app import main
+
+main()

@@ -1,0 +1,1 @@
+"""Reading collections, candidate lists and judgements; BM25 over them."""

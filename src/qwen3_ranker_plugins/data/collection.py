@@ -1,0 +1,325 @@
+"""Labelled data: queries, the candidates of a first stage with their texts, and judgements."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..config import check_positive
+from ..demo.run import spread
+from ..errors import InvalidInputError, MissingDependencyError
+from .bm25 import BM25, DESCRIPTION, rank_listed
+from .demo import load_demo_corpus
+from .pairs import Pair
+from .readers import Lines
+from .trec import read_qrels, read_run
+
+DEMO = "demo"
+
+#: Short names -> (ir_datasets id, from which grade on a document counts as relevant to binary measures).
+#: The grades' meaning: https://trec.nist.gov/data/deep2019.html ("1" is related, and not relevant).
+ALIASES: dict[str, tuple[str, int]] = {
+    "DL19": ("msmarco-passage/trec-dl-2019/judged", 2),
+    "DL20": ("msmarco-passage/trec-dl-2020/judged", 2),
+}
+
+#: Past this many documents an index is not built in memory: give a run.
+_INDEXED_AT_MOST = 2_000_000
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What a reranker is measured on. Only queries with a relevant document are in it.
+
+    Attributes:
+        name: of the data, for captions.
+        first_stage: where the candidates come from, for captions.
+        queries: id -> text.
+        qrels: query id -> document id -> grade; not judged counts as 0.
+        candidates: query id -> document ids in the first stage's order; may be empty.
+        texts: id -> text of each candidate.
+        relevant_from: the grade from which on a document is relevant to binary measures.
+        left_out: queries without a relevant document, for which no measure is defined.
+    """
+
+    name: str
+    first_stage: str
+    queries: Mapping[str, str]
+    qrels: Mapping[str, Mapping[str, int]]
+    candidates: Mapping[str, Sequence[str]]
+    texts: Mapping[str, str]
+    relevant_from: int = 1
+    left_out: int = 0
+
+    @property
+    def depth(self) -> int:
+        """The longest candidate list."""
+        return max(map(len, self.candidates.values()), default=0)
+
+    @property
+    def pairs(self) -> list[tuple[str, str, int]]:
+        """(query id, document id, grade) of every candidate, query by query."""
+        return [
+            (query_id, doc_id, self.qrels[query_id].get(doc_id, 0))
+            for query_id, doc_ids in self.candidates.items()
+            for doc_id in doc_ids
+        ]
+
+    def take(self, queries: int | None) -> Collection:
+        """The same with that many queries, evenly spread; None for all."""
+        check_positive("queries", queries)
+        if queries is None or queries >= len(self.queries):
+            return self
+        kept = spread(list(self.queries), queries)
+        return replace(
+            self,
+            name=f"{self.name}, {queries} of {len(self.queries)} queries",
+            queries={each: self.queries[each] for each in kept},
+            qrels={each: self.qrels[each] for each in kept},
+            candidates={each: self.candidates[each] for each in kept},
+        )
+
+
+def open_collection(
+    source: str,
+    *,
+    candidates: int,
+    run: Path | None = None,
+    qrels: Path | None = None,
+    split: str = "test",
+    relevant_from: int | None = None,
+    queries: int | None = None,
+) -> Collection:
+    """Read a collection.
+
+    Args:
+        source: "demo"; a folder in BEIR's form; a .jsonl or .jsonl.gz of candidate lists (`qid`, `query`, `docs` of
+            `docid`, `text`, `rel`, and perhaps `all_rels`); "ir_datasets:ID"; or a name from ALIASES.
+        candidates: at most so many of each query.
+        run: a TREC run with the candidates; None for BM25, or for the run that an ir_datasets id comes with.
+        qrels: judgements, TREC's four columns or BEIR's three; None for those of the source.
+        split: which of a folder's qrels/*.tsv.
+        relevant_from: None for what the source says, or 1.
+        queries: at most so many, evenly spread.
+
+    Raises:
+        InvalidInputError: names the file, the line and the remedy.
+        MissingDependencyError: ir_datasets or bm25s is needed and not installed.
+    """
+    check_positive("candidates", candidates)
+    check_positive("relevant_from", relevant_from)
+    dataset_id, grade = ALIASES.get(source.upper(), (source.removeprefix("ir_datasets:"), 1))
+    if source.upper() in ALIASES or source.startswith("ir_datasets:"):
+        raw = _from_ir_datasets(dataset_id)
+    elif source == DEMO:
+        raw = _demo()
+    elif Path(source).is_dir():
+        raw = _from_folder(Path(source), split, None if qrels is None else read_qrels(qrels))
+    elif Path(source).is_file():
+        if run is not None:
+            raise InvalidInputError("run", str(run), "goes with a folder or an ir_datasets id; lists hold candidates")
+        raw = _from_lists(Path(source))
+    else:
+        raise InvalidInputError(
+            "SOURCE",
+            source,
+            f"no such file or folder; give one, {DEMO}, ir_datasets:ID, or one of {', '.join(ALIASES)}",
+        )
+    if qrels is not None:
+        raw = replace(raw, qrels=read_qrels(qrels))
+    return _build(raw, run, candidates, grade if relevant_from is None else relevant_from).take(queries)
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """A source before candidates are chosen.
+
+    Attributes:
+        texts: gives the texts of ids.
+        every: gives all (id, text).
+        small: whether `every` can be indexed in memory.
+        ranked, listed: the source's own candidates, best first, or in no order.
+    """
+
+    name: str
+    queries: Mapping[str, str]
+    qrels: Mapping[str, Mapping[str, int]]
+    texts: Callable[[Sequence[str]], Mapping[str, str]]
+    every: Callable[[], Iterator[tuple[str, str]]] | None = None
+    small: bool = True
+    ranked: Mapping[str, Sequence[str]] | None = None
+    listed: Mapping[str, Sequence[str]] | None = None
+    first_stage: str = "as listed"
+
+
+def _build(raw: _Raw, run: Path | None, depth: int, relevant_from: int) -> Collection:
+    judged = {
+        query_id: grades
+        for query_id, grades in raw.qrels.items()
+        if query_id in raw.queries and any(grade >= relevant_from for grade in grades.values())
+    }
+    if not judged:
+        raise InvalidInputError(
+            "qrels", raw.name, f"no query of the data has a document of grade {relevant_from} or more"
+        )
+    left_out = sum(query_id not in judged for query_id in raw.qrels)
+    first_stage = raw.first_stage
+    if run is not None:
+        ranked: Mapping[str, Sequence[str]] = read_run(run)
+        first_stage = run.name
+        if not set(ranked) & set(judged):
+            raise InvalidInputError("run", str(run), f"has no query of {raw.name} that is judged")
+    elif raw.ranked is not None:
+        ranked = raw.ranked
+    elif raw.listed is not None and raw.every is not None:
+        listed = {query_id: raw.listed.get(query_id, ()) for query_id in judged}
+        ranked, found = rank_listed(raw.queries, listed, raw.every())
+        raw = replace(raw, texts=lambda _: found)
+        first_stage = f"{raw.first_stage}, ordered by BM25 ({DESCRIPTION})"
+    elif raw.every is not None and raw.small:
+        index = BM25(raw.every())
+        ranked = {query_id: index.search(raw.queries[query_id], depth) for query_id in judged}
+        first_stage = f"BM25 ({DESCRIPTION})"
+    else:
+        raise InvalidInputError(
+            "run", None, f"{raw.name} comes without candidates and is too large to be indexed here: give --run RUN"
+        )
+    candidates = {query_id: list(ranked.get(query_id, ()))[:depth] for query_id in judged}
+    wanted = sorted({doc_id for doc_ids in candidates.values() for doc_id in doc_ids})
+    texts = raw.texts(wanted)
+    if missing := [doc_id for doc_id in wanted if doc_id not in texts]:
+        raise InvalidInputError("run", missing[0], f"{raw.name} has no such document ({len(missing)} are missing)")
+    return Collection(
+        name=raw.name,
+        first_stage=f"{first_stage}, top {max(map(len, candidates.values()))}",
+        queries={query_id: raw.queries[query_id] for query_id in judged},
+        qrels=judged,
+        candidates=candidates,
+        texts=texts,
+        relevant_from=relevant_from,
+        left_out=left_out,
+    )
+
+
+def _demo() -> _Raw:
+    corpus = load_demo_corpus()
+    documents = {doc_id: document.content for doc_id, document in corpus.documents.items()}
+    return _Raw("demo corpus", corpus.queries, corpus.qrels, lambda _: documents, lambda: iter(documents.items()))
+
+
+def _from_folder(folder: Path, split: str, qrels: Mapping[str, Mapping[str, int]] | None) -> _Raw:
+    corpus, queries = (_beir_file(folder, name) for name in ("corpus", "queries"))
+    if qrels is None:
+        path = folder / "qrels" / f"{split}.tsv"
+        if not path.is_file():
+            found = sorted(each.stem for each in path.parent.glob("*.tsv"))
+            remedy = f"there are {', '.join(found)}" if found else "give judgements with --qrels FILE"
+            raise InvalidInputError("split", split, f"{folder} has no qrels/{split}.tsv: {remedy}")
+        qrels = read_qrels(path)
+    name = f"{folder.resolve().name}/{split}"
+
+    def texts(wanted: Sequence[str]) -> dict[str, str]:
+        kept = set(wanted)
+        return {doc_id: text for doc_id, text in _beir_texts(corpus) if doc_id in kept}
+
+    return _Raw(name, dict(_beir_texts(queries)), qrels, texts, lambda: _beir_texts(corpus))
+
+
+def _from_lists(path: Path) -> _Raw:
+    """Candidate lists; relevant documents outside a list (`all_rels`) count towards the ideal under own names."""
+    queries: dict[str, str] = {}
+    qrels: dict[str, dict[str, int]] = {}
+    ranked: dict[str, list[str]] = {}
+    texts: dict[str, str] = {}
+    for number, record in _json_lines(path):
+        try:
+            query_id = str(record["qid"])
+            # A list is its query's own: two lists may use one id for different texts.
+            docs = [(f"{query_id}/{doc['docid']}", str(doc["text"]), doc.get("rel")) for doc in record["docs"]]
+            judged = {doc_id: int(grade) for doc_id, _, grade in docs if grade is not None}
+            outside = sorted((int(grade) for grade in record.get("all_rels", ()) if int(grade) > 0), reverse=True)
+            queries[query_id] = str(record["query"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            remedy = 'each line needs {"qid", "query", "docs": [{"docid", "text", "rel"}]}'
+            raise InvalidInputError(path.name, f"line {number}", f"{error!r}; {remedy}") from error
+        for grade in judged.values():
+            if grade in outside:
+                outside.remove(grade)
+        qrels[query_id] = judged | {f"{query_id}/outside-{n}": grade for n, grade in enumerate(outside)}
+        ranked[query_id] = [doc_id for doc_id, _, _ in docs]
+        texts |= {doc_id: text for doc_id, text, _ in docs}
+    name = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    return _Raw(name, queries, qrels, lambda _: texts, ranked=ranked, first_stage="candidates in the order listed")
+
+
+def _from_ir_datasets(dataset_id: str) -> _Raw:
+    try:
+        import ir_datasets
+    except ImportError as error:
+        raise MissingDependencyError(
+            f'ir_datasets:{dataset_id} needs ir_datasets: pip install "qwen3-ranker-plugins[bench]"'
+        ) from error
+    try:
+        dataset: Any = ir_datasets.load(dataset_id)
+    except KeyError as error:
+        raise InvalidInputError("SOURCE", f"ir_datasets:{dataset_id}", "ir_datasets knows no such id") from error
+    for what in ("docs", "queries", "qrels"):
+        if not getattr(dataset, f"has_{what}")():
+            raise InvalidInputError("SOURCE", f"ir_datasets:{dataset_id}", f"has no {what}")
+    queries = {query.query_id: query.default_text() for query in dataset.queries_iter()}
+    qrels: dict[str, dict[str, int]] = {}
+    for judgement in dataset.qrels_iter():
+        qrels.setdefault(judgement.query_id, {})[judgement.doc_id] = judgement.relevance
+
+    def texts(wanted: Sequence[str]) -> dict[str, str]:
+        found = dataset.docs_store().get_many(wanted)
+        return {doc_id: document.default_text() for doc_id, document in found.items()}
+
+    ranked: dict[str, list[str]] | None = None
+    scores: dict[str, list[tuple[float, str]]] = {}
+    if dataset.has_scoreddocs():
+        for scored in dataset.scoreddocs_iter():
+            scores.setdefault(scored.query_id, []).append((-scored.score, scored.doc_id))
+        ranked = {query_id: [doc_id for _, doc_id in sorted(found)] for query_id, found in scores.items()}
+    # MS MARCO published its 1,000 BM25 candidates in random order, without scores; the library says 0 for all.
+    unordered = ranked is not None and not any(score for found in scores.values() for score, _ in found)
+    return _Raw(
+        f"ir_datasets:{dataset_id}",
+        queries,
+        qrels,
+        texts,
+        lambda: ((document.doc_id, document.default_text()) for document in dataset.docs_iter()),
+        small=(dataset.docs_count() or 0) <= _INDEXED_AT_MOST,  # None: one of the user's own, not counted
+        ranked=None if unordered else ranked,
+        listed=ranked if unordered else None,
+        first_stage="candidates that come with the data",
+    )
+
+
+def _beir_file(folder: Path, name: str) -> Path:
+    for path in (folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz"):
+        if path.is_file():
+            return path
+    raise InvalidInputError("SOURCE", str(folder), f"has no {name}.jsonl or {name}.jsonl.gz")
+
+
+def _beir_texts(path: Path) -> Iterator[tuple[str, str]]:
+    for number, record in _json_lines(path):
+        try:
+            yield str(record["_id"]), f"{record.get('title') or ''}\n{record['text']}".strip()
+        except (KeyError, TypeError, AttributeError) as error:
+            remedy = 'each line needs {"_id": ..., "text": ...}'
+            raise InvalidInputError(path.name, f"line {number}", f"{error!r}; {remedy}") from error
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in Lines(path):
+        if isinstance(line, Pair):
+            raise InvalidInputError(path.name, f"line {number}", str(line.fault))
+        try:
+            yield number, json.loads(line)
+        except ValueError as error:
+            raise InvalidInputError(path.name, f"line {number}", f"not JSON: {error}") from error

@@ -1,0 +1,63 @@
+"""Runs and judgements in TREC's and BEIR's columns."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import InvalidInputError
+from .pairs import Pair
+from .readers import Lines
+
+
+def read_run(path: Path) -> dict[str, list[str]]:
+    """A TREC run: query id -> document ids by falling score, equal ones by rank.
+
+    Raises:
+        InvalidInputError: names the line.
+    """
+    found: dict[str, dict[str, tuple[float, int]]] = {}
+    for number, fields in _fields(path, "run", 6):
+        query_id, _, doc_id, rank, score, _ = fields
+        try:
+            place = (-float(score), int(rank))
+        except ValueError as error:
+            raise InvalidInputError("run", f"{path.name}, line {number}", f"{error}; needs rank and score") from error
+        if found.setdefault(query_id, {}).setdefault(doc_id, place) is not place:
+            raise InvalidInputError("run", f"{path.name}, line {number}", f"{doc_id!r} stands twice for {query_id!r}")
+    return {query_id: sorted(places, key=places.__getitem__) for query_id, places in found.items()}
+
+
+def read_qrels(path: Path) -> dict[str, dict[str, int]]:
+    """Judgements: BEIR's three columns with a heading, or TREC's four without.
+
+    Raises:
+        InvalidInputError: names the line.
+    """
+    qrels: dict[str, dict[str, int]] = {}
+    for number, fields in _fields(path, "qrels", 3, 4):
+        if number == 1 and fields[-1] == "score":
+            continue
+        query_id, doc_id, grade = fields[0], fields[-2], fields[-1]
+        try:
+            qrels.setdefault(query_id, {})[doc_id] = int(grade)
+        except ValueError as error:
+            raise InvalidInputError("qrels", f"{path.name}, line {number}", f"{error}; needs a whole grade") from error
+    return qrels
+
+
+def _fields(path: Path, argument: str, *widths: int) -> Iterator[tuple[int, list[str]]]:
+    if not path.is_file():
+        raise InvalidInputError(argument, str(path), "there is no such file")
+    for number, line in Lines(path):
+        if isinstance(line, Pair):
+            raise InvalidInputError(argument, f"{path.name}, line {number}", str(line.fault))
+        # BEIR separates by tabs, and its ids may hold blanks; TREC separates by any.
+        fields = next(csv.reader([line.strip("\r\n")], delimiter="\t")) if "\t" in line else line.split()
+        if len(fields) not in widths:
+            needed = " or ".join(map(str, widths))
+            raise InvalidInputError(
+                argument, f"{path.name}, line {number}", f"needs {needed} fields, and has {len(fields)}"
+            )
+        yield number, fields

@@ -1,0 +1,122 @@
+"""One engine per configuration: rerankers with equal settings hold leases on one dispatcher."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+from concurrent.futures import Future
+from functools import partial
+
+from ..config import EngineConfig
+from ..engines import create_engine
+from ..engines.base import Engine, Margins
+from ..errors import EngineClosedError
+from ..prompt import EncodedRequest
+from .dispatcher import Dispatcher, PassListener, Progress
+
+
+class _Shared:
+    """A dispatcher and how many leases it has; `ready` guards its creation."""
+
+    def __init__(self) -> None:
+        self.ready = threading.Lock()
+        self.leases = 0
+        self.dispatcher: Dispatcher | None = None
+
+
+class _Registry:
+    """The dispatchers of this process. The lock is reentrant, since the garbage collector may give a lease back."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Start without engines, as a forked child does: it has none of its parent's threads."""
+        self._lock = threading.RLock()
+        self._entries: dict[EngineConfig, _Shared] = {}
+        self._ending: list[Dispatcher] = []  # closed by the garbage collector, which did not wait for their threads
+
+    def enter(self, config: EngineConfig) -> _Shared:
+        """One more lease on a configuration's entry."""
+        with self._lock:
+            entry = self._entries.setdefault(config, _Shared())
+            entry.leases += 1
+            # A garbage collection between those two lines may have closed what the first one returned.
+            return entry if self._entries.get(config) is entry else self.enter(config)
+
+    def leave(self, config: EngineConfig, entry: _Shared, *, wait: bool) -> None:
+        """One lease less; the last one ends the engine, and may wait until it has."""
+        with self._lock:
+            entry.leases -= 1
+            last = entry.leases == 0
+            if last and self._entries.get(config) is entry:
+                del self._entries[config]
+        if last and entry.dispatcher is not None:
+            if not wait:
+                self._ending = [each for each in self._ending if each.running] + [entry.dispatcher]
+            entry.dispatcher.close(wait=wait)
+
+    def close_all(self) -> None:
+        """End every engine while the interpreter is whole: a thread inside torch would abort its exit."""
+        shared = [entry.dispatcher for entry in self._entries.values() if entry.dispatcher is not None]
+        for dispatcher in [*shared, *self._ending]:
+            dispatcher.close()
+
+
+_registry = _Registry()
+os.register_at_fork(after_in_child=_registry.forget)
+atexit.register(_registry.close_all)
+
+
+class Lease:
+    """A share in the one dispatcher of a configuration, given back by `close` or when it is garbage.
+
+    Raises:
+        RankerError: the engine could not be started.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        entry = _registry.enter(config)
+        try:
+            with entry.ready:  # the first lease loads the model; the others wait for it here
+                if entry.dispatcher is None or not entry.dispatcher.running:  # not loaded yet, or dead
+                    entry.dispatcher = Dispatcher(create_engine(config))
+        except BaseException:
+            _registry.leave(config, entry, wait=True)
+            raise
+        self._dispatcher = entry.dispatcher
+        self._give_back = partial(_registry.leave, config, entry)
+        # The garbage collector may run in any thread, an event loop's or a worker's: it must not wait for a pass.
+        self._finalizer = weakref.finalize(self, self._give_back, wait=False)
+        self._finalizer.atexit = False
+
+    @property
+    def engine(self) -> Engine:
+        """The shared engine."""
+        return self._dispatcher.engine
+
+    @property
+    def running(self) -> bool:
+        """Whether this lease is held and the engine's thread is alive."""
+        return self._finalizer.alive and self._dispatcher.running
+
+    def on_pass(self, listener: PassListener) -> None:
+        """See `Dispatcher.on_pass`; it hears of the passes of everybody who shares the engine."""
+        self._dispatcher.on_pass(listener)
+
+    def submit(self, request: EncodedRequest, on_progress: Progress | None = None) -> Future[Margins]:
+        """See `Dispatcher.submit`.
+
+        Raises:
+            EngineClosedError: this lease was given back, even if others hold the engine.
+        """
+        if not self._finalizer.alive:
+            raise EngineClosedError("the reranker is closed: make a new one")
+        return self._dispatcher.submit(request, on_progress)
+
+    def close(self) -> None:
+        """Give the share back; the last one ends the engine. Repeating it does nothing."""
+        if self._finalizer.detach() is not None:
+            self._give_back(wait=True)

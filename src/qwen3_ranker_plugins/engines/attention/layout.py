@@ -1,0 +1,193 @@
+"""Encoded requests -> one forward pass without padding.
+
+A pass is a flat row of tokens: the head of a request, its documents (each with the suffix), the next
+request's head, and so on:
+
+    [head A][A's document 0][A's document 1] ... [head B][B's document 0] ...
+
+Positions restart after the head for every document. A token may see its own request's head and the earlier
+tokens of its own document, nothing else. Documents of a request lie in order of length, so that those of
+equal length are neighbours and can be attended to as one batch.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...prompt import EncodedRequest, length_order
+
+
+@dataclass(frozen=True)
+class SegmentGroup:
+    """`count` neighbouring documents of `length` tokens each, the first of them at `start`."""
+
+    start: int
+    count: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """First position after the group."""
+        return self.start + self.count * self.length
+
+    def slices(self, count: int) -> Iterator[SegmentGroup]:
+        """The group in parts of at most `count` documents."""
+        for first in range(0, self.count, count):
+            yield SegmentGroup(self.start + first * self.length, min(count, self.count - first), self.length)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One request's part of a pass: its head, then its documents in groups of equal length."""
+
+    head_start: int
+    head_end: int
+    groups: tuple[SegmentGroup, ...]
+
+    @property
+    def head_length(self) -> int:
+        """Tokens of the head."""
+        return self.head_end - self.head_start
+
+    @property
+    def end(self) -> int:
+        """First position after the documents."""
+        return self.groups[-1].end if self.groups else self.head_end
+
+
+@dataclass(frozen=True)
+class PackedPass:
+    """The layout of one forward pass over `num_tokens` tokens holding `num_documents` documents.
+
+    Attributes:
+        token_ids: int64 [num_tokens].
+        position_ids: int64 [num_tokens], for rotary embeddings.
+        head_start, head_end: int32 [num_tokens], bounds of the head that each token may see.
+        segment_start: int32 [num_tokens], start of the head or document that each token belongs to.
+        last_positions: int64 [num_documents], where each document's prompt ends, in the order of the requests
+            and of their documents as they were given to `pack`.
+        blocks: one per request.
+    """
+
+    token_ids: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    head_start: NDArray[np.int32]
+    head_end: NDArray[np.int32]
+    segment_start: NDArray[np.int32]
+    last_positions: NDArray[np.int64]
+    blocks: tuple[Block, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the pass."""
+        return len(self.token_ids)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in the pass."""
+        return len(self.last_positions)
+
+
+def pack(requests: Sequence[EncodedRequest]) -> PackedPass:
+    """Lay requests out behind one another.
+
+    Args:
+        requests: each with at least one document.
+    """
+    row = Row()
+    for request in requests:
+        row.begin(request.head)
+        order = length_order(request)
+        ends = np.empty(len(order), dtype=np.int64)
+        ends[order] = row.extend([request.segments[index] for index in order])
+        row.last_positions += ends.tolist()
+    return row.packed()
+
+
+class Row:
+    """A pass that is being laid out: `begin` a request with its head, `add` its documents, or all at once.
+
+    Attributes:
+        last_positions: what `PackedPass.last_positions` will be; entered by the caller, who knows the order.
+    """
+
+    def __init__(self) -> None:
+        self.last_positions: list[int] = []
+        self._token_ids: list[int] = []
+        self._lengths: list[int] = []  # of heads and documents, in the order in which they lie
+        self._heads: list[tuple[int, int]] = []  # of each request, from where to where
+        self._first_segments: list[int] = []  # where in the lengths each request begins, with its head
+
+    def begin(self, head: Sequence[int]) -> None:
+        """Start a request; its head may be empty."""
+        start = len(self._token_ids)
+        self._heads.append((start, start + len(head)))
+        self._first_segments.append(len(self._lengths))
+        self._token_ids += head
+        self._lengths.append(len(head))
+
+    def add(self, segment: Sequence[int]) -> int:
+        """A document of the request, with its suffix; returns the position of its last token.
+
+        Documents of equal length that follow one another become one group.
+        """
+        self._token_ids += segment
+        self._lengths.append(len(segment))
+        return len(self._token_ids) - 1
+
+    def extend(self, segments: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+        """`add` for each; returns the positions, int64 [segments]."""
+        before = len(self._token_ids)
+        lengths = [len(segment) for segment in segments]
+        for segment in segments:
+            self._token_ids += segment
+        self._lengths += lengths
+        ends: NDArray[np.int64] = np.cumsum(lengths, dtype=np.int64) + (before - 1)
+        return ends
+
+    def packed(self) -> PackedPass:
+        """The finished pass."""
+        total = len(self._token_ids)
+        lengths = np.asarray(self._lengths, dtype=np.int64)
+        starts = np.cumsum(lengths) - lengths
+        head_starts, head_ends = np.asarray(self._heads, dtype=np.int32).T
+        tokens = [end - start for start, end in pairwise([*head_starts.tolist(), total])]  # of each request
+        segments = [end - start for start, end in pairwise([*self._first_segments, len(lengths)])]
+        restarts = np.repeat(head_ends - head_starts, segments)  # position of the first token of each segment
+        restarts[self._first_segments] = 0
+        return PackedPass(
+            token_ids=_as_array(self._token_ids),
+            position_ids=np.arange(total) - np.repeat(starts - restarts, lengths),
+            head_start=np.repeat(head_starts, tokens),
+            head_end=np.repeat(head_ends, tokens),
+            segment_start=np.repeat(starts.astype(np.int32), lengths),
+            last_positions=np.asarray(self.last_positions, dtype=np.int64),
+            blocks=tuple(self._blocks(lengths, starts)),
+        )
+
+    def _blocks(self, lengths: NDArray[np.int64], starts: NDArray[np.int64]) -> Iterator[Block]:
+        for head, (first, end) in zip(self._heads, pairwise([*self._first_segments, len(lengths)]), strict=True):
+            documents = lengths[first + 1 : end]
+            changes = np.flatnonzero(documents[1:] != documents[:-1]) + 1
+            bounds = pairwise([0, *changes.tolist(), len(documents)])
+            yield Block(
+                *head,
+                tuple(
+                    SegmentGroup(int(starts[first + 1 + begin]), stop - begin, int(documents[begin]))
+                    for begin, stop in bounds
+                    if begin < stop
+                ),
+            )
+
+
+def _as_array(ids: list[int]) -> NDArray[np.int64]:
+    """What `np.asarray` makes of a list, in half its time: a pass has tens of thousands of ids."""
+    if not ids:
+        return np.empty(0, dtype=np.int64)
+    return np.frombuffer(bytearray(struct.pack(f"{len(ids)}q", *ids)), dtype=np.int64)

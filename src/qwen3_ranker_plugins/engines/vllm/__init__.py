@@ -1,0 +1,1 @@
+"""The engines on vLLM, which runs in a worker process of its own."""

@@ -1,0 +1,270 @@
+"""The options of the vLLM engines: names, checks, and what is put in place of those that are left out.
+
+Nothing here imports vLLM. Names are vLLM's where it has them. docs/engines.md explains every option.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from numbers import Real
+from pathlib import Path
+from typing import Any, Self
+
+from ...config import RerankerSettings, check_choice, check_json, check_positive, check_text
+from ...errors import InvalidInputError
+
+#: Both formats of the benchmark report are templates of ours with the same names.
+INSTRUCTION_FORMATS = ("standard", "compact")
+LABEL_LOGPROBS = ("auto", "token_ids", "processed")
+
+#: The official template with its default instruction and a query of one token has so many tokens before the document.
+_HEAD = 64
+_SMALL_MODEL = 1024  # hidden size of Qwen3-Reranker-0.6B
+
+#: There is no cache to share, and documents are handed over by the row.
+_NOT_OF_PACKED = ("enable_prefix_caching", "block_size", "infer_batch_size", "sort_by_doc_length", "label_logprobs")
+_ELSEWHERE = {"model": "model", "model_name": "model", "dtype": "dtype", "device": "device"}
+
+
+def _check_switch(argument: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise InvalidInputError(argument, value, "use true or false")
+
+
+def _check_share(argument: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 1:
+        raise InvalidInputError(argument, value, "use a share greater than 0 and at most 1")
+
+
+_CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "tokenizer": check_text,
+    "tensor_parallel_size": check_positive,
+    "max_model_len": check_positive,
+    "gpu_memory_utilization": _check_share,
+    "enable_prefix_caching": _check_switch,
+    "enforce_eager": _check_switch,
+    "infer_batch_size": check_positive,
+    "sort_by_doc_length": _check_switch,
+    "instruction_format": partial(check_choice, choices=INSTRUCTION_FORMATS),
+    "max_num_batched_tokens": check_positive,
+    "max_num_seqs": check_positive,
+    "quantization": check_text,
+    "block_size": check_positive,
+    "label_logprobs": partial(check_choice, choices=LABEL_LOGPROBS),
+    "multiprocessing": _check_switch,
+    "start_timeout": check_positive,
+    "show_log": _check_switch,
+    "engine_kwargs": check_json,
+}
+
+
+@dataclass(frozen=True)
+class VllmOptions:
+    """Options as given; None leaves the choice to `resolved`, or to vLLM.
+
+    Attributes:
+        tokenizer: a folder or name whose tokenizer makes the ids; None for the model's own.
+        tensor_parallel_size: GPUs that hold the model together; None for all visible ones that divide its heads.
+        max_model_len: longest prompt in tokens, like `max_length`; the smaller one counts.
+        gpu_memory_utilization: share of the GPU's memory that vLLM may take (on a CPU: of the machine's).
+        enable_prefix_caching: compute what the documents of a query share once.
+        enforce_eager: neither compile nor capture CUDA graphs: starts sooner, runs slower.
+        infer_batch_size: documents handed to vLLM at once.
+        sort_by_doc_length: hand them over shortest first.
+        instruction_format: "standard" or "compact", the template of that name.
+        max_num_batched_tokens, max_num_seqs: tokens and documents in one step of vLLM's scheduler.
+        quantization: as vLLM names it; None for what the checkpoint says.
+        block_size: tokens of a block of the prefix cache.
+        label_logprobs: how `vllm_generate` asks for its two labels; "auto" takes what the release has.
+        multiprocessing: vLLM's engine core in a process of its own, below our worker process.
+        start_timeout: seconds that loading may take.
+        show_log: let vLLM's log through to standard error.
+        engine_kwargs: any other argument of vLLM's EngineArgs; these win.
+
+    Raises:
+        InvalidInputError: names the option and its value.
+    """
+
+    tokenizer: str | None = None
+    tensor_parallel_size: int | None = None
+    max_model_len: int | None = None
+    gpu_memory_utilization: float | None = None
+    enable_prefix_caching: bool = True
+    enforce_eager: bool | None = None
+    infer_batch_size: int = 1024
+    sort_by_doc_length: bool = True
+    instruction_format: str | None = None
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+    quantization: str | None = None
+    block_size: int | None = None
+    label_logprobs: str = "auto"
+    multiprocessing: bool = False
+    start_timeout: int = 1800
+    show_log: bool = False
+    engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, engine: str, options: Mapping[str, object]) -> Self:
+        """From `engine_options`.
+
+        Raises:
+            InvalidInputError: there is no such option, or its value is unusable.
+        """
+        names = [each.name for each in fields(cls) if engine != "vllm_packed" or each.name not in _NOT_OF_PACKED]
+        for name, value in options.items():
+            if name in _ELSEWHERE:
+                remedy = f"is no option of an engine: set Reranker({_ELSEWHERE[name]}=...)"
+                raise InvalidInputError(f"engine_options[{name!r}]", value, remedy)
+            if name not in names:
+                remedy = (
+                    f"engine {engine!r} has no such option: use one of {', '.join(names)}, or put an argument of vLLM "
+                    "into engine_kwargs"
+                )
+                raise InvalidInputError(f"engine_options[{name!r}]", value, remedy)
+        given: dict[str, Any] = dict(options)
+        return cls(**given)
+
+    @classmethod
+    def stored(cls, options: Mapping[str, Any]) -> Self:
+        """What `as_dict` gave."""
+        return cls(**options)
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value, argument = getattr(self, each.name), f"engine_options[{each.name!r}]"
+            if value is not None:
+                _CHECKS[each.name](argument, value)
+            elif each.default is not None:
+                raise InvalidInputError(argument, value, "leave it out for the default")
+
+    @property
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON holds of them."""
+        return asdict(self)
+
+
+def apply_to_prompts(engine: str, settings: RerankerSettings) -> tuple[VllmOptions, str, int]:
+    """(options, template, longest prompt) that settings stand for.
+
+    Raises:
+        InvalidInputError: an option is unusable, or contradicts `template`.
+    """
+    options = VllmOptions.parse(engine, settings.engine_options)
+    template = settings.template
+    if options.instruction_format is not None:
+        if template not in ("standard", options.instruction_format):
+            raise InvalidInputError(
+                "engine_options['instruction_format']",
+                options.instruction_format,
+                f"contradicts template={template!r}: set only one of them",
+            )
+        template = options.instruction_format
+    return options, template, min(settings.max_length, options.max_model_len or settings.max_length)
+
+
+def resolved(options: VllmOptions, model: Mapping[str, Any], *, gpus: int, window: int, template: str) -> VllmOptions:
+    """The options with this package's defaults in place of what was left out.
+
+    Args:
+        options: as given.
+        model: the model's config.json.
+        gpus: how many vLLM may use; 0 for a CPU.
+        window: longest prompt in tokens.
+        template: name or text of the prompt's template.
+
+    Raises:
+        InvalidInputError: the model or the machine is too small for a value.
+    """
+    positions = model.get("max_position_embeddings", sys.maxsize)
+    if window > positions:
+        raise InvalidInputError("max_length", window, f"the model has {positions} positions: use at most that")
+    heads = int(model["num_attention_heads"])
+    parallel = options.tensor_parallel_size or max(
+        (count for count in range(1, gpus + 1) if _divides(count, heads, int(model["num_key_value_heads"]))), default=1
+    )
+    if parallel > max(1, gpus) or not _divides(parallel, heads, int(model["num_key_value_heads"])):
+        raise InvalidInputError(
+            "engine_options['tensor_parallel_size']",
+            parallel,
+            f"{gpus} GPUs are visible and the model has {heads} attention heads: use a number that fits both",
+        )
+    on_gpu = gpus > 0
+    return replace(
+        options,
+        tensor_parallel_size=parallel,
+        max_model_len=window,
+        # A reranker only prefills, so the cache need not hold more than a step or two; a fifth is left to others.
+        gpu_memory_utilization=options.gpu_memory_utilization or (0.8 if on_gpu else None),
+        # On a CPU compiling takes 40 s of start for 10 % of speed; see docs/engines.md.
+        enforce_eager=(not on_gpu) if options.enforce_eager is None else options.enforce_eager,
+        max_num_batched_tokens=options.max_num_batched_tokens or (32768 if on_gpu else 4096),
+        max_num_seqs=options.max_num_seqs or (1024 if on_gpu else 256),
+        block_size=options.block_size or _block_size(model, template, on_gpu=on_gpu),
+    )
+
+
+def _block_size(model: Mapping[str, Any], template: str, *, on_gpu: bool) -> int | None:
+    """Tokens of a block of the prefix cache; None for vLLM's 16 on a GPU."""
+    if not on_gpu:
+        return 32  # vLLM's default on a CPU, 128, is longer than what the documents of a short query share
+    # One block that is the head, and none of a title's own to be hashed, cached and evicted: of that vLLM's work for a
+    # request is a fifth. For larger models it matters less than the tokens that a longer query then shares no more.
+    return _HEAD if template == "standard" and int(model["hidden_size"]) <= _SMALL_MODEL else None
+
+
+def engine_arguments(
+    folder: Path, options: VllmOptions, model: Mapping[str, Any], *, dtype: str, device: str
+) -> dict[str, Any]:
+    """Arguments of vLLM's EngineArgs that both ways of scoring have in common.
+
+    Args:
+        folder: of the model.
+        options: as `resolved` returns them.
+        model: the model's config.json.
+        dtype: of weights and activations.
+        device: "cpu" or a GPU.
+    """
+    arguments: dict[str, Any] = {
+        "model": str(folder),
+        "tokenizer": options.tokenizer or str(folder),
+        "skip_tokenizer_init": True,  # ids go in and numbers come out
+        "trust_remote_code": False,
+        "dtype": dtype,
+        "disable_log_stats": True,
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "max_model_len": options.max_model_len,
+        "enable_prefix_caching": options.enable_prefix_caching,
+        "enforce_eager": options.enforce_eager,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "max_num_seqs": options.max_num_seqs,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "quantization": options.quantization,
+        "block_size": options.block_size,
+    }
+    if device == "cpu" and options.gpu_memory_utilization is None:
+        # vLLM would take 92 % of the machine's memory. Enough for two steps and for the longest prompt twice.
+        tokens = 2 * max(options.max_model_len or 0, options.max_num_batched_tokens or 0)
+        arguments["kv_cache_memory_bytes"] = tokens * _cache_bytes_per_token(model, dtype)
+    return {name: value for name, value in arguments.items() if value is not None} | dict(options.engine_kwargs)
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """The model's config.json."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def _divides(count: int, heads: int, key_value_heads: int) -> bool:
+    """Whether so many GPUs can share the heads: key heads are split, or whole ones repeated."""
+    return heads % count == 0 and (key_value_heads % count == 0 or count % key_value_heads == 0)
+
+
+def _cache_bytes_per_token(model: Mapping[str, Any], dtype: str) -> int:
+    head_dim = int(model.get("head_dim") or model["hidden_size"] // model["num_attention_heads"])
+    elements = 2 * int(model["num_hidden_layers"]) * int(model["num_key_value_heads"]) * head_dim
+    return elements * (4 if dtype == "float32" else 2)

@@ -1,0 +1,19 @@
+"""Texts to token ids: templates, the tokenizer, and the encoder that puts them together."""
+
+from .encoder import EncodedRequest, Encoder, PromptEncoder, length_order
+from .template import DEFAULT_INSTRUCTION, DEFAULT_MAX_LENGTH, TEMPLATES, Template
+from .tokenizer import ModelTokenizer, as_utf8, load_tokenizer
+
+__all__ = [
+    "DEFAULT_INSTRUCTION",
+    "DEFAULT_MAX_LENGTH",
+    "TEMPLATES",
+    "EncodedRequest",
+    "Encoder",
+    "ModelTokenizer",
+    "PromptEncoder",
+    "Template",
+    "as_utf8",
+    "length_order",
+    "load_tokenizer",
+]

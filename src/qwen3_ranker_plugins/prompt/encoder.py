@@ -1,0 +1,173 @@
+"""(instruction, query, documents) -> token ids. The only place that knows a template.
+
+A prompt is `head + document + suffix`. The head holds everything that the documents of a request share and
+is encoded once; documents are encoded in one batch call; the suffix is constant. The ids equal those of the
+whole string encoded at once, because the head is cut where the tokenizer's pre-tokenizer cuts whatever
+follows (`_shared_length`).
+
+Text from outside never becomes a control token: it goes through a copy of the tokenizer that has none. The
+`encode_special_tokens` switch of the tokenizers library is not enough for this: it leaves added tokens that
+are not marked special, among them `</think>`, active.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from ..errors import PromptTooLongError
+from .template import DEFAULT_INSTRUCTION, DEFAULT_MAX_LENGTH, Template
+from .tokenizer import ModelTokenizer
+
+
+@dataclass(frozen=True)
+class EncodedRequest:
+    """Token ids of one request.
+
+    Attributes:
+        head: ids that all documents of the request share.
+        segments: for each document its ids and the suffix; `head + segments[i]` is prompt i.
+        truncated_tokens: for each document, how many of its tokens were cut off at the end.
+    """
+
+    head: list[int]
+    segments: list[list[int]]
+    truncated_tokens: list[int]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to be computed if the head is computed once."""
+        return self.head_length + sum(self.lengths)
+
+    @property
+    def head_length(self) -> int:
+        """Tokens of the head."""
+        return len(self.head)
+
+    @cached_property
+    def lengths(self) -> Sequence[int]:
+        """For each document, the tokens of its segment."""
+        return [len(segment) for segment in self.segments]
+
+    def prompt(self, index: int) -> list[int]:
+        """All ids of one document's prompt."""
+        return self.head + self.segments[index]
+
+    def joined(self, rest: EncodedRequest) -> EncodedRequest:
+        """The request with the documents of both, which have one head."""
+        return EncodedRequest(self.head, self.segments + rest.segments, self.truncated_tokens + rest.truncated_tokens)
+
+    def take(self, indices: Sequence[int]) -> EncodedRequest:
+        """The same request with only some of its documents, in the order given."""
+        return EncodedRequest(
+            head=self.head,
+            segments=[self.segments[i] for i in indices],
+            truncated_tokens=[self.truncated_tokens[i] for i in indices],
+        )
+
+
+class Encoder(Protocol):
+    """What turns texts into what an engine is given."""
+
+    def encode(
+        self, query: str, documents: Sequence[str], instruction: str | None, max_document_tokens: int | None = None
+    ) -> EncodedRequest:
+        """One request; an instruction of None stands for the model's default, or the service's own."""
+
+
+class PromptEncoder:
+    """Encodes requests with one tokenizer, template and length limit.
+
+    Args:
+        tokenizer: of the model that will read the ids.
+        template: a name from TEMPLATES, or the text of a template.
+        max_length: longest prompt in tokens, head and suffix included.
+
+    Raises:
+        InvalidInputError: see `Template`.
+    """
+
+    def __init__(
+        self, tokenizer: ModelTokenizer, template: str = "standard", max_length: int = DEFAULT_MAX_LENGTH
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.template = Template.named(template)
+        self.max_length = max_length
+        self._head_parts = [(tokenizer.split_control(literal), field) for literal, field in self.template.head]
+        self.suffix_ids = self._encode_pieces(tokenizer.split_control(self.template.suffix))
+
+    def encode(
+        self, query: str, documents: Sequence[str], instruction: str | None, max_document_tokens: int | None = None
+    ) -> EncodedRequest:
+        """Ids of one request.
+
+        Only documents are cut, at their end and before the suffix: to what fits the prompt, and to
+        `max_document_tokens` if that is less. An instruction of None is the default one.
+
+        Raises:
+            PromptTooLongError: query and instruction leave no room for a document.
+        """
+        instruction = DEFAULT_INSTRUCTION if instruction is None else instruction
+        pieces, before_document = self._head({"instruction": instruction, "query": query})
+        head = self._encode_pieces(pieces)
+        room = self.max_length - len(head) - len(self.suffix_ids)
+        if room < 1:
+            raise PromptTooLongError(
+                "query",
+                query,
+                f"query and instruction take {len(head)} tokens and the suffix {len(self.suffix_ids)}, which leaves no "
+                f"room for a document within max_length={self.max_length}; shorten them or raise max_length",
+            )
+        if max_document_tokens is not None:
+            room = min(room, max_document_tokens)
+        encoded = self.tokenizer.encode_batch([before_document + document for document in documents])
+        truncated = [max(0, len(ids) - room) for ids in encoded]
+        for ids in encoded:
+            del ids[room:]
+            ids.extend(self.suffix_ids)
+        return EncodedRequest(head=head, segments=encoded, truncated_tokens=truncated)
+
+    def _head(self, fields: dict[str, str]) -> tuple[list[str | int], str]:
+        """The shared pieces, and the text that has to be encoded together with each document."""
+        pieces: list[str | int] = []
+        text = ""
+        for literal_pieces, field in self._head_parts:
+            for piece in literal_pieces:
+                if isinstance(piece, int):
+                    pieces += [text, piece] if text else [piece]
+                    text = ""
+                else:
+                    text += piece
+            text += fields.get(field or "", "")
+        text = self.tokenizer.normalize(text)
+        cut = self._shared_length(text)
+        return ([*pieces, text[:cut]] if cut else pieces), text[cut:]
+
+    def _shared_length(self, text: str) -> int:
+        """How much of the text before a document can be encoded without knowing the document.
+
+        The pre-tokenizer's pieces end where a later character stops them. A piece that ends in a
+        non-blank, and is not the last one, was stopped by a character of `text` itself, so its end stays
+        an end whatever follows. (Blanks look further ahead: a run of them joins a later line break.)
+        """
+        if not text:
+            return 0
+        pieces = self.tokenizer.plain.pre_tokenizer.pre_tokenize_str(text)
+        ends = [end for _, (_, end) in pieces[:-1] if not text[end - 1].isspace()]
+        return ends[-1] if ends else 0
+
+    def _encode_pieces(self, pieces: Sequence[str | int]) -> list[int]:
+        ids: list[int] = []
+        for piece in pieces:
+            ids += [piece] if isinstance(piece, int) else self.tokenizer.encode(piece)
+        return ids
+
+
+def length_order(request: EncodedRequest) -> list[int]:
+    """Indices of the documents, shortest first; equal lengths keep their order."""
+    order: list[int] = np.argsort(np.asarray(request.lengths), kind="stable").tolist()
+    return order
