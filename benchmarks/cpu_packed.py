@@ -140,7 +140,7 @@ def measure(folder: Path, dtype: str, repetitions: int, cases: list[str]) -> lis
                 "case": label,
                 "dtype": dtype,
                 "prompt_tokens": sum(len(tokens.prompt(index)) for index in range(count)),
-                "packed_tokens": len(tokens.head) + sum(map(len, tokens.segments)),
+                "packed_tokens": len(tokens.prefix) + sum(map(len, tokens.segments)),
                 "packed_ms": round(1000 * medians["packed"], 1),
                 "padded_ms": round(1000 * medians["padded"], 1),
                 "packed_fastest_ms": round(1000 * min(times["packed"]), 1),

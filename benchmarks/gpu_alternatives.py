@@ -146,7 +146,7 @@ class Varlen(Flex):
     """Two calls of flash attention on sequences of any lengths, their results merged by log-sum-exp.
 
     One call has every segment attend to itself, causally; the other has the documents of each request attend to their
-    head. Needs the pass, so call `for_pass` in front of the decoder.
+    prefix. Needs the pass, so call `for_pass` in front of the decoder.
     """
 
     def __init__(self, weights: DecoderWeights, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -158,7 +158,7 @@ class Varlen(Flex):
     def for_pass(self, packed: PackedPass, length: int) -> None:
         """Say where sequences begin and end; outside of what is timed as the forward pass."""
         device = self.weights.embedding.device
-        # The padding is one more segment, of a request without a head.
+        # The padding is one more segment, of a request without a prefix.
         starts = [
             *np.unique(packed.segment_start).tolist(),
             *([packed.num_tokens] if packed.num_tokens < length else []),
@@ -166,9 +166,9 @@ class Varlen(Flex):
         own = [*starts, length]
         queries, keys, heads = [0], [0], []
         for block in packed.blocks:
-            queries += [block.head_end, block.end]  # a head, which looks at no head, and the documents
-            keys += [keys[-1], keys[-1] + block.head_length]
-            heads.append(np.arange(block.head_start, block.head_end))
+            queries += [block.prefix_end, block.end]  # a prefix, which looks at no prefix, and the documents
+            keys += [keys[-1], keys[-1] + block.prefix_length]
+            heads.append(np.arange(block.prefix_start, block.prefix_end))
         if packed.num_tokens < length:
             queries.append(length)
             keys.append(keys[-1])
@@ -178,7 +178,7 @@ class Varlen(Flex):
 
         is_document = np.zeros(length, dtype=bool)
         for block in packed.blocks:
-            is_document[block.head_end : block.end] = block.head_length > 0
+            is_document[block.prefix_end : block.end] = block.prefix_length > 0
         longest = max(b - a for a, b in pairwise(own))
         self._sequences = (
             (moved(own), moved(own), longest, longest),
@@ -275,18 +275,18 @@ class SharedBeginningRow(StaticRow):
 
 def shared_beginning(requests: list[EncodedRequest]) -> int:
     """Tokens that the heads of all requests begin with: the system part and an instruction that all have."""
-    heads = [request.head for request in requests]
-    shortest = min(map(len, heads))
-    return next((place for place in range(shortest) if len({head[place] for head in heads}) > 1), shortest)
+    prefixes = [request.prefix for request in requests]
+    shortest = min(map(len, prefixes))
+    return next((place for place in range(shortest) if len({prefix[place] for prefix in prefixes}) > 1), shortest)
 
 
 def pack_shared(requests: list[EncodedRequest]) -> tuple[PackedPass, int]:
     """(a pass that holds what all heads begin with once, in front of everything; how many tokens that is)."""
     shared = shared_beginning(requests)
     row = Row()
-    row.begin(requests[0].head[:shared])
+    row.begin(requests[0].prefix[:shared])
     for request in requests:
-        row.begin(request.head[shared:])
+        row.begin(request.prefix[shared:])
         ends = {index: row.add(request.segments[index]) for index in length_order(request)}
         row.last_positions += [ends[index] for index in range(len(ends))]
     packed = row.packed()

@@ -245,8 +245,8 @@ def reference(folder: Path, labels: list[str], repeat: int, scale: int, device: 
         segments = sum(map(len, request.segments))
         rows[label] = {
             "documents": len(documents),
-            "prompt_tokens": len(request.head) * len(documents) + segments,
-            "packed_tokens": len(request.head) + segments,
+            "prompt_tokens": len(request.prefix) * len(documents) + segments,
+            "packed_tokens": len(request.prefix) + segments,
             "margins": margins,
         }
     return {"rows": rows}

@@ -156,7 +156,7 @@ class Prepared:
         prompts = margins.prompt_tokens
         if prompts is None:
             lengths = np.asarray(self.encoded.lengths, dtype=np.int64)
-            prompts = self.encoded.head_length * len(self.source) + int(lengths[self.source].sum())
+            prompts = self.encoded.prefix_length * len(self.source) + int(lengths[self.source].sum())
         return Usage(
             documents=len(self.source),
             prompt_tokens=prompts,

@@ -39,10 +39,10 @@ class Float8OnCpu(OnCpu, Float8Decoder):
 
 
 def packed_pass() -> PackedPass:
-    """Documents shorter and longer than a program and a block of keys, and a request without a head."""
+    """Documents shorter and longer than a program and a block of keys, and a request without a prefix."""
 
-    def request(head: int, lengths: list[int]) -> EncodedRequest:
-        return EncodedRequest([1] * head, [[2] * length for length in lengths], [0] * len(lengths))
+    def request(prefix: int, lengths: list[int]) -> EncodedRequest:
+        return EncodedRequest([1] * prefix, [[2] * length for length in lengths], [0] * len(lengths))
 
     return pack([request(75, [3, 20, 20, 27, 40, 150]), request(0, [5, 9, 70]), request(130, [200])])
 
@@ -66,10 +66,10 @@ def expected_attention(
     key, value = (states.repeat_interleave(heads // kv_heads, dim=1) for states in (turned(key, norms[1]), value))
     scores = torch.einsum("qhd,khd->hqk", turned(query, norms[0]), key) * head_dim**-0.5
     place = torch.arange(tokens)
-    start, head_start, head_end = (
-        torch.from_numpy(bounds)[:, None] for bounds in (packed.segment_start, packed.head_start, packed.head_end)
+    start, prefix_start, prefix_end = (
+        torch.from_numpy(bounds)[:, None] for bounds in (packed.segment_start, packed.prefix_start, packed.prefix_end)
     )
-    seen = (place >= start) | ((place >= head_start) & (place < head_end))
+    seen = (place >= start) | ((place >= prefix_start) & (place < prefix_end))
     scores = scores.masked_fill(~(seen & (place <= place[:, None])), -torch.inf)
     return torch.einsum("hqk,khd->qhd", scores.softmax(dim=-1), value).reshape(tokens, -1)
 

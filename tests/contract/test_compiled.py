@@ -119,12 +119,12 @@ def test_no_size_compiles_anything_after_the_warm_up(tiny: Path, tiny_engine: Pa
     assert backend.compiled == 2 + len(compiled.lengths)  # the attention, for each size class
     for size in range(15, 765, 15):
         documents = [[7 + n % 50] * (5 + n % 3) for n in range(size // 10)]
-        head = size - sum(map(len, documents))
-        made = [EncodedRequest([5] * head, documents, [0] * len(documents))]
+        prefix = size - sum(map(len, documents))
+        made = [EncodedRequest([5] * prefix, documents, [0] * len(documents))]
         if size > 250:  # two requests
             made = [
-                replace(made[0], head=[5] * (head - 9), segments=documents[1:]),
-                replace(made[0], head=[6] * 9, segments=documents[:1]),
+                replace(made[0], prefix=[5] * (prefix - 9), segments=documents[1:]),
+                replace(made[0], prefix=[6] * 9, segments=documents[:1]),
             ]
         packed = pack(made)
         assert packed.num_tokens == size

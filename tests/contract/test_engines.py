@@ -141,7 +141,7 @@ def test_the_longest_document(
     check(engine, [request], one_at_a_time)
 
 
-def test_a_document_sees_neither_its_neighbours_nor_another_head(
+def test_a_document_sees_neither_its_neighbours_nor_another_prefix(
     engine: tuple[Engine, float], encoder: PromptEncoder
 ) -> None:
     made, tolerance = engine
@@ -175,13 +175,13 @@ def test_computed_tokens_count_what_is_shared_once(engine: tuple[Engine, float],
     made, _ = engine
     documents = ["one", "two words", "three more words"]
     request = encoder.encode(f"never asked before of {made.name}", documents, DEFAULT_INSTRUCTION)
-    everything = len(request.head) + sum(len(segment) for segment in request.segments)
+    everything = len(request.prefix) + sum(len(segment) for segment in request.segments)
     computed = made.score([request])[0].computed_tokens
     if made.name == "packed":
         assert computed == everything
     elif made.name == "vllm_packed":  # and two tokens in front of the row
         assert computed == everything + 2
     elif made.name == "remote":  # as the service counts, which scores pairs
-        assert computed == everything + 2 * len(request.head)
-    else:  # vLLM shares whole blocks of 32 tokens, and this head has two of them
-        assert everything - 64 <= computed <= everything + 2 * (len(request.head) % 32)
+        assert computed == everything + 2 * len(request.prefix)
+    else:  # vLLM shares whole blocks of 32 tokens, and this prefix has two of them
+        assert everything - 64 <= computed <= everything + 2 * (len(request.prefix) % 32)

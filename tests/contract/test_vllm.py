@@ -60,9 +60,9 @@ def encoder(tiny_tokenizer: ModelTokenizer) -> PromptEncoder:
 
 
 def test_the_second_document_of_a_request_hits_the_prefix_cache(engine: VllmEngine, encoder: PromptEncoder) -> None:
-    """vLLM's default block on a CPU, 128 tokens, is longer than this head, and would share nothing."""
+    """vLLM's default block on a CPU, 128 tokens, is longer than this prefix, and would share nothing."""
     request = encoder.encode(f"asked only here, of {engine.name}", ["one", "another one"], DEFAULT_INSTRUCTION)
-    assert 64 <= len(request.head) < 128
+    assert 64 <= len(request.prefix) < 128
     tokens = sum(len(request.prompt(i)) for i in range(2))
     assert tokens - engine.score([request])[0].computed_tokens >= 64
 
@@ -95,7 +95,7 @@ def test_a_prompt_that_vllm_refuses_fails_alone(
 ) -> None:
     """`LLM.classify` and `LLM.generate` would fail the whole call. Our encoder makes no such prompts."""
     good = encoder.encode("q", ["a text"], DEFAULT_INSTRUCTION)
-    bad = EncodedRequest(good.head, [good.segments[0], [5] * 9000, good.segments[0]], [0, 0, 0])
+    bad = EncodedRequest(good.prefix, [good.segments[0], [5] * 9000, good.segments[0]], [0, 0, 0])
     first, second = engine.score([bad, good])
     assert list(first.failures) == [1]
     assert "8192" in first.failures[1] or "8193" in first.failures[1]
@@ -118,7 +118,7 @@ def test_a_list_of_many_steps_is_handed_over_in_portions() -> None:
         good = encoder.encode(QUERY, documents, DEFAULT_INSTRUCTION)
         segments = [*good.segments[:9], *([5] * 900 for _ in range(20)), *good.segments[9:]]
         engine = reranker._lease.engine
-        [found] = engine.score([EncodedRequest(good.head, segments, [0] * len(segments))])
+        [found] = engine.score([EncodedRequest(good.prefix, segments, [0] * len(segments))])
         assert sorted(found.failures) == list(range(9, 29))
         [whole] = engine.score([good])
         np.testing.assert_allclose(np.delete(found.values, range(9, 29)), whole.values, rtol=0, atol=1e-4)

@@ -49,14 +49,14 @@ def test_a_list_that_is_longer_than_a_row(
     assert request.num_tokens > 8194  # the most that a row holds here
     [margins] = vllm_packed.score([request])
     np.testing.assert_allclose(margins.values, one_at_a_time(request), rtol=0, atol=1e-4)
-    assert margins.computed_tokens > request.num_tokens  # the head once in each row
+    assert margins.computed_tokens > request.num_tokens  # the prefix once in each row
 
 
 def test_a_document_that_vllm_refuses_fails_alone(
     vllm_packed: VllmEngine, encoder: PromptEncoder, one_at_a_time: Reference
 ) -> None:
     good = encoder.encode("q", ["a text"], DEFAULT_INSTRUCTION)
-    bad = EncodedRequest(good.head, [good.segments[0], [5] * 9000, good.segments[0]], [0, 0, 0])
+    bad = EncodedRequest(good.prefix, [good.segments[0], [5] * 9000, good.segments[0]], [0, 0, 0])
     first, second = vllm_packed.score([bad, good])
     assert list(first.failures) == [1]
     assert "8194" in first.failures[1]

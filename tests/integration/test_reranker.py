@@ -81,7 +81,7 @@ def test_usage(reranker: Reranker) -> None:
     usage = reranker.rerank(QUERY, DOCUMENTS).usage
     assert usage.documents == 7
     assert usage.prompt_tokens == sum(len(encoded.prompt(i)) for i in range(7))
-    assert usage.computed_tokens == len(encoded.head) + sum(len(encoded.segments[i]) for i in range(7) if i != 3)
+    assert usage.computed_tokens == len(encoded.prefix) + sum(len(encoded.segments[i]) for i in range(7) if i != 3)
     assert usage.shared_tokens == usage.prompt_tokens - usage.computed_tokens
     assert usage.seconds > 0
 

@@ -34,7 +34,7 @@ class NullEngine(Engine):
                 )
                 / np.float32(100)
                 - np.float32(5),
-                computed_tokens=len(request.head) + sum(map(len, request.segments)),
+                computed_tokens=len(request.prefix) + sum(map(len, request.segments)),
             )
             for request in requests
         ]

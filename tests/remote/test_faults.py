@@ -311,7 +311,7 @@ def test_the_scores_of_a_row_find_their_documents() -> None:
         assert hits == {1: -1.0, 2: 0.5, 0: 2.0}
         [body] = service.bodies
     assert (body["task"], body["use_activation"], len(body["input"])) == ("token_classify", False, 1)
-    assert body["input"][0].count(14459) == 4  # the marker, behind the head and each document
+    assert body["input"][0].count(14459) == 4  # the marker, at the end of the prefix and of each document
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ POISON = 666
 
 
 class SumEngine(Engine):
-    """Margin = sum of the prompt's ids. Waits at `gate` and writes down its passes; a poisoned head breaks a pass."""
+    """Margin = sum of the prompt's ids. Waits at `gate` and writes down its passes; a poisoned prefix breaks a pass."""
 
     name = "sum"
 
@@ -39,12 +39,12 @@ class SumEngine(Engine):
         self.in_pass.set()
         assert self.gate.wait(10)
         self.passes.append(list(requests))
-        if any(POISON in request.head for request in requests):
+        if any(POISON in request.prefix for request in requests):
             raise ZeroDivisionError("poisoned")
         return [
             Margins(
                 np.array([sum(request.prompt(i)) for i in range(len(request.segments))], dtype=np.float32),
-                computed_tokens=len(request.head) + sum(map(len, request.segments)),
+                computed_tokens=len(request.prefix) + sum(map(len, request.segments)),
             )
             for request in requests
         ]
@@ -53,13 +53,13 @@ class SumEngine(Engine):
         self.closed_by = threading.current_thread().name
 
 
-def request(documents: list[int], head: int = 1) -> EncodedRequest:
-    """One head token, and documents of the lengths given whose ids are their length."""
-    return EncodedRequest([head], [[length] * length for length in documents], [0] * len(documents))
+def request(documents: list[int], prefix: int = 1) -> EncodedRequest:
+    """One prefix token, and documents of the lengths given whose ids are their length."""
+    return EncodedRequest([prefix], [[length] * length for length in documents], [0] * len(documents))
 
 
-def expected(documents: list[int], head: int = 1) -> list[int]:
-    return [length * length + head for length in documents]
+def expected(documents: list[int], prefix: int = 1) -> list[int]:
+    return [length * length + prefix for length in documents]
 
 
 def test_a_request_is_split_by_budget_and_comes_back_in_order() -> None:
@@ -69,7 +69,7 @@ def test_a_request_is_split_by_budget_and_comes_back_in_order() -> None:
     margins = dispatcher.submit(request(lengths)).result(10)
     dispatcher.close()
     assert margins.values.tolist() == expected(lengths)
-    sizes = [sum(len(r.head) + sum(map(len, r.segments)) for r in each) for each in engine.passes]
+    sizes = [sum(len(r.prefix) + sum(map(len, r.segments)) for r in each) for each in engine.passes]
     assert all(size <= 10 for size in sizes[:-1])
     assert sizes[-1] == 31, "a document that is longer than the budget goes alone"
     assert margins.computed_tokens == sum(sizes)
@@ -81,11 +81,11 @@ def test_requests_that_wait_together_share_a_pass() -> None:
     engine.gate.clear()
     first = dispatcher.submit(request([1]))
     assert engine.in_pass.wait(10)
-    others = [dispatcher.submit(request([2, n], head=n)) for n in range(3, 20)]
+    others = [dispatcher.submit(request([2, n], prefix=n)) for n in range(3, 20)]
     engine.gate.set()
     assert first.result(10).values.tolist() == [2]
     for n, other in enumerate(others, start=3):
-        assert other.result(10).values.tolist() == expected([2, n], head=n)
+        assert other.result(10).values.tolist() == expected([2, n], prefix=n)
     dispatcher.close()
     assert [len(each) for each in engine.passes] == [1, len(others)]
 
@@ -96,14 +96,14 @@ def test_a_long_list_does_not_hold_up_a_short_one() -> None:
     engine.gate.clear()
     giant = dispatcher.submit(request([10] * 400))
     assert engine.in_pass.wait(10)
-    small = [dispatcher.submit(request([45], head=head)) for head in (7, 8, 9)]
+    small = [dispatcher.submit(request([45], prefix=prefix)) for prefix in (7, 8, 9)]
     engine.gate.set()
     assert giant.result(30).values.tolist() == expected([10] * 400)
     dispatcher.close()
-    order = [request.head for each in engine.passes for request in each]
+    order = [request.prefix for each in engine.passes for request in each]
     assert all(order.index([each]) < 8 for each in (7, 8, 9)), "they took turns with the long one's hundred passes"
     assert all(
-        each.result(0).values.tolist() == expected([45], head) for head, each in zip((7, 8, 9), small, strict=True)
+        each.result(0).values.tolist() == expected([45], prefix) for prefix, each in zip((7, 8, 9), small, strict=True)
     )
 
 
@@ -113,10 +113,10 @@ def test_one_callers_fault_is_not_everybodys() -> None:
     engine.gate.clear()
     dispatcher.submit(request([1]))
     assert engine.in_pass.wait(10)
-    good, bad, other = (dispatcher.submit(request([2, 3], head=head)) for head in (1, POISON, 2))
+    good, bad, other = (dispatcher.submit(request([2, 3], prefix=prefix)) for prefix in (1, POISON, 2))
     engine.gate.set()
     assert good.result(10).values.tolist() == expected([2, 3])
-    assert other.result(10).values.tolist() == expected([2, 3], head=2)
+    assert other.result(10).values.tolist() == expected([2, 3], prefix=2)
     with pytest.raises(EngineError, match="ZeroDivisionError: poisoned") as caught:
         bad.result(10)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
@@ -195,7 +195,7 @@ def test_closing_after_a_call_went_wrong_strands_nobody(fate: str) -> None:
         raise KeyError(documents)
 
     wrong = dispatcher.submit(
-        request([10] * 5, head=POISON if fate == "failed" else 1), broken if fate == "progress raised" else None
+        request([10] * 5, prefix=POISON if fate == "failed" else 1), broken if fate == "progress raised" else None
     )
     assert engine.in_pass.wait(10)
     if fate == "cancelled":
@@ -241,18 +241,18 @@ def test_nobody_waits_for_a_thread_that_was_torn_down() -> None:
     assert engine.closed_by == "qwen3-ranker-sum"
 
 
-def test_a_head_as_long_as_the_budget_is_not_computed_for_every_document() -> None:
-    for head in (90, 99, 150):
+def test_a_prefix_as_long_as_the_budget_is_not_computed_for_every_document() -> None:
+    for prefix in (90, 99, 150):
         engine = SumEngine(token_budget=100)
         dispatcher = Dispatcher(engine)
-        long_head = EncodedRequest([1] * head, [[2]] * 100, [0] * 100)
-        assert dispatcher.submit(long_head).result(10).values.tolist() == [head + 2] * 100
+        long_prefix = EncodedRequest([1] * prefix, [[2]] * 100, [0] * 100)
+        assert dispatcher.submit(long_prefix).result(10).values.tolist() == [prefix + 2] * 100
         dispatcher.close()
         assert len(engine.passes) <= 10
 
 
 class WaitingEngine(SumEngine):
-    """Three passes at a time, two documents each; one for a head of 13 waits until the caller has gone."""
+    """Three passes at a time, two documents each; one for a prefix of 13 waits until the caller has gone."""
 
     workers = 3
     documents_per_pass = 2
@@ -264,7 +264,7 @@ class WaitingEngine(SumEngine):
     def score_until(self, requests: Sequence[EncodedRequest], settled: Future[Margins]) -> list[Margins]:
         [only] = requests
         assert len(only.segments) <= 2
-        if only.head == [13]:
+        if only.prefix == [13]:
             self.in_pass.set()
             settled.add_done_callback(lambda _: self.gone.set())
             assert self.gone.wait(10)
@@ -275,7 +275,7 @@ class WaitingEngine(SumEngine):
 def test_several_workers_serve_each_request_alone_and_stop_for_a_caller_that_has_gone() -> None:
     engine = WaitingEngine()
     dispatcher = Dispatcher(engine)
-    stuck = dispatcher.submit(request([1, 2], head=13))
+    stuck = dispatcher.submit(request([1, 2], prefix=13))
     assert engine.in_pass.wait(10)
     rng = np.random.default_rng(0)
     work = [rng.integers(1, 40, size=rng.integers(1, 9)).tolist() for _ in range(100)]
@@ -285,7 +285,7 @@ def test_several_workers_serve_each_request_alone_and_stop_for_a_caller_that_has
     assert not stuck.done()
     assert stuck.cancel()
     assert engine.gone.wait(10)
-    poisoned = dispatcher.submit(request([1] * 9, head=POISON))
+    poisoned = dispatcher.submit(request([1] * 9, prefix=POISON))
     with pytest.raises(EngineError, match="poisoned"):
         poisoned.result(10)
     dispatcher.close()
@@ -297,7 +297,7 @@ class DeviceEngine(SumEngine):
     """Two passes in flight on a device, a thread that computes them in the order in which they were queued.
 
     Attributes:
-        events: ("queued" | "computed", head of the pass's first request), as they happened.
+        events: ("queued" | "computed", prefix of the pass's first request), as they happened.
         compute: the device takes its next pass when this is released.
         seconds: that a pass takes then.
     """
@@ -318,9 +318,9 @@ class DeviceEngine(SumEngine):
     def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
         margins: Future[list[Margins]] = Future()
         with self._keeps_apart:
-            if any(request.head == [13] for request in requests):
+            if any(request.prefix == [13] for request in requests):
                 raise EngineError("no memory for it")
-            self.events.append(("queued", requests[0].head[0]))
+            self.events.append(("queued", requests[0].prefix[0]))
             self._stream.put((list(requests), margins))
         self.queued.release()
         return margins.result(10)
@@ -330,7 +330,7 @@ class DeviceEngine(SumEngine):
             requests, margins = work
             assert self.compute.acquire(timeout=10)
             time.sleep(self.seconds)
-            self.events.append(("computed", requests[0].head[0]))
+            self.events.append(("computed", requests[0].prefix[0]))
             try:
                 margins.set_result(super().score(requests))
             except ZeroDivisionError as error:
@@ -345,18 +345,18 @@ class DeviceEngine(SumEngine):
 def test_the_next_pass_is_queued_while_the_device_computes_and_no_third() -> None:
     engine = DeviceEngine()
     dispatcher = Dispatcher(engine)
-    first = dispatcher.submit(request([1], head=1))
+    first = dispatcher.submit(request([1], prefix=1))
     assert engine.queued.acquire(timeout=10), "an idle queue holds nothing back"
-    second = dispatcher.submit(request([2], head=2))
+    second = dispatcher.submit(request([2], prefix=2))
     assert engine.queued.acquire(timeout=10)
-    others = [dispatcher.submit(request([3], head=head)) for head in (3, 4, 5)]
+    others = [dispatcher.submit(request([3], prefix=prefix)) for prefix in (3, 4, 5)]
     assert not engine.queued.acquire(timeout=0.1)
     assert len(dispatcher._waiting) == 3
     assert engine.events == [("queued", 1), ("queued", 2)]
     for _ in range(3):
         engine.compute.release()
     assert [first.result(10).values.tolist(), second.result(10).values.tolist()] == [[2], [6]]
-    assert [other.result(10).values.tolist() for other in others] == [[9 + head] for head in (3, 4, 5)]
+    assert [other.result(10).values.tolist() for other in others] == [[9 + prefix] for prefix in (3, 4, 5)]
     assert len(engine.passes) == 3, "what gathered meanwhile shares a pass"
     assert engine.events.index(("queued", 3)) > engine.events.index(("computed", 1))
     dispatcher.close()
@@ -369,17 +369,17 @@ def test_of_two_passes_in_flight_each_has_its_own_errors() -> None:
     dispatcher = Dispatcher(engine)
     reports: list[PassReport] = []
     dispatcher.on_pass(reports.append)
-    first = dispatcher.submit(request([1], head=1))
+    first = dispatcher.submit(request([1], prefix=1))
     assert engine.queued.acquire(timeout=10)
     with pytest.raises(EngineError, match="no memory for it"):
-        dispatcher.submit(request([2], head=13)).result(10)  # fails while it is queued, the first still in flight
-    poisoned = dispatcher.submit(request([2], head=POISON))
+        dispatcher.submit(request([2], prefix=13)).result(10)  # fails while it is queued, the first still in flight
+    poisoned = dispatcher.submit(request([2], prefix=POISON))
     assert engine.queued.acquire(timeout=10)
-    good, bad = (dispatcher.submit(request([2, 3], head=head)) for head in (5, POISON))
+    good, bad = (dispatcher.submit(request([2, 3], prefix=prefix)) for prefix in (5, POISON))
     for _ in range(5):  # the two in flight, the pass of both that waited, and each of these alone
         engine.compute.release()
     assert first.result(10).values.tolist() == [2]
-    assert good.result(10).values.tolist() == expected([2, 3], head=5)
+    assert good.result(10).values.tolist() == expected([2, 3], prefix=5)
     for each in (poisoned, bad):
         with pytest.raises(EngineError, match="ZeroDivisionError: poisoned"):
             each.result(10)
@@ -391,11 +391,11 @@ def test_of_two_passes_in_flight_each_has_its_own_errors() -> None:
 def test_closing_and_cancelling_with_two_passes_in_flight() -> None:
     engine = DeviceEngine(token_budget=11)
     dispatcher = Dispatcher(engine)
-    first = dispatcher.submit(request([10] * 3, head=1))  # a pass each, so that one document is left
-    second = dispatcher.submit(request([10], head=2))
+    first = dispatcher.submit(request([10] * 3, prefix=1))  # a pass each, so that one document is left
+    second = dispatcher.submit(request([10], prefix=2))
     assert engine.queued.acquire(timeout=10)
     assert engine.queued.acquire(timeout=10)
-    waiting = dispatcher.submit(request([10], head=3))
+    waiting = dispatcher.submit(request([10], prefix=3))
     assert second.cancel()
     with ThreadPoolExecutor(1) as pool:
         closing = pool.submit(dispatcher.close)
@@ -511,7 +511,7 @@ def test_listeners_hear_of_every_pass() -> None:
     dispatcher.on_pass(reports.append)
     dispatcher.submit(request([1, 2, 3])).result(10)
     with pytest.raises(EngineError):
-        dispatcher.submit(request([4], head=POISON)).result(10)
+        dispatcher.submit(request([4], prefix=POISON)).result(10)
     dispatcher.close()
     assert [(each.requests, each.documents, each.tokens) for each in reports] == [(1, 3, 7), (1, 1, 5)]
     assert reports[0].error is None

@@ -23,37 +23,37 @@ requests = st.lists(
 def make(shapes: list[tuple[int, list[int]]]) -> list[EncodedRequest]:
     """Requests whose token ids say where they come from."""
     made = []
-    for number, (head, documents) in enumerate(shapes):
+    for number, (prefix, documents) in enumerate(shapes):
         segments = [[10_000 * number + 10 * index + 1] * length for index, length in enumerate(documents)]
-        made.append(EncodedRequest([10_000 * number] * head, segments, [0] * len(documents)))
+        made.append(EncodedRequest([10_000 * number] * prefix, segments, [0] * len(documents)))
     return made
 
 
 def visible(packed: PackedPass) -> NDArray[np.bool_]:
-    """The rule itself: earlier tokens of one's own segment, and one's request's head."""
+    """The rule itself: earlier tokens of one's own segment, and one's request's prefix."""
     position = np.arange(packed.num_tokens)
     segment, owner = np.zeros((2, packed.num_tokens), dtype=int)
-    is_head = np.zeros(packed.num_tokens, dtype=bool)
+    is_prefix = np.zeros(packed.num_tokens, dtype=bool)
     number = 0
     for request, block in enumerate(packed.blocks):
-        segment[block.head_start : block.head_end] = number
-        is_head[block.head_start : block.head_end] = True
+        segment[block.prefix_start : block.prefix_end] = number
+        is_prefix[block.prefix_start : block.prefix_end] = True
         number += 1
-        owner[block.head_start : block.groups[-1].end] = request
+        owner[block.prefix_start : block.groups[-1].end] = request
         for group in block.groups:
             for start in range(group.start, group.end, group.length):
                 segment[start : start + group.length] = number
                 number += 1
     same_segment = segment[:, None] == segment[None]
-    own_head = (owner[:, None] == owner[None]) & is_head[None]
-    return (same_segment | own_head) & (position[None] <= position[:, None])
+    own_prefix = (owner[:, None] == owner[None]) & is_prefix[None]
+    return (same_segment | own_prefix) & (position[None] <= position[:, None])
 
 
 @given(requests)
 def test_layout(shapes: list[tuple[int, list[int]]]) -> None:
     made = make(shapes)
     packed = pack(made)
-    assert packed.num_tokens == sum(len(r.head) + sum(map(len, r.segments)) for r in made)
+    assert packed.num_tokens == sum(len(r.prefix) + sum(map(len, r.segments)) for r in made)
     assert packed.num_documents == sum(len(r.segments) for r in made)
     ends = iter(packed.last_positions)
     for request in made:
@@ -61,12 +61,12 @@ def test_layout(shapes: list[tuple[int, list[int]]]) -> None:
             end = next(ends)
             assert packed.token_ids[end - len(segment) + 1 : end + 1].tolist() == segment
             assert packed.position_ids[end - len(segment) + 1 : end + 1].tolist() == list(
-                range(len(request.head), len(request.head) + len(segment))
+                range(len(request.prefix), len(request.prefix) + len(segment))
             )
     for request, block in zip(made, packed.blocks, strict=True):
-        head = slice(block.head_start, block.head_end)
-        assert packed.token_ids[head].tolist() == request.head
-        assert packed.position_ids[head].tolist() == list(range(len(request.head)))
+        prefix = slice(block.prefix_start, block.prefix_end)
+        assert packed.token_ids[prefix].tolist() == request.prefix
+        assert packed.position_ids[prefix].tolist() == list(range(len(request.prefix)))
         assert [g.length for g in block.groups] == sorted({len(segment) for segment in request.segments})
 
 
@@ -113,11 +113,11 @@ def test_programs_are_the_rule(
         row.write(one)
     expected, seen = visible(packed), np.zeros((packed.num_tokens,) * 2, dtype=int)
     segment_start = row.segment_start.numpy()
-    for start, end, head_start, head_end, own_start in row.programs.tolist():
+    for start, end, prefix_start, prefix_end, own_start in row.programs.tolist():
         assert end - start <= tokens
-        assert head_start == head_end or own_start >= head_end
+        assert prefix_start == prefix_end or own_start >= prefix_end
         token, own = np.arange(start, end)[:, None], np.arange(own_start, end)[None]
-        seen[start:end, head_start:head_end] += 1
+        seen[start:end, prefix_start:prefix_end] += 1
         seen[start:end, own_start:end] += (segment_start[start:end, None] <= own) & (own <= token)
     assert (seen == expected).all()
 

@@ -99,11 +99,11 @@ def test_the_switch_of_the_tokenizers_library_would_not_be_enough(qwen3_folder: 
 def test_only_the_document_is_cut(template: str, qwen3_tokenizer: ModelTokenizer) -> None:
     document = "word " * 500
     whole = PromptEncoder(qwen3_tokenizer, template).encode("a query", [document], "an instruction")
-    length = len(whole.head) + 120
+    length = len(whole.prefix) + 120
     request = PromptEncoder(qwen3_tokenizer, template, max_length=length).encode(
         "a query", [document, "short"], "an instruction"
     )
-    assert request.head == whole.head
+    assert request.prefix == whole.prefix
     assert len(request.prompt(0)) == length
     assert request.prompt(0) == whole.prompt(0)[: length - len(SUFFIX)] + SUFFIX
     assert request.truncated_tokens == [len(whole.prompt(0)) - length, 0]
@@ -156,7 +156,7 @@ def test_lone_surrogates_become_the_replacement_character(qwen3_tokenizer: Model
     request = encoder.encode("q\ud800", ["a\udfffb", "a\ufffdb", "fine \ud83d\ude00"], "i")
     assert request.segments[0] == request.segments[1]
     assert request.segments[2] == encoder.encode("q", ["fine 😀"], "i").segments[0]
-    assert request.head == encoder.encode("q\ufffd", [], "i").head
+    assert request.prefix == encoder.encode("q\ufffd", [], "i").prefix
 
 
 def test_truncation_stored_in_the_tokenizer_file_is_ignored(tiny: Path, tmp_path: Path) -> None:
@@ -165,5 +165,5 @@ def test_truncation_stored_in_the_tokenizer_file_is_ignored(tiny: Path, tmp_path
     specification["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
     (tmp_path / "tokenizer.json").write_text(json.dumps(specification))
     request = PromptEncoder(ModelTokenizer(tmp_path)).encode("q", ["one two three four five six seven"], "i")
-    assert len(request.head) > 5
+    assert len(request.prefix) > 5
     assert request.truncated_tokens == [0]

@@ -113,7 +113,7 @@ def test_a_cpu_gets_small_blocks_and_no_more_memory_than_it_needs() -> None:
 @pytest.mark.parametrize(
     ("template", "hidden_size", "expected"), [("standard", 1024, 64), ("compact", 1024, None), ("standard", 2560, None)]
 )
-def test_on_a_gpu_the_head_is_a_block_where_it_is_long_and_the_model_small(
+def test_on_a_gpu_the_prefix_is_a_block_where_it_is_long_and_the_model_small(
     template: str, hidden_size: int, expected: int | None
 ) -> None:
     model = SMALL | {"hidden_size": hidden_size}
@@ -122,9 +122,9 @@ def test_on_a_gpu_the_head_is_a_block_where_it_is_long_and_the_model_small(
     assert resolved(given, model, gpus=1, window=8192, template=template).block_size == 16
 
 
-def test_the_shortest_head_of_the_official_template_is_a_block(tiny: Path) -> None:
+def test_the_shortest_prefix_of_the_official_template_is_a_block(tiny: Path) -> None:
     encoder = PromptEncoder(load_tokenizer(tiny))
-    assert len(encoder.encode("x", ["y"], DEFAULT_INSTRUCTION).head) == 64
+    assert len(encoder.encode("x", ["y"], DEFAULT_INSTRUCTION).prefix) == 64
 
 
 def test_engine_kwargs_win() -> None:

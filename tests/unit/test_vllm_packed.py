@@ -19,8 +19,8 @@ MARKER = 1000
 
 ids = st.lists(st.integers(0, 999), max_size=12)
 made = st.builds(
-    lambda head, documents, suffix: EncodedRequest(
-        head, [[*document, *suffix] for document in documents], [0] * len(documents)
+    lambda prefix, documents, suffix: EncodedRequest(
+        prefix, [[*document, *suffix] for document in documents], [0] * len(documents)
     ),
     ids,
     st.lists(ids.filter(len), min_size=1, max_size=9),
@@ -38,14 +38,14 @@ def prompts(packed: PackedPass) -> list[tuple[list[int], list[int]]]:
     """(ids that the last token of each document sees, their positions)."""
     seen = []
     for last in packed.last_positions:
-        head = np.arange(packed.head_start[last], packed.head_end[last])
-        visible = np.concatenate([head, np.arange(packed.segment_start[last], last + 1)])
+        prefix = np.arange(packed.prefix_start[last], packed.prefix_end[last])
+        visible = np.concatenate([prefix, np.arange(packed.segment_start[last], last + 1)])
         seen.append((packed.token_ids[visible].tolist(), packed.position_ids[visible].tolist()))
     return seen
 
 
 @given(st.lists(made, min_size=1, max_size=4), st.integers(1, 80))
-def test_every_document_comes_back_with_its_head(requests: list[EncodedRequest], room: int) -> None:
+def test_every_document_comes_back_with_its_prefix(requests: list[EncodedRequest], room: int) -> None:
     rows = [(request, row) for request in requests for row in write_rows(request, MARKER, room)]
     found = iter(prompts(read([row for _, row in rows])))
     for request, row in rows:

@@ -97,7 +97,7 @@ def prompt_lengths(settings: RerankerSettings, documents: Sequence[str]) -> list
     encoder = PromptEncoder(load_tokenizer(resolve_model(settings.model)), settings.template, 2**40)
     instruction = DEFAULT_INSTRUCTION if settings.instruction is None else settings.instruction
     request = encoder.encode("a short query of six words", documents, instruction)
-    return [len(request.head) + len(segment) for segment in request.segments]
+    return [len(request.prefix) + len(segment) for segment in request.segments]
 
 
 def choose_dtype(trials: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -78,14 +78,14 @@ class _Submission:
         return len(self._order) - self._taken
 
     def take(self, budget: int, most: int, *, at_least: int = 0) -> tuple[list[int], int]:
-        """(indices of the next documents, at most so many, that fit the budget with the head, their tokens)."""
-        head = self.request.head_length
+        """(indices of the next documents, at most so many, that fit the budget with the prefix, their tokens)."""
+        prefix = self.request.prefix_length
         before = self._tokens_before
         stop = min(len(self._order), self._taken + most)
-        fits = bisect_right(before, budget - head + before[self._taken], self._taken, stop + 1) - 1
+        fits = bisect_right(before, budget - prefix + before[self._taken], self._taken, stop + 1) - 1
         end = min(stop, max(fits, self._taken + at_least))
         indices = sorted(self._order[self._taken : end])  # a service that ranks may tell ties by this order
-        tokens = head + before[end] - before[self._taken] if indices else 0
+        tokens = prefix + before[end] - before[self._taken] if indices else 0
         self._taken = end
         return indices, tokens
 
@@ -94,8 +94,8 @@ class _Submission:
         return self.request if len(indices) == len(self._order) else self.request.take(indices)
 
     def take_first(self, budget: int, most: int) -> tuple[list[int], int]:
-        """`take` for the first of a pass: at least one document, and enough of them to be worth a long head."""
-        return self.take(max(budget, self.request.head_length + budget // 4), most, at_least=1)
+        """`take` for the first of a pass: at least one document, and enough of them to be worth a long prefix."""
+        return self.take(max(budget, self.request.prefix_length + budget // 4), most, at_least=1)
 
     def record(self, indices: list[int], margins: Margins) -> None:
         """Enter the scores of some documents; the last of them completes the future."""

@@ -1,11 +1,11 @@
 """One request of vLLM holds a query and many documents, as one row of token ids.
 
-    [last id of the head][last id of a document] head* document* document* ...
+    [last id of the prefix][last id of a document] prefix* document* document* ...
 
 A star says that the last id is replaced by the marker, a control token that no text can produce. So the model finds
 where each part ends and puts the last ids back; nothing is computed that a packed pass would not compute, but for the
 two tokens in front. Documents of one query end with the same suffix; where they do not, because a template has none,
-those with the same last id share a row. If the head has no tokens, the marker stands in front in place of its last id.
+those with the same last id share a row. If the prefix has no tokens, the marker stands in front of the row.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ def write_rows(request: EncodedRequest, marker: int, room: int) -> Iterator[Toke
     Raises:
         EngineError: the prompt itself has the marker.
     """
-    if marker in request.head or any(marker in segment[:-1] for segment in request.segments):
+    if marker in request.prefix or any(marker in segment[:-1] for segment in request.segments):
         raise EngineError(f"the template uses {MARKER_TOKEN}, by which this engine tells documents apart: leave it out")
     by_last_id: dict[int, list[int]] = {}
     for index in length_order(request):
         by_last_id.setdefault(request.segments[index][-1], []).append(index)
     for last_id, indices in by_last_id.items():
-        start = [request.head[-1], last_id, *request.head[:-1], marker] if request.head else [marker, last_id]
+        start = [request.prefix[-1], last_id, *request.prefix[:-1], marker] if request.prefix else [marker, last_id]
         row = TokenRow(start.copy(), [])
         for index in indices:
             segment = request.segments[index]
@@ -111,10 +111,10 @@ def _read_row(row: Row, ids: NDArray[np.int64], marker: int) -> None:
     row.begin(restored[:PREAMBLE].tolist())
     begin = PREAMBLE
     if ids[0] != marker:
-        head_end, marks = marks[0], marks[1:]
-        restored[head_end] = ids[0]
-        row.begin(restored[begin : head_end + 1].tolist())
-        begin = head_end + 1
+        prefix_end, marks = marks[0], marks[1:]
+        restored[prefix_end] = ids[0]
+        row.begin(restored[begin : prefix_end + 1].tolist())
+        begin = prefix_end + 1
     else:
         row.begin([])
     values: list[int] = restored.tolist()

@@ -273,7 +273,7 @@ def _fill_passes(
         lengths = [len(request.segments[place]) for place in order]
         start = 0
         while start < len(order):
-            tokens, end = used + len(request.head), start
+            tokens, end = used + len(request.prefix), start
             while end < len(order) and (tokens + lengths[end] <= budget or not (requests or end > start)):
                 tokens += lengths[end]
                 end += 1

@@ -1,8 +1,8 @@
 """(instruction, query, documents) -> token ids. The only place that knows a template.
 
-A prompt is `head + document + suffix`. The head holds everything that the documents of a request share and
+A prompt is `prefix + document + suffix`. The prefix holds everything that the documents of a request share and
 is encoded once; documents are encoded in one batch call; the suffix is constant. The ids equal those of the
-whole string encoded at once, because the head is cut where the tokenizer's pre-tokenizer cuts whatever
+whole string encoded at once, because the prefix is cut where the tokenizer's pre-tokenizer cuts whatever
 follows (`_shared_length`).
 
 Text from outside never becomes a control token: it goes through a copy of the tokenizer that has none. The
@@ -29,24 +29,24 @@ class EncodedRequest:
     """Token ids of one request.
 
     Attributes:
-        head: ids that all documents of the request share.
-        segments: for each document its ids and the suffix; `head + segments[i]` is prompt i.
+        prefix: ids that all documents of the request share.
+        segments: for each document its ids and the suffix; `prefix + segments[i]` is prompt i.
         truncated_tokens: for each document, how many of its tokens were cut off at the end.
     """
 
-    head: list[int]
+    prefix: list[int]
     segments: list[list[int]]
     truncated_tokens: list[int]
 
     @property
     def num_tokens(self) -> int:
-        """Tokens to be computed if the head is computed once."""
-        return self.head_length + sum(self.lengths)
+        """Tokens to be computed if the prefix is computed once."""
+        return self.prefix_length + sum(self.lengths)
 
     @property
-    def head_length(self) -> int:
-        """Tokens of the head."""
-        return len(self.head)
+    def prefix_length(self) -> int:
+        """Tokens of the prefix."""
+        return len(self.prefix)
 
     @cached_property
     def lengths(self) -> Sequence[int]:
@@ -55,16 +55,16 @@ class EncodedRequest:
 
     def prompt(self, index: int) -> list[int]:
         """All ids of one document's prompt."""
-        return self.head + self.segments[index]
+        return self.prefix + self.segments[index]
 
     def joined(self, rest: EncodedRequest) -> EncodedRequest:
-        """The request with the documents of both, which have one head."""
-        return EncodedRequest(self.head, self.segments + rest.segments, self.truncated_tokens + rest.truncated_tokens)
+        """The request with the documents of both, which have one prefix."""
+        return EncodedRequest(self.prefix, self.segments + rest.segments, self.truncated_tokens + rest.truncated_tokens)
 
     def take(self, indices: Sequence[int]) -> EncodedRequest:
         """The same request with only some of its documents, in the order given."""
         return EncodedRequest(
-            head=self.head,
+            prefix=self.prefix,
             segments=[self.segments[i] for i in indices],
             truncated_tokens=[self.truncated_tokens[i] for i in indices],
         )
@@ -85,7 +85,7 @@ class PromptEncoder:
     Args:
         tokenizer: of the model that will read the ids.
         template: a name from TEMPLATES, or the text of a template.
-        max_length: longest prompt in tokens, head and suffix included.
+        max_length: longest prompt in tokens, prefix and suffix included.
 
     Raises:
         InvalidInputError: see `Template`.
@@ -97,7 +97,7 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.template = Template.named(template)
         self.max_length = max_length
-        self._head_parts = [(tokenizer.split_control(literal), field) for literal, field in self.template.head]
+        self._prefix_parts = [(tokenizer.split_control(literal), field) for literal, field in self.template.prefix]
         self.suffix_ids = self._encode_pieces(tokenizer.split_control(self.template.suffix))
 
     def encode(
@@ -112,15 +112,15 @@ class PromptEncoder:
             PromptTooLongError: query and instruction leave no room for a document.
         """
         instruction = DEFAULT_INSTRUCTION if instruction is None else instruction
-        pieces, before_document = self._head({"instruction": instruction, "query": query})
-        head = self._encode_pieces(pieces)
-        room = self.max_length - len(head) - len(self.suffix_ids)
+        pieces, before_document = self._prefix_pieces({"instruction": instruction, "query": query})
+        prefix = self._encode_pieces(pieces)
+        room = self.max_length - len(prefix) - len(self.suffix_ids)
         if room < 1:
             raise PromptTooLongError(
                 "query",
                 query,
-                f"query and instruction take {len(head)} tokens and the suffix {len(self.suffix_ids)}, which leaves no "
-                f"room for a document within max_length={self.max_length}; shorten them or raise max_length",
+                f"query and instruction take {len(prefix)} tokens and the suffix {len(self.suffix_ids)}, which leaves "
+                f"no room for a document within max_length={self.max_length}; shorten them or raise max_length",
             )
         if max_document_tokens is not None:
             room = min(room, max_document_tokens)
@@ -129,13 +129,13 @@ class PromptEncoder:
         for ids in encoded:
             del ids[room:]
             ids.extend(self.suffix_ids)
-        return EncodedRequest(head=head, segments=encoded, truncated_tokens=truncated)
+        return EncodedRequest(prefix=prefix, segments=encoded, truncated_tokens=truncated)
 
-    def _head(self, fields: dict[str, str]) -> tuple[list[str | int], str]:
+    def _prefix_pieces(self, fields: dict[str, str]) -> tuple[list[str | int], str]:
         """The shared pieces, and the text that has to be encoded together with each document."""
         pieces: list[str | int] = []
         text = ""
-        for literal_pieces, field in self._head_parts:
+        for literal_pieces, field in self._prefix_parts:
             for piece in literal_pieces:
                 if isinstance(piece, int):
                     pieces += [text, piece] if text else [piece]

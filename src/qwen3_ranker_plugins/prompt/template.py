@@ -82,7 +82,7 @@ class Template:
         return [(literal, field) for literal, field, _, _ in parsed]
 
     @property
-    def head(self) -> list[tuple[str, str | None]]:
+    def prefix(self) -> list[tuple[str, str | None]]:
         """The parts up to {document}."""
         return self.parts[: self._document + 1]
 
@@ -91,9 +91,9 @@ class Template:
         """The text after {document}."""
         return "".join(literal for literal, _ in self.parts[self._document + 1 :])
 
-    def render_head(self, fields: Mapping[str, str]) -> str:
+    def render_prefix(self, fields: Mapping[str, str]) -> str:
         """The text in front of the document, with its fields filled in."""
-        return "".join(literal + fields.get(field or "", "") for literal, field in self.head)
+        return "".join(literal + fields.get(field or "", "") for literal, field in self.prefix)
 
     @property
     def _document(self) -> int:

@@ -100,7 +100,7 @@ def rerank_response(body: RerankRequest, ranked: Ranking, model: str, version: s
 
 
 def score_requests(body: TextScoreRequest | QueryScoreRequest) -> tuple[list[Request], list[tuple[int, int]]]:
-    """(a request per query, for each pair its request and its place there). Pairs of a query share its head.
+    """(a request per query, for each pair its request and its place there). Pairs of a query share its prefix.
 
     Raises:
         ApiError: neither one query nor as many queries as documents.

@@ -45,14 +45,14 @@ def build_block_mask(packed: PackedPass, padded_length: int, device: torch.devic
         write_tiles(tiles, counts, indices)
         return to_device(counts[None, None], device), to_device(indices[None, None], device)
 
-    segment_start, head_start, head_end = to_device(np.stack(bounds), device).unbind()
-    return mask_of(segment_start, head_start, head_end, *counts_and_indices(partial), *counts_and_indices(full))
+    segment_start, prefix_start, prefix_end = to_device(np.stack(bounds), device).unbind()
+    return mask_of(segment_start, prefix_start, prefix_end, *counts_and_indices(partial), *counts_and_indices(full))
 
 
 def mask_of(
     segment_start: torch.Tensor,
-    head_start: torch.Tensor,
-    head_end: torch.Tensor,
+    prefix_start: torch.Tensor,
+    prefix_end: torch.Tensor,
     partial_counts: torch.Tensor,
     partial_indices: torch.Tensor,
     full_counts: torch.Tensor,
@@ -61,7 +61,7 @@ def mask_of(
     """A block mask that reads all it knows about a pass from these tensors, so that other numbers are another pass.
 
     Args:
-        segment_start, head_start, head_end: int32 [tokens], see `PackedPass`.
+        segment_start, prefix_start, prefix_end: int32 [tokens], see `PackedPass`.
         partial_counts, full_counts: int32 [1, 1, rows of tiles], how many tiles of each row hold a visible pair but
             not only such, and how many hold visible pairs only.
         partial_indices, full_indices: int32 [1, 1, rows, columns of tiles], which they are; the rest is not read.
@@ -70,8 +70,8 @@ def mask_of(
 
     def sees(_batch: torch.Tensor, _head: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         in_segment = column >= segment_start[row]
-        in_head = (column >= head_start[row]) & (column < head_end[row])
-        return (column <= row) & (in_segment | in_head)
+        in_prefix = (column >= prefix_start[row]) & (column < prefix_end[row])
+        return (column <= row) & (in_segment | in_prefix)
 
     return BlockMask.from_kv_blocks(
         partial_counts,
@@ -94,18 +94,18 @@ def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
 
 
 def padded_bounds(packed: PackedPass, padded_length: int) -> tuple[NDArray[np.int32], ...]:
-    """Start of segment, start of head and end of head per token, with the padding as one more segment without head."""
+    """Start of segment, start and end of prefix of each token, with the padding as a segment without a prefix."""
     padding = padded_length - packed.num_tokens
     return tuple(
         np.concatenate([bounds, np.full(padding, packed.num_tokens, dtype=np.int32)])
-        for bounds in (packed.segment_start, packed.head_start, packed.head_end)
+        for bounds in (packed.segment_start, packed.prefix_start, packed.prefix_end)
     )
 
 
 def find_tiles(
     segment_start: NDArray[np.int32],
-    head_start: NDArray[np.int32],
-    head_end: NDArray[np.int32],
+    prefix_start: NDArray[np.int32],
+    prefix_end: NDArray[np.int32],
     *,
     columns_of: int = TILE,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -125,14 +125,14 @@ def find_tiles(
     reached = start < row_start + TILE
     touched = (end > segment_start[first][:, None]) & reached
     for token in (first, last):
-        touched |= (end > head_start[token][:, None]) & (start < head_end[token][:, None]) & reached
-    # A head between those two belongs to a request that begins and ends inside the row of tiles: on the diagonal.
+        touched |= (end > prefix_start[token][:, None]) & (start < prefix_end[token][:, None]) & reached
+    # A prefix between those two belongs to a request that begins and ends inside the row of tiles: on the diagonal.
 
     same_segment = (segment_start[first] == segment_start[last])[:, None]
-    same_head = (head_start[first] == head_start[last])[:, None]
+    same_prefix = (prefix_start[first] == prefix_start[last])[:, None]
     below = end <= row_start
     full = below & same_segment & (start >= segment_start[first][:, None])
-    full |= below & same_head & (start >= head_start[first][:, None]) & (end <= head_end[first][:, None])
+    full |= below & same_prefix & (start >= prefix_start[first][:, None]) & (end <= prefix_end[first][:, None])
     return touched & ~full, full
 
 

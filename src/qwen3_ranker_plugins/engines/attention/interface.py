@@ -1,4 +1,4 @@
-"""Shared-prefix attention: every token sees its request's head and the earlier tokens of its own document.
+"""Shared-prefix attention: every token sees its request's prefix and the earlier tokens of its own document.
 
 Registered with transformers' attention interface, so that the model's own layers run unchanged on a packed
 row of tokens. The layout reaches the function as the keyword argument `packed`, which transformers hands
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 ATTENTION_NAME = "qwen3_ranker_shared_prefix"
 
-# Above this many tokens a document's queries are padded with the head's to a square, where SDPA needs no mask
+# Above this many tokens a document's queries are padded with the prefix's to a square, where SDPA needs no mask
 # and skips what lies above the diagonal; below, the rows saved are worth more.
 _MASKED_LENGTH = 512
 
 
-# A group's documents go through SDPA in slices of about this many keys, each document with a copy of the head's: more
-# would not be faster, and a long head before many short documents would take gigabytes.
+# A group's documents go through SDPA in slices of about this many keys, each document with a copy of the prefix's: more
+# would not be faster, and a long prefix before many short documents would take gigabytes.
 _KEYS_PER_SLICE = 16384
 
 
 class CpuLayout:
-    """A packed pass for SDPA: documents of equal length form a batch, with the head's keys and values in front."""
+    """A packed pass for SDPA: documents of equal length form a batch, with the prefix's keys and values in front."""
 
     def __init__(self, packed: PackedPass) -> None:
         self._blocks = packed.blocks
@@ -45,10 +45,12 @@ class CpuLayout:
         """Shapes: query [heads, tokens, head_dim], key and value [kv_heads, tokens, head_dim]; returns the query's."""
         output = torch.empty_like(query)
         for block in self._blocks:
-            head = slice(block.head_start, block.head_end)
-            output[:, head] = _causal(query[None, :, head], key[None, :, head], value[None, :, head], scaling)[0]
+            prefix = slice(block.prefix_start, block.prefix_end)
+            output[:, prefix] = _causal(query[None, :, prefix], key[None, :, prefix], value[None, :, prefix], scaling)[
+                0
+            ]
             for group in block.groups:
-                at_once = max(1, _KEYS_PER_SLICE // (block.head_length + group.length))
+                at_once = max(1, _KEYS_PER_SLICE // (block.prefix_length + group.length))
                 for part in group.slices(at_once):
                     self._attend_group(output, (query, key, value), block, part, scaling)
         return output
@@ -70,29 +72,31 @@ class CpuLayout:
         def as_batch(tensor: torch.Tensor) -> torch.Tensor:
             return tensor[:, here].view(-1, group.count, group.length, width).transpose(0, 1)
 
-        def with_head(tensor: torch.Tensor) -> torch.Tensor:
-            head = tensor[None, :, block.head_start : block.head_end].expand(group.count, -1, -1, -1)
-            return torch.cat([head, as_batch(tensor)], dim=2)
+        def with_prefix(tensor: torch.Tensor) -> torch.Tensor:
+            prefix = tensor[None, :, block.prefix_start : block.prefix_end].expand(group.count, -1, -1, -1)
+            return torch.cat([prefix, as_batch(tensor)], dim=2)
 
-        keys, values = with_head(key), with_head(value)
+        keys, values = with_prefix(key), with_prefix(value)
         if group.length > _MASKED_LENGTH:
-            attended = _causal(with_head(query), keys, values, scaling)[:, :, block.head_length :]
+            attended = _causal(with_prefix(query), keys, values, scaling)[:, :, block.prefix_length :]
         else:
             # Query heads that share a kv head become rows of one product, so that no key is copied for them.
             rows = as_batch(query).reshape(group.count, kv_heads, -1, width)
-            mask = self._mask(group.length, block.head_length, heads // kv_heads, rows.dtype)
+            mask = self._mask(group.length, block.prefix_length, heads // kv_heads, rows.dtype)
             attended = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
             attended = attended.reshape(group.count, heads, group.length, width)
         output[:, here] = attended.transpose(0, 1).flatten(1, 2)
 
-    def _mask(self, length: int, head_length: int, copies: int, dtype: torch.dtype) -> torch.Tensor:
-        """[copies * length, keys]: 0 where a document's token may see the key (head, then document), else -inf.
+    def _mask(self, length: int, prefix_length: int, copies: int, dtype: torch.dtype) -> torch.Tensor:
+        """[copies * length, keys]: 0 where a document's token may see the key (prefix, then document), else -inf.
 
         Not boolean, which SDPA would turn into this in every layer.
         """
-        shape = (length, head_length, copies)
+        shape = (length, prefix_length, copies)
         if shape not in self._masks:
-            hidden = torch.full((length, head_length + length), -torch.inf, dtype=dtype).triu(diagonal=head_length + 1)
+            hidden = torch.full((length, prefix_length + length), -torch.inf, dtype=dtype).triu(
+                diagonal=prefix_length + 1
+            )
             self._masks[shape] = hidden.repeat(copies, 1)
         return self._masks[shape]
 

@@ -1,13 +1,13 @@
 """What lies between a decoder's products, as Triton kernels for NVIDIA GPUs: norm, gate, shared-prefix attention.
 
 They know no size classes: any number of tokens runs through the same code. FlexAttention, which it takes the place of,
-works on aligned tiles of keys, of which titles of 27 tokens fill a fifth, once for every query head, and wants queries
-that were normalised and turned before, which is a pass through memory. Here
+works on aligned tiles of keys, of which titles of 27 tokens fill a fifth, once for every query head, and wants
+queries that were normalised and turned before, which is a pass through memory. Here
 
 - a program has a few neighbouring tokens of one request, with all query heads that share a kv head as its rows, so that
   keys and values are loaded once for them;
-- its keys are the request's head and, right behind it, the tokens from where its first segment begins: two ranges that
-  are gathered as if they were one, so that only the last of its blocks is not full;
+- its keys are the request's prefix and then the tokens from where its first segment begins: two ranges that are
+  gathered as if they were one, so that only the last of its blocks is not full;
 - queries are normalised and turned where they are loaded.
 
 Softmax is computed block by block with running maxima, as in FlashAttention (Dao et al. 2022, arXiv 2205.14135).
@@ -253,7 +253,7 @@ def _attend(
     first, end = tl.load(mine), tl.load(mine + 1)
     if first >= end:
         return
-    head_start, head_end, own_start = tl.load(mine + 2), tl.load(mine + 3), tl.load(mine + 4)
+    prefix_start, prefix_end, own_start = tl.load(mine + 2), tl.load(mine + 3), tl.load(mine + 4)
     DIM: tl.constexpr = 2 * HALF
     kind = products.dtype.element_ty
 
@@ -273,21 +273,21 @@ def _attend(
     column = tl.arange(0, DIM)
     keys = products + HEADS * DIM + kv_head * DIM
     values = keys + KV_HEADS * DIM
-    head_length = head_end - head_start
-    for start in tl.range(0, head_length + end - own_start, BLOCK, num_stages=STAGES):
+    prefix_length = prefix_end - prefix_start
+    for start in tl.range(0, prefix_length + end - own_start, BLOCK, num_stages=STAGES):
         number = start + tl.arange(0, BLOCK)
-        in_head = number < head_length
-        key = tl.where(in_head, head_start + number, own_start + number - head_length)
+        in_prefix = number < prefix_length
+        key = tl.where(in_prefix, prefix_start + number, own_start + number - prefix_length)
         there = key < end
         offset = key.to(tl.int64) * STRIDE
         key_low = tl.load(keys + offset[None, :] + half[:, None], mask=there[None, :], other=0.0)
         key_high = tl.load(keys + HALF + offset[None, :] + half[:, None], mask=there[None, :], other=0.0)
         scores = tl.dot(query_high, key_high, tl.dot(query_low, key_low))
-        # A key behind the head is seen by the tokens of its own segment that do not come before it.
-        seen = in_head[None, :] | ((key[None, :] >= segment[:, None]) & (key[None, :] <= token[:, None]))
+        # A key behind the prefix is seen by the tokens of its own segment that do not come before it.
+        seen = in_prefix[None, :] | ((key[None, :] >= segment[:, None]) & (key[None, :] <= token[:, None]))
         scores = tl.where(seen, scores, float("-inf"))
         now = tl.maximum(largest, tl.max(scores, 1))
-        # Where a row has seen nothing yet, which happens without a head only, minus infinity would be subtracted
+        # Where a row has seen nothing yet, which happens without a prefix only, minus infinity would be subtracted
         # from itself.
         base = tl.where(now == float("-inf"), 0.0, now)
         shrink = tl.exp2(largest - base)

@@ -1,11 +1,11 @@
 """Encoded requests -> one forward pass without padding.
 
-A pass is a flat row of tokens: the head of a request, its documents (each with the suffix), the next
-request's head, and so on:
+A pass is a flat row of tokens: the prefix of a request, its documents (each with the suffix), the next
+request's prefix, and so on:
 
-    [head A][A's document 0][A's document 1] ... [head B][B's document 0] ...
+    [prefix A][A's document 0][A's document 1] ... [prefix B][B's document 0] ...
 
-Positions restart after the head for every document. A token may see its own request's head and the earlier
+Positions restart after the prefix for every document. A token may see its own request's prefix and the earlier
 tokens of its own document, nothing else. Documents of a request lie in order of length, so that those of
 equal length are neighbours and can be attended to as one batch.
 """
@@ -44,21 +44,21 @@ class SegmentGroup:
 
 @dataclass(frozen=True)
 class Block:
-    """One request's part of a pass: its head, then its documents in groups of equal length."""
+    """One request's part of a pass: its prefix, then its documents in groups of equal length."""
 
-    head_start: int
-    head_end: int
+    prefix_start: int
+    prefix_end: int
     groups: tuple[SegmentGroup, ...]
 
     @property
-    def head_length(self) -> int:
-        """Tokens of the head."""
-        return self.head_end - self.head_start
+    def prefix_length(self) -> int:
+        """Tokens of the prefix."""
+        return self.prefix_end - self.prefix_start
 
     @property
     def end(self) -> int:
         """First position after the documents."""
-        return self.groups[-1].end if self.groups else self.head_end
+        return self.groups[-1].end if self.groups else self.prefix_end
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class PackedPass:
     Attributes:
         token_ids: int64 [num_tokens].
         position_ids: int64 [num_tokens], for rotary embeddings.
-        head_start, head_end: int32 [num_tokens], bounds of the head that each token may see.
-        segment_start: int32 [num_tokens], start of the head or document that each token belongs to.
+        prefix_start, prefix_end: int32 [num_tokens], bounds of the prefix that each token may see.
+        segment_start: int32 [num_tokens], start of the prefix or document that each token belongs to.
         last_positions: int64 [num_documents], where each document's prompt ends, in the order of the requests
             and of their documents as they were given to `pack`.
         blocks: one per request.
@@ -77,8 +77,8 @@ class PackedPass:
 
     token_ids: NDArray[np.int64]
     position_ids: NDArray[np.int64]
-    head_start: NDArray[np.int32]
-    head_end: NDArray[np.int32]
+    prefix_start: NDArray[np.int32]
+    prefix_end: NDArray[np.int32]
     segment_start: NDArray[np.int32]
     last_positions: NDArray[np.int64]
     blocks: tuple[Block, ...]
@@ -102,7 +102,7 @@ def pack(requests: Sequence[EncodedRequest]) -> PackedPass:
     """
     row = Row()
     for request in requests:
-        row.begin(request.head)
+        row.begin(request.prefix)
         order = length_order(request)
         ends = np.empty(len(order), dtype=np.int64)
         ends[order] = row.extend([request.segments[index] for index in order])
@@ -111,7 +111,7 @@ def pack(requests: Sequence[EncodedRequest]) -> PackedPass:
 
 
 class Row:
-    """A pass that is being laid out: `begin` a request with its head, `add` its documents, or all at once.
+    """A pass that is being laid out: `begin` a request with its prefix, `add` its documents, or all at once.
 
     Attributes:
         last_positions: what `PackedPass.last_positions` will be; entered by the caller, who knows the order.
@@ -120,17 +120,17 @@ class Row:
     def __init__(self) -> None:
         self.last_positions: list[int] = []
         self._token_ids: list[int] = []
-        self._lengths: list[int] = []  # of heads and documents, in the order in which they lie
-        self._heads: list[tuple[int, int]] = []  # of each request, from where to where
-        self._first_segments: list[int] = []  # where in the lengths each request begins, with its head
+        self._lengths: list[int] = []  # of prefixes and documents, in the order in which they lie
+        self._prefixes: list[tuple[int, int]] = []  # of each request, from where to where
+        self._first_segments: list[int] = []  # where in the lengths each request begins, with its prefix
 
-    def begin(self, head: Sequence[int]) -> None:
-        """Start a request; its head may be empty."""
+    def begin(self, prefix: Sequence[int]) -> None:
+        """Start a request; its prefix may be empty."""
         start = len(self._token_ids)
-        self._heads.append((start, start + len(head)))
+        self._prefixes.append((start, start + len(prefix)))
         self._first_segments.append(len(self._lengths))
-        self._token_ids += head
-        self._lengths.append(len(head))
+        self._token_ids += prefix
+        self._lengths.append(len(prefix))
 
     def add(self, segment: Sequence[int]) -> int:
         """A document of the request, with its suffix; returns the position of its last token.
@@ -156,28 +156,28 @@ class Row:
         total = len(self._token_ids)
         lengths = np.asarray(self._lengths, dtype=np.int64)
         starts = np.cumsum(lengths) - lengths
-        head_starts, head_ends = np.asarray(self._heads, dtype=np.int32).T
-        tokens = [end - start for start, end in pairwise([*head_starts.tolist(), total])]  # of each request
+        prefix_starts, prefix_ends = np.asarray(self._prefixes, dtype=np.int32).T
+        tokens = [end - start for start, end in pairwise([*prefix_starts.tolist(), total])]  # of each request
         segments = [end - start for start, end in pairwise([*self._first_segments, len(lengths)])]
-        restarts = np.repeat(head_ends - head_starts, segments)  # position of the first token of each segment
+        restarts = np.repeat(prefix_ends - prefix_starts, segments)  # position of the first token of each segment
         restarts[self._first_segments] = 0
         return PackedPass(
             token_ids=_as_array(self._token_ids),
             position_ids=np.arange(total) - np.repeat(starts - restarts, lengths),
-            head_start=np.repeat(head_starts, tokens),
-            head_end=np.repeat(head_ends, tokens),
+            prefix_start=np.repeat(prefix_starts, tokens),
+            prefix_end=np.repeat(prefix_ends, tokens),
             segment_start=np.repeat(starts.astype(np.int32), lengths),
             last_positions=np.asarray(self.last_positions, dtype=np.int64),
             blocks=tuple(self._blocks(lengths, starts)),
         )
 
     def _blocks(self, lengths: NDArray[np.int64], starts: NDArray[np.int64]) -> Iterator[Block]:
-        for head, (first, end) in zip(self._heads, pairwise([*self._first_segments, len(lengths)]), strict=True):
+        for prefix, (first, end) in zip(self._prefixes, pairwise([*self._first_segments, len(lengths)]), strict=True):
             documents = lengths[first + 1 : end]
             changes = np.flatnonzero(documents[1:] != documents[:-1]) + 1
             bounds = pairwise([0, *changes.tolist(), len(documents)])
             yield Block(
-                *head,
+                *prefix,
                 tuple(
                     SegmentGroup(int(starts[first + 1 + begin]), stop - begin, int(documents[begin]))
                     for begin, stop in bounds

@@ -33,12 +33,12 @@ def plan(packed: PackedPass, tokens: int) -> NDArray[np.int32]:
     """What each program does, int32 [programs, FIELDS].
 
     Returns:
-        First token, end of its tokens, start and end of the head that they see, first token behind the head that any of
-        them sees. The tokens of a head see no head.
+        First token, end of its tokens, start and end of the prefix that they see, first token after the prefix that any
+        of them sees. The tokens of a prefix see no prefix.
     """
-    heads = [(block.head_start, block.head_end, block.head_end, block.head_end) for block in packed.blocks]
-    documents = [(block.head_end, block.end, block.head_start, block.head_end) for block in packed.blocks]
-    regions = np.asarray([*heads, *documents], dtype=np.int64)
+    prefixes = [(block.prefix_start, block.prefix_end, block.prefix_end, block.prefix_end) for block in packed.blocks]
+    documents = [(block.prefix_end, block.end, block.prefix_start, block.prefix_end) for block in packed.blocks]
+    regions = np.asarray([*prefixes, *documents], dtype=np.int64)
     programs = -(-(regions[:, 1] - regions[:, 0]) // tokens)
     of_region = np.repeat(regions, programs, axis=0)
     number = np.arange(len(of_region)) - np.repeat(np.cumsum(programs) - programs, programs)

@@ -29,7 +29,7 @@ TOKENS_PER_DOCUMENT = 8
 _ALIGNMENT = 32
 
 
-# The official head alone has so many with the default instruction; rows of shorter requests are padded for it.
+# The official prefix alone has so many with the default instruction; rows of shorter requests are padded for it.
 TOKENS_PER_REQUEST = 64
 
 
@@ -80,8 +80,8 @@ class StaticRow:
         if tokens_per_program is None:
             tiles = (length // TILE, length // tile_columns)
             shapes |= {
-                "head_start": (length,),
-                "head_end": (length,),
+                "prefix_start": (length,),
+                "prefix_end": (length,),
                 "partial_counts": tiles[:1],
                 "partial_indices": tiles,
                 "full_counts": tiles[:1],
@@ -155,7 +155,7 @@ class StaticRow:
 
     def _write_mask(self, packed: PackedPass) -> None:
         written, bounds = self._written, padded_bounds(packed, self.length)
-        for name, values in zip(("segment_start", "head_start", "head_end"), bounds, strict=True):
+        for name, values in zip(("segment_start", "prefix_start", "prefix_end"), bounds, strict=True):
             written[name][:] = values
         for name, tiles in zip(("partial", "full"), self._tiles(*bounds), strict=True):
             write_tiles(tiles, written[f"{name}_counts"], written[f"{name}_indices"])

@@ -36,7 +36,7 @@ _TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
 
 
 class PackedEngine(Engine):
-    """All documents of all waiting requests in one forward pass, each head computed once, nothing padded on CPU.
+    """All documents of all waiting requests in one forward pass, each prefix computed once, nothing padded on CPU.
 
     Args:
         folder: a model folder as `models.resolve_model` returns it.
@@ -125,7 +125,7 @@ class PackedEngine(Engine):
             ) from error
         ends = np.cumsum([len(request.segments) for request in requests])[:-1]
         return [
-            Margins(values=values, computed_tokens=len(request.head) + sum(map(len, request.segments)))
+            Margins(values=values, computed_tokens=len(request.prefix) + sum(map(len, request.segments)))
             for request, values in zip(requests, np.split(margins, ends), strict=True)
         ]
 

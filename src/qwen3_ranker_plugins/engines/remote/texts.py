@@ -20,7 +20,7 @@ _BROKEN = "<\u200b"
 class TextRequest(EncodedRequest):
     """Texts as they go out.
 
-    Without our prompt around them (`exact` is False) there are no ids: `head` and `segments` are empty, and lengths
+    Without our prompt around them (`exact` is False) there are no ids: `prefix` and `segments` are empty, and lengths
     are estimates, which only decide how many documents go into one HTTP request.
 
     Attributes:
@@ -38,9 +38,9 @@ class TextRequest(EncodedRequest):
     exact: bool
 
     @property
-    def head_length(self) -> int:
+    def prefix_length(self) -> int:
         """Tokens that the documents share."""
-        return len(self.head) if self.exact else _estimate(self.query)
+        return len(self.prefix) if self.exact else _estimate(self.query)
 
     @cached_property
     def lengths(self) -> Sequence[int]:
@@ -96,7 +96,7 @@ class TextEncoder:
 
 
 class RenderedEncoder:
-    """Our prompt as text: its head goes out as the query, each document with the suffix as a document.
+    """Our prompt as text: its prefix goes out as the query, each document with the suffix as a document.
 
     For services that put the two behind one another and add nothing. Text that their tokenizer would read as control
     tokens is broken with a zero-width space, since it could forge an answer; prompts sent as ids need no such thing.
@@ -129,9 +129,9 @@ class RenderedEncoder:
                 texts[index], segments[index] = self._shortened(texts[index], room, query, instruction)
                 truncated[index] = whole - len(segments[index])
         template = self._encoder.template
-        head = template.render_head({"instruction": instruction, "query": query})
+        prefix = template.render_prefix({"instruction": instruction, "query": query})
         documents = [text + template.suffix for text in texts]
-        return TextRequest(encoded.head, segments, truncated, head, documents, None, None, exact=True)
+        return TextRequest(encoded.prefix, segments, truncated, prefix, documents, None, None, exact=True)
 
     def _shortened(self, text: str, room: int, query: str, instruction: str) -> tuple[str, list[int]]:
         """The longest beginning found whose prompt fits, and its segment: cutting ids may split a character."""

@@ -73,7 +73,7 @@ def margins(options: RemoteOptions, request: EncodedRequest, answer: object) -> 
         RemoteError: the answer is not one to this request, so that none of it can be believed.
     """
     items = _items(options, answer)
-    sent = request.head_length * len(request.segments) + sum(request.lengths)
+    sent = request.prefix_length * len(request.segments) + sum(request.lengths)
     if options.route == "packed":
         rows = _rows(options, request)
         sent = sum(len(row.token_ids) for row in rows)

@@ -139,7 +139,7 @@ class VllmEngine(Engine):
         order: Sequence[int] = range(len(segments))
         if self._options.sort_by_doc_length:
             order = length_order(request)
-        return Plan(request.head, [segments[index] for index in order], [[index] for index in order])
+        return Plan(request.prefix, [segments[index] for index in order], [[index] for index in order])
 
     def _adapt(self, arguments: dict[str, Any], environment: dict[str, str], *, positions: int) -> None:
         """Change what the engine's own way of scoring needs otherwise; `positions` is what the model has."""

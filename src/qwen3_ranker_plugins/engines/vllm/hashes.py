@@ -1,4 +1,4 @@
-"""Hashes of the blocks of vLLM's prefix cache: those of the head that prompts share are computed once for all."""
+"""Hashes of the blocks of vLLM's prefix cache: those of the prefix that prompts share are computed once for all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-class HeadHashes:
+class PrefixHashes:
     """In the place of vLLM's function for the hashes of a request's blocks, with the same results.
 
     That function goes on behind the hashes that a request already has. Should a release of vLLM do otherwise, the
@@ -23,9 +23,9 @@ class HeadHashes:
         self._hashes: list[Any] = []
         self._usable = True
 
-    def expect(self, head: list[int]) -> None:
+    def expect(self, prefix: list[int]) -> None:
         """The requests that follow begin with these ids."""
-        self._blocks = head[: len(head) // self._block_size * self._block_size]
+        self._blocks = prefix[: len(prefix) // self._block_size * self._block_size]
         self._hashes = []
 
     def __call__(self, request: Any) -> list[Any]:

@@ -212,8 +212,8 @@ def _block_size(model: Mapping[str, Any], template: str, *, on_gpu: bool) -> int
     """Tokens of a block of the prefix cache; None for vLLM's 16 on a GPU."""
     if not on_gpu:
         return 32  # vLLM's default on a CPU, 128, is longer than what the documents of a short query share
-    # One block that is the head, and none of a title's own to be hashed, cached and evicted: of that vLLM's work for a
-    # request is a fifth. For larger models it matters less than the tokens that a longer query then shares no more.
+    # One block holds the prefix, and no block of a title's own has to be hashed, cached and evicted, which is a
+    # fifth of vLLM's work for a request. A longer query then shares fewer tokens, which matters to larger models.
     return _HEAD if template == "standard" and int(model["hidden_size"]) <= _SMALL_MODEL else None
 
 

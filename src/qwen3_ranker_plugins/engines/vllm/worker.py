@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .generate import GenerateMethod
-from .hashes import HeadHashes
+from .hashes import PrefixHashes
 from .packed.method import PackedMethod
 from .score import ScoreMethod
 
@@ -157,9 +157,9 @@ class Runner:
         if self._overlaps:
             self._use_the_time_of(executor)
         self._shared: list[int] | None = None
-        self._hashes: HeadHashes | None = None
+        self._hashes: PrefixHashes | None = None
         if getattr(core, "request_block_hasher", None) is not None:
-            self._hashes = HeadHashes(core.request_block_hasher, self.engine.vllm_config.cache_config.block_size)
+            self._hashes = PrefixHashes(core.request_block_hasher, self.engine.vllm_config.cache_config.block_size)
             core.request_block_hasher = self._hashes
         # The first step of all compiles kernels and allocates: no caller shall wait for that.
         self.score(Batch([(start.example, [[]])], counts=[1], size=1))

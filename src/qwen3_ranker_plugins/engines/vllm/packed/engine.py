@@ -12,7 +12,7 @@ from ..worker import Start
 
 
 class VllmPackedEngine(VllmEngine):
-    """vLLM in a process of its own, with our model class: a query's documents in one request, its head computed once.
+    """vLLM in a process of its own, with our model class: a query's documents in one request, its prefix computed once.
 
     Args:
         config: as `vllm_engine.configure` returns it.
