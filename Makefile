@@ -26,7 +26,7 @@ step = @printf '%s ... ' '$(1)'; started=$$(date +%s); { $(2); } && echo "$$(($$
 help:
 	@echo 'make demo    rerank a real corpus in Haystack and LangChain (sets up .venv first, a few minutes once)'
 	@echo 'make test    lint, type-check and test everything'
-	@echo 'make lint    ruff and mypy only'
+	@echo 'make lint    ruff, mypy and the layers of docs/architecture.md (import-linter)'
 	@echo 'make notebooks  execute the example notebooks and store what they print'
 	@echo 'make docs    the documentation site, into site/'
 	@echo 'make clean   remove .venv and caches'
@@ -42,6 +42,7 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src integrations/haystack/src integrations/langchain/langchain_qwen3_ranker
+	$(BIN)/lint-imports --no-cache --no-logo
 
 notebooks: $(VENV)/.test-installed
 	$(BIN)/python tools/notebooks.py

@@ -8,6 +8,7 @@
 Importing this module loads no torch, vllm or web framework.
 """
 
+from ._version import __version__
 from .errors import (
     EngineClosedError,
     EngineError,
@@ -24,8 +25,6 @@ from .errors import (
 from .prompt import DEFAULT_INSTRUCTION, TEMPLATES
 from .reranker import Reranker
 from .types import Request, RerankResult, ScoredDocument, Usage
-
-__version__ = "0.1.0"
 
 __all__ = [
     "DEFAULT_INSTRUCTION",

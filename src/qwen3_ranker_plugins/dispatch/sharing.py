@@ -66,7 +66,8 @@ class _Registry:
 
 
 _registry = _Registry()
-os.register_at_fork(after_in_child=_registry.forget)
+if hasattr(os, "register_at_fork"):  # Windows cannot fork
+    os.register_at_fork(after_in_child=_registry.forget)
 atexit.register(_registry.close_all)
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .. import __version__
+from .._version import __version__
 from ..config import RerankerSettings
 from ..models import resolve_model
 from ..prompt import DEFAULT_INSTRUCTION, Template

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
-from .. import __version__
+from .._version import __version__
 from ..errors import RankerError
 from .auth import KeyRing
 from .errors import ApiError, from_core, from_http, from_validation

@@ -17,7 +17,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from .. import __version__
+from .._version import __version__
 from ..dispatch import PassReport
 from .admission import Admission
 

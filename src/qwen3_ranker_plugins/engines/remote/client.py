@@ -20,7 +20,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from ... import __version__
+from ..._version import __version__
 from ...errors import RemoteError
 from .options import RemoteOptions
 

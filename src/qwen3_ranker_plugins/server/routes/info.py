@@ -6,7 +6,7 @@ import time
 
 from fastapi import APIRouter, Request, Response
 
-from ... import __version__
+from ..._version import __version__
 from .. import convert as wire
 from .. import system
 from ..errors import ApiError
