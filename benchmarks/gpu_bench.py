@@ -156,13 +156,13 @@ def part_reference(arguments: Namespace) -> Rows:
 def part_goals(arguments: Namespace) -> Rows:
     """The compiled path, from strings to an ordered result, and the parts of that time."""
     with reranker(arguments) as ranker:
-        return packed_rows(arguments, ranker) | {"about": {"describe": ranker.describe()}}
+        return packed_rows(arguments, ranker) | {"about": {"describe": ranker.describe().as_dict()}}
 
 
 def part_float8(arguments: Namespace) -> Rows:
     """The same with most products in float8."""
     with reranker(arguments, float8=True) as ranker:
-        return packed_rows(arguments, ranker) | {"about": {"describe": ranker.describe()}}
+        return packed_rows(arguments, ranker) | {"about": {"describe": ranker.describe().as_dict()}}
 
 
 def part_eager(arguments: Namespace) -> Rows:
@@ -207,7 +207,7 @@ def warm_around(ranker: Any, tokens: int) -> None:
     engine = ranker._lease.engine  # noqa: SLF001
     if engine._compiled is not None:  # noqa: SLF001
         parts = [end - start for start, end in pairwise((0.0, *PARTS))]
-        shares = [1.0, *parts] if engine.encodes_meanwhile and tokens > 5000 else [1.0]
+        shares = [1.0, *parts] if engine.capabilities.encodes_meanwhile and tokens > 5000 else [1.0]
         sizes = [int(tokens * share * factor) for share in shares for factor in (0.98, 1.0, 1.02)]
         classes = engine._compiled.per_octave  # noqa: SLF001
         engine._compiled.warm_up([row_length(size, 1, classes) for size in sizes])  # noqa: SLF001

@@ -49,10 +49,9 @@ def profile(engine_name: str, folder: Path, scale: int, device: str) -> dict[str
     options = {"tensor_parallel_size": 1}
     whole = through_the_worker(engine_name, folder, documents, options, device)
     settings = RerankerSettings(str(folder), engine_name, device, engine_options=options)
-    module = engine_module(engine_name)
-    encoder = module.make_encoder(engine_name, folder, settings)
+    resolved = engine_module(engine_name).resolve(engine_name, settings)
     vllm_engine.WorkerProcess = InThisProcess  # type: ignore[assignment, misc]
-    engine = create_engine(module.configure(engine_name, folder, settings))
+    engine = create_engine(resolved.config)
     runner = InThisProcess.runner
     core = runner.engine.engine_core.engine_core
     spent: dict[str, float] = {}
@@ -69,7 +68,7 @@ def profile(engine_name: str, folder: Path, scale: int, device: str) -> dict[str
     for number in range(FIRST + CALLS):
         spent.clear()
         started = time.perf_counter()
-        request = encoder.encode(query(LABEL, 100 + number), documents, DEFAULT_INSTRUCTION)
+        request = resolved.encoder.encode(query(LABEL, 100 + number), documents, DEFAULT_INSTRUCTION)
         encoded = time.perf_counter()
         engine.score([request])
         ended = time.perf_counter()

@@ -192,7 +192,7 @@ def measure(
         from qwen3_ranker_plugins import Reranker
 
         reranker = Reranker(folder, engine=engine, engine_options=options, device=device)
-        facts = reranker.describe()
+        facts = reranker.describe().as_dict()
         scores = lambda text, documents: reranker.score(text, documents).tolist()  # noqa: E731
     loaded = time.perf_counter() - started
     rows = {}

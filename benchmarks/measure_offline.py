@@ -179,7 +179,7 @@ SCORE = """
 import time, torch
 torch.set_num_threads(1)
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION
-from qwen3_ranker_plugins.engines.packed import PackedEngine
+from qwen3_ranker_plugins.engines.packed.engine import PackedEngine
 from qwen3_ranker_plugins.models import resolve_model
 from qwen3_ranker_plugins.prompt import PromptEncoder, load_tokenizer
 folder = resolve_model("bundled:tiny")

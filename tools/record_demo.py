@@ -26,7 +26,7 @@ def main() -> None:
     runs = run_demo(Console(), model=BUNDLED_MODEL)
     corpus = load_demo_corpus()
     with Reranker(BUNDLED_MODEL) as reranker:
-        about = reranker.describe()
+        about = reranker.describe().as_dict()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S607
     rows = [
         {

@@ -22,7 +22,7 @@ def main() -> None:
         for probe in PROBES:
             hits = sorted(reranker.rerank(probe.query, [probe.relevant, probe.irrelevant]), key=lambda hit: hit.index)
             margins[probe.query] = [round(hit.margin, 5) for hit in hits]
-        about = reranker.describe()
+        about = reranker.describe().as_dict()
     OUTPUT.write_text(json.dumps({"model": BUNDLED_MODEL, "about": about, "margins": margins}, indent=1) + "\n")
 
 

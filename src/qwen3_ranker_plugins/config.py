@@ -7,6 +7,8 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from .prompt import DEFAULT_MAX_LENGTH, Template
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 BUNDLED_MODEL = "bundled:tiny"
 
-ENGINES = ("auto", "packed", "vllm_score", "vllm_generate", "vllm_packed", "remote")
+#: Every engine is registered under this group of entry points, those of this package too; see `engines.registry`.
+ENGINE_GROUP = "qwen3_ranker_plugins.engines"
 #: Other names of engines; settings hold the name that they stand for.
 ENGINE_ALIASES = {"qwen3_vllm_score": "vllm_score", "qwen3_vllm": "vllm_generate"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -34,8 +37,8 @@ class EngineConfig:
     """What makes two engines the same; rerankers with equal ones share an engine.
 
     Attributes:
-        engine: a name from ENGINES other than "auto".
-        folder: the resolved model folder; Path() if the engine reads nothing from one.
+        engine: a registered name.
+        folder: the resolved model folder; None if the engine reads nothing from one.
         device: "cpu" or "cuda:N"; for the remote engine "remote", as its dtype.
         dtype: "float32", "bfloat16" or "float16".
         token_budget: tokens of one forward pass; None leaves it to the engine.
@@ -57,6 +60,17 @@ class EngineConfig:
         options: dict[str, object] = json.loads(self.options)
         return options
 
+    @property
+    def model_folder(self) -> Path:
+        """`folder`, for an engine that reads its model from one.
+
+        Raises:
+            InvalidInputError: it is None.
+        """
+        if self.folder is None:
+            raise InvalidInputError("folder", None, f"engine {self.engine!r} needs the folder of a model")
+        return self.folder
+
 
 @dataclass(frozen=True)
 class RerankerSettings:
@@ -64,7 +78,7 @@ class RerankerSettings:
 
     Attributes:
         model: a hub name, a folder, or "bundled:tiny".
-        engine: a name from ENGINES, or from ENGINE_ALIASES, which becomes the one that it stands for.
+        engine: "auto", a registered name, or a name from ENGINE_ALIASES, which becomes the one that it stands for.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: a name from DTYPES.
         template: a name from `prompt.TEMPLATES`, or the text of a template.
@@ -139,14 +153,46 @@ class RankingOptions:
 
 
 def canonical_engine(engine: str) -> str:
-    """The name that an engine has in ENGINES.
+    """The name under which an engine is registered; "auto" stays as it is.
 
     Raises:
-        InvalidInputError: there is no such engine.
+        InvalidInputError: no such engine is registered.
     """
+    if engine == "auto":
+        return engine
     name = ENGINE_ALIASES.get(engine, engine) if isinstance(engine, str) else engine
-    check_choice("engine", name, ENGINES)
+    engine_entry_point(name)
     return name
+
+
+def engine_entry_point(engine: str) -> EntryPoint:
+    """The entry point that registers an engine.
+
+    Raises:
+        InvalidInputError: no distribution registers the name, or more than one does.
+    """
+    if engine not in _registered():
+        _registered.cache_clear()  # it may have been installed since
+    registered = _registered()
+    points = registered.get(engine, []) if isinstance(engine, str) else []
+    if len(points) == 1:
+        return points[0]
+    if points:
+        owners = " and ".join(str(point.dist.name) if point.dist else point.value for point in points)
+        raise InvalidInputError("engine", engine, f"registered by {owners}: uninstall one of them")
+    remedy = f"use one of {', '.join(['auto', *sorted(registered)])}"
+    if "packed" not in registered:
+        remedy += "; this package's own engines are not registered: install it again (pip install -e . in a checkout)"
+    raise InvalidInputError("engine", engine, remedy)
+
+
+@lru_cache(maxsize=1)
+def _registered() -> dict[str, list[EntryPoint]]:
+    """Entry points of all engines by name. Reading the metadata of all distributions takes some 30 ms."""
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=ENGINE_GROUP):
+        found.setdefault(point.name, []).append(point)
+    return found
 
 
 def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:

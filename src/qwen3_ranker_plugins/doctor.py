@@ -91,7 +91,7 @@ def diagnose(
     started = time.perf_counter()
     with Reranker(model, engine=engine, engine_options=engine_options, device=device) as reranker:
         console.print(Text(f"{model} loaded in {time.perf_counter() - started:.1f} s:"))
-        console.print(_facts(reranker.describe() | {"memory_here": _peak_memory()}), highlight=False)
+        console.print(_facts(reranker.describe().as_dict() | {"memory_here": _peak_memory()}), highlight=False)
         faults = _probe(console, reranker, known_margins() if reranker.settings.model == BUNDLED_MODEL else {})
         started = time.perf_counter()
     console.print(Text(f"stopped in {time.perf_counter() - started:.1f} s"))
@@ -187,7 +187,7 @@ def _probe(console: Console, reranker: Reranker, known: dict[str, list[float]]) 
         reranker: to ask.
         known: query -> margins that it has to give; where there are none, order and finiteness count.
     """
-    tolerance = 0.05 if reranker.describe()["dtype"] == "float32" else 0.1
+    tolerance = 0.05 if reranker.describe().dtype == "float32" else 0.1
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("query")
     for column in ("relevant", "irrelevant", "margins", "known margins", "time"):

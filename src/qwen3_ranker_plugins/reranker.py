@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from .config import DEFAULT_MODEL, RankingOptions, RerankerSettings
 from .dispatch import Lease, PassListener
 from .engines import choose_engine, engine_module
-from .engines.base import Margins
+from .engines.base import EngineDescription, Margins
 from .errors import InvalidInputError
 from .prompt import DEFAULT_MAX_LENGTH, EncodedRequest
 from .ranking import Prepared, Texts, checked
@@ -53,7 +53,7 @@ class Reranker:
 
     Args:
         model: a hub name, a folder, or "bundled:tiny"; what a remote service calls it.
-        engine: "auto" or a name from `config.ENGINES`.
+        engine: "auto" or the name of a registered engine, see docs/engines.md.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: "auto", "float32", "bfloat16" or "float16".
         template: "standard", "standard-hf", "compact", or the text of a template with {query} and {document}.
@@ -98,11 +98,11 @@ class Reranker:
         )
         self.options = RankingOptions(top_k, score_threshold, min_confidence)
         self.engine_name, self.engine_reason = choose_engine(engine)
-        module = engine_module(self.engine_name)
+        resolved = engine_module(self.engine_name).resolve(self.engine_name, self.settings)
         #: The local folder with the model, or with its tokenizer; None if the engine needs neither.
-        self.model_path: Path | None = module.model_folder(self.engine_name, self.settings)
-        self._encoder = module.make_encoder(self.engine_name, self.model_path, self.settings)
-        self._lease = Lease(module.configure(self.engine_name, self.model_path, self.settings))
+        self.model_path: Path | None = resolved.folder
+        self._encoder = resolved.encoder
+        self._lease = Lease(resolved.config)
 
     def rerank(
         self,
@@ -222,8 +222,8 @@ class Reranker:
         """Call `listener(PassReport)` after every forward pass, from the thread of the engine that ran it."""
         self._lease.on_pass(listener)
 
-    def describe(self) -> dict[str, str]:
-        """The engine's device, dtype and versions, for people."""
+    def describe(self) -> EngineDescription:
+        """What runs where: the engine's device, dtype, versions and other facts."""
         return self._lease.engine.describe()
 
     def close(self) -> None:
@@ -252,7 +252,7 @@ class Reranker:
             if not texts.distinct:
                 prepared = self._encoded(texts)
                 return prepared, self._submit(prepared).result()
-            parts = _parts(texts.distinct) if self._lease.engine.encodes_meanwhile else [texts.distinct]
+            parts = _parts(texts.distinct) if self._lease.engine.capabilities.encodes_meanwhile else [texts.distinct]
             encoded: list[EncodedRequest] = []
             futures: list[Future[Margins]] = []
             try:

@@ -29,7 +29,7 @@ from qwen3_ranker_plugins.engines.attention.layout import pack
 from qwen3_ranker_plugins.engines.packed import decoder as decoder_module
 from qwen3_ranker_plugins.engines.packed.buffers import TOKENS_PER_DOCUMENT, StaticRow, row_length, row_lengths
 from qwen3_ranker_plugins.engines.packed.decoder import Decoder, take_weights
-from qwen3_ranker_plugins.engines.packed.engine import PackedEngine, _load, configure
+from qwen3_ranker_plugins.engines.packed.engine import PackedEngine, _load, resolve
 from qwen3_ranker_plugins.engines.packed.options import PackedOptions
 from qwen3_ranker_plugins.engines.packed.runner import CompiledPasses
 from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder
@@ -108,7 +108,7 @@ def test_margins_of_the_compiled_path(tiny: Path, encoder: PromptEncoder, one_at
             assert abs(hit.margin - expected[hit.index % 40]) < 1e-4
         assert engine._compiled is not None
         assert list(engine._compiled._rows) == [1024], "one size class, to compile once"
-        assert '"size_classes": 1' in reranker.describe()["options"]
+        assert '"size_classes": 1' in reranker.describe().details["options"]
 
 
 def test_no_size_compiles_anything_after_the_warm_up(tiny: Path, tiny_engine: PackedEngine) -> None:
@@ -231,7 +231,7 @@ def test_unusable_options_are_named(options: dict[str, Any], message: str) -> No
 
 def test_settings_that_mean_the_same_share_an_engine(tiny: Path) -> None:
     def configured(**options: object) -> object:
-        return configure("packed", tiny, RerankerSettings("bundled:tiny", device="cpu", engine_options=options))
+        return resolve("packed", RerankerSettings("bundled:tiny", device="cpu", engine_options=options)).config
 
     assert configured() == configured(compile=False)
     assert configured(compile=True) == configured(compile=True, warm_up=True, size_classes=8, cuda_graphs=False)
@@ -360,7 +360,7 @@ def test_passes_in_flight_on_a_gpu_have_their_own_margins(
     options = PackedOptions(compile=True, size_classes=1, cuda_graphs=cuda_graphs)
     engine = PackedEngine(tiny, device="cuda", dtype=dtype, token_budget=2048, options=options)
     assert engine._compiled is not None
-    assert engine.passes_in_flight == 2
+    assert engine.capabilities.passes_in_flight == 2
     rng = np.random.default_rng(8)
     made = [requests(rng, encoder, [count], longest=60)[0] for count in (12, 13, 11, 1, 30, 12, 2, 14)]
     expected = [one_at_a_time(request) for request in made]

@@ -92,7 +92,7 @@ def test_two_processes_that_share_the_model(reranker: Reranker, monkeypatch: pyt
     documents = ["The with statement closes it.", "A list.", "close() closes it, and flushes it."] * 4
     options = {"engine_kwargs": {"tensor_parallel_size": 2}}
     with Reranker("bundled:tiny", engine="vllm_packed", engine_options=options) as parallel:
-        assert parallel.describe()["tensor_parallel_size"] == "2"
+        assert parallel.describe().details["tensor_parallel_size"] == "2"
         found = [hit.margin for hit in parallel.rerank(QUERY, documents)]
     expected = [hit.margin for hit in reranker.rerank(QUERY, documents)]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -242,7 +243,7 @@ def test_a_long_request_handed_over_in_parts_has_the_same_result(
     documents = [f"document {n} of many" + " that is long" * (n % 5) for n in range(600)]
     documents += [documents[599], documents[0], "x " * 3000]
     whole = reranker.rerank(QUERY, documents)
-    monkeypatch.setattr(engine, "encodes_meanwhile", True)
+    monkeypatch.setattr(engine, "capabilities", replace(engine.capabilities, encodes_meanwhile=True))
     submitted = []
     queue = reranker._queue
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen3_ranker_plugins.config import EngineConfig
-from qwen3_ranker_plugins.engines.base import Engine, Margins
+from qwen3_ranker_plugins.engines.base import Engine, EngineCapabilities, EngineDescription, Margins
 from qwen3_ranker_plugins.errors import EngineError
 from qwen3_ranker_plugins.prompt import EncodedRequest, load_tokenizer
 
@@ -21,7 +21,7 @@ class NullEngine(Engine):
     name = "null"
 
     def __init__(self, config: EngineConfig) -> None:
-        self.token_budget = config.token_budget or 4096
+        self.capabilities = EngineCapabilities(token_budget=config.token_budget or 4096)
         self.passes = 0
 
     def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
@@ -41,6 +41,9 @@ class NullEngine(Engine):
 
     def close(self) -> None:
         pass
+
+    def describe(self) -> EngineDescription:
+        return EngineDescription(engine=self.name, device="cpu", dtype="float32")
 
 
 class FaultyEngine(NullEngine):

@@ -230,7 +230,7 @@ def test_equal_addresses_share_an_engine() -> None:
     ):
         assert one._lease.engine is other._lease.engine
         assert one._lease.engine is not third._lease.engine
-        assert one.describe()["device"] == "http://h:1/v1/rerank"
+        assert one.describe().device == "http://h:1/v1/rerank"
 
 
 def test_a_model_that_is_not_served(server_url: str) -> None:

@@ -127,11 +127,8 @@ def test_a_section_of_the_seed_for_the_packed_engine(write) -> None:
     assert any("not read: elasticsearch" in note for note in configuration.notes)
 
 
-def test_a_section_of_the_seed_for_a_vllm_engine(write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_section_of_the_seed_for_a_vllm_engine(write) -> None:
     """What is handed to the engine, whether or not this installation has it."""
-    from qwen3_ranker_plugins import config
-
-    monkeypatch.setattr(config, "ENGINES", tuple(dict.fromkeys((*config.ENGINES, "vllm_score", "vllm_generate"))))
     settings = load_settings(write(SEED % "qwen3_vllm_score"), {}).settings
     assert (settings.engine, settings.model) == ("vllm_score", "Qwen/Qwen3-Reranker-0.6B")
     assert (settings.dtype, settings.max_length, settings.template, settings.port) == ("float16", 160, "compact", 6007)

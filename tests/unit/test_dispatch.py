@@ -16,7 +16,7 @@ import pytest
 
 from qwen3_ranker_plugins import EngineClosedError, EngineError
 from qwen3_ranker_plugins.dispatch import Dispatcher, PassReport
-from qwen3_ranker_plugins.engines.base import Engine, Margins
+from qwen3_ranker_plugins.engines.base import Engine, EngineCapabilities, EngineDescription, Margins
 from qwen3_ranker_plugins.prompt import EncodedRequest
 
 POISON = 666
@@ -28,7 +28,7 @@ class SumEngine(Engine):
     name = "sum"
 
     def __init__(self, token_budget: int = 100) -> None:
-        self.token_budget = token_budget
+        self.capabilities = EngineCapabilities(token_budget=token_budget)
         self.gate = threading.Event()
         self.gate.set()
         self.in_pass = threading.Event()
@@ -51,6 +51,9 @@ class SumEngine(Engine):
 
     def close(self) -> None:
         self.closed_by = threading.current_thread().name
+
+    def describe(self) -> EngineDescription:
+        return EngineDescription(engine=self.name, device="cpu", dtype="none")
 
 
 def request(documents: list[int], prefix: int = 1) -> EncodedRequest:
@@ -254,11 +257,9 @@ def test_a_prefix_as_long_as_the_budget_is_not_computed_for_every_document() -> 
 class WaitingEngine(SumEngine):
     """Three passes at a time, two documents each; one for a prefix of 13 waits until the caller has gone."""
 
-    workers = 3
-    documents_per_pass = 2
-
     def __init__(self) -> None:
-        super().__init__(token_budget=1000)
+        super().__init__()
+        self.capabilities = EngineCapabilities(token_budget=1000, workers=3, documents_per_pass=2)
         self.gone = threading.Event()
 
     def score_until(self, requests: Sequence[EncodedRequest], settled: Future[Margins]) -> list[Margins]:
@@ -302,10 +303,9 @@ class DeviceEngine(SumEngine):
         seconds: that a pass takes then.
     """
 
-    passes_in_flight = 2
-
     def __init__(self, token_budget: int = 1000, seconds: float = 0.0) -> None:
-        super().__init__(token_budget)
+        super().__init__()
+        self.capabilities = EngineCapabilities(token_budget=token_budget, passes_in_flight=2)
         self.seconds = seconds
         self.events: list[tuple[str, int]] = []
         self.queued = threading.Semaphore(0)

@@ -10,7 +10,7 @@ import pytest
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, InvalidInputError
 from qwen3_ranker_plugins.config import RerankerSettings
-from qwen3_ranker_plugins.engines.vllm.engine import configure, make_encoder
+from qwen3_ranker_plugins.engines.vllm.engine import resolve
 from qwen3_ranker_plugins.engines.vllm.options import VllmOptions, engine_arguments, resolved
 from qwen3_ranker_plugins.engines.vllm.remedies import first_line, remedy, root_cause
 from qwen3_ranker_plugins.prompt import PromptEncoder, load_tokenizer
@@ -34,7 +34,7 @@ def test_aliases_are_the_engines_that_they_name(tiny: Path, alias: str, engine: 
     aliased = RerankerSettings("bundled:tiny", alias, device="cpu")
     assert aliased.engine == engine
     assert aliased == RerankerSettings("bundled:tiny", engine, device="cpu")
-    assert configure(aliased.engine, tiny, aliased).engine == engine
+    assert resolve(aliased.engine, aliased).config.engine == engine
 
 
 @pytest.mark.parametrize(
@@ -67,22 +67,22 @@ def test_unusable_options_are_named(options: dict[str, Any], message: str) -> No
 def test_an_instruction_format_is_a_template_and_the_shorter_limit_counts(tiny: Path) -> None:
     tokenizer = load_tokenizer(tiny)
     documents = ["short", "a long document " * 100]
-    short = make_encoder("vllm_score", tiny, settings(instruction_format="compact", max_model_len=160))
+    short = resolve("vllm_score", settings(instruction_format="compact", max_model_len=160)).encoder
     assert short.encode("q", documents, None) == PromptEncoder(tokenizer, "compact", 160).encode("q", documents, None)
-    both = RerankerSettings(max_length=100, engine_options={"max_model_len": 160})
-    shorter = make_encoder("vllm_score", tiny, both).encode("q", documents, None)
+    both = RerankerSettings("bundled:tiny", max_length=100, engine_options={"max_model_len": 160})
+    shorter = resolve("vllm_score", both).encoder.encode("q", documents, None)
     assert shorter == PromptEncoder(tokenizer, "standard", 100).encode("q", documents, None)
     other = RerankerSettings(template="standard-hf", engine_options={"instruction_format": "compact"})
     with pytest.raises(InvalidInputError, match="contradicts template='standard-hf'"):
-        make_encoder("vllm_score", tiny, other)
+        resolve("vllm_score", other)
 
 
 def test_settings_that_mean_the_same_share_an_engine(tiny: Path) -> None:
-    plain = configure("vllm_score", tiny, settings())
-    assert plain == configure("vllm_score", tiny, settings(block_size=32, max_num_seqs=256, enforce_eager=True))
+    plain = resolve("vllm_score", settings()).config
+    assert plain == resolve("vllm_score", settings(block_size=32, max_num_seqs=256, enforce_eager=True)).config
     # The template is the encoder's: both formats may use one engine.
-    assert plain == configure("vllm_score", tiny, settings(instruction_format="compact"))
-    assert plain != configure("vllm_score", tiny, settings(max_num_seqs=128))
+    assert plain == resolve("vllm_score", settings(instruction_format="compact")).config
+    assert plain != resolve("vllm_score", settings(max_num_seqs=128)).config
     assert json.loads(plain.options)["max_model_len"] == 8192
 
 

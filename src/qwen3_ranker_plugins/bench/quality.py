@@ -88,7 +88,7 @@ def measure_quality(
                 truncated[query_id] = sum(hit.truncated_tokens > 0 for hit in in_order)
                 if progress is not None:
                     progress()
-            facts = reranker.describe()
+            facts = reranker.describe().as_dict()
         runs.append(
             {
                 "label": label,

@@ -43,7 +43,7 @@ def new_result(
         about: `environment()` from before the measurement.
         settings: what was asked for, as JSON can hold it.
         seed: of every random choice; None if there is none.
-        facts: `Reranker.describe()`, or what /health says: engine, device, dtype, versions.
+        facts: `Reranker.describe().as_dict()`, or what /health says: engine, device, dtype, versions.
     """
     return {
         "kind": kind,

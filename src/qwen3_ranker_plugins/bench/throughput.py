@@ -61,14 +61,14 @@ def measure_throughput(
             for size in sizes:
                 if not round_number:
                     reranker.score_many(_requests(collection, pairs[:size]))
-                with PeakMemory(on_gpu=facts.get("device", "cpu") != "cpu") as memory:
+                with PeakMemory(on_gpu=facts.device != "cpu") as memory:
                     seconds, margins = _score(reranker, collection, pairs, size, progress)
                 row = rows[size]
                 row["call_seconds"].append(seconds)
                 row["memory"].append(memory.as_dict())
                 row.setdefault("margins", margins)  # every round gives the same
     result = new_result("throughput", about, settings={**asdict(settings), "batch_sizes": sizes, "repeat": repeat},
-                        seed=None, facts=facts)  # fmt: skip
+                        seed=None, facts=facts.as_dict())  # fmt: skip
     result["collection"] = {
         "name": collection.name,
         "first_stage": collection.first_stage,

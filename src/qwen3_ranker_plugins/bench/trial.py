@@ -48,7 +48,7 @@ class Outcome:
         margins: of the documents for the first query, in their order.
         truncated_documents: how many were cut.
         computed_tokens: of the first request.
-        engine: `Reranker.describe()`.
+        engine: `Reranker.describe().as_dict()`.
         memory: `PeakMemory.as_dict()`, loading included.
         error: why it failed; the other fields are empty then.
     """
@@ -112,7 +112,7 @@ def measure(trial: Trial, *, on_gpu: bool) -> Outcome:
                 started = time.perf_counter()
                 results.append(reranker.rerank(query, trial.documents))
                 seconds.append(time.perf_counter() - started)
-            engine = reranker.describe()
+            engine = reranker.describe().as_dict()
     first = sorted(results[0], key=lambda hit: hit.index)
     return Outcome(
         seconds=seconds,

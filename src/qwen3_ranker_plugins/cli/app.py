@@ -154,7 +154,7 @@ def rank(
         _print_json(result, documents)
     elif documents:
         caption = (
-            f"{len(result)} of {len(documents)} by {name}, {facts['engine']} on {facts['device']} in {facts['dtype']}, "
+            f"{len(result)} of {len(documents)} by {name}, {facts.engine} on {facts.device} in {facts.dtype}, "
             f"{result.usage.seconds:.2f} s"
         )
         _console().print(_ranking(result, documents, caption))

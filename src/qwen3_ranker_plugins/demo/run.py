@@ -102,7 +102,7 @@ def run_demo(
         facts = reranker.describe()
         console.print(
             Text(
-                f"Engine {facts['engine']!r} on {facts['device']} in {facts['dtype']}, ready after "
+                f"Engine {facts.engine!r} on {facts.device} in {facts.dtype}, ready after "
                 f"{time.perf_counter() - started:.0f} s.",
                 style="dim",
             )

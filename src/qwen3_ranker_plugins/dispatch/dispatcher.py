@@ -4,8 +4,8 @@ Callers submit encoded requests and get futures. While a pass is running, waitin
 fills the next pass from all of them in turns, as many documents of each as fit the engine's token budget.
 So concurrent callers share passes without a timer, and a long list does not hold up a short one.
 
-An engine on a GPU may have two workers (`Engine.passes_in_flight`): while one waits for its pass, the other lays out
-and queues the next. Nothing is held back for that: an idle worker takes whatever waits.
+An engine on a GPU may have two workers (`EngineCapabilities.passes_in_flight`): while one waits for its pass, the
+other lays out and queues the next. No request is held back for that: an idle worker takes whatever waits.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Dispatcher:
         # Daemons, so that a program that forgets close() can end; the registry joins them at exit.
         self._workers = [
             threading.Thread(target=self._run, name=f"qwen3-ranker-{engine.name}", daemon=True)
-            for _ in range(engine.workers * engine.passes_in_flight)
+            for _ in range(engine.capabilities.workers * engine.capabilities.passes_in_flight)
         ]
         self._working = len(self._workers)
         self._reporting = threading.Lock()
@@ -249,9 +249,10 @@ class Dispatcher:
 
     def _fill(self) -> _Pass:
         """Take documents of the waiting submissions in turns, until the budget is used."""
-        budget = self.engine.token_budget
-        most = sys.maxsize if self.engine.documents_per_pass is None else self.engine.documents_per_pass
-        shared = self.engine.workers == 1
+        capabilities = self.engine.capabilities
+        budget = capabilities.token_budget
+        most = sys.maxsize if capabilities.documents_per_pass is None else capabilities.documents_per_pass
+        shared = capabilities.workers == 1
         batch: _Pass = []
         skipped: list[_Submission] = []
         served: list[_Submission] = []
@@ -277,7 +278,7 @@ class Dispatcher:
         requests = [submission.part(indices) for submission, indices in batch]
         started = time.perf_counter()
         try:
-            if self.engine.workers == 1:
+            if self.engine.capabilities.workers == 1:
                 results = self.engine.score(requests)
             else:
                 results = self.engine.score_until(requests, batch[0][0].future)
@@ -303,7 +304,7 @@ class Dispatcher:
     def _report(self, requests: list[EncodedRequest], started: float, error: BaseException | None = None) -> None:
         ended = time.perf_counter()
         with self._reporting:
-            if self.engine.workers == 1:  # one device, which was busy with the pass before until then
+            if self.engine.capabilities.workers == 1:  # one device, which was busy with the pass before until then
                 started = max(started, self._last_end)
             if error is None:
                 self._last_end = ended

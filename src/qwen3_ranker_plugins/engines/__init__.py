@@ -1,23 +1,23 @@
 """Engines: encoded requests in, margins out. `registry` finds them by name and imports one when it is first used."""
 
 from .registry import (
-    ENTRIES,
+    EngineEntry,
     EngineModule,
-    Entry,
+    ResolvedSettings,
     choose_engine,
     create_engine,
+    engine_entry,
     engine_module,
     missing_modules,
-    needed,
 )
 
 __all__ = [
-    "ENTRIES",
+    "EngineEntry",
     "EngineModule",
-    "Entry",
+    "ResolvedSettings",
     "choose_engine",
     "create_engine",
+    "engine_entry",
     "engine_module",
     "missing_modules",
-    "needed",
 ]

@@ -15,14 +15,14 @@ from ..prompt import EncodedRequest
 
 @dataclass(frozen=True)
 class Margins:
-    """What an engine says about one request.
+    """An engine's answer to one request.
 
     Attributes:
         values: float32 [n_documents], logit(yes) - logit(no) at the last position of each prompt.
         computed_tokens: tokens that went through the model for this request.
         failures: index of a document that could not be scored -> reason; its value is not read.
-        prompt_tokens: tokens of all prompts as a service counted them; None where the encoder knows.
-        truncated: index of a document -> tokens that the engine cut off its end, beyond what the encoder did.
+        prompt_tokens: tokens of all prompts as a service counted them; None if the encoder's count holds.
+        truncated: index of a document -> tokens that the engine cut off its end, in addition to the encoder's cut.
     """
 
     values: NDArray[np.float32]
@@ -32,40 +32,84 @@ class Margins:
     truncated: Mapping[int, int] = field(default_factory=dict)
 
     def joined(self, rest: Margins) -> Margins:
-        """Of a request whose first documents these are, and whose others are the rest."""
-        behind = len(self.values)
+        """The margins of a request that was split in two: these are its first documents', `rest` the others'."""
+        first = len(self.values)
         known = [each.prompt_tokens for each in (self, rest) if each.prompt_tokens is not None]
         return Margins(
             np.concatenate([self.values, rest.values]),
             self.computed_tokens + rest.computed_tokens,
-            {**self.failures, **{behind + index: reason for index, reason in rest.failures.items()}},
+            {**self.failures, **{first + index: reason for index, reason in rest.failures.items()}},
             sum(known) if known else None,
-            {**self.truncated, **{behind + index: tokens for index, tokens in rest.truncated.items()}},
+            {**self.truncated, **{first + index: tokens for index, tokens in rest.truncated.items()}},
         )
 
 
-class Engine(ABC):
-    """Scores encoded requests. Called by the dispatcher's threads: by one at a time, unless it says otherwise below.
+@dataclass(frozen=True, kw_only=True)
+class EngineCapabilities:
+    """What the dispatcher needs to know to keep an engine busy. The defaults fit one model on one device.
 
     Attributes:
-        name: as in `Reranker(engine=...)`.
-        token_budget: how many tokens one call of `score` should hold at most; a single document that is
-            longer comes alone.
-        documents_per_pass: how many documents one call should hold at most; None for no limit.
-        workers: how many threads call it at a time. With more than one, each call holds documents of one request, as
-            there is nothing to gain from sharing.
-        passes_in_flight: how many calls of `score` may be under way on the engine's one device. With two, one is laid
-            out and queued while the device computes the other. Each has a thread: `score` has to keep them apart.
-        encodes_meanwhile: whether the processor is free while a call of `score` runs, so that a long request had better
-            come in parts: the rest is encoded while the first is scored.
+        token_budget: at most this many tokens in one call of `score`. A document that is longer comes alone.
+        documents_per_pass: at most this many documents in one call of `score`; None for no limit.
+        workers: how many threads call `score` at the same time. With more than one, as for a service on the network,
+            each call holds documents of one request, because requests gain nothing from sharing a call.
+        passes_in_flight: how many calls of `score` may overlap on the engine's one device. With two, the second is
+            laid out and queued while the device computes the first. Each runs in a thread of its own, and `score` has
+            to keep them apart.
+        encodes_meanwhile: the processor is idle while `score` runs, so a long request comes in growing parts: the next
+            part is encoded while the previous one is scored.
     """
 
-    name: str
     token_budget: int
     documents_per_pass: int | None = None
     workers: int = 1
     passes_in_flight: int = 1
     encodes_meanwhile: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineDescription:
+    """What runs where, for people, logs and reports.
+
+    Attributes:
+        engine: its registered name.
+        device: "cpu", the name of a GPU, or the address of a service.
+        dtype: of weights and activations.
+        token_budget: tokens of one pass; None where that says nothing about the engine.
+        details: other facts by name, in the order in which they are shown.
+        versions: version of each library that computes, by its name.
+    """
+
+    engine: str
+    device: str
+    dtype: str
+    token_budget: int | None = None
+    details: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, str]:
+        """All facts by name in one flat mapping, for JSON and tables."""
+        budget = {} if self.token_budget is None else {"token_budget": str(self.token_budget)}
+        return {
+            "engine": self.engine,
+            "device": self.device,
+            "dtype": self.dtype,
+            **budget,
+            **self.details,
+            **self.versions,
+        }
+
+
+class Engine(ABC):
+    """Scores encoded requests. The dispatcher's threads call it, one at a time unless `capabilities` allow more.
+
+    Attributes:
+        name: as in `Reranker(engine=...)`.
+        capabilities: how the dispatcher fills and runs passes; constant after `__init__`.
+    """
+
+    name: str
+    capabilities: EngineCapabilities
 
     @abstractmethod
     def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
@@ -76,9 +120,10 @@ class Engine(ABC):
         """
 
     def score_until(self, requests: Sequence[EncodedRequest], settled: Future[Margins]) -> list[Margins]:  # noqa: ARG002
-        """`score` for a caller whose future is `settled`: once it is done, e.g. cancelled, nobody reads the result.
+        """`score` for a caller who reads the result only until `settled` is done, for example cancelled.
 
-        What an engine with several workers is called with. One that can stop early overrides this.
+        The dispatcher calls this instead of `score` if the engine has several workers. An engine that can stop early
+        overrides it.
         """
         return self.score(requests)
 
@@ -86,6 +131,6 @@ class Engine(ABC):
     def close(self) -> None:
         """Free the model. Nothing is called afterwards."""
 
-    def describe(self) -> dict[str, str]:
-        """Facts for people: device, dtype, versions."""
-        return {"engine": self.name}
+    @abstractmethod
+    def describe(self) -> EngineDescription:
+        """What runs where."""

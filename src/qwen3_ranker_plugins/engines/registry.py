@@ -1,4 +1,12 @@
-"""Engines by name, imported when they are first used: importing this package loads no torch."""
+"""Engines by name, from the entry point group `qwen3_ranker_plugins.engines`. Nothing here loads torch.
+
+An installed distribution, this one included, registers an engine in its pyproject.toml:
+
+    [project.entry-points."qwen3_ranker_plugins.engines"]
+    mine = "my_package:MY_ENGINE"
+
+where `MY_ENGINE` is an `EngineEntry`. `Reranker(engine="mine")`, YAML, the command line and offline jobs take the name.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +15,24 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol, cast
 
-from ..config import EngineConfig, canonical_engine
+from ..config import canonical_engine, engine_entry_point
 from ..errors import InvalidInputError, MissingDependencyError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..config import RerankerSettings
+    from ..config import EngineConfig, RerankerSettings
     from ..prompt import Encoder
     from .base import Engine
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Where an engine is and what it needs.
+@dataclass(frozen=True, kw_only=True)
+class EngineEntry:
+    """What an engine's entry point names: where the engine is and what it needs.
 
     Attributes:
-        module: in this package, with the functions of `EngineModule`.
-        requires: modules that it imports.
+        module: absolute name of the module with the functions of `EngineModule`, imported at the first use.
+        requires: modules that it imports. They are looked for before `module` is imported.
         install: the command that installs them.
     """
 
@@ -33,37 +41,30 @@ class Entry:
     install: str
 
 
-_VLLM = Entry("vllm.engine", ("vllm", "torch", "transformers"), 'pip install "qwen3-ranker-plugins[vllm]"')
+@dataclass(frozen=True, kw_only=True)
+class ResolvedSettings:
+    """What settings stand for on this machine.
 
-#: Every engine of `config.ENGINES` but "auto".
-ENTRIES: dict[str, Entry] = {
-    "packed": Entry("packed.engine", ("torch", "transformers"), 'pip install "qwen3-ranker-plugins[packed]"'),
-    "vllm_score": _VLLM,
-    "vllm_generate": _VLLM,
-    "vllm_packed": _VLLM,
-    "remote": Entry("remote", ("httpx", "tenacity"), 'pip install "qwen3-ranker-plugins[remote]"'),
-}
+    Attributes:
+        folder: what the engine reads of the model on this machine; None if that is nothing.
+        encoder: makes the engine's requests from texts.
+        config: how to start the engine; rerankers with an equal one share an engine.
+    """
+
+    folder: Path | None
+    encoder: Encoder
+    config: EngineConfig
 
 
 class EngineModule(Protocol):
-    """What an engine's module offers. All but `create` check the engine's own options on the way."""
+    """The functions of an engine's module. One module may serve several names."""
 
-    def model_folder(self, engine: str, settings: RerankerSettings) -> Path | None:
-        """The folder with what the engine needs of the model on this machine; None if that is nothing.
+    def resolve(self, engine: str, settings: RerankerSettings) -> ResolvedSettings:
+        """Check the engine's own options, find the model, and fill in what settings leave open.
 
         Raises:
+            InvalidInputError: an option is unknown or unusable, or the device does not exist.
             ModelNotFoundError, UnsupportedModelError: see `models.resolve_model`.
-            InvalidInputError: the engine has no such option, or its value is unusable.
-        """
-
-    def make_encoder(self, engine: str, folder: Path | None, settings: RerankerSettings) -> Encoder:
-        """What makes the engine's requests of texts; `folder` as of `model_folder`."""
-
-    def configure(self, engine: str, folder: Path | None, settings: RerankerSettings) -> EngineConfig:
-        """What settings stand for on this machine; settings with the same one share an engine.
-
-        Raises:
-            InvalidInputError: the device is not there.
         """
 
     def create(self, config: EngineConfig) -> Engine:
@@ -74,14 +75,36 @@ class EngineModule(Protocol):
         """
 
 
+def engine_entry(engine: str) -> EngineEntry:
+    """What a registered name stands for.
+
+    Raises:
+        InvalidInputError: no such engine is registered, or it is registered wrongly or twice.
+    """
+    point = engine_entry_point(engine)
+    try:
+        entry = point.load()
+    except Exception as error:  # a module of somebody else's, which may raise anything while it is imported
+        raise InvalidInputError(
+            "engine", engine, f"its entry point {point.value!r} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(entry, EngineEntry):
+        raise InvalidInputError(
+            "engine",
+            engine,
+            f"its entry point {point.value!r} has to be an EngineEntry, not a {type(entry).__name__}",
+        )
+    return entry
+
+
 def engine_module(engine: str) -> EngineModule:
     """The module of an engine that `choose_engine` has named."""
-    return cast("EngineModule", import_module(f".{ENTRIES[engine].module}", __package__))
+    return cast("EngineModule", import_module(engine_entry(engine).module))
 
 
 def missing_modules(engine: str) -> list[str]:
-    """Modules that the engine needs and this Python has not got."""
-    return [module for module in ENTRIES[engine].requires if not _installed(module)]
+    """Modules that the engine needs and this Python lacks."""
+    return [module for module in engine_entry(engine).requires if not _installed(module)]
 
 
 def _installed(module: str) -> bool:
@@ -101,7 +124,7 @@ def choose_engine(engine: str) -> tuple[str, str]:
     asked_for = "packed" if engine == "auto" else engine
     if missing := missing_modules(asked_for):
         raise MissingDependencyError(
-            f"engine {asked_for!r} needs {' and '.join(missing)}: {ENTRIES[asked_for].install}"
+            f"engine {asked_for!r} needs {' and '.join(missing)}: {engine_entry(asked_for).install}"
         )
     if engine == "auto":
         return asked_for, "the packed engine computes a query once for all its documents, on a GPU or a CPU"
@@ -115,14 +138,3 @@ def create_engine(config: EngineConfig) -> Engine:
         RankerError: it cannot be started; the message says what to do.
     """
     return engine_module(config.engine).create(config)
-
-
-def needed(folder: Path | None, engine: str) -> Path:
-    """The folder, of an engine that cannot do without.
-
-    Raises:
-        InvalidInputError: it is None.
-    """
-    if folder is None:
-        raise InvalidInputError("folder", None, f"engine {engine!r} needs the folder of a model")
-    return folder

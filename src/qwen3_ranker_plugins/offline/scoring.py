@@ -104,11 +104,10 @@ class Scorer:
         self._include_text = include_text
         if factory is create_engine:
             engine = choose_engine(settings.engine)[0]
-            module = engine_module(engine)
-            folder = module.model_folder(engine, settings)
-            config = module.configure(engine, folder, settings)
-            self._encoder = module.make_encoder(engine, folder, settings)
-        else:  # an engine that this package has not got resolves its settings itself
+            resolved = engine_module(engine).resolve(engine, settings)
+            config = resolved.config
+            self._encoder = resolved.encoder
+        else:  # a factory of the caller's resolves the settings itself
             folder = resolve_model(settings.model)
             config = EngineConfig(
                 settings.engine,
@@ -128,9 +127,9 @@ class Scorer:
         described = self._engine.describe()
         return {
             "engine": self._engine.name,
-            "device": "cpu" if described.get("device", "cpu") == "cpu" else "cuda",
-            "dtype": described.get("dtype", "float32"),
-            "token_budget": str(self._engine.token_budget),
+            "device": "cpu" if described.device == "cpu" else "cuda",
+            "dtype": described.dtype,
+            "token_budget": str(self._engine.capabilities.token_budget),
         }
 
     def close(self) -> None:
@@ -154,7 +153,7 @@ class Scorer:
                 encoded.append((self._encoder.encode(query, list(documents), self._instruction), indices))
             except PromptTooLongError as error:
                 faults += [(index, str(error)) for same in indices for index in same]
-        passes = _fill_passes(encoded, self._engine.token_budget) or [([], [])]
+        passes = _fill_passes(encoded, self._engine.capabilities.token_budget) or [([], [])]
         self._tokenization_seconds[window.number] = time.perf_counter() - started
         return [
             PlannedPass(window, number, len(passes), requests, indices, [] if number else faults)

@@ -81,7 +81,7 @@ class EngineHost:
 
     def describe(self) -> dict[str, str]:
         """What the engine says of itself; empty without one."""
-        return {} if self._reranker is None else self._reranker.describe()
+        return {} if self._reranker is None else self._reranker.describe().as_dict()
 
     def start(self) -> None:
         """Load in the background; called from the event loop."""
@@ -137,7 +137,12 @@ class EngineHost:
         self.status, self.error = "healthy", None
         self._metrics.engine_up.set(1)
         self._metrics.engine_loads.inc()
-        log(logging.INFO, "engine ready", seconds=round(time.perf_counter() - started, 3), **reranker.describe())
+        log(
+            logging.INFO,
+            "engine ready",
+            seconds=round(time.perf_counter() - started, 3),
+            **reranker.describe().as_dict(),
+        )
 
     def _hear(self, report: PassReport) -> None:
         if report.error is None:

@@ -20,10 +20,10 @@ from ...config import EngineConfig, RerankerSettings, check_json
 from ...errors import EngineError, InvalidInputError, RankerError, UnsupportedModelError
 from ...models import modified_ns, resolve_model
 from ...prompt import EncodedRequest, PromptEncoder, load_tokenizer
-from .. import needed
+from .. import ResolvedSettings
 from ..attention.interface import ATTENTION_NAME, make_layout, register
 from ..attention.layout import PackedPass, pack
-from ..base import Engine, Margins
+from ..base import Engine, EngineCapabilities, EngineDescription, Margins
 from ..devices import capability, resolve_device
 from .options import PackedOptions
 
@@ -63,12 +63,16 @@ class PackedEngine(Engine):
         token_budget: int | None = None,
         options: PackedOptions = PackedOptions(),  # noqa: B008 - it is frozen
     ) -> None:
-        device, dtype, self.token_budget = resolve(device, dtype, token_budget)
+        device, dtype = resolve_device(device, dtype)
         self.device, self.dtype = torch.device(device), getattr(torch, dtype)
         self.options = options.resolved(device, dtype, capability(self.device))
         # Only the compiled path keeps passes of several threads apart, and on a CPU there is no second processor.
-        self.encodes_meanwhile = bool(self.options.compile) and self.device.type == "cuda"
-        self.passes_in_flight = 2 if self.encodes_meanwhile else 1
+        overlaps = bool(self.options.compile) and self.device.type == "cuda"
+        self.capabilities = EngineCapabilities(
+            token_budget=_token_budget(device, token_budget),
+            passes_in_flight=2 if overlaps else 1,
+            encodes_meanwhile=overlaps,
+        )
         tokenizer = load_tokenizer(folder)
         causal_lm = _load(folder, self.dtype)
         highest = max(tokenizer.yes_id, tokenizer.no_id, *tokenizer.control.values())
@@ -101,7 +105,7 @@ class PackedEngine(Engine):
             decoder: Decoder = Float8Decoder(weights)
         else:
             decoder = Decoder(weights)
-        passes = CompiledPasses(decoder, self.device, self.options, self.token_budget)
+        passes = CompiledPasses(decoder, self.device, self.options, self.capabilities.token_budget)
         if self.options.warm_up:
             passes.warm_up()
         return passes
@@ -121,7 +125,7 @@ class PackedEngine(Engine):
                 raise
             raise EngineError(
                 f"out of memory on {self.device} with {packed.num_tokens} tokens in one pass: lower token_budget "
-                f"(now {self.token_budget}), max_length, or use a smaller model"
+                f"(now {self.capabilities.token_budget}), max_length, or use a smaller model"
             ) from error
         ends = np.cumsum([len(request.segments) for request in requests])[:-1]
         return [
@@ -165,19 +169,19 @@ class PackedEngine(Engine):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> EngineDescription:
         """Device, dtype, budget and versions."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return {
-            "engine": self.name,
-            "device": name,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "token_budget": str(self.token_budget),
-            "layers": "transformers" if self._compiled is None else self._compiled.decoder.pieces,
-            **({"options": json.dumps(self.options.as_dict)} if self.options.compile else {}),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
+        details = {"layers": "transformers" if self._compiled is None else self._compiled.decoder.pieces}
+        if self.options.compile:
+            details["options"] = json.dumps(self.options.as_dict)
+        return EngineDescription(
+            engine=self.name,
+            device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            dtype=str(self.dtype).removeprefix("torch."),
+            token_budget=self.capabilities.token_budget,
+            details=details,
+            versions={"torch": torch.__version__, "transformers": transformers.__version__},
+        )
 
 
 def _at_last_positions(
@@ -203,43 +207,33 @@ def _at_last_positions(
     return hidden + transformed
 
 
-def resolve(device: str, dtype: str, token_budget: int | None) -> tuple[str, str, int]:
-    """(device, dtype, token budget) that settings stand for on this machine.
-
-    Raises:
-        InvalidInputError: the device is not there.
-    """
-    device, dtype = resolve_device(device, dtype)
-    return device, dtype, _TOKEN_BUDGET[device.partition(":")[0]] if token_budget is None else token_budget
+def _token_budget(device: str, token_budget: int | None) -> int:
+    return _TOKEN_BUDGET[device.partition(":")[0]] if token_budget is None else token_budget
 
 
-def model_folder(engine: str, settings: RerankerSettings) -> Path:
+def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:
     """See `EngineModule`."""
-    PackedOptions.parse(engine, settings.engine_options)
-    return resolve_model(settings.model)
-
-
-def make_encoder(engine: str, folder: Path | None, settings: RerankerSettings) -> PromptEncoder:
-    """See `EngineModule`."""
-    return PromptEncoder(load_tokenizer(needed(folder, engine)), settings.template, settings.max_length)
-
-
-def configure(engine: str, folder: Path | None, settings: RerankerSettings) -> EngineConfig:
-    """See `EngineModule`."""
-    folder = needed(folder, engine)
-    device, dtype, token_budget = resolve(settings.device, settings.dtype, settings.token_budget)
     options = PackedOptions.parse(engine, settings.engine_options)
+    folder = resolve_model(settings.model)
+    encoder = PromptEncoder(load_tokenizer(folder), settings.template, settings.max_length)
+    device, dtype = resolve_device(settings.device, settings.dtype)
     options = options.resolved(device, dtype, capability(torch.device(device)))
-    return EngineConfig(
-        engine, folder, device, dtype, token_budget, modified_ns(folder), check_json("engine_options", options.as_dict)
+    config = EngineConfig(
+        engine=engine,
+        folder=folder,
+        device=device,
+        dtype=dtype,
+        token_budget=_token_budget(device, settings.token_budget),
+        modified_ns=modified_ns(folder),
+        options=check_json("engine_options", options.as_dict),
     )
+    return ResolvedSettings(folder=folder, encoder=encoder, config=config)
 
 
 def create(config: EngineConfig) -> PackedEngine:
     """See `EngineModule`."""
-    folder = needed(config.folder, config.engine)
     return PackedEngine(
-        folder,
+        config.model_folder,
         device=config.device,
         dtype=config.dtype,
         token_budget=config.token_budget,

@@ -6,13 +6,19 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 
 import httpx
 
-from ...prompt import EncodedRequest
-from ..base import Engine, Margins
+from ...config import EngineConfig, RerankerSettings
+from ...models import resolve_tokenizer
+from ...prompt import EncodedRequest, Encoder, PromptEncoder, load_tokenizer
+from .. import ResolvedSettings
+from ..base import Engine, EngineCapabilities, EngineDescription, Margins
+from ..token_rows import marker_id
 from .client import HttpClient
 from .options import RemoteOptions
+from .texts import RenderedEncoder, TextEncoder
 from .wire import margins, request_body
 
 #: About 1 MB of text in one HTTP request.
@@ -41,10 +47,12 @@ class RemoteEngine(Engine):
 
     def __init__(self, options: RemoteOptions, *, token_budget: int | None = None) -> None:
         self.options = options
-        self.workers = options.concurrency
-        self.documents_per_pass = options.documents_per_request
         budget = _ROW_BUDGET if options.route == "packed" else _TOKEN_BUDGET
-        self.token_budget = budget if token_budget is None else token_budget
+        self.capabilities = EngineCapabilities(
+            token_budget=budget if token_budget is None else token_budget,
+            documents_per_pass=options.documents_per_request,
+            workers=options.concurrency,
+        )
         api_key = options.api_key()
         self._has_key = api_key is not None
         self._loop = asyncio.new_event_loop()
@@ -78,18 +86,20 @@ class RemoteEngine(Engine):
         self._thread.join()
         self._loop.close()
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> EngineDescription:
         """Which service is asked, for what, and whether with a key."""
-        return {
-            "engine": self.name,
-            "device": self.options.endpoint,
-            "dtype": "the service's precision",
-            "kind": self.options.kind,
-            "served_model": self.options.served_model or "as served",
-            "prompts": "ours" if self.options.prompts_are_ours else "the service's",
-            "api_key": f"from {self.options.api_key_env}" if self._has_key else "none",
-            "httpx": httpx.__version__,
-        }
+        return EngineDescription(
+            engine=self.name,
+            device=self.options.endpoint,
+            dtype="the service's precision",
+            details={
+                "kind": self.options.kind,
+                "served_model": self.options.served_model or "as served",
+                "prompts": "ours" if self.options.prompts_are_ours else "the service's",
+                "api_key": f"from {self.options.api_key_env}" if self._has_key else "none",
+            },
+            versions={"httpx": httpx.__version__},
+        )
 
     async def _connect(self, api_key: str | None) -> HttpClient:
         self._places = asyncio.Semaphore(self.options.concurrency)  # so that no timeout runs before there is a place
@@ -113,3 +123,33 @@ class RemoteEngine(Engine):
         async with self._places:
             answer = await self._client.post(request_body(self.options, request))
         return margins(self.options, request, answer)
+
+
+def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:
+    """See `EngineModule`. The folder is the tokenizer's; it is None if the service makes the prompts.
+
+    Rerankers with an equal configuration share connections and the limit of concurrent requests.
+    """
+    options = RemoteOptions.of(settings)
+    folder = resolve_tokenizer(settings.model) if options.prompts_are_ours else None
+    encoder: Encoder = TextEncoder(options)
+    if folder is not None:
+        tokenizer = load_tokenizer(folder)
+        prompts = PromptEncoder(tokenizer, settings.template, settings.max_length)
+        encoder = prompts if options.sends_ids else RenderedEncoder(prompts)
+        if options.route == "packed" and options.marker_id is None:
+            options = replace(options, marker_id=marker_id(tokenizer))
+    config = EngineConfig(
+        engine=engine,
+        folder=None,
+        device="remote",
+        dtype="remote",
+        token_budget=settings.token_budget,
+        options=options.as_json(),
+    )
+    return ResolvedSettings(folder=folder, encoder=encoder, config=config)
+
+
+def create(config: EngineConfig) -> RemoteEngine:
+    """See `EngineModule`."""
+    return RemoteEngine(RemoteOptions.from_config(config), token_budget=config.token_budget)

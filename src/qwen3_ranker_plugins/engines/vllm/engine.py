@@ -18,8 +18,8 @@ from ...config import EngineConfig, RerankerSettings, check_json
 from ...errors import EngineError
 from ...models import modified_ns, resolve_model
 from ...prompt import EncodedRequest, ModelTokenizer, PromptEncoder, length_order, load_tokenizer
-from .. import needed
-from ..base import Engine, Margins
+from .. import ResolvedSettings
+from ..base import Engine, EngineCapabilities, EngineDescription, Margins
 from ..devices import resolve_device
 from .options import VllmOptions, apply_to_prompts, engine_arguments, read_model_config, resolved
 from .process import WorkerDiedError, WorkerProcess
@@ -62,7 +62,7 @@ class VllmEngine(Engine):
         self.name = config.engine
         self._config = config
         self._options = VllmOptions.stored(config.engine_options)
-        self.token_budget = _token_budget(config.token_budget, self._options)
+        self.capabilities = EngineCapabilities(token_budget=_token_budget(config.token_budget, self._options))
         self._worker: WorkerProcess | None = self._start()
         self._facts = self._worker.facts
         self.restarts = 0
@@ -106,9 +106,19 @@ class VllmEngine(Engine):
             self._worker.close()
             self._worker = None
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> EngineDescription:
         """Device, dtype, attention backend, cache, memory after loading, and versions."""
-        return {"engine": self.name, **self._facts, "token_budget": str(self.token_budget)}
+        details = dict(self._facts)
+        device, dtype = details.pop("device"), details.pop("dtype")
+        versions = {name: details.pop(name) for name in ("vllm", "torch", "transformers")}
+        return EngineDescription(
+            engine=self.name,
+            device=device,
+            dtype=dtype,
+            token_budget=self.capabilities.token_budget,
+            details=details,
+            versions=versions,
+        )
 
     def _ask(self, batch: Batch) -> Scored:
         """What vLLM says to a batch.
@@ -156,7 +166,7 @@ class VllmEngine(Engine):
 
     def _start(self) -> WorkerProcess:
         config, options = self._config, self._options
-        folder = needed(config.folder, config.engine)
+        folder = config.model_folder
         tokenizer = load_tokenizer(folder if options.tokenizer is None else Path(options.tokenizer))
         model = read_model_config(folder)
         device = config.device.partition(":")[0]
@@ -200,41 +210,34 @@ def _token_budget(token_budget: int | None, options: VllmOptions) -> int:
     return _STEPS_PER_CALL * (options.max_num_batched_tokens or 0) if token_budget is None else token_budget
 
 
-def model_folder(engine: str, settings: RerankerSettings) -> Path:
-    """See `EngineModule`."""
-    VllmOptions.parse(engine, settings.engine_options)
-    return resolve_model(settings.model)
+def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:
+    """See `EngineModule`; asks torch for devices, and vLLM for nothing.
 
-
-def make_encoder(engine: str, folder: Path | None, settings: RerankerSettings) -> PromptEncoder:
-    """See `EngineModule`; tokenizer, template and longest prompt may be among the engine's options."""
-    options, template, window = apply_to_prompts(engine, settings)
-    tokenizer = needed(folder, engine) if options.tokenizer is None else resolve_model(options.tokenizer)
-    return PromptEncoder(load_tokenizer(tokenizer), template, window)
-
-
-def configure(engine: str, folder: Path | None, settings: RerankerSettings) -> EngineConfig:
-    """See `EngineModule`; asks torch for devices, and vLLM for nothing."""
+    Tokenizer, template and longest prompt may be among the engine's options.
+    """
     import torch
 
-    folder = needed(folder, engine)
     options, template, window = apply_to_prompts(engine, settings)
+    folder = resolve_model(settings.model)
+    tokenizer = folder if options.tokenizer is None else resolve_model(options.tokenizer)
+    encoder = PromptEncoder(load_tokenizer(tokenizer), template, window)
     device, dtype = resolve_device(settings.device, settings.dtype)
     # A GPU that was named is the only one; otherwise all that are visible.
     gpus = 0 if device == "cpu" else 1 if ":" in settings.device else torch.cuda.device_count()
     complete = resolved(options, read_model_config(folder), gpus=gpus, window=window, template=template)
     stored = complete.as_dict | {"instruction_format": None}  # the encoder's, which engines do not share by
     if complete.tokenizer is not None:
-        stored["tokenizer"] = str(resolve_model(complete.tokenizer))
-    return EngineConfig(
-        engine,
-        folder,
-        device,
-        dtype,
-        _token_budget(settings.token_budget, complete),
-        modified_ns(folder),
-        check_json("engine_options", stored),
+        stored["tokenizer"] = str(tokenizer)
+    config = EngineConfig(
+        engine=engine,
+        folder=folder,
+        device=device,
+        dtype=dtype,
+        token_budget=_token_budget(settings.token_budget, complete),
+        modified_ns=modified_ns(folder),
+        options=check_json("engine_options", stored),
     )
+    return ResolvedSettings(folder=folder, encoder=encoder, config=config)
 
 
 def create(config: EngineConfig) -> VllmEngine:
