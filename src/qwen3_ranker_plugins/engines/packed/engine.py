@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from torch.nn.functional import pad
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from ...config import EngineConfig, RerankerSettings, check_json
 from ...errors import EngineError, InvalidInputError, RankerError, UnsupportedModelError
@@ -25,6 +23,7 @@ from ..attention.interface import ATTENTION_NAME, make_layout, register
 from ..attention.layout import PackedPass, pack
 from ..base import Engine, EngineCapabilities, EngineDescription, Margins
 from ..devices import capability, resolve_device
+from . import qwen3
 from .options import PackedOptions
 
 if TYPE_CHECKING:
@@ -75,6 +74,7 @@ class PackedEngine(Engine):
         )
         tokenizer = load_tokenizer(folder)
         causal_lm = _load(folder, self.dtype)
+        self._layers = "plain" if isinstance(causal_lm, qwen3.Qwen3ForCausalLM) else "transformers"
         highest = max(tokenizer.yes_id, tokenizer.no_id, *tokenizer.control.values())
         if highest >= causal_lm.config.vocab_size:
             raise UnsupportedModelError(
@@ -171,7 +171,7 @@ class PackedEngine(Engine):
 
     def describe(self) -> EngineDescription:
         """Device, dtype, budget and versions."""
-        details = {"layers": "transformers" if self._compiled is None else self._compiled.decoder.pieces}
+        details = {"layers": self._layers if self._compiled is None else self._compiled.decoder.pieces}
         if self.options.compile:
             details["options"] = json.dumps(self.options.as_dict)
         return EngineDescription(
@@ -180,7 +180,7 @@ class PackedEngine(Engine):
             dtype=str(self.dtype).removeprefix("torch."),
             token_budget=self.capabilities.token_budget,
             details=details,
-            versions={"torch": torch.__version__, "transformers": transformers.__version__},
+            versions={"torch": torch.__version__, "transformers": version("transformers")},
         )
 
 
@@ -247,8 +247,12 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
     Raises:
         UnsupportedModelError: it cannot be loaded, or would run with weights that are not the checkpoint's.
     """
-    register()
     try:
+        if (plain := qwen3.load(folder, dtype)) is not None:
+            return plain
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        register()
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         _check_config(folder, config)
         with _quiet():
@@ -300,6 +304,8 @@ def _check_config(folder: Path, config: Any) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bar, which leaves a thread behind, and no table of what `_load` checks itself."""
+    from transformers.utils import logging as transformers_logging
+
     shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
