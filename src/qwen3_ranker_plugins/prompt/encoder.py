@@ -12,7 +12,7 @@ are not marked special, among them `</think>`, active.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import PromptTooLongError
-from .template import DEFAULT_INSTRUCTION, DEFAULT_MAX_LENGTH, Template
+from .template import BOUNDARY, DEFAULT_INSTRUCTION, DEFAULT_MAX_LENGTH, Template
 from .tokenizer import ModelTokenizer
 
 
@@ -86,19 +86,44 @@ class PromptEncoder:
         tokenizer: of the model that will read the ids.
         template: a name from TEMPLATES, or the text of a template.
         max_length: longest prompt in tokens, prefix and suffix included.
+        template_without_instruction: for a request that has none, when `instruction` is None too.
+        instruction: the default one; None for none.
+        empty_document: what stands in the prompt for a document without text.
 
     Raises:
         InvalidInputError: see `Template`.
     """
 
     def __init__(
-        self, tokenizer: ModelTokenizer, template: str = "standard", max_length: int = DEFAULT_MAX_LENGTH
+        self,
+        tokenizer: ModelTokenizer,
+        template: str = "standard",
+        max_length: int = DEFAULT_MAX_LENGTH,
+        *,
+        template_without_instruction: str | None = None,
+        instruction: str | None = DEFAULT_INSTRUCTION,
+        empty_document: str = "",
     ) -> None:
         self.tokenizer = tokenizer
-        self.template = Template.named(template)
         self.max_length = max_length
-        self._prefix_parts = [(tokenizer.split_control(literal), field) for literal, field in self.template.prefix]
-        self.suffix_ids = self._encode_pieces(tokenizer.split_control(self.template.suffix))
+        self.instruction = instruction
+        self._empty_document = empty_document
+        self._with_instruction = _Prompt(tokenizer, Template.named(template))
+        self._without_instruction = (
+            self._with_instruction
+            if template_without_instruction is None
+            else _Prompt(tokenizer, Template.named(template_without_instruction))
+        )
+
+    @property
+    def template(self) -> Template:
+        """The template of a request with an instruction."""
+        return self._with_instruction.template
+
+    @property
+    def suffix_ids(self) -> list[int]:
+        """Ids of the text after a document, of a request with an instruction."""
+        return self._with_instruction.suffix_ids
 
     def encode(
         self, query: str, documents: Sequence[str], instruction: str | None, max_document_tokens: int | None = None
@@ -111,41 +136,61 @@ class PromptEncoder:
         Raises:
             PromptTooLongError: query and instruction leave no room for a document.
         """
-        instruction = DEFAULT_INSTRUCTION if instruction is None else instruction
-        pieces, before_document = self._prefix_pieces({"instruction": instruction, "query": query})
-        prefix = self._encode_pieces(pieces)
-        room = self.max_length - len(prefix) - len(self.suffix_ids)
+        instruction = self.instruction if instruction is None else instruction
+        prompt = self._without_instruction if instruction is None else self._with_instruction
+        prefix, before_document = prompt.encode_prefix({"instruction": instruction or "", "query": query})
+        room = self.max_length - len(prefix) - len(prompt.suffix_ids)
         if room < 1:
             raise PromptTooLongError(
                 "query",
                 query,
-                f"query and instruction take {len(prefix)} tokens and the suffix {len(self.suffix_ids)}, which leaves "
-                f"no room for a document within max_length={self.max_length}; shorten them or raise max_length",
+                f"query and instruction take {len(prefix)} tokens and the suffix {len(prompt.suffix_ids)}, which "
+                f"leaves no room for a document within max_length={self.max_length}; shorten them or raise max_length",
             )
         if max_document_tokens is not None:
             room = min(room, max_document_tokens)
-        encoded = self.tokenizer.encode_batch([before_document + document for document in documents])
+        encoded = self.tokenizer.encode_batch(
+            [before_document + (document or self._empty_document) for document in documents]
+        )
         truncated = [max(0, len(ids) - room) for ids in encoded]
         for ids in encoded:
             del ids[room:]
-            ids.extend(self.suffix_ids)
+            ids.extend(prompt.suffix_ids)
         return EncodedRequest(prefix=prefix, segments=encoded, truncated_tokens=truncated)
 
-    def _prefix_pieces(self, fields: dict[str, str]) -> tuple[list[str | int], str]:
-        """The shared pieces, and the text that has to be encoded together with each document."""
+
+class _Prompt:
+    """A template with its own text split at control tokens once."""
+
+    def __init__(self, tokenizer: ModelTokenizer, template: Template) -> None:
+        self.template = template
+        self._tokenizer = tokenizer
+        self._parts = [(tokenizer.split_control(literal), field) for literal, field in template.prefix]
+        self.suffix_ids = [
+            token_id
+            for literal in template.suffix
+            for token_id in self._encode_pieces(tokenizer.split_control(literal))
+        ]
+
+    def encode_prefix(self, fields: Mapping[str, str]) -> tuple[list[int], str]:
+        """(ids that all documents share, the text that has to be encoded together with each document)."""
         pieces: list[str | int] = []
         text = ""
-        for literal_pieces, field in self._prefix_parts:
+        for literal_pieces, field in self._parts:
             for piece in literal_pieces:
                 if isinstance(piece, int):
                     pieces += [text, piece] if text else [piece]
                     text = ""
                 else:
                     text += piece
-            text += fields.get(field or "", "")
-        text = self.tokenizer.normalize(text)
+            if field == BOUNDARY:
+                pieces += [text] if text else []
+                text = ""
+            else:
+                text += fields.get(field or "", "")
+        text = self._tokenizer.normalize(text)
         cut = self._shared_length(text)
-        return ([*pieces, text[:cut]] if cut else pieces), text[cut:]
+        return self._encode_pieces([*pieces, text[:cut]] if cut else pieces), text[cut:]
 
     def _shared_length(self, text: str) -> int:
         """How much of the text before a document can be encoded without knowing the document.
@@ -156,14 +201,16 @@ class PromptEncoder:
         """
         if not text:
             return 0
-        pieces = self.tokenizer.plain.pre_tokenizer.pre_tokenize_str(text)
-        ends = [end for _, (_, end) in pieces[:-1] if not text[end - 1].isspace()]
-        return ends[-1] if ends else 0
+        pieces = self._tokenizer.plain.pre_tokenizer.pre_tokenize_str(text)
+        for _, (_, end) in reversed(pieces[:-1]):
+            if not text[end - 1].isspace() and not self._tokenizer.splits_vocabulary(text, end):
+                return int(end)
+        return 0
 
     def _encode_pieces(self, pieces: Sequence[str | int]) -> list[int]:
         ids: list[int] = []
         for piece in pieces:
-            ids += [piece] if isinstance(piece, int) else self.tokenizer.encode(piece)
+            ids += [piece] if isinstance(piece, int) else self._tokenizer.encode(piece)
         return ids
 
 

@@ -14,7 +14,7 @@ DEFAULT_MAX_LENGTH = 8192
 
 # From the model card of Qwen/Qwen3-Reranker-0.6B, which shows both separators: "\n\n" in its vLLM example,
 # "\n" in its transformers example.
-_JUDGE = (
+JUDGE = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
     'Note that the answer can only be "yes" or "no".'
 )
@@ -26,21 +26,24 @@ def _chat(system: str, user: str) -> str:
 
 
 #: Named templates. Add one here, or pass the text itself as `template`.
-#: `compact` is the T4 benchmark report's format: fewer tokens, and not what the model was trained on.
+#: `compact` puts the instruction in place of the judge's text: fewer tokens, and not what the model was trained on.
 TEMPLATES: dict[str, str] = {
-    "standard": _chat(_JUDGE, "<Instruct>: {instruction}\n\n<Query>: {query}\n\n<Document>: {document}"),
-    "standard-hf": _chat(_JUDGE, "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"),
+    "standard": _chat(JUDGE, "<Instruct>: {instruction}\n\n<Query>: {query}\n\n<Document>: {document}"),
+    "standard-hf": _chat(JUDGE, "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"),
     "compact": _chat("{instruction}", "<Query>: {query}\n<Document>: {document}"),
 }
 
 _FIELDS = ("instruction", "query", "document")
+#: The field `{|}`: the texts before and after it are encoded each on its own.
+BOUNDARY = "|"
 
 
 @dataclass(frozen=True)
 class Template:
     """A prompt with the fields {instruction}, {query} and {document}, the last of them in last place.
 
-    Literal braces are written `{{` and `}}`. Text after {document} is encoded on its own and is the suffix.
+    Literal braces are written `{{` and `}}`. Text after {document} is encoded on its own and is the suffix. `{|}` is a
+    token boundary: the texts before and after it are encoded each on its own, as some rerankers were trained.
 
     Raises:
         InvalidInputError: an unknown field, a missing or repeated one, or one after {document}.
@@ -60,7 +63,7 @@ class Template:
         return cls(template)
 
     def __post_init__(self) -> None:
-        fields = [field for _, field in self.parts if field is not None]
+        fields = [field for _, field in self.parts if field not in (None, BOUNDARY)]
         if unknown := [field for field in fields if field not in _FIELDS]:
             raise InvalidInputError("template", self.text, f"unknown field {{{unknown[0]}}}: use {', '.join(_FIELDS)}")
         if fields.count("query") != 1 or fields.count("document") != 1 or fields.count("instruction") > 1:
@@ -87,9 +90,9 @@ class Template:
         return self.parts[: self._document + 1]
 
     @property
-    def suffix(self) -> str:
-        """The text after {document}."""
-        return "".join(literal for literal, _ in self.parts[self._document + 1 :])
+    def suffix(self) -> list[str]:
+        """The texts after {document}, each of which is encoded on its own."""
+        return [literal for literal, _ in self.parts[self._document + 1 :]]
 
     def render_prefix(self, fields: Mapping[str, str]) -> str:
         """The text in front of the document, with its fields filled in."""

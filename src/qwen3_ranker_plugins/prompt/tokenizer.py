@@ -13,18 +13,23 @@ from tokenizers import Tokenizer
 from ..errors import UnsupportedModelError
 
 _LOOKS_LIKE_CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>|</?think>")
+# Added tokens in brackets steer a model (<|im_end|>, </think>, [INST]), whether they are marked special or not.
+_IN_BRACKETS = re.compile(r"[<\[].*[>\]]", re.DOTALL)
 
 
 class ModelTokenizer:
     """The two sides of a model's tokenizer.json: `plain` for text from outside, `control` ids for templates.
 
+    Added tokens that are special, or written in brackets, are control tokens: no text from outside becomes one. Other
+    added tokens are vocabulary, such as the names of products that a fine-tune was taught, and count in every text.
+
     Attributes:
-        plain: the tokenizer without its added tokens; no text can produce a control token with it.
-        control: content of each added token -> id.
-        yes_id, no_id: ids of the labels.
+        plain: the tokenizer without control tokens.
+        control: content of each control token -> id.
+        vocabulary: contents of the other added tokens.
 
     Raises:
-        UnsupportedModelError: no tokenizer.json, or `yes` or `no` is not one token.
+        UnsupportedModelError: no tokenizer.json, or it is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,26 +40,67 @@ class ModelTokenizer:
             )
         try:
             specification = json.loads(path.read_text(encoding="utf-8"))
-            self.control: dict[str, int] = {token["content"]: token["id"] for token in specification["added_tokens"]}
+            added = specification["added_tokens"]
+            ordinary = [token for token in added if not (token["special"] or _IN_BRACKETS.fullmatch(token["content"]))]
+            self.vocabulary: tuple[str, ...] = tuple(token["content"] for token in ordinary)
+            self.control: dict[str, int] = {
+                token["content"]: token["id"] for token in added if token["content"] not in self.vocabulary
+            }
+            if ordinary:
+                # Ids of added tokens are counted from the size of the vocabulary when the tokenizer is built. So
+                # control tokens become entries of the vocabulary, to which no merge leads.
+                specification["model"]["vocab"] |= self.control
             # Truncation and padding stored in the file would cut suffixes off; both are decided here.
-            specification |= {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
+            specification |= {"added_tokens": ordinary, "truncation": None, "padding": None, "post_processor": None}
             self.plain: Tokenizer = Tokenizer.from_str(json.dumps(specification))
         except Exception as error:  # tokenizers raises nothing more specific
             raise UnsupportedModelError(
                 f"{path} cannot be read ({type(error).__name__}: {error}); download it again"
             ) from error
+        for token in ordinary:
+            if self.plain.token_to_id(token["content"]) != token["id"]:
+                raise UnsupportedModelError(
+                    f"{path} gives the added token {token['content']!r} the id {token['id']}, which does not follow "
+                    "the ids of its vocabulary; save the tokenizer again with save_pretrained()"
+                )
+        for content, token_id in self.control.items():
+            if token_id in self.encode(content):
+                raise UnsupportedModelError(
+                    f"{path} makes the control token {token_id} of the text {content!r}, so that a document could "
+                    "forge its judgement; use the tokenizer of a Qwen3-Reranker checkpoint"
+                )
         if self.plain.pre_tokenizer is None:
-            raise UnsupportedModelError(f"{path} has no pre-tokenizer, so it is not a Qwen3 tokenizer")
-        self.yes_id, self.no_id = (self._label(folder, word) for word in ("yes", "no"))
+            raise UnsupportedModelError(f"{path} has no pre-tokenizer, so it is not a Qwen tokenizer")
 
-    def _label(self, folder: Path, word: str) -> int:
-        ids = self.plain.encode(word, add_special_tokens=False).ids
-        if len(ids) != 1:
+    def find(self, text: str) -> int | None:
+        """The id of a text that is one token; None if it is several."""
+        ids = self.plain.encode(text, add_special_tokens=False).ids
+        return int(ids[0]) if len(ids) == 1 else None
+
+    def text_of(self, token_id: int) -> str | None:
+        """The text of a token; None if there is no such id."""
+        if token_id in self.control.values():
+            return next(content for content, each in self.control.items() if each == token_id)
+        text = self.plain.decode([token_id], skip_special_tokens=False)
+        return text if self.plain.id_to_token(token_id) is not None else None
+
+    @property
+    def yes_id(self) -> int:
+        """Id of `yes`, a label of Qwen3-Reranker."""
+        return self._label("yes")
+
+    @property
+    def no_id(self) -> int:
+        """Id of `no`, a label of Qwen3-Reranker."""
+        return self._label("no")
+
+    def _label(self, word: str) -> int:
+        found = self.find(word)
+        if found is None:
             raise UnsupportedModelError(
-                f"{folder} is not a yes/no reranker: its tokenizer splits {word!r} into {len(ids)} tokens {ids}, "
-                "so there is no single logit to compare; use a Qwen3-Reranker checkpoint"
+                f"the tokenizer splits {word!r} into several tokens: it is no yes/no reranker's"
             )
-        return int(ids[0])
+        return found
 
     @cached_property
     def _control_pattern(self) -> re.Pattern[str]:
@@ -78,6 +124,17 @@ class ModelTokenizer:
                     "use a Qwen3 tokenizer or another template"
                 )
         return pieces
+
+    def splits_vocabulary(self, text: str, position: int) -> bool:
+        """Whether a cut at `position` may lie inside a word of `vocabulary`, which may end after `text` does."""
+        for word in self.vocabulary:
+            start = max(0, position - len(word) + 1)
+            if any(
+                text.startswith(word, first) or (word.startswith(text[first:]) and first < len(text))
+                for first in range(start, position)
+            ):
+                return True
+        return False
 
     def normalize(self, text: str) -> str:
         """The text as the tokenizer's normalizer leaves it (NFC for Qwen3)."""

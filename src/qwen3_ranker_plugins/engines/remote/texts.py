@@ -130,7 +130,8 @@ class RenderedEncoder:
                 truncated[index] = whole - len(segments[index])
         template = self._encoder.template
         prefix = template.render_prefix({"instruction": instruction, "query": query})
-        documents = [text + template.suffix for text in texts]
+        suffix = "".join(template.suffix)
+        documents = [text + suffix for text in texts]
         return TextRequest(encoded.prefix, segments, truncated, prefix, documents, None, None, exact=True)
 
     def _shortened(self, text: str, room: int, query: str, instruction: str) -> tuple[str, list[int]]:

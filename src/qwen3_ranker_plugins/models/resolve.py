@@ -7,8 +7,8 @@ import os
 from importlib.resources import files
 from pathlib import Path
 
-from .config import BUNDLED_MODEL, check_text
-from .errors import ModelNotFoundError, UnsupportedModelError
+from ..config import BUNDLED_MODEL, check_text
+from ..errors import ModelNotFoundError, UnsupportedModelError
 
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*.json"]
 
@@ -62,7 +62,7 @@ def modified_ns(folder: Path) -> int:
 
 
 def _bundled(name: str) -> Path:
-    folder = Path(str(files(__package__) / "assets" / name.removeprefix("bundled:")))
+    folder = Path(str(files("qwen3_ranker_plugins") / "assets" / name.removeprefix("bundled:")))
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(f"model={name!r}: the only bundled model is {BUNDLED_MODEL!r}")
     return folder
