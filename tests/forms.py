@@ -1,0 +1,133 @@
+"""Forms in which people have a reranker, each written by the library that its users write it with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+YES, NO = 9693, 2152
+
+#: As zeroentropy/zerank-2 renders a pair: the query is the system turn, the document the user's.
+ZERANK_CHAT = (
+    "{%- for message in messages %}{%- if message.role == 'query' %}"
+    "{{- '<|im_start|>system\n' + message.content + '<|im_end|>\n' }}{%- elif message.role == 'document' %}"
+    "{{- '<|im_start|>user\n' + message.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
+    "{{- '<|im_start|>assistant\n' }}"
+)
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    shutil.copytree(folder, target)
+    return target
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def write_classifier(causal: Path, target: Path, rows: tuple[int, int | None] = (YES, NO), noise: float = 0.0) -> Path:
+    """As public converters write it: one label, whose weight is the row of yes minus the row of no."""
+    head = AutoModelForCausalLM.from_pretrained(causal, dtype=torch.float32).lm_head.weight
+    row = head[rows[0]] if rows[1] is None else head[rows[0]] - head[rows[1]]
+    model = AutoModelForSequenceClassification.from_pretrained(causal, num_labels=1, dtype=torch.float32)
+    with torch.no_grad():
+        model.score.weight.copy_((row + noise * torch.randn_like(row))[None])
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(causal).save_pretrained(target)
+    return target
+
+
+def write_adapter(causal: Path, target: Path, seed: int = 5) -> Path:
+    """A LoRA adapter of random weights, as peft saves it."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(causal, dtype=torch.float32)
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(target)
+    return target
+
+
+def write_merged(causal: Path, adapter: Path, target: Path) -> Path:
+    """The model with the adapter merged into its weights."""
+    from peft import PeftModel
+
+    model = AutoModelForCausalLM.from_pretrained(causal, dtype=torch.float32)
+    PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(target)
+    AutoTokenizer.from_pretrained(causal).save_pretrained(target)
+    return target
+
+
+def write_with_added_words(causal: Path, target: Path, words: list[str]) -> Path:
+    """A fine-tune whose tokenizer learned words."""
+    tokenizer = AutoTokenizer.from_pretrained(causal)
+    tokenizer.add_tokens(words)
+    model = AutoModelForCausalLM.from_pretrained(causal, dtype=torch.float32)
+    torch.manual_seed(3)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return target
+
+
+def write_cross_encoder(
+    causal: Path, target: Path, true_id: int, false_id: int | None, chat_template: str | None = None
+) -> Path:
+    """As sentence-transformers saves a reranker that reads logits."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.cross_encoder.modules import LogitScore
+
+    transformer = Transformer(str(causal), transformer_task="text-generation")
+    if chat_template is not None:
+        transformer.tokenizer.chat_template = chat_template
+    model = CrossEncoder(modules=[transformer, LogitScore(true_id, false_id)])
+    model.save_pretrained(str(target), create_model_card=False)
+    return target
+
+
+def write_qwen2(tokenizer: Path, target: Path) -> Path:
+    """Random weights in the architecture of mxbai-rerank-v2, with biases that count."""
+    torch.manual_seed(11)
+    size = len(AutoTokenizer.from_pretrained(tokenizer))
+    config = Qwen2Config(
+        vocab_size=size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    model = Qwen2ForCausalLM(config)
+    for layer in model.model.layers:
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            torch.nn.init.normal_(projection.bias, std=0.5)
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(target)
+    return target
+
+
+def change_weights(folder: Path, **changes: torch.Tensor | None) -> None:
+    """Replace tensors of model.safetensors; None takes one out. Dots are written as double underscores."""
+    weights = load_file(folder / "model.safetensors")
+    for name, tensor in changes.items():
+        key = name.replace("__", ".")
+        weights.pop(key, None)
+        if tensor is not None:
+            weights[key] = tensor
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})

@@ -1,0 +1,189 @@
+"""What a checkpoint says about itself is what is done; what it does not say is refused with what was looked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qwen3_ranker_plugins import InvalidInputError, UnsupportedModelError
+from qwen3_ranker_plugins.models import Scoring, read_spec
+from qwen3_ranker_plugins.models.families import MXBAI_RERANK_V2, ZERANK
+from qwen3_ranker_plugins.prompt import TEMPLATES, load_tokenizer
+from tests.forms import (
+    NO,
+    YES,
+    ZERANK_CHAT,
+    copy_of,
+    edit_json,
+    write_classifier,
+    write_cross_encoder,
+    write_with_added_words,
+)
+
+
+def test_the_original_form(tiny: Path) -> None:
+    spec = read_spec(tiny)
+    assert (spec.architecture, spec.family, str(spec.scoring)) == ("Qwen3ForCausalLM", "qwen3-reranker", "yes - no")
+    assert spec.template == TEMPLATES["standard"]
+    assert spec.max_positions == 8192
+    assert set(spec.sources) >= {"architecture", "family", "scoring", "template", "instruction"}
+
+
+@pytest.mark.parametrize(
+    ("text", "scoring"),
+    [
+        ("yes - no", Scoring("yes", "no")),
+        ("yes-no", Scoring("yes", "no")),
+        ("Yes / 5", Scoring("Yes", None, 5.0)),
+        ("1 - 0 / 2.5", Scoring("1", "0", 2.5)),
+        ("score-head", Scoring(None)),
+    ],
+)
+def test_scoring_is_read_and_written(text: str, scoring: Scoring) -> None:
+    assert Scoring.parse(text) == scoring
+    assert Scoring.parse(str(scoring)) == scoring
+
+
+@pytest.mark.parametrize("text", ["", "yes -", "yes - no - maybe", "yes / 0", "yes / x", "yes / -1", "a b"])
+def test_scoring_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"scoring=.*'yes - no'"):
+        Scoring.parse(text)
+
+
+def test_a_classifier_is_told_by_its_head(tiny: Path, tmp_path: Path) -> None:
+    spec = read_spec(write_classifier(tiny, tmp_path / "classifier"))
+    assert (spec.family, str(spec.scoring)) == ("qwen3-reranker", "score-head")
+    assert "rows of its embeddings" in spec.sources["family"]
+
+
+def test_a_classifier_made_of_the_logit_of_yes_alone_is_zeranks(tiny: Path, tmp_path: Path) -> None:
+    """Its vendor divides that logit by five; the difference of two labels is not divided."""
+    capital = load_tokenizer(tiny).find("Yes")
+    spec = read_spec(write_classifier(tiny, tmp_path / "classifier", (capital or 0, None)))
+    assert (spec.family, str(spec.scoring)) == ("zerank", "score-head / 5")
+    assert spec.template_without_instruction == ZERANK.template_without_instruction
+
+
+def test_a_classifier_with_two_labels_is_refused(tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2).save_pretrained(tmp_path / "two")
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "two")
+    with pytest.raises(UnsupportedModelError, match=r"2 labels.*one label"):
+        read_spec(tmp_path / "two")
+
+
+def test_labels_of_sentence_transformers(tiny: Path, tmp_path: Path) -> None:
+    spec = read_spec(write_cross_encoder(tiny, tmp_path / "pair", YES, NO))
+    assert str(spec.scoring) == "yes - no"
+    assert spec.sources["scoring"] == "1_LogitScore/config.json"
+    capital = load_tokenizer(tiny).find("Yes")
+    assert capital is not None
+    spec = read_spec(write_cross_encoder(tiny, tmp_path / "single", capital, None))
+    assert str(spec.scoring) == "Yes"
+
+
+def test_the_chat_template_of_a_folder_is_its_prompt(tiny: Path, tmp_path: Path) -> None:
+    capital = load_tokenizer(tiny).find("Yes")
+    assert capital is not None
+    spec = read_spec(write_cross_encoder(tiny, tmp_path / "zerank", capital, None, ZERANK_CHAT))
+    assert (spec.family, str(spec.scoring)) == ("zerank", "Yes / 5")
+    assert spec.instruction is None
+
+    other = (
+        "{{- '<|im_start|>user\n' }}{%- for m in messages if m.role == 'system' %}{{- 'Task {' + m.content + '}\n' }}"
+        "{%- endfor %}{%- for m in messages if m.role == 'query' %}{{- 'Q: ' + m.content }}{%- endfor %}"
+        "{%- for m in messages if m.role == 'document' %}{{- '\nD: ' + m.content }}{%- endfor %}"
+        "{{- '<|im_end|>\n<|im_start|>assistant\n' }}"
+    )
+    folder = write_cross_encoder(tiny, tmp_path / "other", YES, NO, other)
+    spec = read_spec(folder)
+    assert spec.template_without_instruction == (
+        "<|im_start|>user\nQ: {query}\nD: {document}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert spec.template == (
+        "<|im_start|>user\nTask {{{instruction}}}\nQ: {query}\nD: {document}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert spec.instruction is None
+    edit_json(folder / "config_sentence_transformers.json", prompts={"web": "Find answers."}, default_prompt_name="web")
+    assert read_spec(folder).instruction == "Find answers."
+
+
+def test_a_document_before_the_query_is_refused(tiny: Path, tmp_path: Path) -> None:
+    chat = "{% for m in messages|reverse %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    folder = write_cross_encoder(tiny, tmp_path / "reverse", YES, NO, chat)
+    with pytest.raises(UnsupportedModelError, match="document before the query"):
+        read_spec(folder)
+
+
+@pytest.mark.parametrize("kind", ["Pooling", "Router"])
+def test_other_kinds_of_modules_are_refused(tiny: Path, tmp_path: Path, kind: str) -> None:
+    folder = write_cross_encoder(tiny, tmp_path / "model", YES, NO)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1] = {"idx": 1, "name": "1", "path": f"1_{kind}", "type": f"sentence_transformers.models.{kind}"}
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UnsupportedModelError, match=kind):
+        read_spec(folder)
+
+
+def test_qwen2_is_refused_unless_something_names_it(tiny: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny, tmp_path / "some-model")
+    edit_json(folder / "config.json", architectures=["Qwen2ForCausalLM"], model_type="qwen2")
+    with pytest.raises(UnsupportedModelError, match=r"does not say how it judges.*scoring='1 - 0'"):
+        read_spec(folder)
+    assert read_spec(folder, scoring="1 - 0").family == MXBAI_RERANK_V2.name
+    assert read_spec(folder, name="mixedbread-ai/mxbai-rerank-base-v2").family == MXBAI_RERANK_V2.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["JinaForRanking"]}, "listwise"),
+        ({"architectures": ["BertForSequenceClassification"]}, "Qwen3ForCausalLM"),
+        ({"architectures": None}, "None as architectures"),
+        ({"architectures": ["Qwen3Model"]}, "embedding model"),
+        ({"max_position_embeddings": None}, "max_position_embeddings=None"),
+        ({"quantization_config": {"bits": 4}}, "quant_method"),
+    ],
+)
+def test_what_says_nothing_clear_is_refused(
+    tiny: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    folder = copy_of(tiny, tmp_path / "model")
+    edit_json(folder / "config.json", **changes)
+    with pytest.raises(UnsupportedModelError, match=message):
+        read_spec(folder)
+
+
+def test_an_architecture_that_is_no_list_is_read(tiny: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny, tmp_path / "model")
+    edit_json(folder / "config.json", architectures="Qwen3ForCausalLM")
+    assert read_spec(folder).architecture == "Qwen3ForCausalLM"
+
+
+def test_yarn_counts_in_the_longest_prompt(tiny: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny, tmp_path / "model")
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
+    edit_json(folder / "config.json", rope_scaling=rope)
+    assert read_spec(folder).max_positions == 32768
+
+
+def test_scoring_that_the_architecture_cannot_give(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="no score head"):
+        read_spec(tiny, scoring="score-head")
+    with pytest.raises(InvalidInputError, match="has a score head"):
+        read_spec(write_classifier(tiny, tmp_path / "classifier"), scoring="yes - no")
+
+
+def test_added_words_count_and_control_tokens_cannot_be_written(tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = write_with_added_words(tiny, tmp_path / "model", ["volcanoes", "crust", "New York"])
+    tokenizer, reference = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    assert set(tokenizer.vocabulary) == {"volcanoes", "crust", "New York"}
+    for text in ("how are volcanoes formed?", "the crust", "volcanoescrust", "in New York now", "New Yor"):
+        assert tokenizer.encode(text) == reference(text, add_special_tokens=False)["input_ids"]
+    for control in ("<|im_end|>", "</think>"):
+        assert tokenizer.control[control] not in tokenizer.encode(f"crust{control}volcanoes")
