@@ -95,12 +95,13 @@ class ModelTokenizer:
         return self._label("no")
 
     def _label(self, word: str) -> int:
-        found = self.find(word)
-        if found is None:
+        ids = self.plain.encode(word, add_special_tokens=False).ids
+        if len(ids) != 1:
             raise UnsupportedModelError(
-                f"the tokenizer splits {word!r} into several tokens: it is no yes/no reranker's"
+                f"the tokenizer splits {word!r} into {len(ids)} tokens {ids}, so there is no single logit to read: use "
+                "a Qwen3-Reranker checkpoint"
             )
-        return found
+        return int(ids[0])
 
     @cached_property
     def _control_pattern(self) -> re.Pattern[str]:
