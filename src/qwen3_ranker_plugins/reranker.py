@@ -211,11 +211,15 @@ class Reranker:
         Raises:
             EngineClosedError: the reranker is closed, or its engine has ended.
         """
-        return self._submit(prepared)
+        return self._submit(prepared, restart=False)
 
     @property
     def running(self) -> bool:
-        """Whether the engine's threads are alive; if they are not, every call raises EngineClosedError."""
+        """Whether the engine's threads and processes are alive.
+
+        If a thread has ended, every call raises EngineClosedError. If a process has ended or hung, `submit` raises it,
+        and the methods that return scores start another process.
+        """
         return self._lease.running
 
     def on_pass(self, listener: PassListener) -> None:
@@ -278,19 +282,19 @@ class Reranker:
         with _one_after_the_other():
             return self._encoder.encode(texts.query, distinct, texts.instruction, texts.max_document_tokens)
 
-    def _submit(self, prepared: Prepared, bar: _ProgressBar | None = None) -> Future[Margins]:
+    def _submit(self, prepared: Prepared, bar: _ProgressBar | None = None, *, restart: bool = True) -> Future[Margins]:
         if not prepared.distinct:
             nothing: Future[Margins] = Future()
             nothing.set_result(Margins(np.empty(0, dtype=np.float32), computed_tokens=0))
             return nothing
-        future = self._queue(prepared.encoded, bar)
+        future = self._queue(prepared.encoded, bar, restart=restart)
         future.add_done_callback(prepared.stop_clock)
         return future
 
-    def _queue(self, encoded: EncodedRequest, bar: _ProgressBar | None) -> Future[Margins]:
+    def _queue(self, encoded: EncodedRequest, bar: _ProgressBar | None, *, restart: bool = True) -> Future[Margins]:
         if bar is not None:
             bar.expect(len(encoded.segments))
-        return self._lease.submit(encoded, None if bar is None else bar.advance)
+        return self._lease.submit(encoded, None if bar is None else bar.advance, restart=restart)
 
     def _run_many(self, requests: Sequence[Request], show_progress: bool) -> list[tuple[Prepared, Margins]]:
         if not isinstance(requests, Sequence):

@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, EngineError, Reranker, ScoringError
-from qwen3_ranker_plugins.engines.vllm.engine import VllmEngine
+from qwen3_ranker_plugins.cli.app import app
+from qwen3_ranker_plugins.engines.vllm.worker_engine import VllmEngine
 from qwen3_ranker_plugins.models import resolve_model
 from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder, load_tokenizer
 
@@ -105,23 +107,50 @@ def test_a_prompt_that_vllm_refuses_fails_alone(
     assert np.isnan(first.values[1])
 
 
-def test_a_list_of_many_steps_is_handed_over_in_portions() -> None:
-    """Portions are added while a step runs; one that vLLM refuses as a whole is not the end of the list."""
-    options = {"max_num_batched_tokens": 256, "max_num_seqs": 4, "infer_batch_size": 7, "sort_by_doc_length": False}
+@pytest.fixture(scope="module")
+def with_options() -> Iterator[Reranker]:
+    """The options of the benchmark report, small steps, and the way of releases without `logprob_token_ids`.
+
+    When it is closed, no process of it is left.
+    """
+    options = {
+        "instruction_format": "compact",
+        "max_model_len": 160,
+        "max_num_batched_tokens": 256,
+        "max_num_seqs": 4,
+        "infer_batch_size": 7,
+        "sort_by_doc_length": False,
+        "label_logprobs": "processed",
+        "engine_kwargs": {"seed": 7},
+    }
+    before = set(psutil.Process().children(recursive=True))
+    with Reranker("bundled:tiny", engine="qwen3_vllm", engine_options=options) as reranker:
+        started = [each for each in psutil.Process().children(recursive=True) if each not in before]
+        assert reranker._lease.engine.worker_pid in [each.pid for each in started]
+        yield reranker
+    assert not [each for each in started if each.is_running()]
+
+
+@pytest.fixture(scope="module")
+def packed_with_options() -> Iterator[Reranker]:
+    with Reranker("bundled:tiny", template="compact", max_length=160) as packed:
+        yield packed
+
+
+def test_a_list_of_many_steps_is_handed_over_in_portions(with_options: Reranker, packed_with_options: Reranker) -> None:
+    """Portions are added while a step runs; one that vLLM refuses as a whole does not end the list."""
     documents = [f"document {number} " * (1 + number * 7 % 11) for number in range(40)]
-    with (
-        Reranker("bundled:tiny", engine="vllm_score", max_length=512, engine_options=options) as reranker,
-        Reranker("bundled:tiny", max_length=512) as packed,
-    ):
-        np.testing.assert_allclose(reranker.score(QUERY, documents), packed.score(QUERY, documents), rtol=0, atol=1e-4)
-        encoder = PromptEncoder(load_tokenizer(resolve_model("bundled:tiny")), max_length=512)
-        good = encoder.encode(QUERY, documents, DEFAULT_INSTRUCTION)
-        segments = [*good.segments[:9], *([5] * 900 for _ in range(20)), *good.segments[9:]]
-        engine = reranker._lease.engine
-        [found] = engine.score([EncodedRequest(good.prefix, segments, [0] * len(segments))])
-        assert sorted(found.failures) == list(range(9, 29))
-        [whole] = engine.score([good])
-        np.testing.assert_allclose(np.delete(found.values, range(9, 29)), whole.values, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        with_options.score(QUERY, documents), packed_with_options.score(QUERY, documents), rtol=0, atol=1e-4
+    )
+    encoder = PromptEncoder(load_tokenizer(resolve_model("bundled:tiny")), "compact", 160)
+    good = encoder.encode(QUERY, documents, DEFAULT_INSTRUCTION)
+    segments = [*good.segments[:9], *([5] * 900 for _ in range(20)), *good.segments[9:]]
+    engine = with_options._lease.engine
+    [found] = engine.score([EncodedRequest(good.prefix, segments, [0] * len(segments))])
+    assert sorted(found.failures) == list(range(9, 29))
+    [whole] = engine.score([good])
+    np.testing.assert_allclose(np.delete(found.values, range(9, 29)), whole.values, rtol=0, atol=1e-4)
 
 
 def test_an_output_that_carries_an_error_is_that_documents_failure() -> None:
@@ -130,35 +159,21 @@ def test_an_output_that_carries_an_error_is_that_documents_failure() -> None:
         pytest.skip("outputs of this release of vLLM carry no error")
     from vllm.outputs import PoolingOutput, PoolingRequestOutput, RequestError
 
-    from qwen3_ranker_plugins.engines.vllm.score import ScoreMethod
+    from qwen3_ranker_plugins.engines.vllm.score import ScoreTask
 
     error = RequestError(code="internal_error", message="the cache block was lost")
     output = PoolingRequestOutput("1", PoolingOutput(torch.zeros(1)), [1, 2], 0, finished=True, error=error)
     with pytest.raises(ValueError, match="the cache block was lost"):
-        ScoreMethod(1, 2).read(output)
+        ScoreTask(1, 2).read(output)
     whole = PoolingRequestOutput("1", PoolingOutput(torch.tensor([2.5])), [1, 2], 0, finished=True)
-    assert ScoreMethod(1, 2).read(whole) == 2.5
+    assert ScoreTask(1, 2).read(whole) == 2.5
 
 
-def test_a_reranker_with_options_and_what_is_left_after_it() -> None:
-    """The options of the benchmark report, the way of releases without `logprob_token_ids`, and `close`."""
-    options = {
-        "instruction_format": "compact",
-        "max_model_len": 160,
-        "infer_batch_size": 2,
-        "label_logprobs": "processed",
-        "engine_kwargs": {"seed": 7},
-    }
-    before = set(psutil.Process().children(recursive=True))
+def test_a_reranker_with_options(with_options: Reranker, packed_with_options: Reranker) -> None:
     documents = [*DOCUMENTS, "a long one " * 100, *HOSTILE]
-    with Reranker("bundled:tiny", engine="qwen3_vllm", engine_options=options) as reranker:
-        assert reranker.engine_name == "vllm_generate"
-        started = [each for each in psutil.Process().children(recursive=True) if each not in before]
-        assert reranker._lease.engine.worker_pid in [each.pid for each in started]
-        result = reranker.rerank(QUERY, documents)
-    assert not [each for each in started if each.is_running()]
-    with Reranker("bundled:tiny", template="compact", max_length=160) as packed:
-        expected = packed.rerank(QUERY, documents)
+    assert with_options.engine_name == "vllm_generate"
+    result = with_options.rerank(QUERY, documents)
+    expected = packed_with_options.rerank(QUERY, documents)
     assert [hit.index for hit in result] == [hit.index for hit in expected]
     assert [hit.truncated_tokens for hit in result] == [hit.truncated_tokens for hit in expected]
     assert max(hit.truncated_tokens for hit in result) > 0
@@ -181,21 +196,34 @@ def test_a_start_that_fails_says_what_to_do_and_leaves_nothing(engine_kwargs: di
     assert set(psutil.Process().children(recursive=True)) <= before
 
 
-def test_a_script_without_a_guard_whose_engine_is_killed_and_then_itself() -> None:
-    """An error within seconds, a restart on the next call, and no engine that outlives its program."""
+@pytest.mark.slow
+def test_a_worker_that_is_stopped_another_that_is_killed_and_a_program_that_is_killed() -> None:
+    """A script without a guard, see engine_script.py: all callers hear of it at once, and no worker is left."""
     with subprocess.Popen([sys.executable, HERE / "engine_script.py"], stdout=subprocess.PIPE, text=True) as program:
         try:
             assert program.stdout is not None
-            started, died, again = (json.loads(program.stdout.readline()) for _ in range(3))
-            worker = psutil.Process(again["worker"])
+            said = [json.loads(line) for _, line in zip(range(5), program.stdout, strict=False)]
+            started, stopped, again, killed, last = said
+            worker = psutil.Process(last["worker"])
         finally:
             program.send_signal(signal.SIGKILL)
     assert not started["vllm_here"]
-    assert "killed by SIGKILL" in died["error"]
-    assert died["seconds"] < 10
-    assert again["restarts"] == 1
+    for hang in (stopped, killed):
+        assert len(hang["errors"]) == 6
+        assert hang["running"] is False
+        assert hang["submit"] == "EngineClosedError"
+        assert not psutil.pid_exists(hang["worker"])
+    for error in stopped["errors"]:
+        assert "it hung and was killed: it sent no heartbeat for 4 s" in error
+    assert min(stopped["seconds"]) > 3
+    assert max(stopped["seconds"]) < 15
+    for error in killed["errors"]:
+        assert "killed by SIGKILL" in error
+    assert max(killed["seconds"]) < 10
+    # The next call starts another worker.
+    assert (again["restarts"], again["running"]) == (1, True)
     np.testing.assert_allclose(again["scores"], started["scores"], rtol=0, atol=1e-4)
-    assert not psutil.pid_exists(started["worker"])
+    # The worker that the next one starts does not outlive the program, even while it loads the model.
     worker.wait(timeout=30)
 
 
@@ -237,15 +265,10 @@ def test_the_copied_snippets_differ_from_the_truth(tiny: Path, tiny_tokenizer: M
     assert np.abs(np.array(copied["llm_score"]) - truth).max() > 0.1
 
 
+@pytest.mark.usefixtures("vllm_score")
 def test_doctor_proves_that_the_engine_works() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "qwen3_ranker_plugins.cli", "doctor", "--engine", "qwen3_vllm_score"],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = CliRunner().invoke(app, ["doctor", "--engine", "qwen3_vllm_score", "--model", "bundled:tiny"])
+    assert done.exit_code == 0, done.output
     assert "engine 'qwen3_vllm_score' is 'vllm_score'" in done.stdout
     assert "CPU_ATTN" in done.stdout
     assert "GiB resident" in done.stdout

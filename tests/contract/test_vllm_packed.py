@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, EngineError, InvalidInputError, Reranker
-from qwen3_ranker_plugins.engines.vllm.engine import VllmEngine
+from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.engines.vllm.packed import register
+from qwen3_ranker_plugins.engines.vllm.worker_engine import VllmEngine
 from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder
 
 from .conftest import needs_vllm
@@ -75,17 +77,6 @@ def test_other_templates(
     np.testing.assert_allclose(margins.values, one_at_a_time(request), rtol=0, atol=1e-4)
 
 
-def test_compiled_by_vllm(reranker: Reranker) -> None:
-    """As on a GPU, where `enforce_eager` is off: torch.compile must not look into our attention."""
-    documents = ["The with statement closes it.", "A list.", "close() closes it, and flushes it."]
-    options = {"enforce_eager": False}
-    with Reranker("bundled:tiny", engine="vllm_packed", engine_options=options) as compiled:
-        for query in (QUERY, "another query, of another length"):
-            expected = [hit.margin for hit in reranker.rerank(query, documents)]
-            found = [hit.margin for hit in compiled.rerank(query, documents)]
-            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-
-
 def test_two_processes_that_share_the_model(reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensor parallelism as on two GPUs: vLLM finds the plugin in each process, and each has half of the heads."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|0")
@@ -98,15 +89,16 @@ def test_two_processes_that_share_the_model(reranker: Reranker, monkeypatch: pyt
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.usefixtures("vllm_packed")
 def test_doctor_proves_that_it_works() -> None:
-    command = [sys.executable, "-m", "qwen3_ranker_plugins.cli", "doctor", "--engine", "vllm_packed"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = CliRunner().invoke(app, ["doctor", "--engine", "vllm_packed", "--model", "bundled:tiny"])
+    assert done.exit_code == 0, done.output
     assert "shared prefix" in done.stdout
     assert done.stdout.rstrip().endswith("usable")
 
 
-def test_a_checkpoint_whose_output_matrix_is_its_own(tiny: Path, tmp_path: Path) -> None:
+def test_compiled_by_vllm_with_an_output_matrix_of_its_own(tiny: Path, tmp_path: Path) -> None:
+    """As on a GPU, where `enforce_eager` is off: torch.compile must not trace into our attention."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -114,17 +106,20 @@ def test_a_checkpoint_whose_output_matrix_is_its_own(tiny: Path, tmp_path: Path)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((tiny / name).read_bytes())
-    with Reranker(tmp_path) as packed, Reranker(tmp_path, engine="vllm_packed") as plugin:
-        expected, found = (each.score(QUERY, ["one", "two", "three"]) for each in (packed, plugin))
-    assert np.ptp(expected) > 0
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    documents = ["one", "two", "three", "The with statement closes it.", "close() closes it, and flushes it."]
+    options = {"enforce_eager": False}
+    with Reranker(tmp_path) as packed, Reranker(tmp_path, engine="vllm_packed", engine_options=options) as compiled:
+        for query in (QUERY, "another query, of another length"):
+            expected, found = (each.score(query, documents) for each in (packed, compiled))
+            assert np.ptp(expected) > 0
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def test_a_release_that_is_too_old_says_so() -> None:
     program = (
         "import vllm; vllm.__version__ = '0.12.0'\n"
-        "from qwen3_ranker_plugins.engines.vllm.packed.method import PackedMethod\n"
-        "PackedMethod(1, 2, 3).engine_arguments()"
+        "from qwen3_ranker_plugins.engines.vllm.packed.task import PackedTask\n"
+        "PackedTask(1, 2, 3).engine_arguments()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "vLLM 0.12.0 is too old for the engine 'vllm_packed'" in done.stderr

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qwen3_ranker_plugins.engines.attention.layout import PackedPass, pack
 from qwen3_ranker_plugins.engines.token_rows import PREAMBLE, TokenRow, marker_id, read_rows, write_rows
-from qwen3_ranker_plugins.engines.vllm.packed.method import check_release
+from qwen3_ranker_plugins.engines.vllm.packed.task import check_release
 from qwen3_ranker_plugins.errors import EngineError
 from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer
 

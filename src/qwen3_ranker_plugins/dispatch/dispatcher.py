@@ -163,15 +163,19 @@ class Dispatcher:
         for worker in self._workers:
             worker.start()
 
-    def submit(self, request: EncodedRequest, on_progress: Progress | None = None) -> Future[Margins]:
+    def submit(
+        self, request: EncodedRequest, on_progress: Progress | None = None, *, restart: bool = True
+    ) -> Future[Margins]:
         """Queue a request. Cancelling the future drops what no pass has taken yet.
 
         Args:
             request: with at least one document.
             on_progress: called from a worker thread with the number of documents scored by a pass.
+            restart: if the engine's process has ended, wait until the engine has started another one.
 
         Raises:
-            EngineClosedError: closed, or called in a process forked from the one that made it.
+            EngineClosedError: closed, or called in a process forked from the one that made it, or the engine's process
+                has ended and `restart` is False.
         """
         if os.getpid() != self._process:
             raise EngineClosedError(
@@ -182,6 +186,8 @@ class Dispatcher:
         with self._changed:
             if self._closing:
                 raise EngineClosedError("the reranker is closed: make a new one")
+            if not restart and not self.engine.running:
+                raise EngineClosedError(f"the process of engine {self.engine.name!r} has ended: make a new reranker")
             self._waiting.append(submission)
             self._changed.notify()
         submission.future.add_done_callback(partial(self._forget_cancelled, submission))
@@ -284,11 +290,14 @@ class Dispatcher:
                 results = self.engine.score_until(requests, batch[0][0].future)
         except Exception as error:  # noqa: BLE001 - it belongs to the callers; this thread has to live on
             self._report(requests, started, error)
-            if len(batch) > 1:  # one caller's fault must not become everybody's
+            failure = error if isinstance(error, RankerError) else _engine_error(self.engine, error)
+            if not self.engine.running:
+                self._fail_all(batch, failure)
+            elif len(batch) > 1:  # one caller's fault must not become everybody's
                 for single in batch:
                     self._score([single])
             else:
-                batch[0][0].fail(error if isinstance(error, RankerError) else _engine_error(self.engine, error))
+                batch[0][0].fail(failure)
             return
         except BaseException as error:  # the thread ends with it
             self._report(requests, started, error)
@@ -300,6 +309,14 @@ class Dispatcher:
                     submission.record(indices, margins)
                 except Exception as error:  # noqa: BLE001 - the caller's progress function raised
                     submission.fail(error)
+
+    def _fail_all(self, batch: _Pass, error: RankerError) -> None:
+        """Fail a pass and everything that waits: starting an engine's process again takes longer than callers wait."""
+        with self._changed:
+            failed = [*(submission for submission, _ in batch), *self._waiting]
+            self._waiting.clear()
+        for submission in failed:
+            submission.fail(error)
 
     def _report(self, requests: list[EncodedRequest], started: float, error: BaseException | None = None) -> None:
         ended = time.perf_counter()

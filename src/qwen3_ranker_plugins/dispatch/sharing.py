@@ -100,14 +100,16 @@ class Lease:
 
     @property
     def running(self) -> bool:
-        """Whether this lease is held and the engine's thread is alive."""
-        return self._finalizer.alive and self._dispatcher.running
+        """Whether this lease is held, and the engine's thread and process are alive."""
+        return self._finalizer.alive and self._dispatcher.running and self._dispatcher.engine.running
 
     def on_pass(self, listener: PassListener) -> None:
         """See `Dispatcher.on_pass`; it hears of the passes of everybody who shares the engine."""
         self._dispatcher.on_pass(listener)
 
-    def submit(self, request: EncodedRequest, on_progress: Progress | None = None) -> Future[Margins]:
+    def submit(
+        self, request: EncodedRequest, on_progress: Progress | None = None, *, restart: bool = True
+    ) -> Future[Margins]:
         """See `Dispatcher.submit`.
 
         Raises:
@@ -115,7 +117,7 @@ class Lease:
         """
         if not self._finalizer.alive:
             raise EngineClosedError("the reranker is closed: make a new one")
-        return self._dispatcher.submit(request, on_progress)
+        return self._dispatcher.submit(request, on_progress, restart=restart)
 
     def close(self) -> None:
         """Give the share back; the last one ends the engine. Repeating it does nothing."""

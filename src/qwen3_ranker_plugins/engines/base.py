@@ -127,6 +127,14 @@ class Engine(ABC):
         """
         return self.score(requests)
 
+    @property
+    def running(self) -> bool:
+        """Whether the engine can score; False after a process that it needs has ended or hung.
+
+        A call of `score` may start that process again. Read by any thread.
+        """
+        return True
+
     @abstractmethod
     def close(self) -> None:
         """Free the model. Nothing is called afterwards."""

@@ -105,16 +105,16 @@ class EngineHost:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._suspicious.wait(), _LOOK_EVERY)
             idle = time.monotonic() - self._last_answer
-            if (
-                not self._suspicious.is_set()
-                and idle < self._probe_interval
-                and self._reranker
-                and self._reranker.running
-            ):
+            running = self._reranker is not None and self._reranker.running
+            if running and not self._suspicious.is_set() and idle < self._probe_interval:
                 continue
             self._suspicious.clear()
-            if not await self._answers():
-                await self._recover()
+            if not running:  # a probe would wait until the engine has started its process again
+                self._has_failed("EngineClosedError")
+                log(logging.ERROR, "the engine has ended")
+            elif await self._answers():
+                continue
+            await self._recover()
 
     async def _load(self) -> None:
         started = time.perf_counter()
@@ -159,14 +159,17 @@ class EngineHost:
         try:
             await self._reranker.ascore("Is it alive?", ["Yes."])
         except Exception as error:  # noqa: BLE001 - whatever it is, the server goes on and starts the engine again
-            self.status, self.error = "unhealthy", type(error).__name__
-            self._metrics.engine_up.set(0)
+            self._has_failed(type(error).__name__)
             log(logging.ERROR, "the engine does not answer", **describe_error(error))
             self._suspicious.clear()
             return False
         self.status, self.error = "healthy", None
         self._metrics.engine_up.set(1)
         return True
+
+    def _has_failed(self, error: str) -> None:
+        self.status, self.error = "unhealthy", error
+        self._metrics.engine_up.set(0)
 
     async def _recover(self) -> None:
         """Start it again, until it lives."""

@@ -1,4 +1,4 @@
-"""One request over HTTP: timeouts, new attempts, errors that people can read."""
+"""One request over HTTP: timeouts, retries, readable errors."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from ..._version import __version__
 from ...errors import RemoteError
 from .options import RemoteOptions
 
-_TRY_AGAIN = frozenset({429, 502, 503, 504})
-#: An answer has a few dozen bytes a document; what is longer than this is no answer.
+_RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+#: Bytes. An answer has a few dozen for each document, so a longer body is not an answer.
 _LONGEST_ANSWER = 64 * 2**20
 _LONGEST_ERROR = 64 * 2**10
 
@@ -33,11 +33,11 @@ _backoff = wait_random_exponential(multiplier=0.25, max=8)
 _jitter = wait_random(0, 0.25)
 
 
-class _TryAgainError(RemoteError):
-    """What another attempt may mend.
+class _RetryableError(RemoteError):
+    """A failure that another attempt may not have.
 
     Attributes:
-        wait: seconds that the service asked for, or None.
+        wait: seconds that the service asked to wait, or None.
     """
 
     def __init__(self, message: str, status: int | None = None, wait: float | None = None) -> None:
@@ -46,7 +46,7 @@ class _TryAgainError(RemoteError):
 
 
 class HttpClient:
-    """Posts JSON to one address. Belongs to the event loop that it is used in.
+    """Posts JSON to one address. Belongs to the event loop in which it is used.
 
     Args:
         options: address, timeouts, limits.
@@ -61,23 +61,23 @@ class HttpClient:
             headers["Authorization"] = f"Bearer {api_key}"
         self._client = httpx.AsyncClient(
             headers=headers,
-            # No timeout for a connection of the pool: there is one for each of the engine's workers.
+            # Waiting for a connection of the pool has no timeout: each of the engine's workers has one.
             timeout=httpx.Timeout(options.read_timeout, connect=options.connect_timeout, pool=None),
             limits=httpx.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency),
-            follow_redirects=False,  # the key is for the address that was given
+            follow_redirects=False,  # the key must not go to another address
         )
 
     async def post(self, body: object) -> object:
         """The JSON of the answer.
 
         Raises:
-            RemoteError: no answer in time or after all attempts, a status that is an error, or no JSON.
+            RemoteError: no answer in time or after the last attempt, an error status, or a body that is not JSON.
         """
         options = self._options
         content = json.dumps(body, ensure_ascii=False, allow_nan=False).encode("utf-8")
         failed: list[RemoteError] = []
-        attempts = AsyncRetrying(  # one for each call, as it keeps a call's state
-            retry=retry_if_exception_type(_TryAgainError),
+        attempts = AsyncRetrying(  # one for each call, because it keeps the call's state
+            retry=retry_if_exception_type(_RetryableError),
             stop=stop_after_attempt(options.max_attempts) | stop_before_delay(options.total_timeout),
             wait=self._wait,
             reraise=True,
@@ -85,7 +85,7 @@ class HttpClient:
         try:
             async with asyncio.timeout(options.total_timeout):
                 return await attempts(self._once, content, failed)
-        except _TryAgainError as error:
+        except _RetryableError as error:
             spent = f"attempt {len(failed)} of {options.max_attempts}"
             raise RemoteError(f"{error} ({spent})", error.status) from error.__cause__
         except TimeoutError as error:
@@ -99,10 +99,10 @@ class HttpClient:
         await self._client.aclose()
 
     async def _once(self, content: bytes, failed: list[RemoteError]) -> object:
-        """One attempt, written down if it fails in a way that another may mend."""
+        """One attempt; its error is added to `failed` if there may be another attempt."""
         try:
             return await self._attempt(content)
-        except _TryAgainError as error:
+        except _RetryableError as error:
             failed.append(error)
             raise
 
@@ -116,14 +116,14 @@ class HttpClient:
         except httpx.ReadTimeout as error:
             raise RemoteError(f"{endpoint} sent nothing for read_timeout={self._options.read_timeout:g} s") from error
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError, httpx.WriteError) as error:
-            raise _TryAgainError(f"{endpoint} cannot be reached: {_reason(error)}") from error
+            raise _RetryableError(f"{endpoint} cannot be reached: {_reason(error)}") from error
         except httpx.RemoteProtocolError as error:
-            raise _TryAgainError(f"{endpoint} broke off: {_reason(error)}") from error
+            raise _RetryableError(f"{endpoint} broke off: {_reason(error)}") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise RemoteError(f"request to {endpoint} failed: {_reason(error)}") from error
-        if status in _TRY_AGAIN:
+        if status in _RETRIED_STATUSES:
             wait = retry_after(response.headers.get("Retry-After"))
-            raise _TryAgainError(self._refusal(response, answer), status, wait)
+            raise _RetryableError(self._refusal(response, answer), status, wait)
         if not response.is_success:
             raise RemoteError(self._refusal(response, answer), status)
         if not whole:
@@ -131,12 +131,12 @@ class HttpClient:
         try:
             return json.loads(answer)
         except ValueError as error:
-            raise RemoteError(f"{endpoint} answered with what is not JSON: {self._shown(response, answer)}") from error
+            raise RemoteError(f"{endpoint} gave an answer that is not JSON: {self._shown(response, answer)}") from error
 
     def _wait(self, state: RetryCallState) -> float:
-        """Seconds until the next attempt: what the service asked for, or longer each time; never the same for all."""
+        """Seconds until the next attempt: as the service asked, or exponentially longer; randomised in both cases."""
         error = None if state.outcome is None else state.outcome.exception()
-        asked = error.wait if isinstance(error, _TryAgainError) else None
+        asked = error.wait if isinstance(error, _RetryableError) else None
         longest = self._options.max_retry_wait
         return min(_backoff(state), longest) if asked is None else min(asked, longest) + _jitter(state)
 
@@ -148,19 +148,19 @@ class HttpClient:
         if status in (401, 403):
             text += f"; is the key in the variable {options.api_key_env} right?"
         elif 300 <= status < 400:
-            text += "; redirects are not followed: give the address that it leads to"
+            text += "; redirects are not followed: set engine_options['url'] to the address that it leads to"
         elif status in (404, 405):
             text += f"; is it a service of kind {options.kind!r} that knows model {options.served_model!r}?"
         return text
 
     def _shown(self, response: httpx.Response, answer: bytes) -> str:
-        """The service's own words, in one line, without our key."""
+        """The service's own message, in one line, without our key."""
         text = message(answer.decode("utf-8", "replace"), is_html="html" in response.headers.get("Content-Type", ""))
         return text if self._api_key is None else text.replace(self._api_key, "***")
 
 
 async def _read(response: httpx.Response, limit: int) -> tuple[bytes, bool]:
-    """(the body up to about so many bytes, whether that is all of it)."""
+    """(the body up to about `limit` bytes, whether that is the whole body)."""
     content = bytearray()
     async for part in response.aiter_bytes():
         content += part
@@ -170,7 +170,7 @@ async def _read(response: httpx.Response, limit: int) -> tuple[bytes, bool]:
 
 
 def retry_after(header: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, written as a number or as a date; None if it cannot be read."""
+    """Seconds that a Retry-After header asks to wait, given as a number or as a date; None if it cannot be read."""
     if header is None:
         return None
     try:
@@ -186,7 +186,7 @@ def retry_after(header: str | None) -> float | None:
 
 
 def message(body: str, *, is_html: bool = False, longest: int = 200) -> str:
-    """What a person should read of an error's body."""
+    """The readable part of an error's body, in one line of at most `longest` characters."""
     text = body
     try:
         parsed = json.loads(body)
@@ -202,7 +202,7 @@ def message(body: str, *, is_html: bool = False, longest: int = 200) -> str:
 
 
 def _message(parsed: object) -> str:
-    """The text in the places where services put it."""
+    """The text under the names that services use for it."""
     if isinstance(parsed, list) and parsed:
         return _message(parsed[0])
     if isinstance(parsed, dict):

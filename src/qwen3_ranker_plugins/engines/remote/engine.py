@@ -1,4 +1,4 @@
-"""The engine that asks a service. Its own thread runs an event loop, so that a request can be broken off."""
+"""The engine that asks a service over HTTP. docs/remote.md says what is sent to which service."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from ..base import Engine, EngineCapabilities, EngineDescription, Margins
 from ..token_rows import marker_id
 from .client import HttpClient
 from .options import RemoteOptions
-from .texts import RenderedEncoder, TextEncoder
-from .wire import margins, request_body
+from .request_body import request_body
+from .response import read_margins
+from .text_encoders import RenderedEncoder, TextEncoder
 
-#: About 1 MB of text in one HTTP request.
+#: Tokens in one HTTP request: about 1 MB of text.
 _TOKEN_BUDGET = 250_000
-#: Of a row of documents, which to vLLM is one prompt: what docs/engines.md starts `vllm serve` with, less some room.
+#: Tokens in a row of documents, which is one prompt of vLLM: a little less than docs/engines.md allows `vllm serve`.
 _ROW_BUDGET = 32_000
 
 
 class RemoteEngine(Engine):
-    """Scores over HTTP, `options.concurrency` requests at a time.
+    """Scores over HTTP, with at most `options.concurrency` requests at the same time.
 
-    Callers wait in threads for requests that run in the engine's own event loop: cancelling a call closes its
-    connections at once, total timeouts hold whatever a server does, and it does not matter in which loop, or in how
-    many one after the other, the callers live.
+    The requests run in an event loop of the engine's own thread, and callers wait for them in their threads. So
+    cancelling a call closes its connections at once, total timeouts hold whatever the service does, and callers may use
+    any event loop, or several in turn.
 
     Args:
         options: see `RemoteOptions`.
-        token_budget: tokens of one HTTP request, estimated where texts go out; None for about 1 MB of text, or on route
-            "packed" for a row of 32,000 tokens.
+        token_budget: tokens of one HTTP request, estimated if texts are sent; None for about 1 MB of text, or for a row
+            of 32,000 tokens on route "packed".
 
     Raises:
-        InvalidInputError: the variable with the key is not set, or holds what no header can.
+        InvalidInputError: the environment variable with the key is not set, or its value cannot be sent in a header.
     """
 
     name = "remote"
@@ -61,19 +62,19 @@ class RemoteEngine(Engine):
         self._client = asyncio.run_coroutine_threadsafe(self._connect(api_key), self._loop).result()
 
     def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
-        """One HTTP request each, at the same time.
+        """Margins from one HTTP request for each request; they are sent at the same time.
 
         Raises:
-            RemoteError: the service cannot be reached, refuses, or answers what cannot be used.
+            RemoteError: the service cannot be reached, refuses, or gives an unusable answer.
         """
         return self.score_until(requests, Future())
 
     def score_until(self, requests: Sequence[EncodedRequest], settled: Future[Margins]) -> list[Margins]:
-        """`score`; once `settled` is, connections are closed and no new attempt is made.
+        """`score`, cancelled as soon as `settled` is done: connections are closed and no attempt follows.
 
         Raises:
             RemoteError: as `score`.
-            CancelledError: it was broken off.
+            CancelledError: `settled` was done first.
         """
         answers = asyncio.run_coroutine_threadsafe(self._score(requests), self._loop)
         settled.add_done_callback(lambda _: answers.cancel())
@@ -87,7 +88,7 @@ class RemoteEngine(Engine):
         self._loop.close()
 
     def describe(self) -> EngineDescription:
-        """Which service is asked, for what, and whether with a key."""
+        """Address and kind of the service, the model's name there, whose prompts it reads, and where the key is from."""
         return EngineDescription(
             engine=self.name,
             device=self.options.endpoint,
@@ -102,14 +103,14 @@ class RemoteEngine(Engine):
         )
 
     async def _connect(self, api_key: str | None) -> HttpClient:
-        self._places = asyncio.Semaphore(self.options.concurrency)  # so that no timeout runs before there is a place
+        self._places = asyncio.Semaphore(self.options.concurrency)  # timeouts start when a request has a place
         return HttpClient(self.options, api_key)
 
     async def _disconnect(self) -> None:
-        broken_off = asyncio.all_tasks() - {asyncio.current_task()}
-        await asyncio.gather(*broken_off, return_exceptions=True)
+        cancelled = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*cancelled, return_exceptions=True)
         await self._client.close()
-        await self._loop.shutdown_default_executor()  # it looked up the service's name
+        await self._loop.shutdown_default_executor()  # its threads resolve the service's host name
 
     async def _score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
         asked = [asyncio.ensure_future(self._ask(request)) for request in requests]
@@ -122,7 +123,7 @@ class RemoteEngine(Engine):
     async def _ask(self, request: EncodedRequest) -> Margins:
         async with self._places:
             answer = await self._client.post(request_body(self.options, request))
-        return margins(self.options, request, answer)
+        return read_margins(self.options, request, answer)
 
 
 def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:

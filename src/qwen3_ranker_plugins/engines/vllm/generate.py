@@ -1,7 +1,7 @@
-"""`vllm_generate`: one generated token, of which only the log-probabilities of the two labels are read.
+"""`vllm_generate`: vLLM generates one token, and the log-probabilities of the two labels give the margin.
 
-Not `logprobs=20` with `allowed_token_ids`: vLLM takes those log-probabilities before it applies the list, so a label
-may be missing among them, and what scripts put in its place is an invented score.
+Scripts often combine `logprobs=20` with `allowed_token_ids`. vLLM computes these log-probabilities before it applies
+the list, so a label may be missing, and the value that such a script substitutes for it is an invented score.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from inspect import signature
 from typing import Any, ClassVar
 
 
-class GenerateMethod:
-    """What the worker process asks vLLM for, and where the margin is in its answer.
+class GenerateTask:
+    """How the worker asks vLLM for margins, see `ScoreTask`.
 
     Args:
         yes_id, no_id: ids of the labels.
-        label_logprobs: "token_ids" asks for the two labels by id, "processed" for what is left after the allow-list;
-            "auto" takes the first where the release has it.
+        label_logprobs: "token_ids" requests the log-probabilities of the two labels by id, "processed" those that
+            remain after the allow-list; "auto" uses the first if this release of vLLM has it.
     """
 
-    #: See `ScoreMethod`.
+    #: See `ScoreTask`.
     facts: ClassVar[dict[str, str]] = {}
 
     def __init__(self, yes_id: int, no_id: int, label_logprobs: str = "auto") -> None:
@@ -28,7 +28,7 @@ class GenerateMethod:
 
     @property
     def by_token_ids(self) -> bool:
-        """Whether the labels are asked for by id."""
+        """Whether log-probabilities are requested by id."""
         from vllm import SamplingParams
 
         if self._label_logprobs == "auto":
@@ -36,8 +36,8 @@ class GenerateMethod:
         return self._label_logprobs == "token_ids"
 
     def engine_arguments(self) -> dict[str, Any]:
-        """Arguments of EngineArgs besides the common ones."""
-        # In bfloat16 the logits of a margin of 8 would be rounded to steps of 1/16.
+        """Arguments of EngineArgs in addition to those that all tasks share."""
+        # In bfloat16 a margin of 8 would be rounded to a multiple of 1/16.
         arguments: dict[str, Any] = {"runner": "generate", "hf_overrides": {"head_dtype": "float32"}}
         if not self.by_token_ids:
             arguments["logprobs_mode"] = "processed_logprobs"
@@ -53,7 +53,7 @@ class GenerateMethod:
             {"logprob_token_ids": labels} if self.by_token_ids else {"allowed_token_ids": labels, "logprobs": 2}
         )
         if "skip_clone" in signature(SamplingParams).parameters:
-            asked["skip_clone"] = True  # one object serves all prompts, and nothing changes it
+            asked["skip_clone"] = True  # all prompts share one object, which nothing changes
         return SamplingParams(
             temperature=0.0, max_tokens=1, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **asked
         )
@@ -62,7 +62,7 @@ class GenerateMethod:
         """The margin in a finished output.
 
         Raises:
-            ValueError: there is none; says why.
+            ValueError: the output carries an error, or lacks a label.
         """
         if (error := getattr(output, "error", None)) is not None:
             raise ValueError(f"vLLM: {getattr(error, 'message', error)}")

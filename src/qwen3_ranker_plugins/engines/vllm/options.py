@@ -24,6 +24,9 @@ LABEL_LOGPROBS = ("auto", "token_ids", "processed")
 #: The official template with its default instruction and a query of one token has so many tokens before the document.
 _HEAD = 64
 _SMALL_MODEL = 1024  # hidden size of Qwen3-Reranker-0.6B
+#: A call of `score` holds the tokens of this many scheduler steps: enough to keep vLLM busy, and few enough that a long
+#: list does not delay a short one for long.
+_STEPS_PER_CALL = 4
 
 #: There is no cache to share, and documents are handed over by the row.
 _NOT_OF_PACKED = ("enable_prefix_caching", "block_size", "infer_batch_size", "sort_by_doc_length", "label_logprobs")
@@ -57,6 +60,8 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "label_logprobs": partial(check_choice, choices=LABEL_LOGPROBS),
     "multiprocessing": _check_switch,
     "start_timeout": check_positive,
+    "heartbeat_timeout": check_positive,
+    "step_timeout": check_positive,
     "show_log": _check_switch,
     "engine_kwargs": check_json,
 }
@@ -82,6 +87,10 @@ class VllmOptions:
         label_logprobs: how `vllm_generate` asks for its two labels; "auto" takes what the release has.
         multiprocessing: vLLM's engine core in a process of its own, below our worker process.
         start_timeout: seconds that loading may take.
+        heartbeat_timeout: seconds without a sign of life after which the worker process is killed; it sends one each
+            second.
+        step_timeout: seconds that one step of vLLM's scheduler may take before the worker process is killed; None for
+            300 on a GPU (as vLLM waits for its own processes) and 1800 on a CPU.
         show_log: let vLLM's log through to standard error.
         engine_kwargs: any other argument of vLLM's EngineArgs; these win.
 
@@ -105,6 +114,8 @@ class VllmOptions:
     label_logprobs: str = "auto"
     multiprocessing: bool = False
     start_timeout: int = 1800
+    heartbeat_timeout: int = 30
+    step_timeout: int | None = None
     show_log: bool = False
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -141,6 +152,11 @@ class VllmOptions:
                 _CHECKS[each.name](argument, value)
             elif each.default is not None:
                 raise InvalidInputError(argument, value, "leave it out for the default")
+
+    @property
+    def default_token_budget(self) -> int:
+        """Tokens of one call of `score`, of options that `resolved` returned."""
+        return _STEPS_PER_CALL * (self.max_num_batched_tokens or 0)
 
     @property
     def as_dict(self) -> dict[str, Any]:
@@ -205,6 +221,7 @@ def resolved(options: VllmOptions, model: Mapping[str, Any], *, gpus: int, windo
         max_num_batched_tokens=options.max_num_batched_tokens or (32768 if on_gpu else 4096),
         max_num_seqs=options.max_num_seqs or (1024 if on_gpu else 256),
         block_size=options.block_size or _block_size(model, template, on_gpu=on_gpu),
+        step_timeout=options.step_timeout or (300 if on_gpu else 1800),
     )
 
 

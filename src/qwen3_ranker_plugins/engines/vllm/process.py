@@ -1,35 +1,39 @@
-"""The worker process seen from here: start it, ask it, notice that it has died, leave nothing behind.
+"""The worker process as its parent sees it: started, asked, watched, and ended without anything left.
 
-vLLM lives in a process of its own, so that nothing of it gets into the user's (CUDA context, signal handlers,
-environment variables, threads), a script needs no `if __name__ == "__main__"` guard, and closing frees everything:
-the worker leads a process group of its own, to which all processes that vLLM starts belong, and the group is killed.
+vLLM runs in a process of its own for three reasons: nothing of it (CUDA context, signal handlers, environment
+variables, threads) gets into the user's process, a script needs no `if __name__ == "__main__"` guard, and closing frees
+everything. The worker leads a process group to which all processes that vLLM starts belong, and the group is killed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from .worker import Batch, Failed, Ready, Scored, Start
+from .messages import Heartbeat, LoadModel, ModelLoaded, PromptMargins, ScorePrompts, WorkerFailed
 
 _PROGRAM = "from qwen3_ranker_plugins.engines.vllm.worker import main; main({descriptor})"
-_SECONDS_BETWEEN_LOOKS_AT_THE_WORKER = 0.5
+_SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_END_BY_ITSELF = 15.0
 _SECONDS_TO_BE_GONE = 10.0
 _LOG_BYTES = 16384
 
+_Reply = TypeVar("_Reply")
 
-class WorkerDiedError(Exception):
-    """The worker process is gone, or has said that it cannot go on.
+
+class WorkerEndedError(Exception):
+    """The worker process has ended, or cannot go on.
 
     Attributes:
         log: the end of vLLM's log.
@@ -41,23 +45,39 @@ class WorkerDiedError(Exception):
 
 
 class WorkerProcess:
-    """A started worker.
+    """A worker that has loaded its model.
+
+    A thread watches it, whether or not a call waits: when the process ends, a waiting call fails at once; when it
+    hangs, it is killed. It hangs if no heartbeat arrives for `heartbeat_timeout`, or if a call waits and vLLM finishes
+    no step for `step_timeout`. Time during which this process did not run itself does not count.
 
     Args:
-        start: what to load.
-        environment: variables to set for it, besides those of this process.
-        timeout: seconds that loading may take.
+        load: the model to load.
+        environment: variables to set for it, in addition to those of this process.
+        start_timeout, heartbeat_timeout, step_timeout: seconds.
         show_log: send vLLM's log to standard error instead of keeping its end for error messages.
 
     Raises:
-        WorkerDiedError: it could not be started; the message has vLLM's own words.
+        WorkerEndedError: it could not be started; the message is vLLM's.
     """
 
-    def __init__(self, start: Start, environment: Mapping[str, str], *, timeout: float, show_log: bool) -> None:
+    def __init__(
+        self,
+        load: LoadModel,
+        environment: Mapping[str, str],
+        *,
+        start_timeout: float,
+        heartbeat_timeout: float,
+        step_timeout: float,
+        show_log: bool,
+    ) -> None:
+        self._start_timeout = start_timeout
+        self._heartbeat_timeout = heartbeat_timeout
+        self._step_timeout = step_timeout
         self._log = None if show_log else tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         self._connection, theirs = Pipe()
         try:
-            # -P: a file in the working directory must not stand in for a module of the same name.
+            # -P: a file in the working directory must not replace a module of the same name.
             self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-P", "-c", _PROGRAM.format(descriptor=theirs.fileno())],
                 stdin=subprocess.DEVNULL,
@@ -69,34 +89,42 @@ class WorkerProcess:
             )
         finally:
             theirs.close()
+        self._replies: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._loaded = self._scoring = False
+        self._ended: WorkerEndedError | None = None
+        self._watcher = threading.Thread(target=self._watch, name=f"qwen3-ranker-watch-{self.pid}", daemon=True)
+        self._watcher.start()
         try:
-            reply = self._ask(start, timeout)
+            self.facts = self._ask(load, ModelLoaded).facts
         except BaseException:  # also an interrupt while it loads
             self.kill()
             raise
-        if not isinstance(reply, Ready):
-            self.kill()
-            raise WorkerDiedError(f"it sent {type(reply).__name__}")
-        self.facts = reply.facts
+        self._loaded = True
 
     @property
     def pid(self) -> int:
-        """Of the process, which is also the number of its group."""
+        """Of the process, which is also the id of its group."""
         return self._process.pid
 
-    def score(self, batch: Batch) -> Scored:
-        """The answer to a batch.
+    @property
+    def running(self) -> bool:
+        """Whether the process is there; False as soon as it has ended, and as soon as it was found to hang."""
+        return self._ended is None and self._process.poll() is None
+
+    def score(self, prompts: ScorePrompts) -> PromptMargins:
+        """The answer to some prompts.
 
         Raises:
-            WorkerDiedError: the process died, or its engine did.
+            WorkerEndedError: the process has ended, was killed because it hung, or its engine failed.
         """
-        reply = self._ask(batch, timeout=None)
-        if not isinstance(reply, Scored):
-            raise WorkerDiedError(f"it sent {type(reply).__name__}")
-        return reply
+        self._scoring = True
+        try:
+            return self._ask(prompts, PromptMargins)
+        finally:
+            self._scoring = False
 
     def close(self) -> None:
-        """End the process and everything it has started; returns when nothing of it is left."""
+        """End the process and all processes that it has started; returns when they are gone."""
         with contextlib.suppress(OSError):
             self._connection.send(None)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -104,9 +132,75 @@ class WorkerProcess:
         self.kill()
 
     def kill(self) -> None:
-        """End the process group at once, and wait until it is gone."""
+        """Kill the process group, and wait until it is gone."""
+        self._kill_group()
+        self._process.wait()
+        self._watcher.join()
+        self._connection.close()
+        if self._log is not None:
+            self._log.close()
+
+    def _ask(self, message: object, reply: type[_Reply]) -> _Reply:
+        if self._ended is not None:
+            raise self._ended
+        with contextlib.suppress(OSError):  # the process has ended, and the watcher says how
+            self._connection.send(message)
+        answer = self._replies.get()
+        if isinstance(answer, reply):
+            return answer
+        if isinstance(answer, WorkerEndedError):
+            raise answer
+        text = answer.message if isinstance(answer, WorkerFailed) else f"it sent {type(answer).__name__}"
+        raise WorkerEndedError(text, self._log_tail())
+
+    def _watch(self) -> None:
+        """Pass replies on until the process has ended; kill it when it hangs."""
+        silent = stalled = 0.0
+        steps = 0
+        hang: str | None = None
+        while True:
+            started = time.monotonic()
+            try:
+                arrived = self._connection.poll(_SECONDS_BETWEEN_LOOKS)
+                # A process that vLLM forked may keep the worker's end of the connection open.
+                if not arrived and self._process.poll() is not None and not self._connection.poll(0):
+                    break
+                message = self._connection.recv() if arrived else None
+            except (EOFError, OSError):
+                break
+            # If this process was suspended or starved, the worker may have been, too.
+            passed = min(time.monotonic() - started, 2 * _SECONDS_BETWEEN_LOOKS)
+            silent = 0.0 if arrived else silent + passed
+            stalled = stalled + passed if self._scoring else 0.0
+            if isinstance(message, Heartbeat):
+                stalled = stalled if message.steps == steps else 0.0
+                steps = message.steps
+            elif message is not None:
+                self._replies.put(message)
+            if hang is None and (hang := self._hang(silent, stalled)) is not None:
+                self._kill_group()
+        self._ended = WorkerEndedError(hang or self._exit(), self._log_tail())
+        self._replies.put(self._ended)
+
+    def _hang(self, silent: float, stalled: float) -> str | None:
+        """Why the worker counts as hanging; None if it does not.
+
+        Args:
+            silent: seconds without a message.
+            stalled: seconds that a call has waited without a finished step.
+        """
+        if not self._loaded:
+            if silent > self._start_timeout:
+                return f"it was not ready after {self._start_timeout:g} s: raise engine_options['start_timeout']"
+        elif silent > self._heartbeat_timeout:
+            return f"it hung and was killed: it sent no heartbeat for {self._heartbeat_timeout:g} s"
+        elif stalled > self._step_timeout:
+            return f"it hung and was killed: it finished no step for {self._step_timeout:g} s"
+        return None
+
+    def _kill_group(self) -> None:
         deadline = time.monotonic() + _SECONDS_TO_BE_GONE
-        # In a container whose first process reaps nothing, dead members stay in the group for ever.
+        # In a container whose first process does not reap orphans, dead members stay in the group.
         while time.monotonic() < deadline:
             try:
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -114,32 +208,9 @@ class WorkerProcess:
                 break
             self._process.poll()  # a zombie is still a member of its group
             time.sleep(0.01)
-        self._process.wait()
-        self._connection.close()
-        if self._log is not None:
-            self._log.close()
 
-    def _ask(self, message: object, timeout: float | None) -> Any:
-        until = None if timeout is None else time.monotonic() + timeout
-        try:
-            self._connection.send(message)
-            while not self._connection.poll(_SECONDS_BETWEEN_LOOKS_AT_THE_WORKER):
-                # A process that vLLM forked may hold the worker's end of the connection open, so look for oneself.
-                if self._process.poll() is not None and not self._connection.poll(0):
-                    raise WorkerDiedError(self._obituary(), self._log_tail())
-                if until is not None and time.monotonic() > until:
-                    raise WorkerDiedError(
-                        f"it was not ready after {timeout:.0f} s: raise start_timeout", self._log_tail()
-                    )
-            reply = self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise WorkerDiedError(self._obituary(), self._log_tail()) from error
-        if isinstance(reply, Failed):
-            raise WorkerDiedError(reply.message, self._log_tail())
-        return reply
-
-    def _obituary(self) -> str:
-        """How it ended."""
+    def _exit(self) -> str:
+        """How the process ended."""
         try:
             code = self._process.wait(5)
         except subprocess.TimeoutExpired:
@@ -150,8 +221,8 @@ class WorkerProcess:
         """The end of vLLM's log, if it is kept."""
         if self._log is None or self._log.closed:
             return ""
-        self._log.seek(max(0, os.fstat(self._log.fileno()).st_size - _LOG_BYTES))
-        return self._log.read().decode("utf-8", errors="replace")
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), _LOG_BYTES, max(0, size - _LOG_BYTES)).decode("utf-8", errors="replace")
 
 
 def _module_path() -> str:

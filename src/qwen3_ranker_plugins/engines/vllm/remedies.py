@@ -74,6 +74,17 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         ),
     ),
     (
+        r"sent no heartbeat",
+        "if it was only slow, give it a processor that is not overloaded, or raise engine_options['heartbeat_timeout']",
+    ),
+    (
+        r"finished no step",
+        (
+            "if it was only slow, raise engine_options['step_timeout'], or lower "
+            "engine_options['max_num_batched_tokens']"
+        ),
+    ),
+    (
         r"killed by SIGKILL",
         (
             "if nobody killed it, the system ran out of memory (see dmesg): use a smaller model, or lower "

@@ -1,4 +1,4 @@
-"""`vllm_score`: vLLM's pooling runner, with the classifier that Qwen3-Reranker's two labels make."""
+"""`vllm_score`: vLLM's pooling runner, with a classifier made of the two labels' rows of the output matrix."""
 
 from __future__ import annotations
 
@@ -9,40 +9,43 @@ from numpy.typing import NDArray
 
 
 def shared_parameters(task: str) -> Any:
-    """PoolingParams that serve all prompts: vLLM copies them deeply for each, and nothing changes them."""
+    """PoolingParams for all prompts that return the logit itself, not its sigmoid.
+
+    vLLM makes a deep copy for each prompt. Nothing changes these, so `clone` returns the same object.
+    """
     from vllm import PoolingParams
 
     class SharedPoolingParams(PoolingParams):  # type: ignore[misc, unused-ignore]
         def clone(self) -> Any:
             return self
 
-        def __reduce__(self) -> Any:  # this class exists in this process only
+        def __reduce__(self) -> Any:  # other processes cannot import this class
             return PoolingParams, tuple(getattr(self, name) for name in self.__struct_fields__)
 
     return SharedPoolingParams(task=task, use_activation=False)
 
 
-class ScoreMethod:
-    """What the worker process asks vLLM for, and where the margin is in its answer.
+class ScoreTask:
+    """How the worker asks vLLM for margins: arguments, parameters of each prompt, and the margin in its output.
 
     Args:
-        yes_id, no_id: ids of the labels; vLLM finds them itself, by name.
+        yes_id, no_id: ids of the labels. vLLM looks them up by name.
     """
 
-    #: In place of what vLLM would say of itself.
+    #: Replace facts that vLLM's configuration states and that are not true for this task.
     facts: ClassVar[dict[str, str]] = {}
 
     def __init__(self, yes_id: int, no_id: int) -> None:
         self.yes_id, self.no_id = yes_id, no_id
 
     def engine_arguments(self) -> dict[str, Any]:
-        """Arguments of EngineArgs besides the common ones."""
+        """Arguments of EngineArgs in addition to those that all tasks share."""
         return {
             "runner": "pooling",
             "convert": "classify",
             "hf_overrides": {
                 "architectures": ["Qwen3ForSequenceClassification"],
-                # The classifier's row is the second word's minus the first one's.
+                # The classifier's weights are the second word's row minus the first word's.
                 "classifier_from_token": ["no", "yes"],
                 "is_original_qwen3_reranker": True,
                 "head_dtype": "float32",
@@ -50,16 +53,16 @@ class ScoreMethod:
         }
 
     def parameters(self) -> Any:
-        """PoolingParams of every prompt: the logit itself, not its sigmoid."""
+        """PoolingParams of every prompt."""
         return shared_parameters("classify")
 
     def read(self, output: Any) -> NDArray[np.float32]:
-        """The margins in a finished output, float32 [1]; with many documents in a prompt, one for each.
+        """The margins in a finished output, float32 [documents in the prompt].
 
         Raises:
-            ValueError: there is none; says why.
+            ValueError: the output carries an error.
         """
-        # vLLM fills the output of a request that failed with 0.0.
+        # vLLM gives a request that failed the output 0.0.
         if (error := getattr(output, "error", None)) is not None:
             raise ValueError(f"vLLM: {getattr(error, 'message', error)}")
         margin: NDArray[np.float32] = output.outputs.data.float().flatten().numpy()

@@ -1,21 +1,20 @@
-"""Many documents in one request of vLLM: a plugin with a model class, and the engine that speaks to it.
+"""Many documents in one prompt of vLLM: a plugin with a model class, and the engine that uses it.
 
-    rows.py     a request and its documents -> one row of token ids, and back to a packed layout
-    model.py    vLLM's Qwen3 with shared-prefix attention in place of its own; runs inside vLLM
-    method.py   what vLLM is asked for, and which of its releases
-    engine.py   the engine `vllm_packed`
+    engine.py   the engine `vllm_packed`, which writes rows of documents (`engines/token_rows.py`)
+    task.py     how the worker asks vLLM for their margins, and which releases of vLLM can do it
+    model.py    Qwen3 with shared-prefix attention; runs inside vLLM and reads the rows
 
-vLLM finds `register` through the entry point `vllm.general_plugins` in every process that it starts.
+vLLM calls `register` through the entry point `vllm.general_plugins` in every process that it starts.
 """
 
 from __future__ import annotations
 
-#: The name in `architectures` that stands for the model class.
+#: The model class's name in `architectures` of a model's configuration.
 ARCHITECTURE = "Qwen3PackedReranker"
 
 
 def register() -> None:
-    """Make the model class known to vLLM; it is imported when a model of that architecture is loaded."""
+    """Register the model class with vLLM, which imports it when it loads a model of that architecture."""
     from vllm import ModelRegistry
 
     ModelRegistry.register_model(ARCHITECTURE, f"{__name__}.model:{ARCHITECTURE}")

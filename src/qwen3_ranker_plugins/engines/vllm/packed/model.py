@@ -1,11 +1,12 @@
-"""vLLM's own Qwen3 layers with shared-prefix attention: many documents in one request, and one margin for each.
+"""The Qwen3 layers of vLLM with shared-prefix attention: many documents in one prompt, one margin for each.
 
-Runs inside vLLM, which finds it through `register`. A step's rows are read back into a packed layout (`rows.py`), the
-layers run on it with the positions that the layout gives, and the final norm and the two rows of the output matrix in
-float32 at the last token of each document. There is no KV cache, and vLLM is told that this is an encoder, so that its
-scheduler never cuts a row into chunks.
+Runs inside vLLM, which imports it through `register`. `token_rows.read_rows` turns the rows of a step into a packed
+layout. The layers run on it with the layout's positions; the final norm and the difference of the labels' rows of the
+output matrix are applied in float32 at the last token of each document. There is no KV cache. The model declares itself
+an encoder, so vLLM's scheduler does not cut rows into chunks.
 
-vLLM's configuration may hold `ranker_yes_id`, `ranker_no_id` and `ranker_marker_id`; left out, they are Qwen3's own.
+The model's configuration may hold `ranker_yes_id`, `ranker_no_id` and `ranker_marker_id`. Their defaults are the ids of
+Qwen3's vocabulary.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn.functional import pad
+from torch.nn.functional import pad, rms_norm
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.model_executor.models.interfaces_base import attn_type
@@ -24,7 +25,6 @@ from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM, Qwen3Model
 from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix
 
 from ...attention.interface import attend, make_layout
-from ...packed.decoder import rms_norm
 from ...token_rows import read_rows
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _QWEN3_IDS = {"ranker_yes_id": 9693, "ranker_no_id": 2152, "ranker_marker_id": 1
 
 @attn_type("encoder_only")
 class Qwen3PackedReranker(nn.Module):
-    """See the module."""
+    """The model class that vLLM loads, see the module's docstring."""
 
     is_pooling_model: ClassVar[bool] = True
     hf_to_vllm_mapper = Qwen3Model.hf_to_vllm_mapper
@@ -64,7 +64,7 @@ class Qwen3PackedReranker(nn.Module):
         self.pooler = _MarkedTokensPooler()
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Part of vLLM's interface."""
+        """Embeddings of token ids, [tokens, hidden size]; vLLM's interface requires it."""
         embedded: torch.Tensor = self.model.embed_input_ids(input_ids)
         return embedded
 
@@ -73,14 +73,14 @@ class Qwen3PackedReranker(nn.Module):
         input_ids: torch.Tensor,
         positions: torch.Tensor,
         intermediate_tensors: Any = None,
-        inputs_embeds: torch.Tensor | None = None,  # noqa: ARG002 - part of vLLM's interface
+        inputs_embeds: torch.Tensor | None = None,  # noqa: ARG002 - vLLM passes it
     ) -> torch.Tensor:
-        """float32 [tokens, 2]: where a document ends its margin and 1, elsewhere zeros."""
+        """float32 [tokens, 2]: the margin and 1 at the last token of each document, zeros elsewhere."""
         device = input_ids.device
         packed = read_rows(input_ids.cpu().numpy(), positions.cpu().numpy(), self._marker)
         layout, padding = make_layout(packed, device)
         ids = pad(torch.from_numpy(packed.token_ids), (0, padding)).to(device, non_blocking=True)
-        # What is no row, such as vLLM's dummy step, may be longer than a prompt, and rotary embeddings are not checked.
+        # vLLM's dummy steps may be longer than any prompt, and the rotary embedding does not check positions.
         positions = torch.from_numpy(packed.position_ids).clamp(max=self._last_position)
         places = pad(positions, (0, padding)).to(device, non_blocking=True)
         last = torch.from_numpy(packed.last_positions).to(device, non_blocking=True)
@@ -92,7 +92,7 @@ class Qwen3PackedReranker(nn.Module):
         return output
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load a causal language model's checkpoint, and of its output matrix the difference of two rows."""
+        """Load the checkpoint of a causal language model; of its output matrix, only the difference of two rows."""
         loaded: set[str] = AutoWeightsLoader(self).load_weights(self._without_output_matrix(weights))
         return loaded
 
@@ -111,20 +111,20 @@ class Qwen3PackedReranker(nn.Module):
 
 
 class _SharedPrefixAttention(nn.Module):
-    """In the place of vLLM's attention layer: the same arguments, and no KV cache."""
+    """Replaces vLLM's attention layer: the same arguments, no KV cache."""
 
     def __init__(self, num_heads: int, num_kv_heads: int, head_dim: int, scaling: float) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim, self.scaling = num_heads, num_kv_heads, head_dim, scaling
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Shapes [tokens, heads * head_dim], as of this rank."""
+        """Shapes [tokens, heads * head_dim], with the heads of this tensor-parallel rank."""
         output: torch.Tensor = _attend(query, key, value, self.heads, self.kv_heads, self.scaling)
         return output
 
 
 class _FinalNorm(nn.Module):
-    """In the place of the final norm: adds the residual up, and normalises only the rows that are read, in float32."""
+    """Replaces the final norm: adds the residual, and normalises in float32 only the tokens that are read."""
 
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
@@ -135,12 +135,12 @@ class _FinalNorm(nn.Module):
         return hidden + residual, residual
 
     def normalize(self, hidden: torch.Tensor) -> torch.Tensor:
-        """RMSNorm of [rows, width], in float32."""
-        return rms_norm(hidden.float(), self.weight, self.epsilon)
+        """RMSNorm over the last dimension of [tokens, hidden size], in float32."""
+        return rms_norm(hidden.float(), self.weight.shape, self.weight.float(), self.epsilon)
 
 
 class _MarkedTokensPooler(Pooler):
-    """One number for each document of a request, in the order of its row: the margin, or P(yes) with an activation."""
+    """One number for each document of a prompt, in the order of the row: the margin, or P(yes) with an activation."""
 
     def get_supported_tasks(self) -> set[str]:
         return {"token_classify"}
@@ -149,7 +149,7 @@ class _MarkedTokensPooler(Pooler):
         cursor = pooling_metadata.get_pooling_cursor()
         if cursor.is_partial_prefill():
             raise RuntimeError(
-                "vLLM cut a request into chunks, which the documents of a row would not survive: start it with "
+                "vLLM cut a row of documents into chunks, and cannot score it that way: start vLLM with "
                 "--no-enable-chunked-prefill and --max-num-batched-tokens of at least --max-model-len"
             )
         margins = [
@@ -161,7 +161,7 @@ class _MarkedTokensPooler(Pooler):
         ]
 
 
-# The layout of the step that runs: vLLM's layers hand nothing through to their attention.
+# The layout of the running step. vLLM's layers have no argument that reaches their attention.
 _current: list[Layout] = []
 
 
@@ -178,7 +178,7 @@ def _using(layout: Layout) -> Iterator[None]:
 def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, kv_heads: int, scaling: float
 ) -> torch.Tensor:
-    """An operator that torch.compile, where vLLM uses it, does not look into."""
+    """A custom operator, so that torch.compile, where vLLM uses it, does not trace into the attention."""
 
     def by_head(states: torch.Tensor, count: int) -> torch.Tensor:
         return states.view(len(states), count, -1).transpose(0, 1)[None]

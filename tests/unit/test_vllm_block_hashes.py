@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from qwen3_ranker_plugins.engines.vllm.hashes import PrefixHashes
+from qwen3_ranker_plugins.engines.vllm.block_hashes import PrefixBlockHasher
 
 BLOCK = 4
 HEAD = list(range(10))  # two blocks and a half
@@ -45,7 +45,7 @@ def hashes(hasher: Callable[[Any], list[Any]], ids: list[int]) -> list[Any]:
 def test_the_prefix_is_hashed_once_and_all_hashes_are_the_same() -> None:
     prompts = [HEAD + [100 + number] * 7 for number in range(5)] + [[7, *HEAD], [], HEAD[:3]]
     inner = Hasher()
-    shared = PrefixHashes(inner, BLOCK)
+    shared = PrefixBlockHasher(inner, BLOCK)
     shared.expect(HEAD)
     assert [hashes(shared, ids) for ids in prompts] == [hashes(Hasher(), ids) for ids in prompts]
     assert inner.blocks == 4 + 4 * 2 + 2
@@ -57,7 +57,7 @@ def test_the_prefix_is_hashed_once_and_all_hashes_are_the_same() -> None:
 
 def test_a_release_that_hashes_otherwise_is_left_alone() -> None:
     for hasher, block in ((FromTheStart(), BLOCK), (Hasher(), BLOCK + 1)):
-        shared = PrefixHashes(hasher, block)
+        shared = PrefixBlockHasher(hasher, block)
         shared.expect(HEAD)
         for number in range(3):
             ids = HEAD + [100 + number] * 7

@@ -1,4 +1,4 @@
-"""Requests that go out as text: bare, for services with a prompt of their own, or with our prompt around them."""
+"""Encoders for services that take texts: bare ones, or texts that together make our prompt."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from ...errors import InvalidInputError
 from ...prompt import DEFAULT_INSTRUCTION, EncodedRequest, PromptEncoder, as_utf8
 from .options import RemoteOptions
 
-# What the model's tokenizer would read as a control token. Our own tokenizer knows better; a service's does not.
+# What a service's tokenizer reads as a control token. The tokenizer that `load_tokenizer` returns does not.
 _CONTROL = re.compile(r"<(?=\|[a-z_]+\|>|/?(?:think|tool_call|tool_response)>)")
 _BROKEN = "<\u200b"
 
 
 @dataclass(frozen=True)
 class TextRequest(EncodedRequest):
-    """Texts as they go out.
+    """A request as texts.
 
-    Without our prompt around them (`exact` is False) there are no ids: `prefix` and `segments` are empty, and lengths
-    are estimates, which only decide how many documents go into one HTTP request.
+    For bare texts there are no ids: `prefix` and `segments` are empty, and the lengths are estimates, which only decide
+    how many documents go into one HTTP request.
 
     Attributes:
-        query: what stands in the request's field for the query.
-        documents: what stands in its field for the documents.
-        instruction: what stands in its field for the instruction; None leaves it out.
-        max_document_tokens: what stands in its field for it; None leaves it out.
-        exact: the ids are those that the service should read.
+        query: value of the body's field for the query.
+        documents: value of its field for the documents.
+        instruction: value of its field for the instruction; None leaves the field out.
+        max_document_tokens: value of its field for the most tokens of a document; None leaves the field out.
+        exact: `prefix` and `segments` hold the ids that the service should read.
     """
 
     query: str
@@ -39,16 +39,16 @@ class TextRequest(EncodedRequest):
 
     @property
     def prefix_length(self) -> int:
-        """Tokens that the documents share."""
+        """Number of tokens that the documents share."""
         return len(self.prefix) if self.exact else _estimate(self.query)
 
     @cached_property
     def lengths(self) -> Sequence[int]:
-        """For each document, its tokens."""
+        """For each document, its number of tokens."""
         return list(map(len, self.segments)) if self.exact else list(map(_estimate, self.documents))
 
     def take(self, indices: Sequence[int]) -> TextRequest:
-        """The same request with only some of its documents, in the order given."""
+        """The request with only these documents, in the order of `indices`."""
         return replace(
             self,
             segments=[self.segments[i] for i in indices],
@@ -58,10 +58,10 @@ class TextRequest(EncodedRequest):
 
 
 class TextEncoder:
-    """Bare texts; the service makes its own prompt of them, and cuts what is too long for it.
+    """Bare texts. The service puts them into a prompt of its own and cuts what is too long for it.
 
     Args:
-        options: say whether the service takes an instruction.
+        options: the kind of service, which takes an instruction or does not.
     """
 
     def __init__(self, options: RemoteOptions) -> None:
@@ -70,10 +70,10 @@ class TextEncoder:
     def encode(
         self, query: str, documents: Sequence[str], instruction: str | None, max_document_tokens: int | None = None
     ) -> TextRequest:
-        """One request; an instruction of None is left to the service.
+        """One request. If `instruction` is None, the service chooses it.
 
         Raises:
-            InvalidInputError: an instruction, or a limit of tokens, for a service that takes none.
+            InvalidInputError: the service takes no instruction, or no limit of tokens, and one was given.
         """
         if max_document_tokens is not None and not self._options.service.takes_limit:
             raise InvalidInputError(
@@ -96,13 +96,13 @@ class TextEncoder:
 
 
 class RenderedEncoder:
-    """Our prompt as text: its prefix goes out as the query, each document with the suffix as a document.
+    """Our prompt as text: the prefix is sent as the query, and each document with the suffix as a document.
 
-    For services that put the two behind one another and add nothing. Text that their tokenizer would read as control
-    tokens is broken with a zero-width space, since it could forge an answer; prompts sent as ids need no such thing.
+    For services that concatenate the two and add nothing. Text that their tokenizer would read as a control token could
+    forge an answer, so a zero-width space breaks it. Prompts that are sent as ids need no such protection.
 
     Args:
-        encoder: makes the ids, which say where to cut, and how many tokens the service has to count.
+        encoder: makes the ids, which show where to cut a document and how many tokens the service should count.
     """
 
     def __init__(self, encoder: PromptEncoder) -> None:
@@ -135,7 +135,10 @@ class RenderedEncoder:
         return TextRequest(encoded.prefix, segments, truncated, prefix, documents, None, None, exact=True)
 
     def _shortened(self, text: str, room: int, query: str, instruction: str) -> tuple[str, list[int]]:
-        """The longest beginning found whose prompt fits, and its segment: cutting ids may split a character."""
+        """The longest beginning of a text that was found to fit, and its segment.
+
+        The decoded text is encoded again, because ids that were cut within a character decode to another text.
+        """
         tokenizer = self._encoder.tokenizer
         [ids] = tokenizer.encode_batch([text])
         length = room
@@ -152,5 +155,5 @@ def _defused(text: str) -> str:
 
 
 def _estimate(text: str) -> int:
-    """Tokens of a text, roughly: four bytes make one."""
+    """Number of tokens of a text, at about four bytes each."""
     return len(text.encode("utf-8", "replace")) // 4 + 1

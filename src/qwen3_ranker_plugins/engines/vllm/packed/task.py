@@ -1,23 +1,23 @@
-"""What the worker process asks vLLM for when a request holds many documents, and with which releases that works."""
+"""How the worker asks vLLM for the margins of a prompt with many documents, and the releases of vLLM that can do it."""
 
 from __future__ import annotations
 
 import re
 from typing import Any, ClassVar
 
-from ..score import ScoreMethod, shared_parameters
+from ..score import ScoreTask, shared_parameters
 from . import ARCHITECTURE, register
 
-#: The oldest release that has the interfaces which the model class is made for, and the newest one that was run.
-OLDEST, NEWEST_RUN = (0, 26), (0, 32)
+#: The oldest release with the interfaces that the model class needs, and the newest release that was tested.
+OLDEST, NEWEST_TESTED = (0, 26), (0, 32)
 
 
-class PackedMethod(ScoreMethod):
-    """As `vllm_score`, but that one prompt gives as many margins as it holds documents.
+class PackedTask(ScoreTask):
+    """A `ScoreTask` in which one prompt gives a margin for each document that it holds.
 
     Args:
         yes_id, no_id: ids of the labels.
-        marker: id of the token that ends the parts of a row.
+        marker: id of the token that marks the ends of prefix and documents in a row.
     """
 
     facts: ClassVar[dict[str, str]] = {"attention": "shared prefix", "block_size": "none", "kv_cache_tokens": "none"}
@@ -32,7 +32,7 @@ class PackedMethod(ScoreMethod):
         }
 
     def engine_arguments(self) -> dict[str, Any]:
-        """Arguments of EngineArgs besides the common ones.
+        """Arguments of EngineArgs in addition to those that all tasks share.
 
         Raises:
             RuntimeError: this release of vLLM is too old.
@@ -40,19 +40,19 @@ class PackedMethod(ScoreMethod):
         import vllm
 
         check_release(vllm.__version__)
-        # The entry point does the same in every process of vLLM; here also for a package that is not installed.
+        # vLLM does so in every process through the entry point, unless this package is imported without installation.
         register()
         return {
             "runner": "pooling",
             "hf_overrides": self._overrides,
             "enable_chunked_prefill": False,
             "enable_prefix_caching": False,
-            # A step has as many tokens as its documents have; there is no batch of a few known sizes to capture.
+            # Each step has another number of tokens, so there are no batch sizes to capture graphs for.
             "compilation_config": {"cudagraph_mode": "NONE"},
         }
 
     def parameters(self) -> Any:
-        """PoolingParams of every prompt: the logit itself, not its sigmoid."""
+        """PoolingParams of every prompt."""
         return shared_parameters("token_classify")
 
 
@@ -65,6 +65,6 @@ def check_release(version: str) -> None:
     found = re.match(r"(\d+)\.(\d+)", version)
     if found is None or (int(found[1]), int(found[2])) < OLDEST:
         raise RuntimeError(
-            f"vLLM {version} is too old for the engine 'vllm_packed', which was run on "
-            f"{'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST_RUN))}"
+            f"vLLM {version} is too old for the engine 'vllm_packed', which was tested on "
+            f"{'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST_TESTED))}: upgrade it"
         )
