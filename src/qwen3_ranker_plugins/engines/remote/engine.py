@@ -88,7 +88,7 @@ class RemoteEngine(Engine):
         self._loop.close()
 
     def describe(self) -> EngineDescription:
-        """Address and kind of the service, the model's name there, whose prompts it reads, and where the key is from."""
+        """Address and kind of the service, its name of the model, whose prompts it reads, and where the key is from."""
         return EngineDescription(
             engine=self.name,
             device=self.options.endpoint,
