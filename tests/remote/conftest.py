@@ -6,9 +6,11 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from qwen3_ranker_plugins.engines.packed.engine import PackedEngine
@@ -33,7 +35,12 @@ def server_url() -> Iterator[str]:
                 break
         else:
             pytest.fail("the server ended before it listened")
-        yield address.group(1)
+        url = address.group(1)
+        deadline = time.monotonic() + 120
+        while httpx.get(f"{url}/ready").status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield url
         process.terminate()
         process.stdout.read()
 
