@@ -13,6 +13,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 PROJECTS := pyproject.toml integrations/haystack/pyproject.toml integrations/langchain/pyproject.toml
 
+# Two processes fit two cores and 16 GiB of memory; conftest.py says which tests stay together.
+PARALLEL ?= -n 2 --dist loadgroup --no-loadscope-reorder
+
 # OpenMP threads that wait by spinning make a pass much slower when another process wants a core.
 export OMP_WAIT_POLICY ?= passive
 
@@ -21,22 +24,28 @@ step = @printf '%s ... ' '$(1)'; started=$$(date +%s); { $(2); } && echo "$$(($$
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint notebooks docs clean
+.PHONY: help demo quick test lint notebooks docs clean
 
 help:
 	@echo 'make demo    rerank a real corpus in Haystack and LangChain (sets up .venv first, a few minutes once)'
-	@echo 'make test    lint, type-check and test everything'
+	@echo 'make quick   the tests of the core, the adapters and the command line (at most 2 minutes on 2 cores)'
+	@echo 'make test    lint, type-check and test everything (at most 15 minutes on 2 cores)'
 	@echo 'make lint    ruff, mypy and the layers of docs/architecture.md (import-linter)'
 	@echo 'make notebooks  execute the example notebooks and store what they print'
 	@echo 'make docs    the documentation site, into site/'
 	@echo 'make clean   remove .venv and caches'
-	@echo 'Variables: PYTHON (3.11 or newer), TORCH (what pip installs where there is no NVIDIA GPU)'
+	@echo 'Variables: PYTHON (3.11 or newer), TORCH (what pip installs where there is no NVIDIA GPU),'
+	@echo '           PARALLEL (how pytest spreads over processes; empty for one process)'
 
 demo: $(VENV)/.demo-installed
 	@$(BIN)/qwen3-ranker demo
 
 test: lint $(VENV)/.vllm-installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+# Without vLLM and without the tests marked slow.
+quick: $(VENV)/.test-installed
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' tests/unit tests/integration integrations
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

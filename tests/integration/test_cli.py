@@ -153,6 +153,7 @@ def test_missing_model_exits_1_and_says_what_to_do(tmp_path: Path) -> None:
     assert "/[absent]; give an existing folder" in done.stderr.decode()
 
 
+@pytest.mark.slow
 def test_environment_sets_the_defaults_of_model_and_device() -> None:
     done = run_command("rank", "-q", QUERY, stdin=b"a document", QWEN3_RANKER_MODEL="./nowhere")
     assert done.returncode == 1
@@ -181,6 +182,7 @@ def test_help_lists_the_commands_and_loads_no_torch() -> None:
     assert all(command in done.stdout for command in ("demo", "rank", "doctor"))
 
 
+@pytest.mark.slow
 def test_doctor_proves_that_the_bundled_model_works() -> None:
     done = run_command("doctor")
     report = done.stdout.decode()
@@ -221,6 +223,7 @@ def test_doctor_says_how_to_install_what_an_engine_needs() -> None:
     assert done.stderr.decode().strip() == expected
 
 
+@pytest.mark.slow
 def test_doctor_still_prints_what_is_installed_when_the_model_is_missing() -> None:
     done = run_command("doctor", "--model", "./nowhere")
     assert done.returncode == 1
@@ -228,6 +231,7 @@ def test_doctor_still_prints_what_is_installed_when_the_model_is_missing() -> No
     assert done.stderr.startswith(b"error: model='./nowhere'")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_interrupt_exits_130_without_a_traceback() -> None:
     """A long call, so that the signal arrives while the model is being loaded or used."""

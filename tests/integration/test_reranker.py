@@ -372,6 +372,7 @@ Thread(target=work, daemon=True).start()
     ],
     ids=["alive", "collected", "in a pass"],
 )
+@pytest.mark.slow
 def test_a_program_that_forgets_to_close_ends(last_line: str) -> None:
     program = (
         "from qwen3_ranker_plugins import Reranker\n"
@@ -383,6 +384,7 @@ def test_a_program_that_forgets_to_close_ends(last_line: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
 
 
+@pytest.mark.slow
 def test_a_forked_child_can_make_its_own() -> None:
     """With the parent's reranker alive: the child must not be handed the parent's engine, whose thread it lacks."""
     program = """
@@ -405,6 +407,7 @@ assert parent.score("q", ["d"]).shape == (1,)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its address space by what /proc says")
 def test_out_of_memory_says_what_to_lower_and_the_next_call_works() -> None:
     program = """

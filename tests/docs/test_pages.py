@@ -1,4 +1,4 @@
-"""What pages tell people to type exists and works. (tests/integration/test_readme.py runs the Python examples.)
+"""What pages tell people to type exists and works. (tests/docs/test_readme.py runs the Python examples.)
 
 - ```console blocks are executed, line by line, in an empty folder. A line `<!-- not run: REASON -->` above a block says
   why it is not: it needs a GPU or the hub.
