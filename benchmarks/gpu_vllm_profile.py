@@ -14,8 +14,9 @@ from benchmarks.gpu_vllm_systems import documents_of, query
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, Reranker
 from qwen3_ranker_plugins.config import RerankerSettings
 from qwen3_ranker_plugins.engines import create_engine, engine_module
-from qwen3_ranker_plugins.engines.vllm import engine as vllm_engine
-from qwen3_ranker_plugins.engines.vllm.worker import Batch, Runner, Scored, Start
+from qwen3_ranker_plugins.engines.vllm import worker_engine
+from qwen3_ranker_plugins.engines.vllm.messages import LoadModel, PromptMargins, ScorePrompts
+from qwen3_ranker_plugins.engines.vllm.runner import Runner
 from qwen3_ranker_plugins.models import resolve_model
 
 LABEL = "1000 titles"
@@ -25,18 +26,19 @@ WHOLE, REST = "vLLM in all", "of that the rest, with waiting for the GPU"
 
 
 class InThisProcess:
-    """What the engine has in the place of its worker process: the same runner, whose parts can be watched."""
+    """Replaces the engine's worker process: the same runner in this process, where its parts can be watched."""
 
     runner: Runner
+    running = True
 
-    def __init__(self, start: Start, environment: Mapping[str, str], *, timeout: float, show_log: bool) -> None:  # noqa: ARG002
+    def __init__(self, load: LoadModel, environment: Mapping[str, str], **_watching: object) -> None:
         os.environ.update(environment)
-        InThisProcess.runner = Runner(start)
+        InThisProcess.runner = Runner(load)
         self.facts = self.runner.facts()
         self.pid = os.getpid()
 
-    def score(self, batch: Batch) -> Scored:
-        return self.runner.score(batch)
+    def score(self, prompts: ScorePrompts) -> PromptMargins:
+        return self.runner.score(prompts)
 
     def close(self) -> None:
         self.runner.close()
@@ -50,7 +52,7 @@ def profile(engine_name: str, folder: Path, scale: int, device: str) -> dict[str
     whole = through_the_worker(engine_name, folder, documents, options, device)
     settings = RerankerSettings(str(folder), engine_name, device, engine_options=options)
     resolved = engine_module(engine_name).resolve(engine_name, settings)
-    vllm_engine.WorkerProcess = InThisProcess  # type: ignore[assignment, misc]
+    worker_engine.WorkerProcess = InThisProcess  # type: ignore[assignment, misc]
     engine = create_engine(resolved.config)
     runner = InThisProcess.runner
     core = runner.engine.engine_core.engine_core

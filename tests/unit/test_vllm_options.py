@@ -41,7 +41,10 @@ def test_aliases_are_the_engines_that_they_name(tiny: Path, alias: str, engine: 
     ("options", "message"),
     [
         ({"gpu_memory": 0.8}, "engine_options['gpu_memory']=0.8: engine 'vllm_score' has no such option: use one of"),
-        ({"model": "x"}, "engine_options['model']='x': is no option of an engine: set Reranker(model=...)"),
+        (
+            {"model": "x"},
+            "engine_options['model']='x': is a setting, not an option of an engine: set Reranker(m",
+        ),
         ({"dtype": "float16"}, "set Reranker(dtype=...)"),
         ({"tensor_parallel_size": 0}, "engine_options['tensor_parallel_size']=0: use a positive integer"),
         ({"gpu_memory_utilization": 80}, "use a share greater than 0 and at most 1"),
@@ -141,7 +144,7 @@ MESSAGES = {
     "RuntimeError: operator torchvision::nms does not exist": "pip uninstall torchvision",
     "RuntimeError: Failed to infer device type, please set the environment variable": "nvidia-smi",
     "ValueError: Free memory on device cuda:0 (3.2/79.1 GiB) on startup is less than desired GPU memory utilization "
-    "(0.9, 71.2 GiB).": "something else holds memory",
+    "(0.9, 71.2 GiB).": "another program holds memory",
     "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`": "lower max_length",
     "ValueError: To serve at least one request with the model's max seq len (40960), (4.4 GiB KV cache is needed, "
     "which is larger than the available KV cache memory (1.0 GiB).": "lower max_length",

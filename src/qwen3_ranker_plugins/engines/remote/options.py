@@ -1,4 +1,4 @@
-"""The remote engine's options, checked before anything is sent."""
+"""The options of the remote engine: kinds of services, names, checks and defaults."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Service:
     """A kind of service.
 
     Attributes:
-        routes: name -> path; the first is the default.
-        scores: what comes back, "probability" in [0, 1] or "logit".
-        takes_instruction, takes_limit: whether its requests have a field for the instruction, and for the most tokens
-            of a document.
-        prompts_are_ours: whether it reads prompts as they come, so that we have to make them.
-        documents_per_request: by default.
+        routes: name -> path; the first one is the default.
+        scores: what it returns by default: "probability" in [0, 1], or "logit".
+        takes_instruction, takes_limit: whether its requests have a field for the instruction, and one for the most
+            tokens of a document.
+        prompts_are_ours: whether it scores prompts as they are sent, so that this package makes them.
+        documents_per_request: default of the option.
     """
 
     routes: Mapping[str, str]
@@ -45,7 +45,7 @@ class Service:
     documents_per_request: int = 256
 
 
-#: Defaults of documents_per_request: 32 is TEI's own limit (--max-client-batch-size), 1000 Cohere's.
+#: documents_per_request: 32 is TEI's limit (--max-client-batch-size), 1000 Cohere's.
 SERVICES: dict[str, Service] = {
     "server": Service(
         {"rerank": "/v1/rerank", "score": "/v1/score"}, "logit", takes_instruction=True, takes_limit=True
@@ -63,30 +63,33 @@ SERVICES: dict[str, Service] = {
 }
 
 _SCORES = ("probability", "logit")
-#: Of route "packed", where documents are limited by the tokens of a row.
+#: documents_per_request of route "packed", where the tokens of a row are the tighter limit.
 _DOCUMENTS_PER_ROW = 4096
 
 
 @dataclass(frozen=True)
 class RemoteOptions:
-    """Everything that a request depends on besides its texts. Holds no secret, only the name of its variable.
+    """What a request depends on in addition to its texts. Holds no key, only the name of the variable with the key.
 
     Attributes:
-        url: where the service is, without the route.
+        url: address of the service, without the route.
         kind: a name from SERVICES.
-        route: one of the service's; None for its first.
-        path: in place of the route's path.
-        served_model: the model's name there; "" leaves it out of requests.
-        scores: "probability" or "logit"; None for what the kind of service gives.
-        prompts_are_ours: send prompts in our template, or the bare texts; None for what the kind of service needs.
-        truncate: for TEI: let it cut what is too long, without saying so, instead of refusing the request.
-        marker_id: for route "packed": id of the token that ends the parts of a row; None for the tokenizer's.
+        route: a route of this kind of service; None for its first one.
+        path: replaces the route's path.
+        served_model: the service's name of the model; "" leaves it out of requests.
+        scores: "probability" or "logit"; None for what this kind of service returns.
+        prompts_are_ours: send prompts in the reranker's template (true) or the bare texts (false); None for what this
+            kind of service needs.
+        truncate: of TEI: cut texts that are too long without a report (true), or refuse the request (false).
+        marker_id: of route "packed": id of the token that marks the ends of prefix and documents in a row; None for the
+            tokenizer's.
         api_key_env: name of the environment variable with the key.
-        documents_per_request: larger lists are split; None for what the kind of service takes.
-        concurrency: HTTP requests at a time.
-        max_attempts: of each HTTP request, the first included.
-        connect_timeout, read_timeout, total_timeout: seconds; the last is for all attempts and waits together.
-        max_retry_wait: longest wait before a new attempt, in seconds, whatever the service asks for.
+        documents_per_request: longer lists are split; None for what this kind of service accepts.
+        concurrency: at most this many HTTP requests at the same time.
+        max_attempts: attempts for each HTTP request, including the first one.
+        connect_timeout, read_timeout, total_timeout: seconds; the last one limits all attempts and the waits between
+            them.
+        max_retry_wait: seconds that a retry waits at most, even if the service asks for more.
     """
 
     url: str
@@ -109,10 +112,10 @@ class RemoteOptions:
 
     @classmethod
     def of(cls, settings: RerankerSettings) -> Self:
-        """The options of a reranker's settings, with every default filled in.
+        """The options in a reranker's settings, with all defaults filled in.
 
         Raises:
-            InvalidInputError: an option is unknown, missing or unusable, or a setting has no meaning for the service.
+            InvalidInputError: an option is unknown, missing or unusable, or a setting has no effect on the service.
         """
         given = dict(settings.engine_options)
         for name, value in given.items():
@@ -129,11 +132,11 @@ class RemoteOptions:
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> Self:
-        """What `as_json` wrote into a configuration."""
+        """From `as_json`."""
         return cls(**json.loads(config.options))
 
     def as_json(self) -> str:
-        """Canonical, so that equal options are equal texts."""
+        """Canonical JSON: equal options give equal texts."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @property
@@ -143,19 +146,19 @@ class RemoteOptions:
 
     @property
     def endpoint(self) -> str:
-        """The whole address of the route."""
+        """The complete address of the route."""
         return self.url + str(self.path)
 
     @property
     def sends_ids(self) -> bool:
-        """Whether prompts go out as token ids."""
+        """Whether prompts are sent as token ids."""
         return self.route in ("classify", "packed")
 
     def api_key(self) -> str | None:
-        """The key, or None if the default variable is not set.
+        """The key; None if `api_key_env` was left out and its default is not set.
 
         Raises:
-            InvalidInputError: a variable was named and is not set, or holds what no header can.
+            InvalidInputError: the variable is not set, or its value cannot be sent in a header.
         """
         key = secret_from_environment(self.api_key_env)
         if key is None and self.api_key_env != API_KEY_VARIABLE:
@@ -168,7 +171,7 @@ class RemoteOptions:
 
     @classmethod
     def _complete(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """The options with what depends on the kind of service."""
+        """The options with the defaults that depend on the kind of service."""
         kind = given.setdefault("kind", "server")
         check_choice(_argument("kind"), kind, tuple(SERVICES))
         service = SERVICES[kind]
@@ -211,7 +214,7 @@ class RemoteOptions:
             )
 
     def _check_settings(self, settings: RerankerSettings) -> None:
-        """Refuse what would be ignored in silence."""
+        """Refuse settings that would have no effect."""
         where = f"the remote service decides ({self.kind})"
         ignored = ["device", "dtype"] if self.prompts_are_ours else ["device", "dtype", "template", "max_length"]
         defaults = {field.name: field.default for field in fields(RerankerSettings)}
@@ -223,7 +226,7 @@ class RemoteOptions:
 
     @property
     def takes_instruction(self) -> bool:
-        """Whether an instruction reaches the model: in our prompt, or in a field of the request."""
+        """Whether an instruction reaches the model, in our prompt or in a field of the request."""
         return bool(self.prompts_are_ours) or self.service.takes_instruction
 
 
@@ -235,16 +238,16 @@ def _argument(name: str) -> str:
 
 
 def _base_url(url: object, path: str) -> str:
-    """The address without the route, a version, or a slash at its end."""
+    """The address without the route, a version or a slash at its end."""
     remedy = "use an address such as 'http://host:8001'"
     if not isinstance(url, str):
         raise InvalidInputError(_argument("url"), url, remedy)
     try:
-        parts = urlsplit(url)
-        host, _port = parts.hostname, parts.port
+        address = urlsplit(url)
+        host, _port = address.hostname, address.port  # reading the port checks it
     except ValueError as error:
         raise InvalidInputError(_argument("url"), "(hidden)", f"{remedy} ({error})") from None
-    if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
+    if address.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
         raise InvalidInputError(_argument("url"), url, remedy)
     base = url.rstrip("/").removesuffix(path)
     return re.sub(r"/v[12]$", "", base.rstrip("/"))

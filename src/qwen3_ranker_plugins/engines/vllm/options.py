@@ -1,6 +1,6 @@
-"""The options of the vLLM engines: names, checks, and what is put in place of those that are left out.
+"""The options of the vLLM engines: names, checks and defaults, and the arguments of vLLM that they become.
 
-Nothing here imports vLLM. Names are vLLM's where it has them. docs/engines.md explains every option.
+Nothing here imports vLLM. An option that vLLM has, too, bears its name. docs/engines.md explains every option.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any, Self
 from ...config import RerankerSettings, check_choice, check_json, check_positive, check_text
 from ...errors import InvalidInputError
 
-#: Both formats of the benchmark report are templates of ours with the same names.
+#: Each is the name of a template.
 INSTRUCTION_FORMATS = ("standard", "compact")
 LABEL_LOGPROBS = ("auto", "token_ids", "processed")
 
-#: The official template with its default instruction and a query of one token has so many tokens before the document.
-_HEAD = 64
+#: Tokens of the prefix of the official template with its default instruction and a query of one token.
+_SHORTEST_PREFIX = 64
 _SMALL_MODEL = 1024  # hidden size of Qwen3-Reranker-0.6B
 #: A call of `score` holds the tokens of this many scheduler steps: enough to keep vLLM busy, and few enough that a long
 #: list does not delay a short one for long.
 _STEPS_PER_CALL = 4
 
-#: There is no cache to share, and documents are handed over by the row.
+#: Options that `vllm_packed` lacks: it has no prefix cache, and its prompts are rows of documents.
 _NOT_OF_PACKED = ("enable_prefix_caching", "block_size", "infer_batch_size", "sort_by_doc_length", "label_logprobs")
 _ELSEWHERE = {"model": "model", "model_name": "model", "dtype": "dtype", "device": "device"}
 
@@ -69,30 +69,29 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
 
 @dataclass(frozen=True)
 class VllmOptions:
-    """Options as given; None leaves the choice to `resolved`, or to vLLM.
+    """Options as given. None leaves the choice to `resolved` or to vLLM.
 
     Attributes:
-        tokenizer: a folder or name whose tokenizer makes the ids; None for the model's own.
-        tensor_parallel_size: GPUs that hold the model together; None for all visible ones that divide its heads.
-        max_model_len: longest prompt in tokens, like `max_length`; the smaller one counts.
-        gpu_memory_utilization: share of the GPU's memory that vLLM may take (on a CPU: of the machine's).
-        enable_prefix_caching: compute what the documents of a query share once.
-        enforce_eager: neither compile nor capture CUDA graphs: starts sooner, runs slower.
-        infer_batch_size: documents handed to vLLM at once.
+        tokenizer: folder or name of the model whose tokenizer makes the ids; None for the model itself.
+        tensor_parallel_size: number of GPUs that share the model; None for all visible GPUs that divide its heads.
+        max_model_len: longest prompt in tokens, like `max_length`; the smaller one applies.
+        gpu_memory_utilization: share of the GPU's memory (on a CPU: of the machine's) that vLLM may take.
+        enable_prefix_caching: compute the prefix of a query's documents once.
+        enforce_eager: neither compile nor capture CUDA graphs: starts faster, scores slower.
+        infer_batch_size: at most this many documents are handed to vLLM at once.
         sort_by_doc_length: hand them over shortest first.
         instruction_format: "standard" or "compact", the template of that name.
-        max_num_batched_tokens, max_num_seqs: tokens and documents in one step of vLLM's scheduler.
-        quantization: as vLLM names it; None for what the checkpoint says.
+        max_num_batched_tokens, max_num_seqs: at most this many tokens and documents in one step of vLLM's scheduler.
+        quantization: vLLM's name of a method; None for the checkpoint's.
         block_size: tokens of a block of the prefix cache.
-        label_logprobs: how `vllm_generate` asks for its two labels; "auto" takes what the release has.
-        multiprocessing: vLLM's engine core in a process of its own, below our worker process.
+        label_logprobs: how `vllm_generate` requests the log-probabilities of its two labels, see `GenerateTask`.
+        multiprocessing: run vLLM's engine core in a child of our worker process instead of the worker itself.
         start_timeout: seconds that loading may take.
-        heartbeat_timeout: seconds without a sign of life after which the worker process is killed; it sends one each
-            second.
+        heartbeat_timeout: seconds without a heartbeat after which the worker process is killed. It sends one a second.
         step_timeout: seconds that one step of vLLM's scheduler may take before the worker process is killed; None for
             300 on a GPU (as vLLM waits for its own processes) and 1800 on a CPU.
-        show_log: let vLLM's log through to standard error.
-        engine_kwargs: any other argument of vLLM's EngineArgs; these win.
+        show_log: print vLLM's log to standard error.
+        engine_kwargs: other arguments of vLLM's EngineArgs; take precedence over all options.
 
     Raises:
         InvalidInputError: names the option and its value.
@@ -124,12 +123,12 @@ class VllmOptions:
         """From `engine_options`.
 
         Raises:
-            InvalidInputError: there is no such option, or its value is unusable.
+            InvalidInputError: the engine has no such option, or its value is unusable.
         """
         names = [each.name for each in fields(cls) if engine != "vllm_packed" or each.name not in _NOT_OF_PACKED]
         for name, value in options.items():
             if name in _ELSEWHERE:
-                remedy = f"is no option of an engine: set Reranker({_ELSEWHERE[name]}=...)"
+                remedy = f"is a setting, not an option of an engine: set Reranker({_ELSEWHERE[name]}=...)"
                 raise InvalidInputError(f"engine_options[{name!r}]", value, remedy)
             if name not in names:
                 remedy = (
@@ -142,7 +141,7 @@ class VllmOptions:
 
     @classmethod
     def stored(cls, options: Mapping[str, Any]) -> Self:
-        """What `as_dict` gave."""
+        """From `as_dict`."""
         return cls(**options)
 
     def __post_init__(self) -> None:
@@ -160,7 +159,7 @@ class VllmOptions:
 
     @property
     def as_dict(self) -> dict[str, Any]:
-        """What JSON holds of them."""
+        """The options by name, as JSON stores them."""
         return asdict(self)
 
 
@@ -168,7 +167,7 @@ def apply_to_prompts(engine: str, settings: RerankerSettings) -> tuple[VllmOptio
     """(options, template, longest prompt) that settings stand for.
 
     Raises:
-        InvalidInputError: an option is unusable, or contradicts `template`.
+        InvalidInputError: an option is unusable, or instruction_format contradicts the template.
     """
     options = VllmOptions.parse(engine, settings.engine_options)
     template = settings.template
@@ -184,12 +183,12 @@ def apply_to_prompts(engine: str, settings: RerankerSettings) -> tuple[VllmOptio
 
 
 def resolved(options: VllmOptions, model: Mapping[str, Any], *, gpus: int, window: int, template: str) -> VllmOptions:
-    """The options with this package's defaults in place of what was left out.
+    """The options with this package's defaults for those that were left out.
 
     Args:
         options: as given.
         model: the model's config.json.
-        gpus: how many vLLM may use; 0 for a CPU.
+        gpus: number of GPUs that vLLM may use; 0 for a CPU.
         window: longest prompt in tokens.
         template: name or text of the prompt's template.
 
@@ -214,7 +213,7 @@ def resolved(options: VllmOptions, model: Mapping[str, Any], *, gpus: int, windo
         options,
         tensor_parallel_size=parallel,
         max_model_len=window,
-        # A reranker only prefills, so the cache need not hold more than a step or two; a fifth is left to others.
+        # A reranker only prefills, so the cache needs room for a step or two; a fifth is left to other programs.
         gpu_memory_utilization=options.gpu_memory_utilization or (0.8 if on_gpu else None),
         # On a CPU compiling takes 40 s of start for 10 % of speed; see docs/engines.md.
         enforce_eager=(not on_gpu) if options.enforce_eager is None else options.enforce_eager,
@@ -228,10 +227,10 @@ def resolved(options: VllmOptions, model: Mapping[str, Any], *, gpus: int, windo
 def _block_size(model: Mapping[str, Any], template: str, *, on_gpu: bool) -> int | None:
     """Tokens of a block of the prefix cache; None for vLLM's 16 on a GPU."""
     if not on_gpu:
-        return 32  # vLLM's default on a CPU, 128, is longer than what the documents of a short query share
-    # One block holds the prefix, and no block of a title's own has to be hashed, cached and evicted, which is a
-    # fifth of vLLM's work for a request. A longer query then shares fewer tokens, which matters to larger models.
-    return _HEAD if template == "standard" and int(model["hidden_size"]) <= _SMALL_MODEL else None
+        return 32  # vLLM's default on a CPU is 128, which is longer than the prefix of a short query
+    # One block holds the prefix, and a title has no block that has to be hashed, cached and evicted, which is a fifth
+    # of vLLM's work for a request. Longer queries then share fewer of their tokens, which costs larger models more.
+    return _SHORTEST_PREFIX if template == "standard" and int(model["hidden_size"]) <= _SMALL_MODEL else None
 
 
 def engine_arguments(
@@ -264,7 +263,7 @@ def engine_arguments(
         "block_size": options.block_size,
     }
     if device == "cpu" and options.gpu_memory_utilization is None:
-        # vLLM would take 92 % of the machine's memory. Enough for two steps and for the longest prompt twice.
+        # By default vLLM takes 92 % of the machine's memory. This is enough for two steps or two longest prompts.
         tokens = 2 * max(options.max_model_len or 0, options.max_num_batched_tokens or 0)
         arguments["kv_cache_memory_bytes"] = tokens * _cache_bytes_per_token(model, dtype)
     return {name: value for name, value in arguments.items() if value is not None} | dict(options.engine_kwargs)
@@ -277,7 +276,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
 
 
 def _divides(count: int, heads: int, key_value_heads: int) -> bool:
-    """Whether so many GPUs can share the heads: key heads are split, or whole ones repeated."""
+    """Whether `count` GPUs can share the heads: vLLM splits the kv heads among them, or repeats whole ones."""
     return heads % count == 0 and (key_value_heads % count == 0 or count % key_value_heads == 0)
 
 

@@ -1,4 +1,4 @@
-"""What went wrong when vLLM was started, and what to do about it."""
+"""Errors of vLLM, and what to do about them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LOWER_MEMORY = (
     "engine_options['gpu_memory_utilization'], or use quantization, more GPUs (tensor_parallel_size) or a smaller model"
 )
 
-#: Patterns over vLLM's own messages (0.26 and 0.32) -> the remedy; the first that is found counts.
+#: (pattern in a message of vLLM 0.26 or 0.32, remedy); the first pattern that is found applies.
 REMEDIES: tuple[tuple[str, str], ...] = (
     (
         r"torchvision::nms does not exist|libtorchaudio|torchcodec",
@@ -37,13 +37,13 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (
         r"unexpected keyword argument",
         (
-            "engine_kwargs holds what this release of vLLM does not know: see `vllm serve --help` for the arguments of "
+            "engine_kwargs has an argument that this release of vLLM lacks: `vllm serve --help` lists the arguments of "
             "EngineArgs"
         ),
     ),
     (
         r"is less than desired (?:GPU|CPU) memory utilization|is less than requested memory for kv",
-        "something else holds memory: free it, or lower engine_options['gpu_memory_utilization']",
+        "another program holds memory: end it, or lower engine_options['gpu_memory_utilization']",
     ),
     (r"No available memory for the cache blocks|larger than the available KV cache", _LOWER_MEMORY),
     (
@@ -57,12 +57,12 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         r"must be divisible by tensor parallel size|number of available GPUs|World size",
         "lower engine_options['tensor_parallel_size']",
     ),
-    # Not the warning with the same beginning.
+    # The beginning of this message also begins a warning.
     (r"To allow overriding this maximum", "lower max_length to what the model has positions for"),
     (
         r"Model architectures \['Qwen3PackedReranker'\] are not supported",
         (
-            "a process of vLLM does not know our model class: install this package in vLLM's Python (its entry point "
+            "a process of vLLM lacks our model class: install this package in vLLM's Python (its entry point "
             "vllm.general_plugins must be found), and if VLLM_PLUGINS is set, name qwen3_ranker in it"
         ),
     ),
@@ -87,16 +87,16 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (
         r"killed by SIGKILL",
         (
-            "if nobody killed it, the system ran out of memory (see dmesg): use a smaller model, or lower "
+            "if you did not kill it, the system ran out of memory (see dmesg): use a smaller model, or lower "
             "engine_options['gpu_memory_utilization'] or ['max_num_batched_tokens']"
         ),
     ),
     (
         r"[Nn]o space left on device",
-        "vLLM writes compiled kernels to VLLM_CACHE_ROOT and shares memory through /dev/shm: make room there",
+        "vLLM writes compiled kernels to VLLM_CACHE_ROOT and shares memory through /dev/shm: free space there",
     ),
 )
-_NOTHING_KNOWN = "set engine_options={'show_log': True} to see vLLM's whole log"
+_FALLBACK = "set engine_options={'show_log': True} to see vLLM's whole log"
 
 
 def remedy(message: str, log: str = "") -> str:
@@ -104,17 +104,17 @@ def remedy(message: str, log: str = "") -> str:
 
     Args:
         message: of the exception.
-        log: read if the message says nothing, as that of a process above the one that failed.
+        log: searched if no pattern matches the message, for example if a child of the worker failed.
     """
     for text in (message, log):
         for pattern, answer in REMEDIES:
             if re.search(pattern, text):
                 return answer
-    return _NOTHING_KNOWN
+    return _FALLBACK
 
 
 def first_line(message: str) -> str:
-    """The line of a message that says what is wrong: of pydantic's, the second one too."""
+    """The first line of a message; of pydantic's, whose first line has no reason, the second one too."""
     first, _, rest = message.partition("\n")
     if re.search(r"\d+ validation errors? for ", first) and rest:
         return f"{first}: {rest.lstrip().partition(chr(10))[0].partition(' [type=')[0]}"
@@ -122,6 +122,6 @@ def first_line(message: str) -> str:
 
 
 def root_cause(log: str) -> str:
-    """The line of a log that names the first error in it, for processes whose exceptions do not reach us."""
+    """The first error in a log, for processes whose exceptions do not reach the worker; "" if there is none."""
     errors = re.findall(r"^.*?\b((?:\w+\.)*\w*(?:Error|Exception): .+)$", log, re.MULTILINE)
     return errors[0].strip() if errors else ""
