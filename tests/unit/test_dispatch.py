@@ -126,6 +126,41 @@ def test_one_callers_fault_is_not_everybodys() -> None:
     dispatcher.close()
 
 
+class EndingEngine(SumEngine):
+    """Its process ends in a poisoned pass; the next call starts another one."""
+
+    running = True
+
+    def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
+        self.running = True
+        try:
+            return super().score(requests)
+        except ZeroDivisionError as error:
+            self.running = False
+            raise EngineError("its process has ended") from error
+
+
+def test_all_who_wait_are_told_at_once_that_the_engines_process_has_ended() -> None:
+    """Trying each alone would make everybody wait until the process has started again."""
+    engine = EndingEngine(token_budget=10)
+    dispatcher = Dispatcher(engine)
+    engine.gate.clear()
+    in_pass = dispatcher.submit(request([3, 30], POISON))
+    assert engine.in_pass.wait(10)
+    waiting = [dispatcher.submit(request([length])) for length in range(1, 20)]
+    engine.gate.set()
+    for future in (in_pass, *waiting):
+        with pytest.raises(EngineError, match="its process has ended"):
+            future.result(10)
+    assert len(engine.passes) == 1
+    assert not engine.running
+    with pytest.raises(EngineClosedError, match="the process of engine 'sum' has ended"):
+        dispatcher.submit(request([2]), restart=False)
+    assert dispatcher.submit(request([2])).result(10).values.tolist() == expected([2])
+    assert dispatcher.submit(request([3]), restart=False).result(10).values.tolist() == expected([3])
+    dispatcher.close()
+
+
 def test_cancelling_drops_what_waits() -> None:
     engine = SumEngine(token_budget=11)
     dispatcher = Dispatcher(engine)
