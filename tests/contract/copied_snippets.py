@@ -5,7 +5,7 @@
 with the keys "query", "documents", "instruction", and "prompts" for the exact ids of each document.
 
 They are run as they are found, but for two things: token ids are taken out of what transformers 5 returns for
-`apply_chat_template(tokenize=True)`, and the scripts' two engines run one after the other in one process.
+`apply_chat_template(tokenize=True)`, and the scripts' two engines run in turn in one process.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""Services on real sockets to ask: vLLM's shapes with the bundled model behind them, and one that misbehaves."""
+"""Services on real sockets: one that answers as vLLM with the bundled model, and one that misbehaves."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def running(app: FastAPI) -> Iterator[str]:
 def vllm_like(folder: Path, engine: PackedEngine, *, with_template: bool = False) -> FastAPI:
     """What `vllm serve` does with a Qwen3 reranker in its pooling runner, as read in vLLM 0.32.
 
-    /classify takes token ids. /v1/score and /v1/rerank put query and document behind one another and read control
+    /classify takes token ids. /v1/score and /v1/rerank concatenate query and document and read control
     tokens in them; with a chat template they put that around the two. The key guards /v1 only.
     """
     app = FastAPI()

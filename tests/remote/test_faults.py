@@ -30,7 +30,7 @@ def ask(service: Faulty | str, **options: object) -> Reranker:
 
 
 def asked(service: Faulty, times: int) -> None:
-    """Wait until so many requests have come."""
+    """Wait until `times` requests have arrived."""
     limit = time.monotonic() + 20
     while len(service.bodies) < times:
         assert time.monotonic() < limit
@@ -327,7 +327,7 @@ def test_the_scores_of_a_row_find_their_documents() -> None:
         (status(200, '{"data": [{"index": 0, "data": [1, 2, 3]}], "usage": {"prompt_tokens": 7}}'), "read 7 tokens"),
     ],
 )
-def test_answers_to_rows_that_cannot_be_believed(answer: Reply, said: str) -> None:
+def test_unusable_answers_to_rows(answer: Reply, said: str) -> None:
     with (
         Faulty(answer) as service,
         ask_for_rows(service) as reranker,

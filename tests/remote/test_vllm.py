@@ -152,7 +152,7 @@ def test_rows_of_documents_to_a_server_with_the_plugin(
             expected, found = reranker.rerank(QUERY, many), remote.rerank(QUERY, many)
             margins = [[hit.margin for hit in sorted(each, key=lambda hit: hit.index)] for each in (expected, found)]
             np.testing.assert_allclose(margins[1], margins[0], rtol=0, atol=1e-4)
-            assert found.usage.prompt_tokens < expected.usage.prompt_tokens / 2  # as vLLM counts: heads once in a row
+            assert found.usage.prompt_tokens < expected.usage.prompt_tokens / 2  # the prefix once in a row
         bare = {"input": [[5, 6, 7]], "task": "token_classify", "model": "tiny"}
         answer = httpx.post(f"{address}/pooling", json=bare, headers={"Authorization": f"Bearer {KEY}"}).json()
         assert answer["data"][0]["data"] == [], "a prompt that is no row has no documents, and gets no score"

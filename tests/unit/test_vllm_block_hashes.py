@@ -13,7 +13,7 @@ HEAD = list(range(10))  # two blocks and a half
 
 
 class Hasher:
-    """Hashes as vLLM makes them: each block's with those before it, behind what a request has."""
+    """Hashes as vLLM makes them: each block's with those before it, after those that a request has."""
 
     def __init__(self) -> None:
         self.blocks = 0

@@ -29,7 +29,7 @@ made = st.builds(
 
 
 def read(rows: list[TokenRow]) -> PackedPass:
-    """As vLLM hands them to the model: behind one another, each with positions from 0."""
+    """As vLLM hands them to the model: concatenated, each with positions from 0."""
     token_ids = np.concatenate([np.array(row.token_ids) for row in rows])
     return read_rows(token_ids, np.concatenate([np.arange(len(row.token_ids)) for row in rows]), MARKER)
 
@@ -62,7 +62,7 @@ def test_every_document_comes_back_with_its_prefix(requests: list[EncodedRequest
 
 @given(made)
 def test_the_layout_is_that_of_a_packed_pass(request: EncodedRequest) -> None:
-    """Behind the two tokens in front, where all documents end alike."""
+    """After the first two tokens, if all documents end alike."""
     rows = list(write_rows(request, MARKER, sys.maxsize))
     assume(len(rows) == 1)
     packed, expected = read(rows), pack([request])

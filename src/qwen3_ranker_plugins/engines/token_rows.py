@@ -1,11 +1,11 @@
-"""One request of vLLM holds a query and many documents, as one row of token ids.
+"""A query and many documents as one row of token ids, which is one prompt for vLLM.
 
     [last id of the prefix][last id of a document] prefix* document* document* ...
 
-A star says that the last id is replaced by the marker, a control token that no text can produce. So the model finds
-where each part ends and puts the last ids back; nothing is computed that a packed pass would not compute, but for the
-two tokens in front. Documents of one query end with the same suffix; where they do not, because a template has none,
-those with the same last id share a row. If the prefix has no tokens, the marker stands in front of the row.
+A star means that the last id is replaced by the marker, a control token that no text can produce. So the model finds
+the ends of prefix and documents and restores their last ids; it computes two tokens more than a packed pass. The
+documents of a query end in the same suffix. If the template has no suffix, documents that end in the same id share a
+row. If the prefix is empty, the row begins with the marker.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from ..errors import EngineError, UnsupportedModelError
 from ..prompt import EncodedRequest, ModelTokenizer, length_order
 from .attention.layout import PackedPass, Row
 
-#: Token ids in front of each row.
+#: Number of token ids before the prefix.
 PREAMBLE = 2
-#: Qwen3's `<|endoftext|>`: a control token that no template of a reranker uses.
+#: A control token of Qwen3 that no template of a reranker uses.
 MARKER_TOKEN = "<|endoftext|>"  # noqa: S105 - no password
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """What vLLM gets as one prompt.
+    """One prompt for vLLM.
 
     Attributes:
-        token_ids: as described above.
-        documents: the indices of the request's documents, in the order of the row.
+        token_ids: see the module's docstring.
+        documents: indices of the request's documents, in the order of the row.
     """
 
     token_ids: list[int]
@@ -40,29 +40,29 @@ class TokenRow:
 
 
 def marker_id(tokenizer: ModelTokenizer) -> int:
-    """Id of the token that ends the parts of a row.
+    """Id of the token that marks the ends of prefix and documents.
 
     Raises:
         UnsupportedModelError: the tokenizer has no such token.
     """
     if MARKER_TOKEN not in tokenizer.control:
         raise UnsupportedModelError(
-            f"the tokenizer has no {MARKER_TOKEN}, by which many documents in one prompt of vLLM are told apart: use a "
-            "Qwen3 tokenizer, or another engine"
+            f"the tokenizer lacks {MARKER_TOKEN}, which separates the documents in one prompt of vLLM: use a Qwen3 "
+            "tokenizer, or another engine"
         )
     return tokenizer.control[MARKER_TOKEN]
 
 
 def write_rows(request: EncodedRequest, marker: int, room: int) -> Iterator[TokenRow]:
-    """A request as rows of at most `room` token ids, but for a document that is longer and comes alone.
+    """A request as rows of at most `room` token ids; a longer document has a row of its own.
 
-    Documents lie shortest first, so that those of equal length are neighbours.
+    Documents are sorted by length, so that those of equal length are neighbours.
 
     Raises:
-        EngineError: the prompt itself has the marker.
+        EngineError: the template contains the marker.
     """
     if marker in request.prefix or any(marker in segment[:-1] for segment in request.segments):
-        raise EngineError(f"the template uses {MARKER_TOKEN}, by which this engine tells documents apart: leave it out")
+        raise EngineError(f"the template uses {MARKER_TOKEN}, which separates documents for this engine: leave it out")
     by_last_id: dict[int, list[int]] = {}
     for index in length_order(request):
         by_last_id.setdefault(request.segments[index][-1], []).append(index)
@@ -84,13 +84,13 @@ def read_rows(token_ids: NDArray[np.int64], positions: NDArray[np.int64], marker
     """The layout of a step of vLLM.
 
     Args:
-        token_ids: int64 [tokens], the rows of all requests of the step behind one another.
-        positions: int64 [tokens], vLLM's: each row counts from 0.
+        token_ids: int64 [tokens], the rows of the step, concatenated.
+        positions: int64 [tokens], as vLLM counts them: from 0 in each row.
         marker: id of the marker.
 
     Returns:
-        A pass over as many tokens, `last_positions` in the order of the rows. What is not a row, such as the zeros with
-        which vLLM measures its memory, is laid out without a document.
+        A pass of the same tokens, with `last_positions` in the order of the rows. Other prompts, such as the zeros that
+        vLLM measures its memory with, have no documents.
     """
     row = Row()
     starts = np.flatnonzero(positions == 0)
@@ -121,5 +121,5 @@ def _read_row(row: Row, ids: NDArray[np.int64], marker: int) -> None:
     for mark in marks.tolist():
         row.last_positions.append(row.add(values[begin : mark + 1]))
         begin = mark + 1
-    if begin < len(values):  # not a row of ours
+    if begin < len(values):  # a prompt that `write_rows` has not made
         row.begin(values[begin:])

@@ -57,7 +57,7 @@ class ScorePrompts:
     """Score these prompts.
 
     Attributes:
-        prompts: for each request, the token ids that all its prompts begin with, and how each of them goes on.
+        prompts: for each request, the token ids that all its prompts begin with, and the rest of each prompt.
         counts: number of margins of each prompt.
         at_once: at most this many prompts are handed to vLLM at once.
     """

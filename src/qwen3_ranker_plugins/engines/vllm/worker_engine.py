@@ -27,7 +27,7 @@ class RequestPrompts:
 
     Attributes:
         prefix: token ids that all of them begin with.
-        continuations: how each of them goes on.
+        continuations: the rest of each prompt.
         documents: for each prompt, the indices of its documents, in the order of its margins.
     """
 
@@ -80,8 +80,8 @@ class VllmEngine(Engine):
         """
         prompts = [self._prompts(request) for request in requests]
         counts = [len(documents) for each in prompts for documents in each.documents]
-        parts = [(each.prefix, each.continuations) for each in prompts]
-        answer = self._ask(ScorePrompts(parts, counts, self._options.infer_batch_size))
+        asked = [(each.prefix, each.continuations) for each in prompts]
+        answer = self._ask(ScorePrompts(asked, counts, self._options.infer_batch_size))
         results: list[Margins] = []
         first_prompt = first_margin = 0
         for request, each in zip(requests, prompts, strict=True):
