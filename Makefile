@@ -24,15 +24,16 @@ step = @printf '%s ... ' '$(1)'; started=$$(date +%s); { $(2); } && echo "$$(($$
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo quick test lint notebooks docs clean
+.PHONY: help demo quick test lint notebooks docs release clean
 
 help:
 	@echo 'make demo    rerank a real corpus in Haystack and LangChain (sets up .venv first, a few minutes once)'
 	@echo 'make quick   the tests of the core, the adapters and the command line (at most 2 minutes on 2 cores)'
 	@echo 'make test    lint, type-check and test everything (at most 15 minutes on 2 cores)'
-	@echo 'make lint    ruff, mypy and the layers of docs/architecture.md (import-linter)'
+	@echo 'make lint    ruff, mypy, the layers of docs/architecture.md, spelling, workflows'
 	@echo 'make notebooks  execute the example notebooks and store what they print'
 	@echo 'make docs    the documentation site, into site/'
+	@echo 'make release  build, check and try the wheels and sdists of all distributions, into dist/'
 	@echo 'make clean   remove .venv and caches'
 	@echo 'Variables: PYTHON (3.11 or newer), TORCH (what pip installs where there is no NVIDIA GPU),'
 	@echo '           PARALLEL (how pytest spreads over processes; empty for one process)'
@@ -52,6 +53,10 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src integrations/haystack/src integrations/langchain/langchain_qwen3_ranker
 	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/codespell
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*_re*.yml
+	@if command -v actionlint >/dev/null; then actionlint; else echo 'actionlint is not installed: the workflows were checked by their schema only'; fi
 
 notebooks: $(VENV)/.test-installed
 	$(BIN)/python tools/notebooks.py
@@ -59,6 +64,10 @@ notebooks: $(VENV)/.test-installed
 docs: $(VENV)/.test-installed $(VENV)/.docs-installed
 	$(BIN)/python tools/cli_reference.py --check
 	$(BIN)/mkdocs build --strict
+
+release: $(VENV)/.test-installed
+	$(PIP) install --group release
+	$(BIN)/python tools/release.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build .cache site docs/examples examples/.generator*
