@@ -7,6 +7,7 @@ import pytest
 # Tests that start vLLM or Ray share one process: session fixtures start each engine once, and two engines at a time
 # would not fit into the memory of a small machine.
 _HEAVY = (
+    "tests/bench/test_latency.py",
     "tests/contract/test_engines.py",
     "tests/contract/test_vllm",
     "tests/offline/test_runners.py",

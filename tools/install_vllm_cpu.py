@@ -58,7 +58,7 @@ def _applies(requirement: Requirement) -> bool:
 
 
 def _pip(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "pip", "-qq", "--disable-pip-version-check", *arguments], check=True)  # noqa: S603
+    subprocess.run([sys.executable, "-m", "pip", "-qq", "--disable-pip-version-check", *arguments], check=True)
 
 
 if __name__ == "__main__":
