@@ -135,6 +135,12 @@ def test_a_worker_that_says_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:
         running.score(PROMPTS)
 
 
+def test_a_message_that_cannot_be_read_ends_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    garbage = LOADED + "connection.recv()\nwith lock: connection.send_bytes(b'no pickle')\ntime.sleep(600)\n"
+    with worker(monkeypatch, garbage) as running:
+        assert failure(running)[0].startswith("its message could not be read: UnpicklingError")
+
+
 def test_loading_has_a_time_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     loads = PREAMBLE + "time.sleep(600)\n"
     with (

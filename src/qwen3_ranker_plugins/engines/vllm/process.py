@@ -154,7 +154,17 @@ class WorkerProcess:
         raise WorkerEndedError(text, self._log_tail())
 
     def _watch(self) -> None:
-        """Pass replies on until the process has ended; kill it when it hangs."""
+        reason: str | None = None
+        try:
+            reason = self._pass_replies_on()
+        except Exception as error:  # noqa: BLE001 - whatever it is, a call must not wait for a reply that nobody reads
+            reason = f"its message could not be read: {type(error).__name__}: {error}"
+            self._kill_group()
+        self._ended = WorkerEndedError(reason or self._exit(), self._log_tail())
+        self._replies.put(self._ended)
+
+    def _pass_replies_on(self) -> str | None:
+        """Return when the process has ended, with the reason if it was killed because it hung."""
         silent = stalled = 0.0
         steps = 0
         hang: str | None = None
@@ -164,10 +174,10 @@ class WorkerProcess:
                 arrived = self._connection.poll(_SECONDS_BETWEEN_LOOKS)
                 # A process that vLLM forked may keep the worker's end of the connection open.
                 if not arrived and self._process.poll() is not None and not self._connection.poll(0):
-                    break
+                    return hang
                 message = self._connection.recv() if arrived else None
             except (EOFError, OSError):
-                break
+                return hang
             # If this process was suspended or starved, the worker may have been, too.
             passed = min(time.monotonic() - started, 2 * _SECONDS_BETWEEN_LOOKS)
             silent = 0.0 if arrived else silent + passed
@@ -179,8 +189,6 @@ class WorkerProcess:
                 self._replies.put(message)
             if hang is None and (hang := self._hang(silent, stalled)) is not None:
                 self._kill_group()
-        self._ended = WorkerEndedError(hang or self._exit(), self._log_tail())
-        self._replies.put(self._ended)
 
     def _hang(self, silent: float, stalled: float) -> str | None:
         """Why the worker counts as hanging; None if it does not.
