@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from qwen3_ranker_plugins.engines.packed.runner import CompiledPasses
 from torch.nn.functional import embedding
 
 from benchmarks.gpu_vllm_systems import query
@@ -32,7 +33,6 @@ from qwen3_ranker_plugins.engines.packed.decoder import (
     rotated,
 )
 from qwen3_ranker_plugins.engines.packed.float8 import to_float8
-from qwen3_ranker_plugins.engines.packed.runner import CompiledPasses
 from qwen3_ranker_plugins.prompt import EncodedRequest
 
 Rotation = tuple[torch.Tensor, torch.Tensor]

@@ -13,33 +13,27 @@ import numpy as np
 import torch
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION
-from qwen3_ranker_plugins.engines.attention import kernels
 from qwen3_ranker_plugins.engines.attention.layout import PackedPass, pack
-from qwen3_ranker_plugins.engines.attention.work_items import plan, tokens_of_a_program
-from qwen3_ranker_plugins.engines.packed.decoder import Decoder, DecoderWeights, gated, rms_norm, take_weights
-from qwen3_ranker_plugins.engines.packed.engine import PackedEngine, _load
+from qwen3_ranker_plugins.engines.attention.triton_nvidia import attend
+from qwen3_ranker_plugins.engines.attention.work_items import list_work_items, tokens_per_item
+from qwen3_ranker_plugins.engines.packed import kernels
+from qwen3_ranker_plugins.engines.packed.checkpoint import load_causal_lm
+from qwen3_ranker_plugins.engines.packed.decoder import Decoder, take_weights
+from qwen3_ranker_plugins.engines.packed.engine import PackedEngine
 from qwen3_ranker_plugins.engines.packed.float8 import Float8Decoder
 from qwen3_ranker_plugins.engines.packed.options import PackedOptions
-from qwen3_ranker_plugins.engines.packed.runner import CompiledPasses
+from qwen3_ranker_plugins.engines.packed.size_classes import SizeClassRunner
 from qwen3_ranker_plugins.prompt import EncodedRequest, PromptEncoder, load_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.contract import plain_kernels
 
 CPU = torch.device("cpu")
 EPSILON = 1e-6
 
 
-class OnCpu(Decoder):
-    """Takes the kernels without a GPU."""
-
-    def takes_kernels(self, weights: DecoderWeights) -> bool:
-        return True
-
-
-class Float8OnCpu(OnCpu, Float8Decoder):
-    """The same with float8 products."""
-
-
 def packed_pass() -> PackedPass:
-    """Documents shorter and longer than a program and a block of keys, and a request without a prefix."""
+    """Documents shorter and longer than a work item and a block of keys, and a request without a prefix."""
 
     def request(prefix: int, lengths: list[int]) -> EncodedRequest:
         return EncodedRequest([1] * prefix, [[2] * length for length in lengths], [0] * len(lengths))
@@ -51,20 +45,18 @@ def expected_attention(
     products: torch.Tensor, packed: PackedPass, cosines: torch.Tensor, sines: torch.Tensor,
     norms: tuple[torch.Tensor, torch.Tensor], heads: int, kv_heads: int,
 ) -> torch.Tensor:  # fmt: skip
-    """With a matrix of all scores, in float32."""
+    """With a matrix of all scores, in float32, straight from the rule who sees whom."""
     tokens, head_dim = packed.num_tokens, len(norms[0])
     query, key, value = (
-        part.view(tokens, -1, head_dim)
+        part.unflatten(1, (-1, head_dim))
         for part in products[:tokens].float().split([heads * head_dim, kv_heads * head_dim, kv_heads * head_dim], dim=1)
     )
-
-    def turned(states: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
-        low, high = rms_norm(states, norm, EPSILON).chunk(2, dim=-1)
-        cosine, sine = cosines[:tokens, None], sines[:tokens, None]
-        return torch.cat([low * cosine - high * sine, high * cosine + low * sine], dim=-1)
-
-    key, value = (states.repeat_interleave(heads // kv_heads, dim=1) for states in (turned(key, norms[1]), value))
-    scores = torch.einsum("qhd,khd->hqk", turned(query, norms[0]), key) * head_dim**-0.5
+    angles = cosines[:tokens], sines[:tokens]
+    query, key = (
+        plain_kernels.rotate(states, *angles, norm, EPSILON) for states, norm in zip((query, key), norms, strict=True)
+    )
+    key, value = (states.repeat_interleave(heads // kv_heads, dim=1) for states in (key, value))
+    scores = torch.einsum("qhd,khd->hqk", query, key) * head_dim**-0.5
     place = torch.arange(tokens)
     start, prefix_start, prefix_end = (
         torch.from_numpy(bounds)[:, None] for bounds in (packed.segment_start, packed.prefix_start, packed.prefix_end)
@@ -80,7 +72,7 @@ def attention_difference(heads: int, kv_heads: int, head_dim: int) -> float:
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).half()
 
-    tokens = packed.num_tokens + 37  # padding, which no program has
+    tokens = packed.num_tokens + 37  # padding, which is in no work item
     products = random(tokens, (heads + 2 * kv_heads) * head_dim)
     norms = 1 + 0.1 * random(head_dim), 1 + 0.1 * random(head_dim)
     positions = torch.zeros(tokens)
@@ -88,20 +80,26 @@ def attention_difference(heads: int, kv_heads: int, head_dim: int) -> float:
     angles = positions[:, None] * 10000.0 ** -torch.linspace(0, 1, head_dim // 2)
     cosines, sines = angles.cos(), angles.sin()
     expected = expected_attention(products, packed, cosines, sines, norms, heads, kv_heads)
-    programs = np.concatenate([plan(packed, tokens_of_a_program(heads, kv_heads)), np.zeros((3, 5), dtype=np.int32)])
-    found = kernels.attend(
-        products, torch.from_numpy(programs), torch.from_numpy(np.pad(packed.segment_start, (0, 37))),
-        cosines, sines, *norms, heads=heads, kv_heads=kv_heads, epsilon=EPSILON,
-    )  # fmt: skip
-    return float((found[: packed.num_tokens].float() - expected).abs().max())
+    empty = np.zeros((3, 5), dtype=np.int32)
+    items = torch.from_numpy(np.concatenate([list_work_items(packed, tokens_per_item(heads, kv_heads)), empty]))
+    segment_start = torch.from_numpy(np.pad(packed.segment_start, (0, 37)))
+    differences = []
+    for rotate_keys, attention in ((kernels.rotate_keys, attend), (plain_kernels.rotate_keys, plain_kernels.attend)):
+        states = products.clone()
+        rotate_keys(states, cosines, sines, norms[1], heads=heads, kv_heads=kv_heads, epsilon=EPSILON)
+        found = attention(
+            states, items, segment_start, cosines, sines, norms[0], heads=heads, kv_heads=kv_heads, epsilon=EPSILON
+        )
+        differences.append(float((found[: packed.num_tokens].float() - expected).abs().max()))
+    return max(differences)
 
 
-def pieces_difference() -> float:
+def norm_and_gate_difference() -> float:
     generator = torch.Generator().manual_seed(0)
     states, weight = (torch.randn(*shape, generator=generator).half() for shape in ((37, 96), (96,)))
     pairs = [
-        (kernels.rms_norm(states, weight, EPSILON), rms_norm(states, weight, EPSILON)),
-        (kernels.gated(states), gated(states)),
+        (kernels.rms_norm(states, weight, EPSILON), plain_kernels.rms_norm(states, weight, EPSILON)),
+        (kernels.gated(states), plain_kernels.gated(states)),
     ]
     return max(float((found.float() - expected.float()).abs().max()) for found, expected in pairs)
 
@@ -115,9 +113,15 @@ def float8_difference() -> float:
     states, addend, weight = (torch.randn(*s, generator=generator).half() for s in ((37, 96), (37, 96), (96,)))
     added = states + addend
     pairs = [
-        (kernels.rms_norm_float8(states.clone(), weight, EPSILON), rms_norm(states.float(), weight, EPSILON)),
-        (kernels.gated_float8(states), gated(states.float())),
-        (kernels.rms_norm_float8(states, weight, EPSILON, addend), rms_norm(added.float(), weight, EPSILON)),
+        (
+            kernels.rms_norm_float8(states.clone(), weight, EPSILON),
+            plain_kernels.rms_norm(states.float(), weight, EPSILON),
+        ),
+        (kernels.gated_float8(states), plain_kernels.gated(states.float())),
+        (
+            kernels.rms_norm_float8(states, weight, EPSILON, addend),
+            plain_kernels.rms_norm(added.float(), weight, EPSILON),
+        ),
     ]
     if not torch.equal(states, added):
         raise AssertionError("the addend was not added to the states")
@@ -128,28 +132,29 @@ def float8_difference() -> float:
     return float(max(shares))
 
 
-def margins_difference(folder: Path, kind: type[OnCpu]) -> float:
+def margins_difference(folder: Path, kind: type[Decoder]) -> float:
     """The bundled model, layers and all, against the engine in float32."""
     tokenizer = load_tokenizer(folder)
     engine = PackedEngine(folder, device="cpu", dtype="float32")
-    decoder = kind(take_weights(_load(folder, torch.float16).model, engine._label_direction, CPU))
-    passes = CompiledPasses(decoder, CPU, PackedOptions(compile=True).resolved("cpu", "float32"), token_budget=512)
+    weights = take_weights(load_causal_lm(folder, torch.float16).model, engine._label_direction, CPU)
+    options = PackedOptions(compile=True, size_classes=8, cuda_graphs=False)
+    runner = SizeClassRunner(kind(weights, kernels, attend), CPU, options, token_budget=512)
     encoder = PromptEncoder(tokenizer)
     requests = [
         encoder.encode("what is the capital of France?", ["Paris", "Berlin is in Germany", "a"], DEFAULT_INSTRUCTION),
         encoder.encode("close a file", ["The with statement closes a file when its block ends"], DEFAULT_INSTRUCTION),
     ]
     expected = np.concatenate([margins.values for margins in engine.score(requests)])
-    return float(np.abs(passes.margins(pack(requests)).numpy() - expected).max())
+    return float(np.abs(runner.run(pack(requests)).numpy() - expected).max())
 
 
 if __name__ == "__main__":
     shapes = (4, 2, 64), (2, 1, 128), (4, 1, 32), (2, 2, 32)
     differences = {
         "attention": {str(shape): attention_difference(*shape) for shape in shapes},
-        "pieces": pieces_difference(),
+        "norm and gate": norm_and_gate_difference(),
         "float8": float8_difference(),
-        "margins": margins_difference(Path(sys.argv[1]), OnCpu),
-        "float8 margins": margins_difference(Path(sys.argv[1]), Float8OnCpu),
+        "margins": margins_difference(Path(sys.argv[1]), Decoder),
+        "float8 margins": margins_difference(Path(sys.argv[1]), Float8Decoder),
     }
     sys.stdout.write(json.dumps(differences) + "\n")

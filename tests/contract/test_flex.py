@@ -12,18 +12,14 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION
-from qwen3_ranker_plugins.engines.attention.flex import build_block_mask, many_lengths, padded_length
-from qwen3_ranker_plugins.engines.attention.layout import PackedPass, pack
+from qwen3_ranker_plugins.engines.attention.flex import FlexLayout, many_lengths
+from qwen3_ranker_plugins.engines.attention.layout import pack, padded_length
+from qwen3_ranker_plugins.engines.packed.checkpoint import load_causal_lm
 from qwen3_ranker_plugins.engines.packed.engine import PackedEngine
+from qwen3_ranker_plugins.engines.packed.model_layers import ModelLayers
 from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder
 
-
-class FlexEngine(PackedEngine):
-    """The packed engine with the layout that it has on a GPU."""
-
-    def _layout(self, packed: PackedPass) -> tuple[object, int]:
-        length = padded_length(packed.num_tokens)
-        return build_block_mask(packed, length, self.device), length - packed.num_tokens
+CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
@@ -37,10 +33,11 @@ def test_flex_attention_gives_the_margins_of_the_cpu_path(tiny: Path, tiny_token
         encoder.encode(query, [" ".join(rng.choice(words, size=n)) for n in lengths], DEFAULT_INSTRUCTION)
         for query, lengths in (("a", [1, 5, 90]), ("how to close a file " * 30, rng.integers(1, 90, size=12).tolist()))
     ]
-    expected = PackedEngine(tiny, device="cpu").score(requests)
-    margins = FlexEngine(tiny, device="cpu").score(requests)
-    for one, other in zip(margins, expected, strict=True):
-        np.testing.assert_allclose(one.values, other.values, rtol=0, atol=1e-4)
+    engine = PackedEngine(tiny, device="cpu")
+    packed = pack(requests)
+    layers = ModelLayers(load_causal_lm(tiny, torch.float32).model, engine._label_direction, CPU)
+    margins = layers.margins(packed, FlexLayout(packed, CPU))
+    np.testing.assert_allclose(margins.numpy(), engine.forward(packed).numpy(), rtol=0, atol=1e-4)
 
 
 def test_every_padded_length_is_compiled() -> None:
@@ -57,7 +54,7 @@ def test_every_padded_length_is_compiled() -> None:
     with many_lengths():
         for length in lengths:
             packed = pack([EncodedRequest([1] * 20, [[1] * (length - 25)], [0])])
-            mask = build_block_mask(packed, length, torch.device("cpu"))
+            mask = FlexLayout(packed, CPU).mask
             states = torch.zeros(1, 2, length, 16)
             attend(states, states, states, block_mask=mask)
     assert len(compiled) == len(lengths)

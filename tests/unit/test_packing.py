@@ -1,4 +1,4 @@
-"""The layout of a pass, and what the CUDA path makes of it (block masks, programs) against the rule it stands for."""
+"""The layout of a pass, and the block masks and work items made from it, against the rule who sees whom."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.nn.attention.flex_attention import BlockMask
 
-from qwen3_ranker_plugins.engines.attention.flex import TILE, build_block_mask, padded_length
-from qwen3_ranker_plugins.engines.attention.layout import PackedPass, pack
-from qwen3_ranker_plugins.engines.packed.buffers import StaticRow, row_length
+from qwen3_ranker_plugins.engines.attention.flex import TILE, FlexLayout
+from qwen3_ranker_plugins.engines.attention.layout import PackedPass, pack, padded_length
+from qwen3_ranker_plugins.engines.packed.buffers import PassBuffers, size_class
 from qwen3_ranker_plugins.prompt import EncodedRequest
 
 requests = st.lists(
@@ -74,46 +74,33 @@ def test_layout(shapes: list[tuple[int, list[int]]]) -> None:
 @given(requests)
 def test_block_mask_is_the_rule(shapes: list[tuple[int, list[int]]]) -> None:
     packed = pack(make(shapes))
-    length = padded_length(packed.num_tokens)
-    assert length % TILE == 0
-    check_mask(build_block_mask(packed, length, torch.device("cpu")), packed)
-
-
-@settings(max_examples=15)
-@given(requests, requests, st.sampled_from([TILE, TILE // 2]))
-def test_a_row_that_held_another_pass_has_the_mask_of_this_one(
-    before: list[tuple[int, list[int]]], shapes: list[tuple[int, list[int]]], columns: int
-) -> None:
-    first, packed = pack(make(before)), pack(make(shapes))
-    longest = max(first.num_tokens, packed.num_tokens)
-    documents = max(first.num_documents, packed.num_documents)
-    row = StaticRow(row_length(longest, documents, 4), torch.device("cpu"), columns)
-    for one in (first, packed):
-        row.write(one)
-    check_mask(row.mask, packed)
-    padding = [0] * (row.length - packed.num_tokens)
-    assert row.token_ids.tolist() == [*packed.token_ids.tolist(), *padding]
-    assert row.position_ids.tolist() == [*packed.position_ids.tolist(), *padding]
-    assert row.last_positions[: packed.num_documents].tolist() == packed.last_positions.tolist()
-    assert not row.last_positions[packed.num_documents :].any()
+    layout = FlexLayout(packed, torch.device("cpu"))
+    assert (packed.num_tokens + layout.padding) % TILE == 0
+    check_mask(layout.mask, packed)
 
 
 @given(requests, requests, st.sampled_from([16, 64, 128]))
-def test_programs_are_the_rule(
+def test_buffers_that_held_another_pass_hold_this_one_and_its_work_items_are_the_rule(
     before: list[tuple[int, list[int]]], shapes: list[tuple[int, list[int]]], tokens: int
 ) -> None:
-    """Each token has one program, whose keys hold all that it may see, and which masks by segment and order only."""
+    """Each token has one work item, whose keys hold all that it may see; it masks by segment and order only."""
     first, packed = pack(make(before)), pack(make(shapes))
     lengths = [
-        row_length(one.num_tokens, one.num_documents, 4, num_requests=max(len(one.blocks) * tokens // 64, 1))
+        size_class(one.num_tokens, one.num_documents, 4, num_requests=max(len(one.blocks) * tokens // 64, 1))
         for one in (first, packed)
     ]
-    row = StaticRow(max(lengths), torch.device("cpu"), tokens_per_program=tokens)
+    buffers = PassBuffers(max(lengths), torch.device("cpu"), tokens_per_item=tokens)
     for one in (first, packed):
-        row.write(one)
+        buffers.write(one)
+    padding = [0] * (buffers.length - packed.num_tokens)
+    assert buffers.token_ids.tolist() == [*packed.token_ids.tolist(), *padding]
+    assert buffers.position_ids.tolist() == [*packed.position_ids.tolist(), *padding]
+    assert buffers.last_positions[: packed.num_documents].tolist() == packed.last_positions.tolist()
+    assert not buffers.last_positions[packed.num_documents :].any()
+
     expected, seen = visible(packed), np.zeros((packed.num_tokens,) * 2, dtype=int)
-    segment_start = row.segment_start.numpy()
-    for start, end, prefix_start, prefix_end, own_start in row.programs.tolist():
+    segment_start = buffers.segment_start.numpy()
+    for start, end, prefix_start, prefix_end, own_start in buffers.work_items.tolist():
         assert end - start <= tokens
         assert prefix_start == prefix_end or own_start >= prefix_end
         token, own = np.arange(start, end)[:, None], np.arange(own_start, end)[None]
@@ -122,16 +109,16 @@ def test_programs_are_the_rule(
     assert (seen == expected).all()
 
 
-def test_a_row_refuses_more_requests_than_it_has_programs_for() -> None:
-    row = StaticRow(256, torch.device("cpu"), tokens_per_program=64)
-    with pytest.raises(ValueError, match="40 programs in a row with room for 12"):
-        row.write(pack(make([(1, [5])] * 20)))
-    assert row_length(120, 20, 8, num_requests=20) == 1280
+def test_buffers_refuse_more_requests_than_they_have_work_items_for() -> None:
+    buffers = PassBuffers(256, torch.device("cpu"), tokens_per_item=64)
+    with pytest.raises(ValueError, match="40 work items in buffers for 12"):
+        buffers.write(pack(make([(1, [5])] * 20)))
+    assert size_class(120, 20, 8, num_requests=20) == 1280
 
 
 def check_mask(mask: BlockMask, packed: PackedPass) -> None:
     """Each pair of tokens, and each tile."""
-    length, (_, columns_of) = mask.seq_lengths[0], mask.BLOCK_SIZE
+    length = mask.seq_lengths[0]
     rows, columns = torch.arange(length)[:, None], torch.arange(length)[None]
     by_token = mask.mask_mod(torch.tensor(0), torch.tensor(0), rows, columns).numpy()
 
@@ -139,7 +126,7 @@ def check_mask(mask: BlockMask, packed: PackedPass) -> None:
     assert (by_token[: packed.num_tokens, : packed.num_tokens] == expected).all()
     assert not by_token[: packed.num_tokens, packed.num_tokens :].any()
 
-    shape = length // TILE, length // columns_of
+    shape = length // TILE, length // TILE
 
     def listed(counts: torch.Tensor, indices: torch.Tensor) -> NDArray[np.bool_]:
         found = np.zeros(shape, dtype=bool)
@@ -150,9 +137,9 @@ def check_mask(mask: BlockMask, packed: PackedPass) -> None:
     assert mask.full_kv_num_blocks is not None
     assert mask.full_kv_indices is not None
     partial, full = listed(mask.kv_num_blocks, mask.kv_indices), listed(mask.full_kv_num_blocks, mask.full_kv_indices)
-    per_tile = by_token.reshape(shape[0], TILE, shape[1], columns_of).sum(axis=(1, 3))
+    per_tile = by_token.reshape(shape[0], TILE, shape[1], TILE).sum(axis=(1, 3))
     assert not (partial & full).any()
-    assert (per_tile[full] == TILE * columns_of).all(), "a full tile is not masked, so every pair must be visible"
+    assert (per_tile[full] == TILE * TILE).all(), "a full tile is not masked, so every pair must be visible"
     assert (per_tile[~(partial | full)] == 0).all(), "a tile that is not listed is skipped"
 
 

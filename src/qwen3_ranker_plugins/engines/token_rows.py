@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import EngineError, UnsupportedModelError
 from ..prompt import EncodedRequest, ModelTokenizer, length_order
-from .attention.layout import PackedPass, Row
+from .attention.layout import PackedPass, PassBuilder
 
 #: Number of token ids before the prefix.
 PREAMBLE = 2
@@ -92,34 +92,34 @@ def read_rows(token_ids: NDArray[np.int64], positions: NDArray[np.int64], marker
         A pass of the same tokens, with `last_positions` in the order of the rows. Other prompts, such as the zeros that
         vLLM measures its memory with, have no documents.
     """
-    row = Row()
+    builder = PassBuilder()
     starts = np.flatnonzero(positions == 0)
     if not (token_ids == marker).any():  # vLLM's dummy steps also have positions that are all 0
         starts = starts[:1]
     for start, end in zip(starts, [*starts[1:], len(token_ids)], strict=True):
-        _read_row(row, token_ids[start:end], marker)
-    return row.packed()
+        _read_row(builder, token_ids[start:end], marker)
+    return builder.build()
 
 
-def _read_row(row: Row, ids: NDArray[np.int64], marker: int) -> None:
+def _read_row(builder: PassBuilder, ids: NDArray[np.int64], marker: int) -> None:
     marks = np.flatnonzero(ids[PREAMBLE:] == marker) + PREAMBLE
     if len(marks) == 0:
-        row.begin(ids.tolist())
+        builder.start_request(ids.tolist())
         return
     restored = ids.copy()
     restored[marks] = ids[1]
-    row.begin(restored[:PREAMBLE].tolist())
+    builder.start_request(restored[:PREAMBLE].tolist())
     begin = PREAMBLE
     if ids[0] != marker:
         prefix_end, marks = marks[0], marks[1:]
         restored[prefix_end] = ids[0]
-        row.begin(restored[begin : prefix_end + 1].tolist())
+        builder.start_request(restored[begin : prefix_end + 1].tolist())
         begin = prefix_end + 1
     else:
-        row.begin([])
+        builder.start_request([])
     values: list[int] = restored.tolist()
     for mark in marks.tolist():
-        row.last_positions.append(row.add(values[begin : mark + 1]))
+        builder.last_positions.append(builder.add_segment(values[begin : mark + 1]))
         begin = mark + 1
     if begin < len(values):  # a prompt that `write_rows` has not made
-        row.begin(values[begin:])
+        builder.start_request(values[begin:])

@@ -1,1 +1,11 @@
-"""Shared-prefix attention: the layout of a pass, and one module for each way to compute it."""
+"""Shared-prefix attention: every token sees its request's prefix and the earlier tokens of its own document.
+
+    layout.py          where the tokens of a pass lie, and who sees whom
+    interface.py       chooses the computation for a device; the attention function that transformers' layers call
+    sdpa.py            CPU: torch's scaled_dot_product_attention
+    flex.py            any CUDA GPU: FlexAttention with a block mask
+    work_items.py      how a pass is divided among the thread blocks of a kernel of our own
+    triton_nvidia.py   such a kernel for NVIDIA GPUs from Ampere on
+
+A kernel for another GPU is a module like `triton_nvidia`, chosen in `packed/engine.py`.
+"""

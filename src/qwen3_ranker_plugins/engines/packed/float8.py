@@ -1,95 +1,110 @@
 """The decoder with float8 products: twice the arithmetic a second on Hopper and Ada, at the price of coarser margins.
 
-Activations and weights are e4m3 with one scale for each row: of tokens, and of outputs. The kernels in front of a
-product round to float8 themselves, so that nothing is read or written for that. In half precision stay the output
-product of the attention, whose rows come from several programs, and the final layer, from which margins are read.
+Activations and weights are e4m3 with one scale for each row (of tokens, of outputs). The kernel that precedes a product
+rounds to float8 itself, so that rounding reads and writes nothing. Two parts stay in half precision: the output product
+of the attention, because each of its rows is written by several work items, and the final layer, from which margins are
+read.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch.nn.functional import embedding
 
-from .decoder import Decoder, DecoderWeights, LayerWeights
+from .decoder import Attend, Decoder, DecoderWeights, Kernels, LayerWeights
 
 if TYPE_CHECKING:
-    from .buffers import StaticRow
+    from .buffers import PassBuffers
 
 _LARGEST = 448.0  # of e4m3
 
 
-class _Narrow(NamedTuple):
-    """A matrix in float8 [outputs, inputs], and by what each output is to be multiplied, float32 [1, outputs]."""
+class Float8Kernels(Kernels, Protocol):
+    """What the decoder needs besides; arguments and results as in the module `kernels`."""
+
+    def rms_norm_float8(
+        self, states: torch.Tensor, weight: torch.Tensor, epsilon: float, addend: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """RMSNorm of each row, rounded to float8."""
+
+    def gated_float8(self, gate_up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`gated`, rounded to float8."""
+
+
+class _Float8Matrix(NamedTuple):
+    """A matrix in float8 [outputs, inputs], and the factor of each output, float32 [1, outputs]."""
 
     matrix: torch.Tensor
     scales: torch.Tensor
 
 
-class _NarrowLayer(NamedTuple):
-    """What a layer has in float8; the rest of it, where matrices that are here are empty."""
+class _Float8Layer(NamedTuple):
+    """The matrices of a layer that are in float8, and the rest of it, in which these matrices are empty."""
 
-    query_key_value: _Narrow
-    gate_up: _Narrow
-    down: _Narrow
+    query_key_value: _Float8Matrix
+    gate_up: _Float8Matrix
+    down: _Float8Matrix
     rest: LayerWeights
 
 
 class Float8Decoder(Decoder):
-    """Margins of a static row, most products in float8.
+    """Computes the margins of a pass, with most products in float8.
 
     Args:
-        weights: in bfloat16, and such that our own kernels can be used. Of the layers but the last, those matrices that
-            are used in float8 are not kept.
+        weights: in bfloat16. The matrices that are used in float8 are not kept.
+        kernels: for the device of the weights.
+        attend: for the device of the weights.
     """
 
-    def __init__(self, weights: DecoderWeights) -> None:
-        super().__init__(replace(weights, layers=weights.layers[-1:]))
-        self._layers = [_narrow_layer(layer) for layer in weights.layers[:-1]]
+    def __init__(self, weights: DecoderWeights, kernels: Float8Kernels, attend: Attend) -> None:
+        super().__init__(replace(weights, layers=weights.layers[-1:]), kernels, attend)
+        self._float8_kernels = kernels
+        self._layers = [_float8_layer(layer) for layer in weights.layers[:-1]]
 
     @property
-    def pieces(self) -> str:
+    def description(self) -> str:
         """See `Decoder`."""
-        return f"{super().pieces}, float8"
+        return f"{super().description}, float8"
 
-    def __call__(self, row: StaticRow) -> torch.Tensor:
+    def __call__(self, buffers: PassBuffers) -> torch.Tensor:
         """See `Decoder`."""
-        hidden = embedding(row.token_ids, self.weights.embedding)
-        rotation = self._rotation(row)
-        kernels, epsilon = self._kernels, self.weights.epsilon
-        product: torch.Tensor | None = None  # of the layer before, to be added to the residual
+        hidden = embedding(buffers.token_ids, self.weights.embedding)
+        rotary = self._rotary_embeddings(buffers)
+        kernels, epsilon = self._float8_kernels, self.weights.epsilon
+        down: torch.Tensor | None = None  # product of the previous layer, still to be added to the residual
         for layer in self._layers:
-            states = kernels.rms_norm_float8(hidden, layer.rest.input_norm, epsilon, product)
+            states = kernels.rms_norm_float8(hidden, layer.rest.input_norm, epsilon, down)
             products = _product(states, layer.query_key_value, hidden.dtype)
-            seen = self._gathered(products, layer.rest, rotation, row)
-            hidden = self._add_product(hidden, seen, layer.rest.output)
+            attended = self._attend_products(products, layer.rest, rotary, buffers)
+            hidden = hidden.addmm_(attended, layer.rest.output.t())
             states = kernels.rms_norm_float8(hidden, layer.rest.feed_forward_norm, epsilon)
             states = kernels.gated_float8(_product(states, layer.gate_up, hidden.dtype))
-            product = _product(states, layer.down, hidden.dtype)
-        if product is not None:
-            hidden = hidden.add_(product)
-        return self._margins(hidden, self.weights.layers[-1], rotation, row)
+            down = _product(states, layer.down, hidden.dtype)
+        if down is not None:
+            hidden = hidden.add_(down)
+        return self._margins(hidden, self.weights.layers[-1], rotary, buffers)
 
 
-def _narrow_layer(layer: LayerWeights) -> _NarrowLayer:
+def _float8_layer(layer: LayerWeights) -> _Float8Layer:
     empty = layer.output.new_empty(0)
-    return _NarrowLayer(
-        query_key_value=to_float8(layer.query_key_value),
-        gate_up=to_float8(layer.gate_up),
-        down=to_float8(layer.down),
+    return _Float8Layer(
+        query_key_value=_to_float8(layer.query_key_value),
+        gate_up=_to_float8(layer.gate_up),
+        down=_to_float8(layer.down),
         rest=layer._replace(query_key_value=empty, gate_up=empty, down=empty),
     )
 
 
-def to_float8(matrix: torch.Tensor) -> _Narrow:
-    """A matrix [outputs, inputs], each output with the scale that makes its largest number the largest of e4m3."""
+def _to_float8(matrix: torch.Tensor) -> _Float8Matrix:
+    """A matrix [outputs, inputs] in float8; each output's largest number becomes the largest number of e4m3."""
     scales = (matrix.float().abs().amax(dim=1, keepdim=True) / _LARGEST).clamp(min=1e-12)
-    return _Narrow((matrix.float() / scales).to(torch.float8_e4m3fn), scales.t().contiguous())
+    return _Float8Matrix((matrix.float() / scales).to(torch.float8_e4m3fn), scales.t().contiguous())
 
 
-def _product(states: tuple[torch.Tensor, torch.Tensor], weight: _Narrow, dtype: torch.dtype) -> torch.Tensor:
+def _product(states: tuple[torch.Tensor, torch.Tensor], weight: _Float8Matrix, dtype: torch.dtype) -> torch.Tensor:
     """[rows, outputs] of float8 [rows, inputs] and the rows' scales."""
     product: torch.Tensor = torch._scaled_mm(  # noqa: SLF001 - torch before 2.10 has no public name for it
         states[0], weight.matrix.t(), states[1], weight.scales, out_dtype=dtype, use_fast_accum=True

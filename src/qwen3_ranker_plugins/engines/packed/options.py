@@ -1,4 +1,4 @@
-"""The options of the packed engine: names, checks, and what is put in place of those that are left out.
+"""The options of the packed engine: names, checks, and the defaults for a device.
 
 Nothing here imports torch. docs/engines.md explains every option.
 """
@@ -17,12 +17,13 @@ from typing import Any, Self
 from ...config import check_text
 from ...errors import InvalidInputError
 
-#: How many lengths there may be between a length and its double.
+#: Values of `size_classes`.
 SIZE_CLASSES = (1, 2, 4, 8, 16, 32, 64)
 
-# Tensor cores that know bfloat16 and load asynchronously (Ampere), and float8 (Ada).
+# Ampere has tensor cores for bfloat16 and asynchronous loads, Ada has tensor cores for float8.
 _KERNELS_CAPABILITY, _FLOAT8_CAPABILITY = (8, 0), (8, 9)
 
+# Options of our decoder, without effect on the model's own layers.
 _OF_COMPILE = ("float8", "warm_up", "size_classes", "cuda_graphs", "compile_cache")
 
 
@@ -31,13 +32,13 @@ class PackedOptions:
     """Options as given; None leaves the choice to `resolved`.
 
     Attributes:
-        compile: run compiled pieces between the matrix products, with fused weights, instead of transformers' layers.
+        compile: run our own decoder, whose kernels are compiled on this machine, instead of the model's own layers.
         float8: compute most products in float8.
-        warm_up: compile, and prepare every size class up to the token budget, before the first request.
-        size_classes: lengths between a length and its double that rows are padded to; more of them pad less and take
-            longer to prepare.
+        warm_up: compile the kernels and record the CUDA graphs before the first request.
+        size_classes: number of lengths between a length and its double to which passes are padded. More of them pad
+            less and take longer to prepare.
         cuda_graphs: record the passes of small size classes once, so that the host launches each with one call.
-        compile_cache: folder that keeps compiled code between processes; None for the compilers' own.
+        compile_cache: folder that keeps compiled code between processes; None for Triton's own.
 
     Raises:
         InvalidInputError: names the option and its value.
@@ -55,7 +56,7 @@ class PackedOptions:
         """From `engine_options`.
 
         Raises:
-            InvalidInputError: there is no such option, its value is unusable, or it says nothing without `compile`.
+            InvalidInputError: there is no such option, its value is unusable, or it has no effect without `compile`.
         """
         names = [each.name for each in fields(cls)]
         for name, value in options.items():
@@ -82,37 +83,37 @@ class PackedOptions:
         if self.compile_cache is not None:
             check_text(_argument("compile_cache"), self.compile_cache)
         if self.compile is False:
-            self._refuse_without_compile("says nothing without compile: set that to true")
+            self._refuse_without_compile("has no effect unless compile is true: set that to true, or leave this out")
 
     def _refuse_without_compile(self, why: str) -> None:
         for name in _OF_COMPILE:
             if (value := getattr(self, name)) is not None:
                 raise InvalidInputError(_argument(name), value, why)
 
-    def resolved(self, device: str, dtype: str, capability: tuple[int, int] | None = None) -> PackedOptions:
-        """The options with defaults in place of what was left out.
+    def resolved(
+        self, device: str, dtype: str, capability: tuple[int, int] | None = None, config: Any = None
+    ) -> PackedOptions:
+        """The options with defaults in place of those that were left out.
 
         Args:
             device: "cpu" or "cuda:N".
             dtype: what the model is computed in.
             capability: compute capability of the GPU, such as (9, 0); None for a CPU.
+            config: transformers' configuration of the model; not read for a CPU.
 
         Raises:
-            InvalidInputError: what is asked for cannot be had on the device or with the dtype.
+            InvalidInputError: an option asks for something that the device, the dtype or the model does not allow.
         """
-        on_gpu = device.partition(":")[0] == "cuda"
-        compile = self.compile  # noqa: A001 - the option's name
-        if compile is None:
-            compile = kernels_run(dtype, capability) and can_compile()  # noqa: A001
-        if not compile:
+        obstacle = _obstacle(device, dtype, capability, config)
+        if self.compile and obstacle:
+            raise InvalidInputError(
+                _argument("compile"), True, f"{obstacle}: leave it out, and the model's own layers run"
+            )
+        if self.compile is False or obstacle:
             self._refuse_without_compile(
-                f"is for compiled pieces, which are the default in half precision on a GPU (here: {dtype} on {device}) "
-                "of compute capability 8.0 or more, where Triton, a C compiler and Python's headers are installed: set "
-                "compile to true, or leave this out"
+                f"has no effect on the model's own layers, which run because {obstacle}: leave it out"
             )
             return PackedOptions(compile=False)
-        if self.cuda_graphs and not on_gpu:
-            raise InvalidInputError(_argument("cuda_graphs"), True, f"device {device!r} has none: leave it out")
         if self.float8 and not (dtype == "bfloat16" and capability is not None and capability >= _FLOAT8_CAPABILITY):
             raise InvalidInputError(
                 _argument("float8"),
@@ -125,24 +126,45 @@ class PackedOptions:
             compile=True,
             float8=bool(self.float8),
             warm_up=True if self.warm_up is None else self.warm_up,
-            # Kernels of our own run any length, so that there a class costs its graph only.
-            size_classes=self.size_classes or (64 if kernels_run(dtype, capability) else 8),
-            cuda_graphs=on_gpu if self.cuda_graphs is None else self.cuda_graphs,
+            # The kernels run any length, so a size class costs no more than its buffers and its graph.
+            size_classes=self.size_classes or SIZE_CLASSES[-1],
+            cuda_graphs=True if self.cuda_graphs is None else self.cuda_graphs,
         )
 
     @property
     def as_dict(self) -> dict[str, Any]:
-        """What JSON holds of them: without those that are left out, so that `parse` takes it."""
+        """The options that are not left out, as `parse` takes them."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def kernels_run(dtype: str, capability: tuple[int, int] | None) -> bool:
-    """Whether our own kernels compute in this dtype on a GPU of this compute capability."""
-    return dtype != "float32" and capability is not None and capability >= _KERNELS_CAPABILITY
+def _obstacle(device: str, dtype: str, capability: tuple[int, int] | None, config: Any) -> str | None:
+    """Why our own decoder cannot run; None if it can."""
+    if capability is None:
+        return f"our decoder needs an NVIDIA GPU (here: {device})"
+    if dtype == "float32":
+        return "our decoder computes in half precision (here: float32)"
+    if capability < _KERNELS_CAPABILITY:
+        return f"our decoder needs compute capability 8.0 or more (here: {capability[0]}.{capability[1]})"
+    if not can_compile():
+        return "our decoder needs Triton, a C compiler and Python's headers, which are not all installed"
+    return _obstacle_of_model(config)
+
+
+def _obstacle_of_model(config: Any) -> str | None:
+    heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    # Dimensions of the kernels' tiles are powers of two.
+    if heads // kv_heads not in (1, 2, 4, 8) or head_dim not in (32, 64, 128):
+        return f"our decoder has no kernels for {heads} heads, {kv_heads} kv heads and head_dim={head_dim}"
+    if config.hidden_act != "silu" or config.attention_bias:
+        return (
+            f"our decoder has no biases and SiLU only (here: hidden_act={config.hidden_act!r}, "
+            f"attention_bias={config.attention_bias})"
+        )
+    return None
 
 
 def can_compile() -> bool:
-    """Whether Triton is installed, and what it makes the code with that launches a kernel."""
+    """Whether Triton is installed, and what it needs to build the code that launches a kernel."""
     compilers = (os.environ.get("CC"), "gcc", "clang", "cc")
     return (
         find_spec("triton") is not None

@@ -19,8 +19,6 @@ import torch
 from torch import nn
 from torch.nn.functional import silu
 
-from ..attention.interface import attend
-
 if TYPE_CHECKING:
     from ..attention.interface import Layout
 
@@ -117,7 +115,7 @@ class Attention(nn.Module):
         key = self.k_norm(self.k_proj(hidden_states).view(by_head)).transpose(1, 2)
         value = self.v_proj(hidden_states).view(by_head).transpose(1, 2)
         query, key = (_rotated(states, *position_embeddings) for states in (query, key))
-        attended = attend(query, key, value, packed, self.head_dim**-0.5).transpose(1, 2)
+        attended = packed.attend(query, key, value, self.head_dim**-0.5).transpose(1, 2)
         return self.o_proj(attended.reshape(*hidden_states.shape[:-1], -1)), None
 
 
@@ -195,7 +193,7 @@ def load(folder: Path, dtype: torch.dtype) -> Qwen3ForCausalLM | None:
     Raises:
         OSError, safetensors.SafetensorError: a file is missing or damaged.
     """
-    config, files = _plain_config(folder), _weight_files(folder)
+    config, files = plain_config(folder), _weight_files(folder)
     if config is None or not files:
         return None
     with torch.device("meta"):
@@ -215,8 +213,8 @@ def load(folder: Path, dtype: torch.dtype) -> Qwen3ForCausalLM | None:
     return model.requires_grad_(requires_grad=False).eval()
 
 
-def _plain_config(folder: Path) -> Qwen3Config | None:
-    """None if a setting is missing, or one is there that changes the arithmetic."""
+def plain_config(folder: Path) -> Qwen3Config | None:
+    """The settings of a checkpoint in the plain form; None if one is missing, or another one changes the arithmetic."""
     found: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     rotary = found.get("rope_parameters") or found.get("rope_scaling") or {}
     rotary = {"rope_theta": found.get("rope_theta"), "rope_type": rotary.get("type", "default"), **rotary}

@@ -24,7 +24,7 @@ from vllm.model_executor.models.interfaces_base import attn_type
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM, Qwen3Model
 from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix
 
-from ...attention.interface import attend, make_layout
+from ...attention.interface import make_layout
 from ...token_rows import read_rows
 
 if TYPE_CHECKING:
@@ -78,11 +78,11 @@ class Qwen3PackedReranker(nn.Module):
         """float32 [tokens, 2]: the margin and 1 at the last token of each document, zeros elsewhere."""
         device = input_ids.device
         packed = read_rows(input_ids.cpu().numpy(), positions.cpu().numpy(), self._marker)
-        layout, padding = make_layout(packed, device)
-        ids = pad(torch.from_numpy(packed.token_ids), (0, padding)).to(device, non_blocking=True)
+        layout = make_layout(packed, device)
+        ids = pad(torch.from_numpy(packed.token_ids), (0, layout.padding)).to(device, non_blocking=True)
         # vLLM's dummy steps may be longer than any prompt, and the rotary embedding does not check positions.
         positions = torch.from_numpy(packed.position_ids).clamp(max=self._last_position)
-        places = pad(positions, (0, padding)).to(device, non_blocking=True)
+        places = pad(positions, (0, layout.padding)).to(device, non_blocking=True)
         last = torch.from_numpy(packed.last_positions).to(device, non_blocking=True)
         with _using(layout):
             hidden = self.model(ids, places, intermediate_tensors)
@@ -183,7 +183,7 @@ def _attend(
     def by_head(states: torch.Tensor, count: int) -> torch.Tensor:
         return states.view(len(states), count, -1).transpose(0, 1)[None]
 
-    attended = attend(by_head(query, heads), by_head(key, kv_heads), by_head(value, kv_heads), _current[-1], scaling)
+    attended = _current[-1].attend(by_head(query, heads), by_head(key, kv_heads), by_head(value, kv_heads), scaling)
     return attended[0].transpose(0, 1).reshape(query.shape)
 
 

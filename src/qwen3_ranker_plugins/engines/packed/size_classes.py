@@ -1,0 +1,212 @@
+"""Runs passes through our decoder: buffers and CUDA graphs for each size class, and their warm-up."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from subprocess import CalledProcessError
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...errors import EngineError
+from ...prompt import EncodedRequest
+from ..attention.layout import pack
+from .buffers import PassBuffers, size_class, size_classes
+
+if TYPE_CHECKING:
+    from ..attention.layout import PackedPass
+    from .decoder import Decoder
+    from .options import PackedOptions
+
+# Longer passes keep the GPU busy for longer than the host needs to launch them: for 8192 tokens of the 0.6B shape the
+# GPU needs at least 9 ms, and launching 170 kernels and 110 products was seen to take 12.
+_LONGEST_GRAPH = 8192
+
+_TRITON_CACHE = "TRITON_CACHE_DIR"  # the only setting that Triton and its processes read
+
+
+class QueuedPass:
+    """A pass that was given to the device.
+
+    Args:
+        margins: float32 [num_documents], on the host.
+        written: CUDA event after which the margins are there; None if they already are.
+    """
+
+    def __init__(self, margins: torch.Tensor, written: Any = None) -> None:
+        self._margins, self._written = margins, written
+
+    def wait_for_margins(self) -> NDArray[np.float32]:
+        """Margins, float32 [num_documents].
+
+        Raises:
+            RuntimeError: the device failed meanwhile.
+        """
+        if self._written is not None:
+            self._written.synchronize()
+        values: NDArray[np.float32] = self._margins.numpy()
+        return values
+
+
+class SizeClassRunner:
+    """Runs passes through a decoder, each in the buffers of its size class.
+
+    Several threads may call `queue`. Passes are queued on one stream, one after another, and share its memory in that
+    order: a pass is transferred after the previous one has run, and margins leave for the host before the next pass
+    overwrites them.
+
+    Args:
+        decoder: its weights are on `device`.
+        device: a CPU or a GPU.
+        options: resolved for the device.
+        token_budget: `warm_up` prepares the size classes of passes of at most this many tokens.
+    """
+
+    def __init__(self, decoder: Decoder, device: torch.device, options: PackedOptions, token_budget: int) -> None:
+        self.decoder = decoder
+        self.device = device
+        self.per_octave = options.size_classes or 1
+        self.lengths = size_classes(token_budget, self.per_octave)
+        self._cuda_graphs = bool(options.cuda_graphs)
+        self._cache = options.compile_cache
+        self._buffers: dict[int, PassBuffers] = {}
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._queueing = threading.Lock()
+        # Graphs never run at the same time, so they may share their memory.
+        self._pool = torch.cuda.graph_pool_handle() if self._cuda_graphs else None
+
+    def warm_up(self) -> None:
+        """Compile the kernels and record the graphs, with a progress bar if standard error is a terminal.
+
+        Raises:
+            EngineError: a kernel cannot be compiled, or a CUDA graph cannot be recorded.
+        """
+        from rich.console import Console
+        from rich.progress import track
+
+        console = Console(stderr=True)
+        lengths = {length for length in self.lengths if self._has_graph(length)}
+        lengths.add(self.lengths[-1])  # libraries allocate their workspaces at their largest product
+        # The longest first: the memory of its graph is enough for all others.
+        missing = sorted(lengths - self._buffers.keys(), reverse=True)
+        for length in track(missing, "preparing", console=console, transient=True, disable=not console.is_terminal):
+            self._prepare(length)
+
+    @torch.inference_mode()
+    def queue(self, packed: PackedPass) -> QueuedPass:
+        """Give a pass to the device; on a GPU, without waiting for it.
+
+        Raises:
+            EngineError: see `warm_up`.
+        """
+        with self._queueing, self._on_device():
+            margins = self.run(packed)
+            if self.device.type != "cuda":
+                return QueuedPass(margins)
+            # In pinned memory, without which the copy would wait. torch keeps such blocks and hands them out again.
+            on_host = torch.empty(margins.shape, dtype=margins.dtype, pin_memory=True)
+            on_host.copy_(margins, non_blocking=True)
+            written: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            written.record()
+            return QueuedPass(on_host, written)
+
+    @torch.inference_mode()
+    def run(self, packed: PackedPass) -> torch.Tensor:
+        """Margins of a pass, float32 [num_documents], on the device, where the next pass overwrites them.
+
+        For one thread; `queue` is for several.
+
+        Raises:
+            EngineError: see `warm_up`.
+        """
+        length = size_class(packed.num_tokens, packed.num_documents, self.per_octave, len(packed.blocks))
+        if length not in self._buffers:
+            self._prepare(length)
+        buffers = self._buffers[length]
+        with self._on_device():
+            buffers.write(packed)
+            if length in self._graphs:
+                graph, margins = self._graphs[length]
+                graph.replay()
+            else:
+                margins = self.decoder(buffers)
+        return margins[: packed.num_documents]
+
+    def _has_graph(self, length: int) -> bool:
+        return self._cuda_graphs and length <= _LONGEST_GRAPH
+
+    def _prepare(self, length: int) -> None:
+        """Make the buffers of a size class, and its graph if it has one. The first pass compiles the kernels."""
+        with self._on_device(), self._compiling(), torch.inference_mode():
+            buffers = PassBuffers(length, self.device, self.decoder.tokens_per_item)
+            if self._has_graph(length) or not self._buffers:
+                buffers.write(pack([EncodedRequest([0], [[0] * (length - 1)], [0])]))
+                self.decoder(buffers)
+            if self._has_graph(length):
+                self._graphs[length] = self._recorded(buffers)
+        self._buffers[length] = buffers
+
+    def _recorded(self, buffers: PassBuffers) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        """(the graph of a pass, the margins that its replay writes)."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            side: Any = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self.decoder(buffers)  # what libraries allocate at their first call on a stream is not to be recorded
+            torch.cuda.current_stream().wait_stream(side)
+            # Other threads of the process may use the GPU meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
+                margins = self.decoder(buffers)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise EngineError(
+                f"a CUDA graph of {buffers.length} tokens cannot be recorded ({str(error).strip().splitlines()[0]}): "
+                "set engine_options['cuda_graphs'] to false"
+            ) from error
+        return graph, margins
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Streams and graphs belong to the current device, which is a property of the thread."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    @contextmanager
+    def _compiling(self) -> Iterator[None]:
+        """Keep compiled code where the options say.
+
+        Raises:
+            EngineError: the compiler failed.
+        """
+        before = os.environ.get(_TRITON_CACHE)
+        if self._cache is not None:
+            os.environ[_TRITON_CACHE] = os.path.abspath(os.path.join(self._cache, "triton"))  # noqa: PTH100, PTH118
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, (CalledProcessError, *_triton_errors())):
+                raise
+            raise EngineError(
+                f"compiling failed ({type(error).__name__}: {str(error).strip().splitlines()[0]}); it needs Triton, a "
+                "C compiler and Python's headers: install them, or set engine_options['compile'] to false"
+            ) from error
+        finally:
+            if self._cache is not None:
+                if before is None:
+                    del os.environ[_TRITON_CACHE]
+                else:
+                    os.environ[_TRITON_CACHE] = before
+
+
+def _triton_errors() -> tuple[type[Exception], ...]:
+    """What Triton raises if it cannot compile or launch a kernel; nothing if it is not installed."""
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return ()
+    return (TritonError,)
