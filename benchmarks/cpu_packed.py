@@ -1,11 +1,12 @@
-"""Time the packed engine on a CPU against transformers on padded prompts: same weights, same dtype, taking turns.
+"""Writes the CPU table of docs/performance.md: the packed engine beside transformers on padded prompts.
 
     python benchmarks/cpu_packed.py OUTPUT.json                      # the bundled model
     python benchmarks/cpu_packed.py OUTPUT.json --shape 0.6B        # random weights in the shape of Qwen3-Reranker-0.6B
 
-Every repetition has a new query; the engine and the baseline score it one after the other, so that what else runs on
-the machine disturbs both. Times include tokenization. The baseline pads all prompts of a call to the longest, on the
-left, and computes logits for the last position only. `largest_margin_difference` is between the two.
+Both have the same weights and dtype. Every repetition has a new query; the engine and the baseline score it in turn, so
+that other load on the machine disturbs both. Times include tokenization. The baseline pads all prompts of a call to the
+longest one, on the left, and computes logits for the last position only. `largest_margin_difference` is the one between
+the two.
 """
 
 from __future__ import annotations
@@ -26,15 +27,14 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM
 
+from benchmarks.systems import SHAPES, write_model
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, __version__
 from qwen3_ranker_plugins.data.demo import load_demo_corpus
 from qwen3_ranker_plugins.engines.packed.engine import PackedEngine
 from qwen3_ranker_plugins.models import resolve_model
 from qwen3_ranker_plugins.prompt import PromptEncoder, load_tokenizer
-
-SHAPE = {"0.6B": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16}}
 
 #: label, documents, tokens of a document (None: passages of the demo corpus as they are)
 CASES = (
@@ -47,30 +47,9 @@ CASES = (
 Score = Callable[[str, list[str]], np.ndarray]
 
 
-def write_model(folder: Path, shape: str) -> None:
-    from tests.qwen3_tokenizer import write_qwen3_tokenizer
-
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=151669,
-        num_key_value_heads=8,
-        head_dim=128,
-        tie_word_embeddings=True,
-        max_position_embeddings=40960,
-        rope_theta=1_000_000,
-        dtype="bfloat16",
-        **SHAPE[shape],
-    )
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    write_qwen3_tokenizer(folder)
-
-
-def packed(folder: Path, dtype: str, encoder: PromptEncoder) -> tuple[Score, PackedEngine]:
+def packed(folder: Path, dtype: str, encoder: PromptEncoder) -> Score:
     engine = PackedEngine(folder, device="cpu", dtype=dtype, token_budget=1 << 20)
-    return (
-        lambda query, documents: engine.score([encoder.encode(query, documents, DEFAULT_INSTRUCTION)])[0].values,
-        engine,
-    )
+    return lambda query, documents: engine.score([encoder.encode(query, documents, DEFAULT_INSTRUCTION)])[0].values
 
 
 def padded(folder: Path, dtype: str, encoder: PromptEncoder) -> Score:
@@ -114,8 +93,7 @@ def documents_of(
 
 def measure(folder: Path, dtype: str, repetitions: int, cases: list[str]) -> list[dict[str, Any]]:
     encoder = PromptEncoder(load_tokenizer(folder), "standard", 8192)
-    ours, _engine = packed(folder, dtype, encoder)
-    baseline = padded(folder, dtype, encoder)
+    systems = {"packed": packed(folder, dtype, encoder), "padded": padded(folder, dtype, encoder)}
     rng = np.random.default_rng(0)
     rows = []
     for label, count, tokens_each in CASES:
@@ -128,7 +106,7 @@ def measure(folder: Path, dtype: str, repetitions: int, cases: list[str]) -> lis
         for repetition in range(repetitions + 1):  # the first is a warm-up
             query = " ".join(rng.choice(documents[0].split(), size=6)) + f" {repetition}"
             margins = {}
-            for name, score in (("packed", ours), ("padded", baseline)):
+            for name, score in systems.items():
                 started = time.perf_counter()
                 margins[name] = score(query, documents)
                 if repetition:
@@ -171,7 +149,7 @@ def _flags() -> set[str]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
-    parser.add_argument("--shape", choices=["bundled", *SHAPE], default="bundled")
+    parser.add_argument("--shape", choices=["bundled", *SHAPES], default="bundled")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--cases", nargs="+", default=[label for label, _, _ in CASES])
     parser.add_argument("--repetitions", type=int, default=11)
@@ -180,7 +158,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = resolve_model("bundled:tiny") if arguments.shape == "bundled" else Path(name)
         if arguments.shape != "bundled":
-            write_model(folder, arguments.shape)
+            write_model(folder, arguments.shape, "cpu", None)
         for dtype in arguments.dtypes:
             rows += measure(folder, dtype, arguments.repetitions, arguments.cases)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S607
@@ -197,7 +175,7 @@ def main() -> None:
         "model": arguments.shape,
         "repetitions": arguments.repetitions,
     }
-    arguments.output.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    arguments.output.write_text(json.dumps({"about": about, "rows": rows}) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Time an offline job on one device and on several, and compare what they write.
+"""Writes the table of docs/offline.md for several GPUs: an offline job on one device and on all, and their outputs.
 
     PYTHONPATH=. python benchmarks/gpu_offline.py OUTPUT.json --commit "$(git rev-parse HEAD)"     two GPUs, 0.6B shape
     PYTHONPATH=. python benchmarks/gpu_offline.py OUTPUT.json --commit ... --devices cpu,cpu --shape tiny --pairs 2000
@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from benchmarks.gpu_vllm_systems import SHAPES, write_model
 from benchmarks.measure_offline import write_pairs
+from benchmarks.systems import SHAPES, write_model
 from qwen3_ranker_plugins.offline import RerankJob
 from qwen3_ranker_plugins.offline.runners.local import Runner, Todo
 from qwen3_ranker_plugins.offline.scoring import ScoredPass
@@ -135,7 +135,7 @@ def main() -> None:
         "speedup": speedup("pairs_per_second"),
         "steady_speedup": speedup("steady_pairs_per_second"),
     }
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    arguments.output.write_text(json.dumps(report) + "\n")
     print(json.dumps({name: report[name] for name in ("outputs_are_equal_byte_for_byte", "speedup", "steady_speedup")}))
 
 

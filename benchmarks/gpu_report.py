@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-#: label -> (part, milliseconds that issue 5 asks for on one H100 with the 0.6B shape)
-GOALS = {
-    "10 titles": ("goals", 8),
-    "100 titles": ("goals", 10),
-    "1000 titles": ("goals", 45),
-    "100 chunks": ("goals", 50),
-}
-HIGHEST_RATIO = 1.15
-HIGHEST_GIB = 20
-
 Report = dict[str, Any]
 
 
 def with_differences(report: Report) -> None:
-    """Put the largest margin difference to the reference beside every time, and the fraction of the floor."""
+    """Add to every row the largest margin difference to the reference and the fraction of the floor."""
     about, results = report["about"], report["results"]
     reference = rows_of(report, "reference")
     for part in results:
@@ -30,15 +20,6 @@ def with_differences(report: Report) -> None:
             row["fraction_of_floor"] = round(floor / row["median_ms"], 3)
             if "margins" in row:
                 row["largest_margin_difference"] = difference(row["margins"], truth["margins"])
-    one, other = (
-        rows_of(report, "alternative shared-beginning").get(label)
-        for label in ("each head whole", "their beginning once")
-    )
-    if one and other:
-        one["largest_margin_difference"], other["largest_margin_difference"] = (
-            0.0,
-            difference(other["margins"], one["margins"]),
-        )
 
 
 def difference(some: list[float], others: list[float]) -> float:
@@ -60,11 +41,10 @@ def markdown(report: Report) -> str:
         + (f"; numbers of documents divided by {about['scale']}" if about["scale"] != 1 else "")
         + ".",
         "",
-        *goals(report),
         *systems(report),
         *inside(report),
         *profile(report),
-        *starts(report),
+        *throughput(report),
     ]
     if others := {
         part: result["commit"]
@@ -82,51 +62,17 @@ def markdown(report: Report) -> str:
     return "\n".join(lines)
 
 
-def goals(report: Report) -> list[str]:
-    """Each goal of the issue with what was measured."""
-    lines = ["## Goals", "", "| goal | at most | measured | margin difference | reached |", "|---|---|---|---|---|"]
-    for label, (part, most) in GOALS.items():
-        row = rows_of(report, part).get(label)
-        lines.append(goal(f"{label}, end to end", f"{most} ms", row and row["median_ms"], most, row))
-    pass_row = rows_of(report, "goals").get("1000 titles")
-    lines.append(goal("1000 titles, a pass", "40 ms", pass_row and pass_row["pass_ms"], 40, pass_row))
-    ratio = rows_of(report, "concurrent").get("8 x 100 titles")
-    lines.append(
-        goal("8 x 100 titles at once, of 1 x 800", str(HIGHEST_RATIO), ratio and ratio["ratio"], HIGHEST_RATIO, None)
-    )
-    for label, row in rows_of(report, "memory").items():
-        peak = (row["peak"] or {}).get("reserved_gib")
-        lines.append(
-            goal(f"{label} of {row['tokens_per_document']} tokens", f"{HIGHEST_GIB} GiB", peak, HIGHEST_GIB, None)
-        )
-    return [*lines, ""]
-
-
-def goal(name: str, most: str, measured: float | None, limit: float, row: dict[str, Any] | None) -> str:
-    reached = "not measured" if measured is None else "yes" if measured <= limit else "no"
-    apart = "-" if row is None else row.get("largest_margin_difference", "-")
-    return f"| {name} | {most} | {'-' if measured is None else measured} | {apart} | {reached} |"
-
-
 def systems(report: Report) -> list[str]:
-    """Every system and alternative by case."""
+    """Every system by case."""
     lines = [
         "## All systems",
         "",
-        "Times of the alternatives are the device's for a pass, of all others from strings to results.",
-        "The floor is that of the linear layers over packed tokens.",
+        "From strings to results. The floor is that of the linear layers over packed tokens.",
         "",
         "| case | system | ms | of the floor | margin difference to float32 |",
         "|---|---|---|---|---|",
     ]
-    labels = [
-        *rows_of(report, "reference"),
-        "8 x 100 titles",
-        "1 x 800 titles",
-        "each head whole",
-        "their beginning once",
-    ]
-    for label in labels:
+    for label in [*rows_of(report, "reference"), "8 x 100 titles", "1 x 800 titles"]:
         for part in report["results"]:
             row = rows_of(report, part).get(label)
             if row is None or "median_ms" not in row:
@@ -143,14 +89,14 @@ def inside(report: Report) -> list[str]:
     lines = [
         "## Inside a call",
         "",
-        "| case | engine | packed / padded tokens | tokenization | packing | pass | whole call |",
+        "| case | engine | tokens | tokenization | packing | pass | whole call |",
         "|---|---|---|---|---|---|---|",
     ]
     for label, truth in rows_of(report, "reference").items():
         lines += [
-            f"| {label} | {part} | {truth['packed_tokens']} / {row['padded_tokens']} "
+            f"| {label} | {part} | {truth['packed_tokens']} "
             f"| {row['tokenization_ms']} | {row['packing_ms']} | {row['pass_ms']} | {row['median_ms']} |"
-            for part in ("goals", "float8", "eager")
+            for part in ("packed", "float8", "layers")
             if (row := rows_of(report, part).get(label))
         ]
     return [*lines, ""]
@@ -179,13 +125,15 @@ def profile(report: Report) -> list[str]:
     return lines if rows else []
 
 
-def starts(report: Report) -> list[str]:
-    """Cold starts."""
-    rows = rows_of(report, "cold")
-    lines = ["## Starts", "", "| | size classes | imports | start | first request |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {label} | {row['size_classes']:.0f} "
-        f"| {row['import_s']} s | {row['start_s']} s | {row['first_request_s']} s |"
-        for label, row in rows.items()
-    ]
-    return [*lines, ""] if rows else []
+def throughput(report: Report) -> list[str]:
+    """Concurrent requests and the long request."""
+    lines = []
+    if ratio := rows_of(report, "concurrent").get("8 x 100 titles"):
+        lines.append(f"- 8 x 100 titles at once take {ratio['ratio']} of the time of 1 x 800.")
+    for label, row in rows_of(report, "memory").items():
+        peak = "" if row["peak"] is None else f", {row['peak']['reserved_gib']} GiB reserved"
+        lines.append(
+            f"- {label} of {row['tokens_per_document']} tokens in one call: {row['seconds']} s, "
+            f"{row['tokens_per_second']} tokens/s{peak}."
+        )
+    return ["## Many requests, many documents", "", *lines, ""] if lines else []

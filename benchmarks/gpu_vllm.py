@@ -1,25 +1,25 @@
-"""Time what everyone copies and what this package does, on the same random weights and the same fresh queries.
+"""Writes the tables of docs/engines.md: our engines beside the copied vLLM scripts, on the same weights and queries.
 
     export PYTHONPATH=src:.
     python benchmarks/gpu_vllm.py OUTPUT.json --commit "$(git rev-parse HEAD)"      # the table
     python benchmarks/gpu_vllm.py OUTPUT.json --commit ... --sweep                  # settings of two engines
     python benchmarks/gpu_vllm.py OUTPUT.json --commit ... --profile                # the parts of 1000 titles
     python benchmarks/gpu_vllm.py OUTPUT.json --commit ... --tensor-parallel 2      # margins on one GPU and on two
-    python benchmarks/gpu_vllm.py OUTPUT.json --commit ... --resume                 # what an earlier run has not got
+    python benchmarks/gpu_vllm.py OUTPUT.json --commit ... --resume                 # what an earlier run lacks
     python benchmarks/gpu_vllm.py OUTPUT.json --commit try --device cpu --shape tiny --scale 50 --repeat 2   # a try-out
 
 Each system runs in a process of its own, one after the other. A time is the median of `--repeat` calls, texts in and
-scores out, each with a query that no other call has. A system that fails, or is not done after `--timeout` seconds, is
-named in the results and the next one runs; none is begun once `--seconds` are over. OUTPUT.json, OUTPUT.margins.json
-and OUTPUT.md are written after each system, so that whatever ends this program leaves what was measured, and `--resume`
-adds to it what is missing or failed. Exit code 1: something failed.
+scores out, each with a query that no other call has. A system that fails, or takes more than `--timeout` seconds, is
+named in the results, and the next one runs; after `--seconds` none is started. OUTPUT.json, OUTPUT.margins.json and
+OUTPUT.md are written after each system, so an interrupted run leaves what was measured, and `--resume` adds what is
+missing or failed. Exit code 1: something failed.
 
-A copied script that fails is tried once more with vLLM's engine core in the script's process, not in a forked one: some
-number is better than none in everybody's comparison. The result says so.
+A copied script that fails is tried once more with vLLM's engine core in the script's own process instead of a forked
+one, so that the comparison has a number; the result says so.
 
-The arithmetic floor is that of the linear layers over the packed tokens (each query computed once), at 798 TFLOP/s (one
-H100, measured). Random weights are right for speed and for agreement between implementations, and say nothing about
-quality.
+The arithmetic floor is that of the linear layers over the packed tokens (each query computed once), at 798 TFLOP/s
+(measured on one H100). Random weights are right for speed and for agreement between implementations, and meaningless
+for quality.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_vllm_systems import CASES, COPIED, SHAPES, flops_per_token, measure, reference, write_model
+from benchmarks.systems import CASES, COPIED, SHAPES, flops_per_token, measure, reference, write_model
 
 
 @dataclass(frozen=True)
@@ -342,7 +342,7 @@ def report(arguments: argparse.Namespace, results: dict[str, dict[str, Any]]) ->
     for name, result in shown.items():
         for label, row in result.get("rows", {}).items():
             margins.setdefault(name, {})[label] = [round(margin, 5) for margin in row.pop("margins")]
-    arguments.output.write_text(json.dumps({"about": common, "results": shown}, indent=1) + "\n", encoding="utf-8")
+    arguments.output.write_text(json.dumps({"about": common, "results": shown}) + "\n", encoding="utf-8")
     margins_path(arguments).write_text(json.dumps(margins) + "\n", encoding="utf-8")
     arguments.output.with_suffix(".md").write_text(text, encoding="utf-8")
     return text

@@ -1,4 +1,4 @@
-"""Where the time of a request goes inside an engine on vLLM; runs in a process of its own for `gpu_vllm.py`."""
+"""The parts of a request's time inside an engine on vLLM; `gpu_vllm.py --profile` runs it in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_vllm_systems import documents_of, query
+from benchmarks.systems import documents_of, query
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, Reranker
 from qwen3_ranker_plugins.config import RerankerSettings
 from qwen3_ranker_plugins.engines import create_engine, engine_module

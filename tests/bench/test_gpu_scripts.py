@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu_vllm
-from benchmarks.gpu_vllm_systems import CASES, write_model
+from benchmarks.systems import CASES, write_model
 
 ROOT = Path(__file__).parents[2]
 

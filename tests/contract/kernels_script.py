@@ -112,22 +112,21 @@ def float8_difference() -> float:
     generator = torch.Generator().manual_seed(0)
     states, addend, weight = (torch.randn(*s, generator=generator).half() for s in ((37, 96), (37, 96), (96,)))
     added = states + addend
-    pairs = [
-        (
-            kernels.rms_norm_float8(states.clone(), weight, EPSILON),
-            plain_kernels.rms_norm(states.float(), weight, EPSILON),
-        ),
-        (kernels.gated_float8(states), plain_kernels.gated(states.float())),
-        (
-            kernels.rms_norm_float8(states, weight, EPSILON, addend),
-            plain_kernels.rms_norm(added.float(), weight, EPSILON),
-        ),
+    expected = [
+        plain_kernels.rms_norm(states.float(), weight, EPSILON),
+        plain_kernels.gated(states.float()),
+        plain_kernels.rms_norm(added.float(), weight, EPSILON),
+    ]
+    found = [
+        kernels.rms_norm_float8(states.clone(), weight, EPSILON),
+        kernels.gated_float8(states),
+        kernels.rms_norm_float8(states, weight, EPSILON, addend),
     ]
     if not torch.equal(states, added):
         raise AssertionError("the addend was not added to the states")
     shares = [
-        (narrow.float() != (expected / scales).to(torch.float8_e4m3fn).float()).float().mean()
-        for (narrow, scales), expected in pairs
+        (narrow.float() != (exact / scales).to(torch.float8_e4m3fn).float()).float().mean()
+        for (narrow, scales), exact in zip(found, expected, strict=True)
     ]
     return float(max(shares))
 

@@ -181,7 +181,7 @@ def test_buffers_refuse_what_does_not_fit() -> None:
         ),
         (
             {"warm_up": True},
-            "engine_options['warm_up']=True: has no effect on the model's own layers, which run because",
+            "engine_options['warm_up']=True: has no effect on the model's own layers, which run",
         ),
         ({"compile": False, "compile_cache": "somewhere"}, "has no effect unless compile is true"),
     ],

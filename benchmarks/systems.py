@@ -1,4 +1,4 @@
-"""The model, the documents and the systems that `gpu_vllm.py` compares; each function runs in a process of its own."""
+"""What the scripts here share: random weights, documents, queries, and the copied vLLM scripts."""
 
 from __future__ import annotations
 
