@@ -14,9 +14,9 @@ import pytest
 
 from qwen3_ranker_plugins import Request, Reranker
 from qwen3_ranker_plugins.server.middleware import Lifecycle
-from qwen3_ranker_plugins.server.parts import Parts
 from qwen3_ranker_plugins.server.run import make_server
 from qwen3_ranker_plugins.server.settings import Configuration, ServerSettings
+from qwen3_ranker_plugins.server.state import ServerState
 
 QUERY = "how do I close a file in Python?"
 DOCUMENTS = [
@@ -33,7 +33,7 @@ class Running:
     """A server that answers."""
 
     port: int
-    parts: Parts
+    state: ServerState
     lifecycle: Lifecycle
     thread: threading.Thread
     keys: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class Running:
         return httpx.Client(base_url=self.url, timeout=120, **options)  # type: ignore[arg-type]
 
     def metric(self, name: str, **labels: str) -> float:
-        return self.parts.metrics.registry.get_sample_value(f"qwen3_ranker_{name}", labels) or 0.0
+        return self.state.metrics.registry.get_sample_value(f"qwen3_ranker_{name}", labels) or 0.0
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def serving(*, keys: tuple[str, ...] = (), ready: bool = True, **settings: objec
     try:
         wait_until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        running = Running(port, server.config.app.state.parts, lifecycle, thread, keys)  # type: ignore[union-attr]
+        running = Running(port, server.config.app.state.server, lifecycle, thread, keys)  # type: ignore[union-attr]
         if ready:
             headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
             wait_until(lambda: httpx.get(f"{running.url}/ready", headers=headers).status_code == 200)

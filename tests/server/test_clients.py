@@ -1,4 +1,8 @@
-"""Clients of other services with only the base URL changed; each ranking is compared with a direct call."""
+"""Stock clients of other services with only the base URL changed, against a server that was started without flags.
+
+Each ranking is compared with a direct call of the core. Clients that do not install beside the other test dependencies
+run in an environment of their own, see `test_clients_elsewhere.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ from typing import Any
 
 import cohere
 import pytest
+import voyageai
+import yaml
 from cohere.errors import NotFoundError, UnprocessableEntityError
 from haystack import Document as HaystackDocument
 from haystack.utils import Secret
@@ -21,6 +27,9 @@ from haystack_integrations.components.rankers.cohere import CohereRanker
 from haystack_integrations.components.rankers.vllm import VLLMRanker
 from langchain_cohere import CohereRerank
 from langchain_core.documents import Document as LangChainDocument
+from langchain_nvidia_ai_endpoints import NVIDIARerank
+from xinference_client import RESTfulClient as XinferenceClient
+from xinference_client.client.restful.restful_client import RESTfulRerankModelHandle
 
 from qwen3_ranker_plugins import Reranker
 
@@ -50,8 +59,15 @@ def _collected() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def shared(reranker: Reranker) -> Iterator[Running]:
-    with serving(keys=(KEY,), served_model_names=("qwen3-reranker", "rerank-v3.5")) as running:
+def shared(server: Running) -> Running:
+    """The server with default settings, which needs no key and has no further names."""
+    assert server.keys == ()
+    return server
+
+
+@pytest.fixture(scope="module")
+def strict(reranker: Reranker) -> Iterator[Running]:
+    with serving(keys=(KEY,), strict_model_names=True) as running:
         yield running
 
 
@@ -88,12 +104,22 @@ async def test_the_async_cohere_sdk(shared: Running, expected: list[tuple[int, A
     assert [(each.index, each.relevance_score) for each in answer.results] == expected
 
 
-def test_the_cohere_sdk_understands_errors(shared: Running) -> None:
-    client = cohere.ClientV2(KEY, base_url=shared.url)
+def test_the_cohere_sdk_understands_errors(strict: Running) -> None:
+    client = cohere.ClientV2(KEY, base_url=strict.url)
     with pytest.raises(NotFoundError, match="served here"):
         client.rerank(model="rerank-english-v2.0", query=QUERY, documents=TEXTS)
     with pytest.raises(UnprocessableEntityError, match="query"):
-        client.rerank(model="rerank-v3.5", query=" ", documents=TEXTS)
+        client.rerank(model="bundled:tiny", query=" ", documents=TEXTS)
+
+
+def test_the_cohere_sdk_judges_fields(shared: Running, reranker: Reranker) -> None:
+    client = cohere.Client(KEY, base_url=shared.url)
+    documents = [{"title": text[:10], "body": text} for text in TEXTS]
+    answer = client.rerank(model="rerank-english-v3.0", query=QUERY, documents=documents, rank_fields=["title", "body"])
+    texts = [yaml.safe_dump(each, sort_keys=False, allow_unicode=True, width=2**31) for each in documents]
+    assert [(each.index, each.relevance_score) for each in answer.results] == [
+        (hit.index, pytest.approx(hit.score, abs=1e-5)) for hit in reranker.rerank(QUERY, texts)
+    ]
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v2", ""])
@@ -138,8 +164,39 @@ def test_langchains_jina_compressor(
     documents = [LangChainDocument(text, metadata={"n": n}) for n, text in enumerate(TEXTS)]
     ranked = compressor.compress_documents(documents, QUERY)
     assert [(each.metadata["n"], each.metadata["relevance_score"]) for each in ranked] == expected[:3]
-    refused = JinaRerank(model="jina-reranker-v2", jina_api_key=KEY)
-    with pytest.raises(RuntimeError, match="served here: qwen3-reranker"):
-        refused.compress_documents(documents, QUERY)
     compressor.session.close()
+
+
+def test_langchains_jina_compressor_shows_why_it_is_refused(strict: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jina_rerank, "JINA_API_URL", f"{strict.url}/v1/rerank")
+    refused = JinaRerank(model="jina-reranker-v2", jina_api_key=KEY)
+    with pytest.raises(RuntimeError, match="served here: bundled:tiny"):
+        refused.compress_documents([LangChainDocument(text) for text in TEXTS], QUERY)
     refused.session.close()
+
+
+def test_voyages_sdk(shared: Running, expected: list[tuple[int, Any]]) -> None:
+    client = voyageai.Client(KEY, base_url=f"{shared.url}/v1")
+    answer = client.rerank(QUERY, TEXTS, model="rerank-2.5", top_k=3)
+    assert [(each.index, each.relevance_score) for each in answer.results] == expected[:3]
+    assert answer.total_tokens > 0
+    everything = client.rerank(QUERY, TEXTS, model="rerank-2.5-lite")
+    assert [(each.index, each.relevance_score) for each in everything.results] == expected
+
+
+def test_xinferences_client_as_dify_and_ragflow_use_it(shared: Running, expected: list[tuple[int, Any]]) -> None:
+    """They ask what kind of model it is, and read the documents of the answer."""
+    model = XinferenceClient(shared.url).get_model("bge-reranker-v2-m3")
+    assert isinstance(model, RESTfulRerankModelHandle)
+    answer = model.rerank(TEXTS, QUERY, top_n=3, return_documents=True, return_len=True)
+    assert [(each["index"], each["relevance_score"]) for each in answer["results"]] == expected[:3]
+    assert [each["document"]["text"] for each in answer["results"]] == [TEXTS[index] for index, _ in expected[:3]]
+
+
+def test_langchains_nvidia_compressor(shared: Running, reranker: Reranker) -> None:
+    compressor = NVIDIARerank(base_url=f"{shared.url}/v1", model="nvidia/any-reranker", api_key=KEY, top_n=3)
+    documents = [LangChainDocument(text, metadata={"n": n}) for n, text in enumerate(TEXTS)]
+    ranked = compressor.compress_documents(documents, QUERY)
+    assert [(each.metadata["n"], each.metadata["relevance_score"]) for each in ranked] == [
+        (hit.index, pytest.approx(hit.margin, abs=1e-4)) for hit in reranker.rerank(QUERY, TEXTS, 3)
+    ]

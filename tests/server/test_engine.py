@@ -16,7 +16,7 @@ import pytest
 from qwen3_ranker_plugins import EngineClosedError, Request, Reranker
 from qwen3_ranker_plugins.server.metrics import Metrics
 from qwen3_ranker_plugins.server.settings import ServerSettings
-from qwen3_ranker_plugins.server.supervisor import EngineHost
+from qwen3_ranker_plugins.server.supervisor import EngineSupervisor
 
 from .conftest import DOCUMENTS, QUERY, serving, wait_until
 
@@ -44,7 +44,7 @@ def test_a_dead_engine_is_seen_and_started_again() -> None:
     body = {"query": QUERY, "documents": DOCUMENTS}
     with serving(token_budget=BUDGET) as running, running.client() as client, ThreadPoolExecutor(16) as pool:
         first = client.post("/rerank", json=body).json()["ranked_documents"]
-        engine = running.parts.host.reranker
+        engine = running.state.supervisor.reranker
         loads = running.metric("engine_loads_total")
 
         def post(number: int) -> httpx.Response:
@@ -65,7 +65,7 @@ def test_a_dead_engine_is_seen_and_started_again() -> None:
         wait_until(lambda: client.get("/ready").status_code == 200)
         assert client.get("/health").json()["status"] == "healthy"
         assert client.post("/rerank", json=body).json()["ranked_documents"] == first
-        assert running.parts.host.reranker is not engine
+        assert running.state.supervisor.reranker is not engine
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -80,7 +80,7 @@ def test_an_engine_that_stays_dead_shows_in_health(
     with serving(model=str(folder), token_budget=BUDGET) as running, running.client() as client:
         hidden = folder.with_name("hidden")
         folder.rename(hidden)
-        _kill(running.parts.host.reranker)
+        _kill(running.state.supervisor.reranker)
         wait_until(lambda: client.get("/health").status_code == 503)
         health = client.get("/health").json()
         assert health["status"] == "unhealthy"
@@ -124,7 +124,7 @@ def test_asyncio_is_not_blocked_while_the_model_loads() -> None:
 async def test_a_loaded_engine_is_out_of_the_garbage_collectors_sight() -> None:
     settings = ServerSettings().reranker_settings()
     fatal: list[Exception] = []
-    host = EngineHost(settings, Metrics(), lambda _: None, fatal.append, probe_interval=0, owns_process=True)
+    host = EngineSupervisor(settings, Metrics(), lambda _: None, fatal.append, probe_interval=0, owns_process=True)
     host.start()
     try:
         while not host.loaded:
@@ -165,7 +165,7 @@ def test_kill_of_the_engine_process_under_load(reranker: Reranker) -> None:
         passes = running.metric("pass_documents_count")
         answers = [pool.submit(ask, number) for number in range(6)]
         wait_until(lambda: running.metric("pass_documents_count") > passes and running.metric("queue_documents") > 600)
-        killed = running.parts.host.reranker._lease.engine.worker_pid
+        killed = running.state.supervisor.reranker._lease.engine.worker_pid
         os.kill(killed, signal.SIGKILL)
         outcomes = [each.result(10) for each in answers]
         for answer in outcomes:
@@ -181,4 +181,4 @@ def test_kill_of_the_engine_process_under_load(reranker: Reranker) -> None:
         wait_until(lambda: client.get("/ready").status_code == 200, 300)
         assert running.metric("engine_loads_total") == 2
         check(client.post("/rerank", json=body))
-        assert running.parts.host.reranker._lease.engine.worker_pid != killed
+        assert running.state.supervisor.reranker._lease.engine.worker_pid != killed

@@ -53,7 +53,7 @@ def test_a_request_has_limits(strict: Running) -> None:
         chunked = client.post("/rerank", content=chunks(), headers={"Content-Type": "application/json"})
         assert (chunked.status_code, chunked.json()["error"]["type"]) == (413, "body_too_large")
         assert client.post("/rerank", json={"query": "q", "documents": ["d"] * 10}).status_code == 200
-    wait_until(lambda: strict.parts.bodies.held == 0)
+    wait_until(lambda: strict.state.bodies.held == 0)
 
 
 def test_a_full_queue_says_when_to_come_back(strict: Running, reranker: Reranker) -> None:
@@ -62,21 +62,21 @@ def test_a_full_queue_says_when_to_come_back(strict: Running, reranker: Reranker
         waiting = pool.submit(
             httpx.post, f"{strict.url}/rerank", timeout=60, json={"query": QUERY, "documents": documents}
         )
-        wait_until(lambda: strict.parts.admission.documents == 8)
+        wait_until(lambda: strict.state.admission.documents == 8)
         full = client.post("/rerank", json={"query": QUERY, "documents": documents})
         assert (full.status_code, full.json()["error"]["type"]) == (503, "queue_full")
         assert 1 <= int(full.headers["Retry-After"]) <= 60
         # There is room for fewer documents, until their tokens are too many: counted exactly, not guessed.
         dense = client.post("/rerank", json={"query": QUERY, "documents": ["ж! " * 170]})
         assert (dense.status_code, dense.json()["error"]["type"]) == (503, "queue_full")
-        assert strict.parts.admission.documents == 8, "a refused request holds no place"
+        assert strict.state.admission.documents == 8, "a refused request holds no place"
         assert client.get("/health").json()["queue"] == {
-            "requests": 1, "documents": 8, "tokens": strict.parts.admission.tokens,
+            "requests": 1, "documents": 8, "tokens": strict.state.admission.tokens,
         }  # fmt: skip
         gate.set()
         assert waiting.result(60).status_code == 200
         assert client.post("/rerank", json={"query": QUERY, "documents": documents}).status_code == 200
-    wait_until(lambda: strict.parts.admission.tokens == strict.parts.admission.requests == 0)
+    wait_until(lambda: strict.state.admission.tokens == strict.state.admission.requests == 0)
 
 
 def test_a_deadline_frees_the_place_in_the_queue(strict: Running, reranker: Reranker) -> None:
@@ -89,7 +89,7 @@ def test_a_deadline_frees_the_place_in_the_queue(strict: Running, reranker: Rera
                 headers={"X-Request-Timeout": "0.3"},
             )
             assert (late.status_code, late.json()["error"]["type"]) == (504, "deadline_exceeded")
-            wait_until(lambda: strict.parts.admission.requests == 0)
+            wait_until(lambda: strict.state.admission.requests == 0)
         assert not dispatcher._waiting, "what nobody waits for is not kept for the engine"
     with strict.client() as client:
         assert client.post("/rerank", json=BODY).status_code == 200
@@ -108,7 +108,7 @@ def test_a_client_that_leaves_is_dropped_before_the_engine(server: Running, rera
     with busy_engine(reranker) as gate:
         with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=0.7) as client:
             client.post(f"{server.url}/rerank", json={"query": QUERY, "documents": [f"gone {n}" for n in range(50)]})
-        wait_until(lambda: server.parts.admission.requests == 0)
+        wait_until(lambda: server.state.admission.requests == 0)
         assert not dispatcher._waiting
         assert server.metric("requests_total", route="/rerank", method="POST", status="499") == gone + 1
         del passes[:]
@@ -158,19 +158,19 @@ def test_a_body_that_trickles_gets_an_answer_and_no_more(strict: Running) -> Non
     answer = _read_all(_connect(strict, head))
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"body_timeout" in answer
-    wait_until(lambda: strict.parts.bodies.held == 0)
+    wait_until(lambda: strict.state.bodies.held == 0)
 
 
 def test_bodies_of_all_requests_together_are_bounded(strict: Running) -> None:
     head = b"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 19999\r\n\r\n"
     holding = [_connect(strict, head + b"x" * 19_000) for _ in range(3)]
-    wait_until(lambda: strict.parts.bodies.held == 57_000)
+    wait_until(lambda: strict.state.bodies.held == 57_000)
     with strict.client() as client:
         refused = client.post("/rerank", json={"query": "q", "documents": ["x" * 5000]})
     assert (refused.status_code, refused.json()["error"]["type"]) == (503, "queue_full")
     for each in holding:
         each.close()
-    wait_until(lambda: strict.parts.bodies.held == 0)
+    wait_until(lambda: strict.state.bodies.held == 0)
 
 
 def test_connections_are_bounded(strict: Running) -> None:
@@ -203,7 +203,7 @@ def test_a_client_that_does_not_read_is_cut_off(reranker: Reranker) -> None:
             connection.sendall(head % len(body) + body)
             wait_until(lambda: running.metric("request_documents_count") == 1)
             wait_until(lambda: running.lifecycle.exchanges == 0)
-        assert running.parts.bodies.held == 0
+        assert running.state.bodies.held == 0
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_concurrent_requests_share_passes(server: Running, reranker: Reranker) -
             )
             for n in range(8)
         ]
-        wait_until(lambda: server.parts.admission.requests == 8)
+        wait_until(lambda: server.state.admission.requests == 8)
         wait_until(lambda: len(reranker._lease._dispatcher._waiting) == 8)
         reranker.on_pass(lambda report: reports.append(report.requests))
         gate.set()

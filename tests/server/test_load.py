@@ -53,7 +53,7 @@ def test_five_hundred_at_once_are_all_answered_and_all_right(server: Running, re
             scores.tolist(), abs=1e-5
         )
     assert passes < 250, "requests shared forward passes"
-    assert server.parts.admission.requests == server.parts.bodies.held == 0
+    assert server.state.admission.requests == server.state.bodies.held == 0
 
 
 def test_what_exceeds_the_queue_is_refused_and_the_rest_is_right(reranker: Reranker) -> None:
@@ -65,7 +65,7 @@ def test_what_exceeds_the_queue_is_refused_and_the_rest_is_right(reranker: Reran
             nonlocal most
             work = asyncio.create_task(_post_all(running.url, requests))
             while not work.done():
-                most = max(most, running.parts.admission.documents)
+                most = max(most, running.state.admission.documents)
                 await asyncio.sleep(0.001)
             return await work
 

@@ -62,7 +62,7 @@ def test_the_examples_of_the_document_work(client: httpx.Client) -> None:
     """Each shape's example is posted to the routes that take it."""
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
     routes = {
-        "SeedRequest": ["/rerank"],
+        "PlainRequest": ["/rerank"],
         "TeiRequest": ["/rerank"],
         "RerankRequest": ["/rerank", "/v1/rerank", "/v2/rerank"],
         "TextScoreRequest": ["/v1/score"],

@@ -31,7 +31,7 @@ def browser() -> Iterator[Browser]:
         try:
             opened = playwright.chromium.launch(executable_path=installed, args=arguments)
         except Error as error:
-            if os.environ.get("QWEN3_RANKER_TEST_BROWSER") == "required":
+            if os.environ.get("RANKER_TEST_BROWSER") == "required":
                 raise
             pytest.skip(f"no Chromium: apt-get install chromium, or playwright install chromium ({error.message[:80]})")
         yield opened

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from qwen3_ranker_plugins import Request, Reranker, __version__
-from qwen3_ranker_plugins.server.schemas import NOT_BLANK
+from qwen3_ranker_plugins.server.fields import NOT_BLANK
 
-from .conftest import DOCUMENTS, QUERY, Running
+from .conftest import DOCUMENTS, QUERY, Running, serving
 
 
 def test_the_plain_shape(client: httpx.Client, reranker: Reranker) -> None:
@@ -87,8 +87,10 @@ def test_the_shape_of_cohere_jina_and_vllm(path: str, client: httpx.Client, rera
         "computed_tokens": usage.computed_tokens,
     }
     assert "truncated" not in answer["meta"]
-    del body["return_documents"]
+    body["return_documents"] = False
     assert all("document" not in each for each in client.post(path, json=body).json()["results"])
+    del body["return_documents"]  # vLLM and LocalAI, which answer at /rerank, return them unless told otherwise
+    assert all(("document" in each) == (path == "/rerank") for each in client.post(path, json=body).json()["results"])
 
 
 def test_documents_are_cut_where_the_request_says_and_the_answer_says_so(
@@ -183,9 +185,16 @@ def test_lists_of_different_lengths_are_refused(client: httpx.Client) -> None:
         ("/rerank", {"query": "q"}, "documents"),
         ("/rerank", {"query": "q", "texts": ["d"], "truncation_direction": "Left"}, "truncation_direction"),
         ("/rerank", {"query": "q", "texts": ["d"], "documents": ["d"]}, "documents"),
-        ("/v1/rerank", {"query": "q", "documents": ["d"], "rank_fields": ["title"]}, "rank_fields.0"),
+        ("/v1/rerank", {"query": "q", "documents": ["d"], "rank_fields": ["title"]}, "documents.0"),
+        ("/v1/rerank", {"query": "q", "documents": ["d"], "rank_fields": []}, "rank_fields"),
         ("/v1/rerank", {"query": "q", "documents": ["d"], "truncate_prompt_tokens": 9}, "truncate_prompt_tokens"),
-        ("/v1/rerank", {"query": "q", "documents": ["d"], "top_n": 0}, "top_n"),
+        ("/v1/rerank", {"query": "q", "documents": ["d"], "top_n": -1}, "top_n"),
+        ("/v1/rerank", {"query": "q", "documents": ["d"], "top_n": 1, "top_k": 2}, "top_k"),
+        ("/v1/rerank", {"query": "q", "documents": ["d"], "instruction": "a", "instruct": "b"}, "instruct"),
+        ("/v1/rerank", {"query": "q", "documents": ["d"], "kwargs": {"length": 3}}, "kwargs"),
+        ("/v1/rerank", {"query": "q", "documents": ["d"], "return_documents": "maybe"}, "return_documents"),
+        ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"text": "d"}], "top_k": 1, "top_n": 2}, "top_n"),
+        ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"image": "d"}]}, "passages.0.text"),
         ("/v1/rerank", {"query": "q", "documents": ["d"], "instruction": " "}, "instruction"),
         ("/v1/rerank", {"query": "q", "documents": ["d"], "chat_template_kwargs": {}}, "chat_template_kwargs"),
         ("/v1/rerank", {"query": "q", "documents": [{"image": "d"}]}, None),
@@ -216,12 +225,38 @@ def test_harmless_fields_of_other_clients_are_taken(client: httpx.Client) -> Non
     assert client.post("/v1/rerank", json=body).status_code == 200
 
 
-def test_another_model_is_not_served(client: httpx.Client) -> None:
+def test_any_name_is_served_and_the_answer_names_the_model(client: httpx.Client) -> None:
     answer = client.post("/v2/rerank", json={"model": "rerank-v3.5", "query": "q", "documents": ["d"]})
-    assert answer.status_code == 404
-    assert answer.json()["error"]["type"] == "model_not_found"
-    assert "bundled:tiny" in answer.json()["detail"]
+    assert answer.status_code == 200
+    assert answer.json()["model"] == answer.headers["X-Model"] == "bundled:tiny"
     assert [each["id"] for each in client.get("/v1/models").json()["data"]] == ["bundled:tiny"]
+    card = client.get("/v1/models/Qwen/Qwen3-Reranker-8B").json()
+    assert (card["id"], card["root"]) == ("Qwen/Qwen3-Reranker-8B", "bundled:tiny")
+
+
+def test_a_strict_server_refuses_other_names(reranker: Reranker) -> None:
+    with (
+        serving(strict_model_names=True, served_model_names=("qwen3-reranker",)) as running,
+        running.client() as strict,
+    ):
+        assert [each["id"] for each in strict.get("/v1/models").json()["data"]] == ["qwen3-reranker", "bundled:tiny"]
+        for name in ("qwen3-reranker", "bundled:tiny"):
+            answer = strict.post("/v1/rerank", json={"model": name, "query": "q", "documents": ["d"]})
+            assert (answer.json()["model"], answer.headers["X-Model"]) == ("qwen3-reranker", "bundled:tiny")
+            assert strict.get(f"/v1/models/{name}").json()["id"] == name
+        for path, texts in (("/v1/rerank", "documents"), ("/v1/score", "documents"), ("/rerank", "texts")):
+            query = "queries" if path == "/v1/score" else "query"
+            refused = strict.post(path, json={"model": "rerank-v3.5", query: "q", texts: ["d"]})
+            assert (refused.status_code, refused.json()["error"]["type"]) == (404, "model_not_found")
+            assert "served here: qwen3-reranker, bundled:tiny" in refused.json()["detail"]
+        assert strict.get("/v1/models/rerank-v3.5").status_code == 404
+
+
+def test_an_asterisk_serves_any_name(reranker: Reranker) -> None:
+    with serving(strict_model_names=True, served_model_names=("*",)) as running, running.client() as client:
+        answer = client.post("/v1/rerank", json={"model": "rerank-v3.5", "query": "q", "documents": ["d"]})
+        assert answer.json()["model"] == "bundled:tiny"
+        assert [each["id"] for each in client.get("/v1/models").json()["data"]] == ["bundled:tiny"]
 
 
 @pytest.mark.parametrize(
@@ -312,14 +347,15 @@ def test_no_text_of_a_request_is_in_logs_or_errors(client: httpx.Client, caplog:
         {"query": MARK, "documents": [MARK], "top_k": MARK},
         {"query": MARK + " word" * 9000, "documents": [MARK]},
         {"query": MARK, "documents": [MARK], "instruction": " "},
-        {"query": MARK, "documents": [MARK], "model": MARK},
+        {"query": MARK, "documents": [MARK], "model": MARK, "chat_template_kwargs": {"instruction": MARK}},
+        {"query": MARK, "documents": [{"title": MARK}]},
         {"query": MARK, "documents": {"text": MARK}},
         [MARK],
     ]
     with caplog.at_level(logging.DEBUG):
         for body in bodies:
             answer = client.post("/v1/rerank", json=body)
-            assert answer.status_code in (404, 422)
+            assert answer.status_code == 422
             assert MARK not in answer.text
         broken = client.post(
             "/rerank", content=f'{{"query": "{MARK}'.encode(), headers={"Content-Type": "application/json"}

@@ -1,5 +1,6 @@
-"""The reranking server: one engine behind the HTTP shapes that clients already speak.
+"""The HTTP server: one engine for many clients, in the wire shapes that they already use.
 
-Reading order: `command` (flags), `settings`, `run` (process, signals, connections), `app` (routes), `guard` (what every
-request passes through), `schemas` (shapes on the wire), `service` (queue and ranking), `host` (the engine's life).
+Reading order: `settings`, `run` (process, signals, connections), `app`, `middleware` (what every request passes
+through), `shapes` and `routes` (what clients send and read), `service` (queue and ranking), `supervisor` (the engine's
+life). A new wire shape is a new module in `routes`.
 """

@@ -1,4 +1,4 @@
-"""The server as an ASGI application: parts, routes, errors, and the description of all of it."""
+"""The ASGI application: state, routes, middleware, errors and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from .._version import __version__
 from ..errors import RankerError
 from .auth import KeyRing
 from .errors import ApiError, from_core, from_http, from_validation
+from .fields import ErrorResponse
 from .middleware import Guard, Lifecycle
-from .parts import Parts
-from .routes import info as info_routes
-from .routes import ranking as ranking_routes
-from .schemas import ErrorResponse
+from .routes import modules
 from .settings import Configuration
+from .shapes import routers
+from .state import ServerState
 
 
 def create_app(configuration: Configuration, *, lifecycle: Lifecycle | None = None) -> FastAPI:
-    """The application; its start begins to load the model, and does not wait for it.
+    """The application. Its start begins to load the model and does not wait for it.
 
     Args:
-        configuration: of `load_settings`.
-        lifecycle: shared with the process, see `run`.
+        configuration: from `load_settings`.
+        lifecycle: what it shares with the process, see `run`.
     """
-    parts = Parts.of(configuration.settings, lifecycle or Lifecycle())
+    settings = configuration.settings
+    state = ServerState.of(settings, lifecycle or Lifecycle())
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        parts.host.start()
+        state.supervisor.start()
         yield
-        parts.service.close()
-        await parts.host.close()
+        state.service.close()
+        await state.supervisor.close()
 
     app = FastAPI(
         title="Qwen3 reranker",
@@ -45,24 +47,32 @@ def create_app(configuration: Configuration, *, lifecycle: Lifecycle | None = No
         description="Orders documents by P(yes) of a Qwen3 reranker.",
         lifespan=lifespan,
         redirect_slashes=False,
-        docs_url=None,  # both pages would load scripts from elsewhere
+        docs_url=None,  # both pages would load scripts from other hosts
         redoc_url=None,
         responses={
             401: {"model": ErrorResponse, "description": "No valid API key."},
-            500: {"model": ErrorResponse, "description": "A fault of this server."},
+            500: {"model": ErrorResponse, "description": "The server failed."},
         },
     )
-    app.state.parts = parts
-    app.include_router(ranking_routes.router)
-    app.include_router(info_routes.router)
+    app.state.server = state
+    for router in routers(modules()):
+        app.include_router(router)
     app.add_middleware(
         Guard,
-        settings=parts.settings,
+        settings=settings,
         keys=KeyRing(configuration.api_keys),
-        metrics=parts.metrics,
-        bodies=parts.bodies,
-        lifecycle=parts.lifecycle,
+        metrics=state.metrics,
+        bodies=state.bodies,
+        lifecycle=state.lifecycle,
     )
+    if settings.cors_origins:  # outermost, because a browser's preflight request carries no key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "X-Model", "X-Truncated-Documents", "Retry-After"],
+        )
     _handle_errors(app)
     _describe(app)
     return app
@@ -91,7 +101,7 @@ def _handle_errors(app: FastAPI) -> None:
 
 
 def _describe(app: FastAPI) -> None:
-    """FastAPI's OpenAPI document, corrected."""
+    """Correct FastAPI's OpenAPI document."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -99,11 +109,11 @@ def _describe(app: FastAPI) -> None:
             for path in schema["paths"].values():
                 content = path.get("post", {}).get("requestBody", {}).get("content", {})
                 body = content.get("application/json", {}).get("schema", {})
-                if "oneOf" in body:  # {query, documents} fits two shapes, which oneOf would forbid
+                if "oneOf" in body:  # a body may fit several shapes, which oneOf would forbid
                     body["anyOf"] = body.pop("oneOf")
             scheme = {"ApiKey": {"type": "http", "scheme": "bearer"}}
             schema.setdefault("components", {})["securitySchemes"] = scheme
-            schema["security"] = [{}, {"ApiKey": []}]  # keys are asked for if any are configured
+            schema["security"] = [{}, {"ApiKey": []}]  # a key is required if any is configured
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -7,13 +7,14 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Sequence
+from contextlib import suppress
 
 
 class KeyRing:
-    """The keys that open the server; none at all means that it is open.
+    """The keys that the server accepts. Without any, it accepts every request.
 
-    Only digests are kept, and every one of them is compared in constant time, so that neither a key's content nor
-    its length nor its place shows in the time an answer takes.
+    Only digests are kept. Each is compared in constant time and none is skipped, so that the time of an answer tells
+    nothing about a key's content, length or position.
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
@@ -23,18 +24,21 @@ class KeyRing:
         return bool(self._digests)
 
     def opens(self, authorization: bytes | None, x_api_key: bytes | None) -> bool:
-        """Whether one of the headers carries a key: `Bearer KEY`, `Basic` with the key as password, or `X-API-Key`."""
+        """Whether a header carries a valid key.
+
+        Args:
+            authorization: `Bearer KEY`, or `Basic` with the key as password.
+            x_api_key: the key. One valid key suffices, whatever the other header holds.
+        """
         if not self._digests:
             return True
         candidates = [] if x_api_key is None else [x_api_key]
         scheme, _, value = (authorization or b"").partition(b" ")
         if scheme.lower() == b"bearer":
             candidates.append(value.strip())
-        elif scheme.lower() == b"basic":  # what a browser can send: the page asks for user and password
-            try:
+        elif scheme.lower() == b"basic":  # what browsers can send
+            with suppress(binascii.Error):  # a proxy may set it; the other header still counts
                 candidates.append(base64.b64decode(value.strip(), validate=True).partition(b":")[2])
-            except binascii.Error:
-                return False
         return any([self._is_key(candidate) for candidate in candidates])  # noqa: C419 - no early end
 
     def _is_key(self, candidate: bytes) -> bool:

@@ -1,8 +1,9 @@
-"""One shape for every error, and what may stand in it: never a text of the request, never a stack trace."""
+"""One shape for every error. It never holds text of the request or a stack trace."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -12,16 +13,20 @@ from starlette.responses import Response
 
 from ..errors import EngineError, InvalidInputError, ScoringError
 
+#: What the tags of wire shapes begin with, so that they differ from the names of fields.
+SHAPE_TAG = "shape: "
+_UNION_MEMBER = re.compile(r"str|bool|constrained-str|[A-Z]\w*|(?:list|literal|dict|function-\w+)\[.*\]")
+
 
 class ApiError(Exception):
-    """An answer other than the one that was asked for.
+    """An error that becomes an HTTP answer.
 
     Attributes:
         status: HTTP status.
-        kind: for programs.
-        message: for people.
+        kind: the error's type, for programs.
+        message: for people; without text of the request.
         param: the field at fault.
-        headers: to send with it, such as Retry-After.
+        headers: sent with the answer, such as Retry-After.
     """
 
     def __init__(
@@ -56,21 +61,29 @@ def unavailable(kind: str, message: str, retry_after: int) -> ApiError:
 
 
 def from_validation(error: RequestValidationError) -> ApiError:
-    """The first complaint; pydantic's own answer would repeat the input."""
-    first = error.errors()[0]
+    """The first complaint of pydantic, whose own answer would repeat the input."""
+    errors = error.errors()
+    # Those that carry a reason of ours say more than "not a string" of another member of a union.
+    first = next((each for each in errors if each["type"] in {"too_deep", "refused_field"}), errors[0])
     if first["type"] == "json_invalid":
         return ApiError(400, "invalid_json", "the body is not JSON")
-    # The union's tags are no part of the request.
-    place = [part for part in first["loc"] if part not in ("body", "seed", "tei", "rerank", "text", "queries", "str")]
+    unknown = first["type"] == "extra_forbidden"
+    place = [part for part in first["loc"][1:-1] if _is_of_the_request(part)]
+    place += [part for part in first["loc"][1:][-1:] if unknown or _is_of_the_request(part)]
     param = ".".join(str(part)[:60] for part in place) or None  # an unknown field's name is the client's
     message = str(first["msg"])
-    if first["type"] == "extra_forbidden":
+    if unknown:
         message = "unknown field; it is refused because it might have been meant to change the ranking"
     return ApiError(422, "invalid_request", f"{param or 'body'}: {message}", param=param)
 
 
+def _is_of_the_request(part: object) -> bool:
+    """Whether a part of pydantic's place is a field or an index, and not the name of a union's member."""
+    return not isinstance(part, str) or not (part.startswith(SHAPE_TAG) or _UNION_MEMBER.fullmatch(part))
+
+
 def from_http(error: HTTPException) -> ApiError:
-    """404, 405 and what else the framework raises."""
+    """Errors that the framework raises, such as 404 and 405."""
     kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     message = str(error.detail)
     if error.status_code == 400:
@@ -79,9 +92,9 @@ def from_http(error: HTTPException) -> ApiError:
 
 
 def from_core(error: Exception) -> ApiError:
-    """What the core raised. The values in its messages stay out of the answer."""
+    """Errors of the core. The values in their messages stay out of the answer."""
     if isinstance(error, InvalidInputError):
-        # The argument is ours, such as documents[3]; the remedy says nothing of the value.
+        # The argument's name is ours, such as documents[3], and the remedy does not mention the value.
         return ApiError(422, "invalid_request", f"{error.argument}: {error.remedy}", param=error.argument)
     if isinstance(error, ScoringError):
         failed = sorted(error.failures)
@@ -89,4 +102,4 @@ def from_core(error: Exception) -> ApiError:
         return ApiError(500, "scoring_failed", f"no usable score for {len(failed)} documents, at positions {shown}")
     if isinstance(error, EngineError):
         return unavailable("engine_failed", "the engine failed on this request or has ended; see /health", 5)
-    return ApiError(500, "internal_error", "internal error; the server's log names it under the request id")
+    return ApiError(500, "internal_error", "internal error; the server's log describes it under the request id")

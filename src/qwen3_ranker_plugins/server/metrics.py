@@ -29,7 +29,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics:
-    """What is counted. docs/server.md has the list."""
+    """The metrics; docs/server.md lists them."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -55,11 +55,19 @@ class Metrics:
         self.engine_errors = self._counter("engine_errors", "Forward passes that failed.")
         self.engine_loads = self._counter("engine_loads", "How often the engine was started.")
         self.engine_up = Gauge("qwen3_ranker_engine_up", "1 if the engine answers.", registry=self.registry)
-        self.build = Info("qwen3_ranker_build", "Version, model and engine.", registry=self.registry)
-        self.build.info({"version": __version__})
+        self._build = Info("qwen3_ranker_build", "Version, model and engine.", registry=self.registry)
+
+    def describe_build(self, model: str, engine: str) -> None:
+        """Set the labels of `build_info`.
+
+        Args:
+            model: as configured.
+            engine: as configured until the model is loaded, then the engine that was chosen.
+        """
+        self._build.info({"version": __version__, "model": model, "engine": engine})
 
     def watch(self, admission: Admission, body_bytes: Callable[[], int]) -> None:
-        """Read the queue's depth whenever it is asked for."""
+        """Gauges that read the queue whenever they are asked for."""
         for name, help_text, read in (
             ("queue_requests", "Requests accepted and not answered.", lambda: admission.requests),
             ("queue_documents", "Their documents.", lambda: admission.documents),
@@ -69,7 +77,7 @@ class Metrics:
             Gauge(f"qwen3_ranker_{name}", help_text, registry=self.registry).set_function(read)
 
     def on_pass(self, report: PassReport) -> None:
-        """Called from the engine's thread."""
+        """Record a forward pass; called from the engine's thread."""
         if report.error is not None:
             self.engine_errors.inc()
             return

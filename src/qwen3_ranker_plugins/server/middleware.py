@@ -1,7 +1,7 @@
-"""What every request passes through: a name, the key, the body within its limits, a deadline, a line in the log.
+"""What every request passes through: request id, API key, limits on its body, deadline, log line.
 
-The application runs as a task of its own. When the client goes away or the deadline passes, the task is cancelled,
-and with it whatever it waits for: its place in the queue, its documents that no forward pass has taken.
+The application runs as a task of its own. When the client disconnects or the deadline passes, the task is cancelled,
+which frees its place in the queue and drops its documents that no forward pass has taken yet.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .admission import BodyBudget
 from .auth import KeyRing
+from .body import Decoder
 from .errors import ApiError, from_core, unavailable
 from .logs import log, logger
 from .metrics import Metrics
@@ -28,7 +29,7 @@ from .settings import ServerSettings
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLIENT_CLOSED = 499  # nginx's number for a client that did not wait; it is logged and counted, never sent
-_OPEN_ROUTE = "/health"
+_OPEN_ROUTE = b"/health"
 
 
 class _ClientGone(Exception):  # noqa: N818 - it ends an exchange, and nobody hears of it
@@ -36,13 +37,13 @@ class _ClientGone(Exception):  # noqa: N818 - it ends an exchange, and nobody he
 
 
 class Lifecycle:
-    """What the process and the application tell each other.
+    """State that the process and the application share.
 
     Attributes:
-        draining: new work is refused, since the process is about to end.
-        exchanges: requests that are not answered yet.
-        fatal: what kept the model from being loaded.
-        owns_process: nothing else of any size lives in this process.
+        draining: new work is refused, because the process is about to end.
+        exchanges: number of requests that are not answered yet.
+        fatal: why the model could not be loaded.
+        owns_process: the process does nothing but serve.
     """
 
     def __init__(self, *, owns_process: bool = False) -> None:
@@ -52,13 +53,13 @@ class Lifecycle:
         self.fatal: Exception | None = None
 
     def fail(self, error: Exception) -> None:
-        """The model cannot be loaded: end."""
+        """Record that the model cannot be loaded, which ends the process."""
         self.fatal = error
 
 
 @dataclass
 class _Reply:
-    """The answer on its way out: headers are added, and what was sent is remembered."""
+    """Sends the answer, adds headers to it, and records its status."""
 
     send: Send
     request_id: str
@@ -79,7 +80,7 @@ class _Reply:
         await self.send(message)
 
     async def error(self, error: ApiError) -> None:
-        """Send it, unless an answer has begun."""
+        """Send an error, unless an answer has begun."""
         self.kind = error.kind
         if self.status:
             return
@@ -96,7 +97,7 @@ class _Reply:
 
 
 class Guard:
-    """ASGI middleware, see the module."""
+    """The ASGI middleware that this module describes."""
 
     def __init__(
         self,
@@ -116,10 +117,11 @@ class Guard:
         self._lifecycle = lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One exchange, or the application's start and end."""
+        """Handle one HTTP request, or pass on the application's start and end."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = _as_routed(scope)
         started = time.perf_counter()
         headers = dict(reversed(scope["headers"]))  # the first of each name counts
         given = headers.get(b"x-request-id", b"").decode("latin-1")
@@ -141,14 +143,14 @@ class Guard:
             self._record(scope, reply, facts, time.perf_counter() - started)
 
     async def _exchange(self, scope: Scope, receive: Receive, reply: _Reply, headers: Mapping[bytes, bytes]) -> None:
-        if self._keys and scope["path"] != _OPEN_ROUTE:
+        if self._keys and scope["raw_path"] != _OPEN_ROUTE:
             self._check_key(headers, reply)
         if scope["method"] != "POST":
             await self._run(scope, receive, _replay(b""), reply, None)
             return
         if self._lifecycle.draining:
             reply.extra.append((b"connection", b"close"))
-            raise unavailable("shutting_down", "the server is about to end: send it to another one, or again later", 5)
+            raise unavailable("shutting_down", "the server is ending: send the request to another one, or later", 5)
         deadline = self._deadline(headers)
         held = 0
 
@@ -165,12 +167,12 @@ class Guard:
 
     def _check_key(self, headers: Mapping[bytes, bytes], reply: _Reply) -> None:
         if not self._keys.opens(headers.get(b"authorization"), headers.get(b"x-api-key")):
-            # Basic is for browsers, which then ask for a user (any) and a password (the key).
+            # Browsers know Basic; they ask for a user name (any will do) and a password (the key).
             reply.extra += [(b"www-authenticate", b"Bearer"), (b"www-authenticate", b'Basic realm="key as password"')]
             raise ApiError(401, "unauthorized", "give a valid API key: Authorization: Bearer KEY")
 
     def _deadline(self, headers: Mapping[bytes, bytes]) -> float:
-        """Seconds: the configured ones, or fewer if the client says so."""
+        """Seconds until 504: the configured ones, or fewer if the client asks for that."""
         given = headers.get(b"x-request-timeout")
         if given is None:
             return self._settings.request_timeout
@@ -187,10 +189,15 @@ class Guard:
     async def _read(
         self, receive: Receive, headers: Mapping[bytes, bytes], hold: Callable[[int], None], reply: _Reply
     ) -> bytearray:
-        """The whole body."""
+        """The whole body, decoded.
+
+        Raises:
+            ApiError: 400, 408, 413, 415 or 503.
+        """
         media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if media_type != b"application/json":
             raise ApiError(415, "unsupported_media_type", "send Content-Type: application/json")
+        decoder = Decoder(headers.get(b"content-encoding", b""))
         limit = self._settings.max_body_bytes
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > limit:
@@ -202,12 +209,13 @@ class Guard:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise _ClientGone
-                    chunk = message.get("body", b"")
+                    chunk = decoder.decode(message.get("body", b""), limit - len(body))
                     if len(body) + len(chunk) > limit:
                         raise _too_large(limit)
                     hold(len(chunk))
                     body += chunk
                     if not message.get("more_body", False):
+                        decoder.finish()
                         return body
         except TimeoutError:
             reply.extra.append((b"connection", b"close"))
@@ -216,20 +224,22 @@ class Guard:
             ) from None
 
     async def _run(self, scope: Scope, receive: Receive, body: Receive, reply: _Reply, deadline: float | None) -> None:
-        """The application, until it answers, the client goes, or the deadline passes."""
+        """Run the application until it has answered, the client disconnects, or the deadline passes."""
         work = asyncio.create_task(self._call(scope, body, reply))
         gone = asyncio.create_task(_until_disconnect(receive))
         try:
             await asyncio.wait({work, gone}, timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
             if not work.done() and not gone.done() and reply.status:
-                # The answer is on its way: only a client that does not read it can stop it, see `run.Connection`.
+                # The answer has begun; from here on only a client that does not read it ends it, see `run.Connection`.
                 await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 await work
             elif gone.done():
                 raise _ClientGone
             else:
-                raise ApiError(504, "deadline_exceeded", f"not answered within {deadline:g} s; it left the queue")
+                raise ApiError(
+                    504, "deadline_exceeded", f"not answered within {deadline:g} s; the request left the queue"
+                )
         finally:
             for task in (work, gone):
                 task.cancel()
@@ -240,7 +250,7 @@ class Guard:
         await self._app(scope, body, reply)
 
     def _record(self, scope: Scope, reply: _Reply, facts: Mapping[str, object], seconds: float) -> None:
-        """Count and log it. A route's name, not its path, so that paths cannot fill the metrics or carry text."""
+        """Count and log a request, under its route: paths could fill the metrics or carry text."""
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         kind = reply.kind or facts.get("error")
@@ -262,12 +272,23 @@ class Guard:
         )
 
 
+def _as_routed(scope: Scope) -> Scope:
+    """The request as the routes know it: /rerank/ is /rerank, and HEAD is a GET, whose body uvicorn leaves out."""
+    path: str = scope["path"]
+    return {
+        **scope,
+        "method": "GET" if scope["method"] == "HEAD" else scope["method"],
+        "path": path[:-1] if len(path) > 1 and path.endswith("/") else path,
+        "raw_path": scope.get("raw_path") or path.encode(),
+    }
+
+
 def _too_large(limit: int) -> ApiError:
     return ApiError(413, "body_too_large", f"the body is larger than {limit} bytes")
 
 
 def _replay(body: bytes | bytearray) -> Receive:
-    """A body that was read already; then silence, since somebody else listens for the client's end."""
+    """A body that was read already. Nothing follows it: `_until_disconnect` watches the client."""
     parts = [body]
 
     async def receive() -> Message:

@@ -1,4 +1,4 @@
-"""From a checked request to a ranking: a place in the queue, tokenization in a thread, the shared engine."""
+"""From a request to its ranking: a place in the queue, tokenization in a thread, the shared engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..types import Request, RerankResult
 from .admission import Admission
 from .errors import ApiError
 from .metrics import Metrics
-from .supervisor import EngineHost
+from .supervisor import EngineSupervisor
 
 #: The tokenizer uses all cores for one batch; a second thread keeps it busy while the first one checks texts.
 _ENCODERS = 2
@@ -24,11 +24,11 @@ _ENCODERS = 2
 
 @dataclass(frozen=True)
 class Ranking:
-    """A result, and how long it took.
+    """The ranking of a request.
 
     Attributes:
-        result: in order of relevance.
-        truncated: (index, tokens not read) of every document of the request that was cut, in input order.
+        result: the documents in order of relevance.
+        truncated: (index, tokens cut off) of every document of the request that was cut, in input order.
         seconds: from the end of the request's body to the last score.
     """
 
@@ -36,13 +36,18 @@ class Ranking:
     truncated: list[tuple[int, int]]
     seconds: float
 
+    @property
+    def milliseconds(self) -> float:
+        """`seconds` as answers give it."""
+        return round(self.seconds * 1000, 3)
+
 
 class Service:
     """Ranks for the routes."""
 
-    def __init__(self, host: EngineHost, admission: Admission, metrics: Metrics) -> None:
-        self.host = host
-        self.admission = admission
+    def __init__(self, supervisor: EngineSupervisor, admission: Admission, metrics: Metrics) -> None:
+        self._supervisor = supervisor
+        self._admission = admission
         self._metrics = metrics
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="qwen3-ranker-encoder")
 
@@ -52,28 +57,29 @@ class Service:
         """One ranking per request. Cancelling it frees its place in the queue.
 
         Args:
-            requests: of one HTTP request; they are let in together.
-            options: what to keep.
+            requests: those of one HTTP request, which are let in together.
+            options: what to keep of each.
             may_cut: False refuses documents that do not fit.
 
         Raises:
-            ApiError: 413, 503.
+            ApiError: 413 or 503.
             RankerError: as `Reranker.rerank`.
         """
         started = time.perf_counter()
-        reranker = self.host.reranker
+        reranker = self._supervisor.reranker
         documents = sum(len(request.documents) for request in requests)
         characters = sum(len(request.query) + sum(map(len, request.documents)) for request in requests)
-        with self.admission.place(documents, characters) as place:
+        with self._admission.place(documents, characters) as place:
             loop = asyncio.get_running_loop()
             prepared = await loop.run_in_executor(self._encoders, _prepare, reranker, requests)
             if not may_cut:
                 _refuse_cut(prepared)
-            self.admission.count_tokens(place, sum(each.encoded.num_tokens for each in prepared))
+            self._admission.count_tokens(place, sum(each.encoded.num_tokens for each in prepared))
             futures: list[Future[Margins]] = []
             try:
                 futures.extend(reranker.submit(each) for each in prepared)
-                margins = await asyncio.gather(*map(asyncio.wrap_future, futures))
+                scored = asyncio.gather(*map(asyncio.wrap_future, futures))
+                margins = await self._supervisor.while_running(scored)
             finally:
                 for future in futures:
                     future.cancel()
@@ -111,5 +117,5 @@ def _refuse_cut(prepared: Sequence[Prepared]) -> None:
     if cut:
         shown = ", ".join(map(str, cut[:10])) + (", ..." if len(cut) > 10 else "")
         raise ApiError(
-            413, "text_too_long", f"texts at positions {shown} do not fit, and truncate is false", param="texts"
+            413, "text_too_long", f"texts at positions {shown} do not fit, and the request forbids to cut them"
         )

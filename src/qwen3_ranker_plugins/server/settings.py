@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,36 +11,61 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..config import BUNDLED_MODEL, ENGINE_ALIASES, VARIABLE_PREFIX, RerankerSettings, variables
+from ..config import (
+    _CREDENTIALS,
+    _SECRET_NAME,
+    API_KEY_VARIABLE,
+    BUNDLED_MODEL,
+    ENGINE_ALIASES,
+    VARIABLE_PREFIX,
+    RerankerSettings,
+    variables,
+)
 from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH
-from .legacy_settings import translate
+from .services_section import translate
+from .sources import (
+    KEYS_VARIABLE,
+    check_variables,
+    mentioned_variables,
+    read_api_keys,
+    read_environment,
+    read_yaml,
+    separated,
+)
 
-KEYS_VARIABLE = f"{VARIABLE_PREFIX}API_KEYS"
-_SECRET_OPTION = re.compile(r"key|token|secret|password|authorization|headers", re.IGNORECASE)
+#: Stands for a secret in the printed configuration.
+HIDDEN = "(hidden)"
+#: As a served name: any name.
+ANY_NAME = "*"
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
+NotBlank = Annotated[str, Field(pattern=r"\S")]
 
 
 class ServerSettings(BaseModel):
-    """What a server is made of. The name of a field is its name in YAML; see `load_settings` for the other spellings.
+    """The settings of a server. A field's name is its name in YAML; see `load_settings` for other spellings.
 
     Attributes:
         model, engine, device, dtype, template, instruction, max_length, token_budget, engine_options: as in `Reranker`.
-        host, port: where to listen.
-        served_model_names: names that requests may give as `model`, the first of them in answers; by default `model`.
-        api_key_file: a file with a key a line; every route but /health then asks for one of them.
-        max_documents, max_request_tokens, max_body_bytes: of one request; over them it gets 413.
-        max_queue_documents, max_queue_tokens: of all requests that are not answered yet; over them 503.
-        max_queue_bytes: of all request bodies in memory; over it 503.
-        max_connections: open at a time; more are closed without an answer.
-        request_timeout: seconds from the end of a request's body to its answer; over it 504.
-        header_timeout, body_timeout: seconds a client may take to send them.
-        write_timeout: seconds a client may leave an answer unread.
-        keep_alive_timeout: seconds an idle connection stays open.
-        drain_timeout: seconds that requests get to end after SIGTERM.
-        probe_interval: seconds without a forward pass after which /health wants to see one; 0 for never.
+        host, port: the address to listen on.
+        served_model_names: further names of the model; the first one stands in answers. "*" serves any name.
+        strict_model_names: requests for other names get 404. Otherwise they are served, and the answer names the model.
+        return_documents: whether results hold their document where the request does not say.
+        api_key_file: a file with one key on each line; every route but /health then asks for a key.
+        cors_origins: origins whose pages may call the server from a browser; "*" for any.
+        max_documents, max_request_tokens, max_body_bytes: limits of one request; above them 413.
+        max_queue_documents, max_queue_tokens: limits of all requests that are not answered yet; above them 503.
+        max_queue_bytes: limit of all request bodies in memory; above it 503.
+        max_connections: open connections; more are closed without an answer.
+        request_timeout: seconds from the end of a request's body to its answer; after them 504.
+        header_timeout, body_timeout: seconds that a client may take to send them.
+        write_timeout: seconds that a client may leave an answer unread.
+        keep_alive_timeout: seconds that an idle connection stays open.
+        drain_timeout: seconds that accepted requests get after SIGTERM.
+        probe_interval: seconds without a forward pass after which the engine has to score a short document; 0: never.
+        probe_timeout: seconds without a forward pass, while that document waits, after which the engine is restarted.
         log_level: debug, info, warning or error.
     """
 
@@ -59,8 +83,11 @@ class ServerSettings(BaseModel):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8001, ge=0, le=65535)
-    served_model_names: tuple[str, ...] = ()
+    served_model_names: tuple[NotBlank, ...] = ()
+    strict_model_names: bool = False
+    return_documents: bool = False
     api_key_file: Path | None = None
+    cors_origins: tuple[NotBlank, ...] = ()
 
     max_documents: Count = 2_000
     max_request_tokens: Count = 1_000_000
@@ -77,6 +104,7 @@ class ServerSettings(BaseModel):
     keep_alive_timeout: Count = 30
     drain_timeout: Seconds = 60.0
     probe_interval: float = Field(default=15.0, ge=0, allow_inf_nan=False)
+    probe_timeout: Seconds = 120.0
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
 
     @field_validator("engine")
@@ -84,20 +112,31 @@ class ServerSettings(BaseModel):
     def _engine_by_its_name(cls, value: str) -> str:
         return ENGINE_ALIASES.get(value, value)
 
-    @field_validator("served_model_names", mode="before")
+    @field_validator("served_model_names", "cors_origins", mode="before")
     @classmethod
     def _separated_by_commas(cls, value: object) -> object:
-        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+        return separated(value)
 
     @field_validator("engine_options", mode="before")
     @classmethod
     def _from_json(cls, value: object) -> object:
         return json.loads(value) if isinstance(value, str) else value
 
+    @field_validator("engine_options")
+    @classmethod
+    def _not_hidden(cls, value: dict[str, object]) -> dict[str, object]:
+        if HIDDEN in json.dumps(value, default=str):
+            raise ValueError(f"{HIDDEN} stands for a secret of a printed configuration: put the secret itself there")
+        return value
+
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the model on the wire, the one of answers first."""
-        return self.served_model_names or (self.model,)
+        """Names of the model on the wire; the first one stands in answers."""
+        return tuple(dict.fromkeys(name for name in (*self.served_model_names, self.model) if name != ANY_NAME))
+
+    def serves(self, name: str) -> bool:
+        """Whether a request may give this name as `model`."""
+        return not self.strict_model_names or ANY_NAME in self.served_model_names or name in self.names
 
     def reranker_settings(self) -> RerankerSettings:
         """The part that makes a `Reranker`.
@@ -118,7 +157,7 @@ class ServerSettings(BaseModel):
         )
 
     def dump(self) -> str:
-        """All settings as YAML that can be read again, secrets hidden."""
+        """All settings as YAML that `load_settings` reads back; only secrets are hidden."""
         fields = self.model_dump(mode="json") | {"engine_options": hide_secrets(self.engine_options)}
         text: str = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=120)
         return text
@@ -126,11 +165,11 @@ class ServerSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Configuration:
-    """Settings, the keys, and what is worth saying about how they came about.
+    """Checked settings with what must not be printed, and what should be logged about them.
 
     Attributes:
-        settings: checked.
-        api_keys: never shown.
+        settings: without secrets.
+        api_keys: the keys that clients may send; never shown.
         notes: sentences for the log.
     """
 
@@ -148,35 +187,32 @@ class Configuration:
 
 
 def load_settings(config: Path | None, flags: Mapping[str, object]) -> Configuration:
-    """Defaults < YAML file < environment < flags.
+    """Defaults < YAML file < environment < flags; the served names of all of them add up.
 
     Args:
-        config: a YAML file with fields of `ServerSettings`, or with a `services.rerank` section as in the seed.
+        config: a YAML file with fields of `ServerSettings`, or with a `services.rerank` section, see `translate`.
         flags: fields that were given on the command line.
 
-    The environment variable of a field is QWEN3_RANKER_ and its name in capitals; QWEN3_RANKER_API_KEYS holds keys,
+    The environment variable of a field is QWEN3_RANKER_ and its name in capitals. QWEN3_RANKER_API_KEYS holds keys,
     separated by commas or line breaks.
 
     Raises:
-        InvalidInputError: names the setting, where it came from and the remedy.
+        InvalidInputError: names the setting, where it came from and the remedy; also for a variable that nothing reads.
     """
-    values: dict[str, object] = {}
-    sources: dict[str, str] = {}
-    notes: list[str] = []
-    if config is not None:
-        from_file, file_notes = translate(_read_yaml(config), str(config), frozenset(ServerSettings.model_fields))
-        values |= from_file
-        sources |= dict.fromkeys(from_file, str(config))
-        notes += file_notes
-    for name, value in variables().items():
-        if name in ServerSettings.model_fields and value:
-            values[name] = value
-            sources[name] = f"{VARIABLE_PREFIX}{name.upper()}"
-    for name, given in flags.items():
-        values[name] = given
-        sources[name] = f"--{name.replace('_', '-')}"
+    known = frozenset(ServerSettings.model_fields)
+    from_file, notes = ({}, []) if config is None else translate(read_yaml(config), str(config), known)
+    from_environment, more_notes = read_environment(known)
+    values: dict[str, object] = {**from_file, **from_environment, **flags}
+    sources = (
+        dict.fromkeys(from_file, str(config))
+        | {name: f"{VARIABLE_PREFIX}{name.upper()}" for name in from_environment}
+        | {name: f"--{name.replace('_', '-')}" for name in flags}
+    )
+    names = [separated(each.get("served_model_names", ())) for each in (flags, from_environment, from_file)]
+    if all(isinstance(each, (list, tuple)) for each in names):
+        values["served_model_names"] = list(dict.fromkeys(name for each in names for name in each))  # type: ignore[attr-defined]
     if isinstance(values.get("engine_options"), Mapping) and isinstance(flags.get("engine_options"), Mapping):
-        notes.append("--engine-option replaces all engine_options of the file and the environment")
+        more_notes.append("--engine-option replaces all engine_options of the file and the environment")
     try:
         settings = ServerSettings.model_validate(values)
     except ValidationError as error:
@@ -184,60 +220,31 @@ def load_settings(config: Path | None, flags: Mapping[str, object]) -> Configura
         name = str(first["loc"][0]) if first["loc"] else "settings"
         where = f" (from {sources[name]})" if name in sources else ""
         raise InvalidInputError(f"{name}{where}", values.get(name), str(first["msg"])) from None
-    except ValueError as error:  # engine_options that are not JSON
-        raise InvalidInputError(
-            "engine_options", values.get("engine_options"), f"needs a JSON object: {error}"
-        ) from None
     settings.reranker_settings()
-    return Configuration(settings, _api_keys(settings.api_key_file), tuple(notes))
+    _check_variables(settings)
+    return Configuration(settings, read_api_keys(settings.api_key_file), (*notes, *more_notes))
 
 
-def _read_yaml(path: Path) -> dict[str, object]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInputError("--config", str(path), f"{error.strerror}; give a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidInputError("--config", str(path), f"is not YAML: {error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise InvalidInputError("--config", str(path), "needs names and values, such as `port: 8001`")
-    return content
-
-
-def _api_keys(file: Path | None) -> tuple[str, ...]:
-    """Keys of the file and of the environment.
-
-    Raises:
-        InvalidInputError: a source of keys that holds none would leave the server open.
-    """
-    keys: list[str] = []
-    if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidInputError("api_key_file", str(file), f"cannot be read: {type(error).__name__}") from error
-        found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-        if not found:
-            raise InvalidInputError("api_key_file", str(file), "holds no key: write one a line, or leave it out")
-        keys += found
-    if (given := variables().get("api_keys")) is not None:
-        found = [key for key in re.split(r"[,\s]+", given) if key]
-        if not found:
-            raise InvalidInputError(KEYS_VARIABLE, "", "is set and holds no key: write keys, or unset it")
-        keys += found
-    if any(not key.isascii() or not key.isprintable() for key in keys):
-        raise InvalidInputError("api_keys", "(hidden)", "a key is sent in a header: use printable ASCII characters")
-    return tuple(dict.fromkeys(keys))
+def _check_variables(settings: ServerSettings) -> None:
+    own_key = API_KEY_VARIABLE.removeprefix(VARIABLE_PREFIX).lower()
+    named = mentioned_variables(settings.engine_options)
+    check_variables({*ServerSettings.model_fields, "api_keys", own_key, *named})
+    if own_key in variables() and settings.engine != "remote" and own_key not in named:
+        raise InvalidInputError(
+            API_KEY_VARIABLE,
+            HIDDEN,
+            f"is the key for a remote service, and engine is {settings.engine!r}: unset it; the keys that clients of "
+            f"this server have to send are read from {KEYS_VARIABLE}",
+        )
 
 
 def hide_secrets(options: Mapping[str, object]) -> dict[str, object]:
-    """Options with the text of those hidden whose names sound like a secret."""
-    hidden: dict[str, object] = {}
-    for name, value in options.items():
-        if isinstance(value, (str, list, dict)) and value and _SECRET_OPTION.search(name):
-            hidden[name] = "(hidden)"
-        else:
-            hidden[name] = hide_secrets(value) if isinstance(value, dict) else value
-    return hidden
+    """Options with those hidden that hold a secret."""
+    return {
+        name: HIDDEN if value and _is_secret(name, value) else hide_secrets(value) if isinstance(value, dict) else value
+        for name, value in options.items()
+    }
+
+
+def _is_secret(name: str, value: object) -> bool:
+    return bool(_SECRET_NAME.search(name) or (isinstance(value, str) and _CREDENTIALS.search(value)))

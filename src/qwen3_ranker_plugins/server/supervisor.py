@@ -1,4 +1,4 @@
-"""The engine's life: loaded beside the running server, watched, and started again when it has died."""
+"""The engine's life: loaded while the server already listens, watched, and restarted after it has failed."""
 
 from __future__ import annotations
 
@@ -6,36 +6,43 @@ import asyncio
 import gc
 import logging
 import math
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ..config import RerankerSettings
 from ..dispatch import PassReport
+from ..errors import EngineClosedError
 from ..reranker import Reranker
-from .errors import unavailable
+from .errors import ApiError, unavailable
 from .logs import describe_error, log
 from .metrics import Metrics
 
 Status = Literal["loading", "healthy", "unhealthy"]
+T = TypeVar("T")
 
-#: Seconds between looks at an engine that does nothing, and the longest wait between attempts to start it again.
-_LOOK_EVERY = 1.0
-_LONGEST_WAIT = 60.0
+#: Seconds between looks at whether the engine runs.
+_LOOK_EVERY = 0.5
+#: Seconds of the longest pause between attempts to start it again.
+_LONGEST_PAUSE = 60.0
+#: Seconds that a failed engine may take to close before it is left to itself.
+_CLOSE_TIMEOUT = 10.0
 
 
-class EngineHost:
+class EngineSupervisor:
     """Holds the one `Reranker` of a server.
 
     Args:
         settings: of the reranker.
-        metrics: hears of passes.
-        on_pass: called in the event loop after every pass that went well.
-        probe_interval: seconds without a pass after which the engine is asked to score one short document; 0 for never.
-        on_fatal: called with what kept the first start from succeeding.
-        owns_process: keep the garbage collector from what is there when the engine has been loaded.
+        metrics: told about every pass and every start.
+        on_pass: called in the event loop after every successful pass.
+        on_fatal: called with the error if the first start fails.
+        probe_interval: seconds without a pass after which the engine has to score one short document; 0 for never.
+        probe_timeout: seconds without a pass, while that document waits, after which the engine counts as failed.
+        owns_process: take the objects that exist once the engine is loaded out of the garbage collector's sight.
     """
 
     def __init__(
@@ -46,20 +53,30 @@ class EngineHost:
         on_fatal: Callable[[Exception], None],
         *,
         probe_interval: float,
+        probe_timeout: float = 120.0,
         owns_process: bool = False,
     ) -> None:
         self.settings = settings
-        self._owns_process = owns_process
-        self.status: Status = "loading"
         self.error: str | None = None
+        self._status: Status = "loading"
+        self._owns_process = owns_process
         self._metrics = metrics
         self._on_pass = on_pass
         self._on_fatal = on_fatal
         self._probe_interval = probe_interval or math.inf
+        self._probe_timeout = probe_timeout
         self._reranker: Reranker | None = None
+        self._failed = asyncio.Event()  # set as long as there is no engine that works; those who wait are told
         self._suspicious = asyncio.Event()
         self._last_answer = time.monotonic()
         self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def status(self) -> Status:
+        """The state at this moment: an engine that has ended is unhealthy before anybody has looked at it."""
+        if self._status == "healthy" and not (self._reranker is not None and self._reranker.running):
+            return "unhealthy"
+        return self._status
 
     @property
     def loaded(self) -> bool:
@@ -71,16 +88,34 @@ class EngineHost:
         """The one to use now.
 
         Raises:
-            ApiError: 503, it is loading or dead.
+            ApiError: 503, it is loading or has failed.
         """
-        if self._reranker is None or self.status == "loading":
+        status = self.status
+        if status == "loading":
             raise unavailable("loading", "the model is being loaded; see /ready", 5)
-        if self.status == "unhealthy" or not self._reranker.running:
-            raise unavailable("engine_failed", "the engine has failed; see /health", 5)
+        if status == "unhealthy" or self._reranker is None:
+            raise _failed()
         return self._reranker
 
+    async def while_running(self, work: Awaitable[T]) -> T:
+        """The result of work that the engine does; it does not outlive the engine, which may never answer.
+
+        Raises:
+            ApiError: 503, the engine has failed meanwhile.
+        """
+        task = asyncio.ensure_future(work)
+        failed = asyncio.ensure_future(self._failed.wait())
+        try:
+            await asyncio.wait({task, failed}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise _failed()
+            return task.result()
+        finally:
+            task.cancel()
+            failed.cancel()
+
     def describe(self) -> dict[str, str]:
-        """What the engine says of itself; empty without one."""
+        """The engine's device, dtype and versions; empty without an engine."""
         return {} if self._reranker is None else self._reranker.describe().as_dict()
 
     def start(self) -> None:
@@ -104,13 +139,13 @@ class EngineHost:
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._suspicious.wait(), _LOOK_EVERY)
-            idle = time.monotonic() - self._last_answer
-            running = self._reranker is not None and self._reranker.running
-            if running and not self._suspicious.is_set() and idle < self._probe_interval:
+            suspicious = self._suspicious.is_set() or time.monotonic() - self._last_answer >= self._probe_interval
+            if self.status == "healthy" and not suspicious:
                 continue
             self._suspicious.clear()
-            if not running:  # a probe would wait until the engine has started its process again
-                self._has_failed("EngineClosedError")
+            if self._reranker is None or not self._reranker.running:
+                # Not probed: the probe would wait until the engine has started its process again.
+                self._fails(EngineClosedError("the engine has ended"))
                 log(logging.ERROR, "the engine has ended")
             elif await self._answers():
                 continue
@@ -128,21 +163,27 @@ class EngineHost:
 
         reranker.on_pass(listen)
         if self._owns_process:
-            # Half a million objects of torch and transformers, which a full collection in the middle of somebody's
-            # request would look through for 200 ms.
+            # Half a million objects of torch and transformers, which a full collection during a request would
+            # traverse for 200 ms.
             await asyncio.to_thread(gc.collect)
             gc.freeze()
         self._reranker = reranker
         self._last_answer = time.monotonic()
-        self.status, self.error = "healthy", None
-        self._metrics.engine_up.set(1)
+        self._works()
         self._metrics.engine_loads.inc()
-        log(
-            logging.INFO,
-            "engine ready",
-            seconds=round(time.perf_counter() - started, 3),
-            **reranker.describe().as_dict(),
-        )
+        self._metrics.describe_build(self.settings.model, reranker.engine_name)
+        seconds = round(time.perf_counter() - started, 3)
+        log(logging.INFO, "engine ready", seconds=seconds, **reranker.describe().as_dict())
+
+    def _works(self) -> None:
+        self._status, self.error = "healthy", None
+        self._failed.clear()
+        self._metrics.engine_up.set(1)
+
+    def _fails(self, error: Exception) -> None:
+        self._status, self.error = "unhealthy", type(error).__name__
+        self._failed.set()
+        self._metrics.engine_up.set(0)
 
     def _hear(self, report: PassReport) -> None:
         if report.error is None:
@@ -153,46 +194,72 @@ class EngineHost:
             self._suspicious.set()
 
     async def _answers(self) -> bool:
-        """Whether a document can be scored."""
+        """Whether the engine scores a document, or at least goes on with what waits before it."""
         if self._reranker is None:
             return False
         try:
-            await self._reranker.ascore("Is it alive?", ["Yes."])
-        except Exception as error:  # noqa: BLE001 - whatever it is, the server goes on and starts the engine again
-            self._has_failed(type(error).__name__)
+            await self._probe(self._reranker)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the server goes on and restarts the engine
+            self._fails(error)
             log(logging.ERROR, "the engine does not answer", **describe_error(error))
             self._suspicious.clear()
             return False
-        self.status, self.error = "healthy", None
-        self._metrics.engine_up.set(1)
+        self._last_answer = time.monotonic()
+        self._works()
         return True
 
-    def _has_failed(self, error: str) -> None:
-        self.status, self.error = "unhealthy", error
-        self._metrics.engine_up.set(0)
+    async def _probe(self, reranker: Reranker) -> None:
+        asked = time.monotonic()
+        probe = asyncio.ensure_future(reranker.ascore("Is it alive?", ["Yes."]))
+        try:
+            while not probe.done():
+                patience = max(asked, self._last_answer) + self._probe_timeout - time.monotonic()
+                if patience <= 0:
+                    raise TimeoutError
+                await asyncio.wait({probe}, timeout=min(patience, _LOOK_EVERY))
+                if not reranker.running:
+                    raise EngineClosedError("the engine has ended")
+            await probe
+        finally:
+            probe.cancel()
 
     async def _recover(self) -> None:
-        """Start it again, until it lives."""
-        wait = 1.0
+        """Start the engine again, until it works."""
+        pause = 1.0
         while True:
             await self._drop()
             log(logging.WARNING, "starting the engine again")
             try:
                 await self._load()
             except Exception as error:  # noqa: BLE001 - whatever it is, the server goes on and tries again
-                self.status, self.error = "unhealthy", type(error).__name__
-                log(logging.ERROR, "the engine cannot be started", retry_in=wait, **describe_error(error))
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, _LONGEST_WAIT)
-                continue
-            if await self._answers():
-                return
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, _LONGEST_WAIT)
+                self._fails(error)
+                log(logging.ERROR, "the engine cannot be started", retry_in=pause, **describe_error(error))
+            else:
+                if await self._answers():
+                    return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _drop(self) -> None:
         if self._owns_process:
             gc.unfreeze()
         reranker, self._reranker = self._reranker, None
-        if reranker is not None:
-            await asyncio.to_thread(reranker.close)
+        if reranker is None:
+            return
+        loop, closed = asyncio.get_running_loop(), asyncio.Event()
+
+        def close() -> None:
+            reranker.close()
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(closed.set)
+
+        # A daemon, because an engine that hangs must not keep the process from ending.
+        threading.Thread(target=close, name="qwen3-ranker-closing", daemon=True).start()
+        try:
+            await asyncio.wait_for(closed.wait(), _CLOSE_TIMEOUT)
+        except TimeoutError:
+            log(logging.ERROR, "the engine does not close; its threads are left behind", seconds=_CLOSE_TIMEOUT)
+
+
+def _failed() -> ApiError:
+    return unavailable("engine_failed", "the engine has failed; see /health", 5)

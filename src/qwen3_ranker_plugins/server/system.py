@@ -1,4 +1,4 @@
-"""Facts about the machine, without loading anything for them."""
+"""Facts about the machine; reading them imports nothing."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
-
-from .schemas import Memory
 
 
 def imported(name: str) -> Any:
@@ -22,13 +20,12 @@ def gpu_count() -> int:
     return int(torch.cuda.device_count()) if torch is not None else 0
 
 
-def memory() -> Memory:
-    """What this process holds."""
+def gpu_bytes() -> list[int]:
+    """Bytes that torch has allocated in this process, for each GPU; empty where it uses none."""
     torch = imported("torch")
-    gpus = []
-    if torch is not None and torch.cuda.is_initialized():
-        gpus = [int(torch.cuda.memory_allocated(number)) for number in range(torch.cuda.device_count())]
-    return Memory(process_bytes=_resident(), gpu_bytes=gpus)
+    if torch is None or not torch.cuda.is_initialized():
+        return []
+    return [int(torch.cuda.memory_allocated(number)) for number in range(torch.cuda.device_count())]
 
 
 def memory_usage() -> float | None:
@@ -41,7 +38,8 @@ def memory_usage() -> float | None:
     return round(100 * (1 - kilobytes["MemAvailable"] / kilobytes["MemTotal"]), 1)
 
 
-def _resident() -> int | None:
+def resident_bytes() -> int | None:
+    """Resident memory of this process; None where /proc is missing."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:

@@ -1,14 +1,57 @@
-"""The demo corpus for the page: its questions, and what BM25 finds for them."""
+"""The demo corpus for the page: its questions, and the passages that BM25 finds for each."""
 
 from __future__ import annotations
 
 from functools import cache
 
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
 from ...data.demo import DemoCorpus, load_demo_corpus
 from ...demo.searches import lower_case_words
-from ..schemas import DemoCandidate, DemoCandidates, DemoQueries
+from ..errors import ApiError
+from ..fields import ErrorResponse
 
 _CANDIDATES = 12
+
+router = APIRouter()
+
+
+class DemoQueries(BaseModel):
+    """Questions of the demo corpus."""
+
+    corpus: str
+    queries: dict[str, str]
+
+
+class DemoCandidate(BaseModel):
+    """A passage that BM25 found."""
+
+    document_id: str
+    text: str
+    grade: int = Field(description="2: answers the question; 1: helps; 0: not judged relevant.")
+
+
+class DemoCandidates(BaseModel):
+    """The passages for a question, in BM25's order."""
+
+    query_id: str
+    query: str
+    candidates: list[DemoCandidate]
+
+
+@router.get("/demo")
+async def demo() -> DemoQueries:
+    """Questions of the demo corpus."""
+    return DemoQueries(corpus="Python language reference", queries=dict(_corpus().queries))
+
+
+@router.get("/demo/{query_id}", responses={404: {"model": ErrorResponse, "description": "No such question."}})
+async def demo_query(query_id: str) -> DemoCandidates:
+    """What BM25 finds for a question."""
+    if query_id not in _corpus().queries:  # asked first, so that unknown ids cannot fill the cache
+        raise ApiError(404, "not_found", "no such question; /demo lists them", param="query_id")
+    return _candidates(query_id)
 
 
 @cache
@@ -16,20 +59,13 @@ def _corpus() -> DemoCorpus:
     return load_demo_corpus()
 
 
-def demo_queries() -> DemoQueries:
-    """All questions."""
-    return DemoQueries(corpus="Python language reference", queries=dict(_corpus().queries))
-
-
 @cache
-def demo_candidates(query_id: str) -> DemoCandidates | None:
-    """The best passages by BM25, best first; None if there is no such question."""
+def _candidates(query_id: str) -> DemoCandidates:
+    """The best passages by BM25, best first."""
     from rank_bm25 import BM25Okapi
 
     corpus = _corpus()
-    query = corpus.queries.get(query_id)
-    if query is None:
-        return None
+    query = corpus.queries[query_id]
     documents = list(corpus.documents.values())
     scores = BM25Okapi([lower_case_words(each.content) for each in documents]).get_scores(lower_case_words(query))
     best = sorted(range(len(documents)), key=lambda index: -scores[index])[:_CANDIDATES]

@@ -1,57 +1,119 @@
-"""The routes that tell: health, models, metrics, the demo corpus, the page."""
+"""The routes that describe the server: health, readiness, models, metrics."""
 
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
 
 from ..._version import __version__
-from .. import convert as wire
+from ...prompt import TEMPLATES
 from .. import system
 from ..errors import ApiError
+from ..fields import ErrorResponse
 from ..metrics import CONTENT_TYPE
-from ..parts import parts_of
-from ..schemas import DemoCandidates, DemoQueries, ErrorResponse, Health, ModelCard, ModelList, QueueState, Ready
-from .demo import demo_candidates, demo_queries
-from .page import PAGE, PAGE_HEADERS
+from ..state import ServerState, state_of
 
 router = APIRouter()
+
+
+class QueueState(BaseModel):
+    """What is accepted and not answered yet."""
+
+    requests: int
+    documents: int
+    tokens: int
+
+
+class Memory(BaseModel):
+    """Bytes in use."""
+
+    process_bytes: int | None = Field(description="Resident memory of the server process.")
+    gpu_bytes: list[int] = Field(description="Allocated by torch in this process, for each GPU.")
+
+
+class Health(BaseModel):
+    """The state of the server and its engine."""
+
+    status: Literal["loading", "healthy", "unhealthy", "draining"]
+    model_loaded: bool
+    model: str
+    backend: str = Field(description="The same as engine.")
+    engine: str
+    engine_facts: dict[str, str]
+    engine_error: str | None = Field(description="Why it is unhealthy.")
+    instruction_format: str = Field(description='The name of the template, or "custom".')
+    max_model_len: int
+    gpu_count: int
+    memory: Memory
+    memory_usage: float | None = Field(description="Per cent of the machine's memory in use.")
+    queue: QueueState
+    version: str
+    uptime_seconds: float
+
+
+class Ready(BaseModel):
+    """Whether to send requests here."""
+
+    ready: bool
+    status: str
+
+
+class ModelCard(BaseModel):
+    """A served name."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    root: str = Field(description="The model that scores, whatever its name here.")
+    max_model_len: int
+    model_type: Literal["rerank"] = Field(default="rerank", description="Where clients of Xinference look for it.")
+
+
+class ModelList(BaseModel):
+    """The served names."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
 
 
 @router.get("/health", responses={503: {"model": Health, "description": "The engine has failed."}})
 async def health(request: Request, response: Response) -> Health:
     """Whether the process is alive and its engine answers; the one route without a key."""
-    parts = parts_of(request)
-    host, settings, queue = parts.host, parts.settings, parts.admission
-    if host.status == "unhealthy":
+    state = state_of(request)
+    supervisor, settings, queue = state.supervisor, state.settings, state.admission
+    if supervisor.status == "unhealthy":
         response.status_code = 503
-    facts = host.describe()
+    facts = supervisor.describe()
     engine = facts.get("engine", settings.engine)
     return Health(
-        status="draining" if parts.lifecycle.draining and host.status == "healthy" else host.status,
-        model_loaded=host.loaded,
+        status="draining" if state.lifecycle.draining and supervisor.status == "healthy" else supervisor.status,
+        model_loaded=supervisor.loaded,
         model=settings.names[0],
         backend=engine,
         engine=engine,
         engine_facts=facts,
-        engine_error=host.error,
-        instruction_format=wire.template_name(settings.template),
+        engine_error=supervisor.error,
+        instruction_format=settings.template if settings.template in TEMPLATES else "custom",
         max_model_len=settings.max_length,
         gpu_count=system.gpu_count(),
-        memory=system.memory(),
+        memory=Memory(process_bytes=system.resident_bytes(), gpu_bytes=system.gpu_bytes()),
         memory_usage=system.memory_usage(),
         queue=QueueState(requests=queue.requests, documents=queue.documents, tokens=queue.tokens),
         version=__version__,
-        uptime_seconds=round(time.time() - parts.started, 3),
+        uptime_seconds=round(time.time() - state.started, 3),
     )
 
 
 @router.get("/ready", responses={503: {"model": Ready, "description": "Send requests elsewhere, or later."}})
+@router.get("/ping", responses={503: {"model": Ready, "description": "Send requests elsewhere, or later."}})
 async def ready(request: Request, response: Response) -> Ready:
-    """Whether to send requests here."""
-    parts = parts_of(request)
-    status = "draining" if parts.lifecycle.draining else parts.host.status
+    """Whether to send requests here; /ping is the name that vLLM and SageMaker have for it."""
+    state = state_of(request)
+    status = "draining" if state.lifecycle.draining else state.supervisor.status
     if status != "healthy":
         response.status_code = 503
     return Ready(ready=status == "healthy", status=status)
@@ -59,44 +121,35 @@ async def ready(request: Request, response: Response) -> Ready:
 
 @router.get("/v1/models")
 async def models(request: Request) -> ModelList:
-    """Names that a request may give as `model`."""
-    parts = parts_of(request)
-    return ModelList(
-        data=[
-            ModelCard(
-                id=name,
-                created=int(parts.started),
-                owned_by="qwen3-ranker-plugins",
-                root=parts.settings.model,
-                max_model_len=parts.settings.max_length,
-            )
-            for name in parts.settings.names
-        ]
-    )
+    """Names of the model, the one of answers first."""
+    state = state_of(request)
+    return ModelList(data=[_card(state, name) for name in state.settings.names])
+
+
+@router.get(
+    "/v1/models/{model_id:path}",
+    responses={404: {"model": ErrorResponse, "description": "The server is strict about model names."}},
+)
+async def model(request: Request, model_id: str) -> ModelCard:
+    """One of the names that a request may give as `model`."""
+    state = state_of(request)
+    if not state.settings.serves(model_id):
+        raise ApiError(404, "model_not_found", f"served here: {', '.join(state.settings.names)}", param="model_id")
+    return _card(state, model_id)
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(request: Request) -> Response:
-    """For Prometheus."""
-    return Response(parts_of(request).metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+    """Metrics in the text format of Prometheus."""
+    return Response(state_of(request).metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
-@router.get("/demo")
-async def demo() -> DemoQueries:
-    """Questions of the demo corpus."""
-    return demo_queries()
-
-
-@router.get("/demo/{query_id}", responses={404: {"model": ErrorResponse, "description": "No such question."}})
-async def demo_query(query_id: str) -> DemoCandidates:
-    """What BM25 finds for one of them."""
-    candidates = demo_candidates(query_id)
-    if candidates is None:
-        raise ApiError(404, "not_found", "no such question; /demo lists them", param="query_id")
-    return candidates
-
-
-@router.get("/", response_class=Response, responses={200: {"content": {"text/html": {}}}})
-async def page() -> Response:
-    """A page to try it."""
-    return Response(PAGE, headers=PAGE_HEADERS)
+def _card(state: ServerState, name: str) -> ModelCard:
+    settings = state.settings
+    return ModelCard(
+        id=name,
+        created=int(state.started),
+        owned_by="qwen3-ranker-plugins",
+        root=settings.model,
+        max_model_len=settings.max_length,
+    )

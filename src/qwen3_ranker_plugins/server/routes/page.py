@@ -1,4 +1,4 @@
-"""The page of `GET /`, and the policy that lets it load nothing but itself."""
+"""The page of `GET /`, with a policy that lets it load nothing but itself."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import base64
 import hashlib
 import re
 from importlib.resources import files
+
+from fastapi import APIRouter, Response
+
+router = APIRouter()
 
 PAGE = files(__package__).joinpath("page.html").read_bytes()
 
@@ -25,3 +29,9 @@ PAGE_HEADERS = {
     ),
     "Referrer-Policy": "no-referrer",
 }
+
+
+@router.get("/", response_class=Response, responses={200: {"content": {"text/html": {}}}})
+async def page() -> Response:
+    """A page to try the reranker in a browser."""
+    return Response(PAGE, headers=PAGE_HEADERS)

@@ -1,4 +1,4 @@
-"""A `services.rerank` section, with the names that the seed's configuration uses, as settings of this server."""
+"""A configuration file with a `services.rerank` section, as search platforms have it, as settings of this server."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ _SETTINGS = {
     "instruction_format": "template",
     "max_model_len": "max_length",
 }
-#: Options of vLLM engines, which have the same names there.
+#: Keys that are options of vLLM engines, under the same names.
 _VLLM_OPTIONS = frozenset(
     """tokenizer tensor_parallel_size gpu_memory_utilization enable_prefix_caching enforce_eager infer_batch_size
     sort_by_doc_length max_num_batched_tokens max_num_seqs quantization engine_kwargs""".split()
 )
-#: The packed engine fills a pass by tokens; more than this per pass gains nothing and costs memory.
+#: Tokens of the largest pass that is derived from infer_batch_size; larger ones cost memory and gain nothing.
 _LARGEST_BUDGET = 32_768
 
 
 def translate(content: Mapping[str, object], source: str, known: frozenset[str]) -> tuple[dict[str, object], list[str]]:
     """(settings of this server, sentences for the log).
 
-    Top-level names are settings of this server and go before those of `services.rerank`. There, the block
-    `backends.<backend>` of the chosen backend goes before what stands beside it; other backends' are not read.
+    Top-level names are settings of this server and take precedence over `services.rerank`. Within that section, the
+    block `backends.<backend>` of the chosen backend takes precedence over the section's own keys, and the blocks of
+    other backends are not read.
 
     Args:
-        content: the file.
+        content: the content of the file.
         source: its name, for errors.
         known: names of settings.
 
@@ -62,11 +63,11 @@ def translate(content: Mapping[str, object], source: str, known: frozenset[str])
 
 
 def _without_vllm(engine: str, options: Mapping[str, object], settings: dict[str, object]) -> list[str]:
-    """What vLLM's options mean for other engines; enters it in `settings` and says what has no meaning there."""
+    """Sentences about vLLM's options for another engine; those with a counterpart there are entered in `settings`."""
     notes = []
     unused = sorted(options.keys() - {"infer_batch_size", "sort_by_doc_length"})
     if unused:
-        notes.append(f"engine {engine!r} has no use for {', '.join(unused)}")
+        notes.append(f"{', '.join(unused)}: no effect with engine {engine!r}")
     batch, longest = options.get("infer_batch_size"), settings.get("max_length")
     check_positive("infer_batch_size", batch)
     if isinstance(batch, int) and isinstance(longest, int) and engine in ("auto", "packed"):

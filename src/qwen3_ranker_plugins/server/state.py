@@ -13,38 +13,40 @@ from .metrics import Metrics
 from .middleware import Lifecycle
 from .service import Service
 from .settings import ServerSettings
-from .supervisor import EngineHost
+from .supervisor import EngineSupervisor
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The parts of a server; `started` is its time of birth, in seconds since the epoch."""
+class ServerState:
+    """One of each for a server; `started` is in seconds since the epoch."""
 
     settings: ServerSettings
     lifecycle: Lifecycle
     metrics: Metrics
     admission: Admission
     bodies: BodyBudget
-    host: EngineHost
+    supervisor: EngineSupervisor
     service: Service
     started: float = field(default_factory=time.time)
 
     @classmethod
-    def of(cls, settings: ServerSettings, lifecycle: Lifecycle) -> Parts:
-        """Put them together."""
+    def of(cls, settings: ServerSettings, lifecycle: Lifecycle) -> ServerState:
+        """Make them; nothing is loaded yet."""
         metrics, admission, bodies = Metrics(), Admission(settings), BodyBudget(settings.max_queue_bytes)
         metrics.watch(admission, lambda: bodies.held)
-        host = EngineHost(
+        metrics.describe_build(settings.model, settings.engine)
+        supervisor = EngineSupervisor(
             settings.reranker_settings(),
             metrics,
             lambda report: admission.served(report.tokens, report.seconds),
             lifecycle.fail,
             probe_interval=settings.probe_interval,
+            probe_timeout=settings.probe_timeout,
             owns_process=lifecycle.owns_process,
         )
-        return cls(settings, lifecycle, metrics, admission, bodies, host, Service(host, admission, metrics))
+        return cls(settings, lifecycle, metrics, admission, bodies, supervisor, Service(supervisor, admission, metrics))
 
 
-def parts_of(request: Request) -> Parts:
-    """The server that a request came to."""
-    return cast("Parts", request.app.state.parts)
+def state_of(request: Request) -> ServerState:
+    """The state of the server that a request came to."""
+    return cast("ServerState", request.app.state.server)

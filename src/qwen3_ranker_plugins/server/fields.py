@@ -1,0 +1,162 @@
+"""Fields, requests and answers that several wire shapes share.
+
+Unknown fields are refused, because they might have been meant to change the ranking. Fields described as "No effect"
+are sent by clients of other services and cannot change a ranking here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic_core import PydanticCustomError
+
+from ..types import Usage
+
+NO_EFFECT = "No effect; accepted because clients of other services send it."
+
+#: A character that Python's `str.strip` keeps. `\S` would not do: in OpenAPI's regular expressions U+001C is no space.
+NOT_BLANK = r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+#: Deeper nesting could be read but not written again: pydantic's serializer stops at 255 levels.
+DEEPEST_DOCUMENT = 100
+
+#: Examples of the OpenAPI document.
+EXAMPLE_QUERY = "how do I close a file?"
+EXAMPLE_DOCUMENTS: list[JsonValue] = ["The with statement closes the file at its end.", "Bread needs yeast."]
+
+
+def only_null(remedy: str) -> BeforeValidator:
+    """Refuses every value but null of a field that clients send and that would change the ranking.
+
+    Args:
+        remedy: for the error.
+    """
+
+    def check(value: object) -> None:
+        if value is not None:
+            raise PydanticCustomError("refused_field", "{remedy}", {"remedy": remedy})
+
+    return BeforeValidator(check)
+
+
+def _as_bool(value: bool | str) -> bool:
+    return value if isinstance(value, bool) else value.lower() == "true"
+
+
+def _no_arguments(value: object) -> object:
+    if value not in (None, {}, "", "{}"):
+        raise PydanticCustomError("refused_field", "no further arguments are known here; send an empty object")
+    return value
+
+
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[int, Field(ge=1, le=2**53)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+#: Xinference's clients write booleans as text.
+Flag = Annotated[bool | Literal["true", "false", "True", "False"], AfterValidator(_as_bool)]
+EmptyArguments = Annotated[
+    Literal["", "{}"] | Annotated[dict[str, JsonValue], Field(max_length=0)] | None, BeforeValidator(_no_arguments)
+]
+NotBlank = Annotated[str, Field(min_length=1, json_schema_extra={"pattern": NOT_BLANK})]
+Query = Annotated[NotBlank, Field(description="The query that documents are judged for; not blank.")]
+Instruction = Annotated[
+    NotBlank | None,
+    Field(description="The task in the model's prompt; not blank. Null: the configured one."),
+]
+Model = Annotated[
+    str | None,
+    Field(description="A name from /v1/models. Null: the served model. Other names: see strict_model_names."),
+]
+
+
+_TEMPLATE = "the template is chosen when the server starts (--template); the field instruction sets the task"
+
+
+class WireRequest(BaseModel):
+    """A request body. Strict: the text "3" is no number, and 1 is no boolean."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class TaskFields(WireRequest):
+    """Fields of vLLM's and Cohere's requests that bear on the prompt, or on nothing."""
+
+    model: Model = None
+    instruction: Instruction = None
+    max_tokens_per_doc: Count | None = Field(
+        default=None, description="Each document is cut to at most this many tokens. 0 or null: cut only to fit."
+    )
+    use_activation: bool | None = Field(
+        default=None, description="vLLM's. False: scores are logit(yes) - logit(no) instead of P(yes)."
+    )
+    truncate_prompt_tokens: Literal[-1] | None = Field(
+        default=None, description="vLLM's. Only -1, the model's limit; max_tokens_per_doc cuts documents."
+    )
+    truncation_side: Literal["right"] | None = Field(default=None, description="vLLM's. Documents lose their end.")
+    max_tokens_per_query: Literal[0] | None = Field(
+        default=None, description="vLLM's. Only 0, because a query is never cut."
+    )
+    chat_template_kwargs: Annotated[None, only_null(_TEMPLATE)] = Field(
+        default=None, description=f"vLLM's. Only null: {_TEMPLATE}."
+    )
+    user: str | None = Field(default=None, description=NO_EFFECT)
+    priority: int | None = Field(default=None, description=NO_EFFECT)
+    request_id: str | None = Field(default=None, description=f"{NO_EFFECT} The header X-Request-ID sets an id.")
+    cache_salt: str | None = Field(default=None, description=NO_EFFECT)
+
+
+class AnyDocument(BaseModel):
+    """A document as an object; its fields come back as they were sent."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    @model_validator(mode="after")
+    def _can_be_written_again(self) -> Self:
+        if _deeper(self.model_extra, DEEPEST_DOCUMENT):
+            raise PydanticCustomError("too_deep", f"nested more than {DEEPEST_DOCUMENT} levels deep")
+        return self
+
+
+class DocumentObject(AnyDocument):
+    """A document as an object. `text` is judged; other fields come back with it and are not judged."""
+
+    text: str
+
+
+def _deeper(value: object, levels: int) -> bool:
+    """Whether lists and objects are nested more than so many levels."""
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_deeper(child, levels - 1) for child in children)
+
+
+class TokenUsage(BaseModel):
+    """Tokens of a request."""
+
+    prompt_tokens: int = Field(description="Tokens of all prompts, as if each document had been scored on its own.")
+    total_tokens: int = Field(description="The same number, because nothing is generated.")
+    computed_tokens: int = Field(description="Tokens that went through the model; a shared prefix counts once.")
+
+    @classmethod
+    def of(cls, usages: Iterable[Usage]) -> TokenUsage:
+        """The sum over the rankings of one HTTP request."""
+        usages = list(usages)
+        prompts = sum(each.prompt_tokens for each in usages)
+        computed = sum(each.computed_tokens for each in usages)
+        return cls(prompt_tokens=prompts, total_tokens=prompts, computed_tokens=computed)
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    type: str = Field(description="For programs, such as queue_full.")
+    message: str = Field(description="For people; never holds text of the request.")
+    request_id: str
+    param: str | None = Field(default=None, description="The field at fault.")
+
+
+class ErrorResponse(BaseModel):
+    """Every error has this shape."""
+
+    error: ErrorBody
+    detail: str = Field(description="The message again, where clients of Jina and vLLM look for it.")

@@ -1,0 +1,247 @@
+"""The shape of Cohere, Jina, vLLM, LocalAI, Xinference and SiliconFlow: `POST /v1/rerank` and its other addresses.
+
+They agree on {model, query, documents, top_n} -> {results: [{index, relevance_score}]}, and differ in what they add.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...config import RankingOptions
+from ...types import Request
+from ..errors import ApiError
+from ..fields import (
+    EXAMPLE_DOCUMENTS,
+    EXAMPLE_QUERY,
+    NO_EFFECT,
+    AnyDocument,
+    Count,
+    EmptyArguments,
+    Flag,
+    NotBlank,
+    Query,
+    TaskFields,
+    TokenUsage,
+)
+from ..service import Ranking
+from ..shapes import Exchange, Shape
+
+T = TypeVar("T")
+
+
+class CohereDocument(AnyDocument):
+    """A document as an object. `text` is judged, or the fields in `rank_fields`; all its fields come back."""
+
+    text: str | None = None
+
+
+class RerankRequest(TaskFields):
+    """A query and its documents, as Cohere, Jina, vLLM, LocalAI, Xinference and SiliconFlow take them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"query": EXAMPLE_QUERY, "documents": EXAMPLE_DOCUMENTS, "top_n": 1}]}
+    )
+
+    query: Query
+    documents: list[str | CohereDocument]
+    top_n: Count | None = Field(default=None, description="At most this many results. 0 or null: all.")
+    top_k: Count | None = Field(default=None, description="Another name of top_n.")
+    return_documents: Flag | None = Field(
+        default=None,
+        description="Whether each result holds its document. Null: yes on /rerank, as in vLLM; elsewhere as configured "
+        "(setting return_documents, by default no).",
+    )
+    instruct: NotBlank | None = Field(default=None, description="SGLang's name of instruction.")
+    rank_fields: Annotated[list[str], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Cohere's. The fields of each document that are judged. One field: its text. Several: YAML of "
+        "those that the document has, in this order. A document that is a string counts as its field text.",
+    )
+    raw_scores: bool | None = Field(
+        default=None, description="Infinity's. True: scores are logit(yes) - logit(no) instead of P(yes)."
+    )
+    truncation: bool | None = Field(
+        default=None, description="False: a document that does not fit is an error (413). Otherwise its end is cut."
+    )
+    max_chunks_per_doc: Count | None = Field(
+        default=None, description="Cohere's. No effect, because a document is read as one piece."
+    )
+    overlap_tokens: Count | None = Field(
+        default=None, description="SiliconFlow's. No effect, because a document is read as one piece."
+    )
+    return_len: Flag | None = Field(
+        default=None, description="Xinference's. No effect, because meta.tokens is always in the answer."
+    )
+    kwargs: EmptyArguments = Field(default=None, description=f"Xinference's. Only empty. {NO_EFFECT}")
+    return_embeddings: Literal[False] | None = Field(default=None, description="Jina's. Only false.")
+
+
+class RerankItem(BaseModel):
+    """A result."""
+
+    index: int = Field(description="Position in the request.")
+    relevance_score: float
+    document: CohereDocument | None = Field(default=None, description="See return_documents.")
+
+
+class TruncatedDocument(BaseModel):
+    """A document whose end was cut."""
+
+    index: int
+    truncated_tokens: int
+
+
+class ApiVersion(BaseModel):
+    """The version of Cohere's interface."""
+
+    version: str
+
+
+class BilledUnits(BaseModel):
+    """Where Cohere's clients look for it."""
+
+    search_units: int
+
+
+class TokenCounts(BaseModel):
+    """Where clients of Cohere and Xinference look for them."""
+
+    input_tokens: int
+    output_tokens: int = Field(description="Always 0, because nothing is generated.")
+
+
+class RerankMeta(BaseModel):
+    """About a ranking."""
+
+    api_version: ApiVersion
+    billed_units: BilledUnits
+    tokens: TokenCounts
+    processing_time_ms: float
+    truncated: list[TruncatedDocument] | None = Field(default=None, description="Missing if all were read whole.")
+    warnings: list[str] | None = None
+
+
+class RerankResponse(BaseModel):
+    """The documents in order of relevance, best first."""
+
+    id: str
+    model: str
+    results: list[RerankItem]
+    usage: TokenUsage
+    meta: RerankMeta
+
+
+async def rank(exchange: Exchange, body: RerankRequest) -> Ranking:
+    """Rank the documents of a request of this shape."""
+    request = Request(
+        body.query,
+        judged_texts(body.documents, body.rank_fields),
+        _one_of("instruction", body.instruction, "instruct", body.instruct),
+        body.max_tokens_per_doc or None,
+    )
+    options = RankingOptions(top_k=_one_of("top_n", body.top_n, "top_k", body.top_k) or None)
+    return await exchange.rank(request, options, may_cut=body.truncation is not False)
+
+
+def wants_documents(exchange: Exchange, body: RerankRequest) -> bool:
+    """Whether results hold their documents: what the request says, or the habit of the service at that address."""
+    if body.return_documents is not None:
+        return bool(body.return_documents)
+    return exchange.path == "/rerank" or exchange.state.settings.return_documents
+
+
+def gives_margins(body: RerankRequest) -> bool:
+    """Whether scores are logit(yes) - logit(no) instead of P(yes)."""
+    return body.use_activation is False or body.raw_scores is True
+
+
+def judged_texts(documents: Sequence[str | CohereDocument], rank_fields: Sequence[str] | None) -> list[str]:
+    """The texts that the model reads.
+
+    Raises:
+        ApiError: 422, a document has none of the fields.
+    """
+    names = ["text"] if rank_fields is None else list(dict.fromkeys(rank_fields))
+    return [_judged_text(index, document, names) for index, document in enumerate(documents)]
+
+
+def _judged_text(index: int, document: str | CohereDocument, names: Sequence[str]) -> str:
+    if isinstance(document, str) and "text" in names:
+        return document
+    fields = {} if isinstance(document, str) else document.model_dump(exclude_none=True)
+    found = {name: fields[name] for name in names if name in fields}
+    if not found:
+        raise ApiError(
+            422,
+            "invalid_request",
+            f"documents.{index}: has none of the fields that are judged; give it the field text, or name its fields "
+            "in rank_fields",
+            param=f"documents.{index}",
+        )
+    (first, *others) = found.values()
+    if isinstance(first, str) and not others and len(names) == 1:
+        return first
+    text: str = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=2**31)
+    return text
+
+
+def _one_of(name: str, value: T | None, alias: str, other: T | None) -> T | None:
+    """The value of a field that has two names.
+
+    Raises:
+        ApiError: 422, they have different values.
+    """
+    if value is not None and other is not None and value != other:
+        raise ApiError(422, "invalid_request", f"{alias}: differs from {name}, which means the same", param=alias)
+    return other if value is None else value
+
+
+async def _respond(exchange: Exchange, body: RerankRequest) -> RerankResponse:
+    ranked = await rank(exchange, body)
+    usage = ranked.result.usage
+    documents, margins = wants_documents(exchange, body), gives_margins(body)
+    cut = [TruncatedDocument(index=index, truncated_tokens=tokens) for index, tokens in ranked.truncated]
+    return RerankResponse(
+        id=f"rerank-{uuid.uuid4().hex}",
+        model=exchange.model,
+        results=[
+            RerankItem(
+                index=hit.index,
+                relevance_score=hit.margin if margins else hit.score,
+                document=_as_object(body.documents[hit.index]) if documents else None,
+            )
+            for hit in ranked.result
+        ],
+        usage=TokenUsage.of([usage]),
+        meta=RerankMeta(
+            api_version=ApiVersion(version="2" if exchange.path.startswith("/v2") else "1"),
+            billed_units=BilledUnits(search_units=1),
+            tokens=TokenCounts(input_tokens=usage.prompt_tokens, output_tokens=0),
+            processing_time_ms=ranked.milliseconds,
+            truncated=cut or None,
+            warnings=[f"{len(cut)} documents were cut at their end; meta.truncated lists them"] if cut else None,
+        ),
+    )
+
+
+def _as_object(document: str | CohereDocument) -> CohereDocument:
+    return CohereDocument(text=document) if isinstance(document, str) else document
+
+
+#: Fields that a body on /rerank has only in this shape.
+_MARKS = frozenset(RerankRequest.model_fields) - {"query", "documents", "instruction", "top_k"}
+
+SHAPES = [
+    Shape(
+        "Cohere, Jina, vLLM",
+        RerankRequest,
+        RerankResponse,
+        {"/rerank": _MARKS} | dict.fromkeys(("/v1/rerank", "/v2/rerank", "/v1/reranking", "/reranking")),
+        _respond,
+    )
+]

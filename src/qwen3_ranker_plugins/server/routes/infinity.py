@@ -1,0 +1,56 @@
+"""Infinity's shape, below an address of its own: its requests look like those of others, its answers do not."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from ..fields import TokenUsage
+from ..shapes import Exchange, Shape
+from .cohere import RerankRequest, gives_margins, judged_texts, rank
+
+
+class InfinityRequest(RerankRequest):
+    """A query and its documents, as Infinity takes them; the answer holds documents as text."""
+
+
+class InfinityItem(BaseModel):
+    """A result."""
+
+    index: int = Field(description="Position in the request.")
+    relevance_score: float
+    document: str | None = Field(default=None, description="What was judged, if return_documents.")
+
+
+class InfinityResponse(BaseModel):
+    """The documents in order of relevance, best first."""
+
+    object: Literal["rerank"] = "rerank"
+    id: str
+    model: str
+    results: list[InfinityItem]
+    usage: TokenUsage
+
+
+async def _respond(exchange: Exchange, body: InfinityRequest) -> InfinityResponse:
+    ranked = await rank(exchange, body)
+    texts = judged_texts(body.documents, body.rank_fields) if body.return_documents else None
+    margins = gives_margins(body)
+    return InfinityResponse(
+        id=f"rerank-{uuid.uuid4().hex}",
+        model=exchange.model,
+        results=[
+            InfinityItem(
+                index=hit.index,
+                relevance_score=hit.margin if margins else hit.score,
+                document=None if texts is None else texts[hit.index],
+            )
+            for hit in ranked.result
+        ],
+        usage=TokenUsage.of([ranked.result.usage]),
+    )
+
+
+SHAPES = [Shape("Infinity", InfinityRequest, InfinityResponse, {"/infinity/rerank": None}, _respond)]

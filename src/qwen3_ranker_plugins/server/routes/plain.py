@@ -1,0 +1,89 @@
+"""The plain shape: `POST /rerank` with thresholds and the confidence of each judgement."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...config import RankingOptions
+from ...types import Request
+from ..fields import (
+    EXAMPLE_DOCUMENTS,
+    EXAMPLE_QUERY,
+    DocumentObject,
+    Instruction,
+    Positive,
+    Probability,
+    Query,
+    WireRequest,
+)
+from ..shapes import Exchange, Shape
+
+
+class PlainRequest(WireRequest):
+    """A query, its documents and what to keep of the ranking."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"query": EXAMPLE_QUERY, "documents": EXAMPLE_DOCUMENTS, "top_k": 2}]}
+    )
+
+    query: Query
+    documents: list[str | DocumentObject]
+    instruction: Instruction = None
+    top_k: Positive = Field(default=10, description="At most this many documents in the answer.")
+    min_confidence: Probability | None = Field(
+        default=None,
+        description="Only documents whose |P(yes) - P(no)| is at least this. A confident no passes: to drop what is "
+        "irrelevant, use score_threshold.",
+    )
+    score_threshold: Probability | None = Field(
+        default=None, description="Only documents whose P(yes) is at least this."
+    )
+
+
+class RankedDocument(BaseModel):
+    """A document with its judgement."""
+
+    document: str
+    index: int = Field(description="Position in the request.")
+    relevance_score: float = Field(description="P(yes), from 0 to 1.")
+    confidence: float = Field(description="|P(yes) - P(no)|: how decided the model is, either way.")
+    rank: int = Field(description="From 1.")
+    truncated_tokens: int | None = Field(
+        default=None, description="Tokens cut off its end; missing if it was read whole."
+    )
+
+
+class PlainResponse(BaseModel):
+    """The documents in order of relevance, best first."""
+
+    query: str
+    ranked_documents: list[RankedDocument]
+    total_processed: int = Field(description="Number of documents in the request.")
+    processing_time_ms: float = Field(description="Milliseconds from the end of the request's body to its last score.")
+
+
+async def _respond(exchange: Exchange, body: PlainRequest) -> PlainResponse:
+    texts = [each if isinstance(each, str) else each.text for each in body.documents]
+    ranked = await exchange.rank(
+        Request(body.query, texts, body.instruction),
+        RankingOptions(body.top_k, body.score_threshold, body.min_confidence),
+    )
+    return PlainResponse(
+        query=body.query,
+        ranked_documents=[
+            RankedDocument(
+                document=hit.document,
+                index=hit.index,
+                relevance_score=hit.score,
+                confidence=hit.confidence,
+                rank=rank,
+                truncated_tokens=hit.truncated_tokens or None,
+            )
+            for rank, hit in enumerate(ranked.result, start=1)
+        ],
+        total_processed=ranked.result.usage.documents,
+        processing_time_ms=ranked.milliseconds,
+    )
+
+
+SHAPES = [Shape("plain", PlainRequest, PlainResponse, {"/rerank": None}, _respond)]
