@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import signal
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 
 from qwen3_ranker_plugins import EngineClosedError, Request, Reranker
+from qwen3_ranker_plugins.server.errors import ApiError
 from qwen3_ranker_plugins.server.metrics import Metrics
 from qwen3_ranker_plugins.server.settings import ServerSettings
 from qwen3_ranker_plugins.server.supervisor import EngineSupervisor
 
-from .conftest import DOCUMENTS, QUERY, serving, wait_until
+from .conftest import DOCUMENTS, QUERY, busy_engine, serving, wait_until
 
 BUDGET = 777  # settings of its own, so that the session's engine survives
 
@@ -92,6 +94,69 @@ def test_an_engine_that_stays_dead_shows_in_health(
         hidden.rename(folder)
         wait_until(lambda: client.get("/ready").status_code == 200, 120)
         assert client.post("/rerank", json={"query": QUERY, "documents": DOCUMENTS}).status_code == 200
+
+
+def test_an_engine_that_hangs_is_given_up_and_replaced() -> None:
+    """Its thread is held up in a pass: requests that wait are told at once, and another engine takes its place."""
+    body = {"query": QUERY, "documents": DOCUMENTS}
+    with (
+        serving(token_budget=BUDGET + 3, probe_interval=0.3, probe_timeout=1.5) as running,
+        running.client() as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        first = client.post("/rerank", json=body).json()["ranked_documents"]
+        hung = running.state.supervisor.reranker
+        loads = running.metric("engine_loads_total")
+        with busy_engine(hung):
+            started = time.monotonic()
+            waiting = [pool.submit(httpx.post, f"{running.url}/rerank", json=body, timeout=60) for _ in range(6)]
+            answers = [each.result(60) for each in waiting]
+            assert time.monotonic() - started < 30, "they did not wait for the deadline of a request"
+            assert {(each.status_code, each.json()["error"]["type"]) for each in answers} == {(503, "engine_failed")}
+            assert all(each.headers["Retry-After"] for each in answers)
+            wait_until(lambda: running.metric("engine_loads_total") == loads + 1)
+            wait_until(lambda: client.get("/ready").status_code == 200)
+            assert client.post("/rerank", json=body).json()["ranked_documents"] == first
+            assert running.state.supervisor.reranker is not hung
+
+
+def test_a_long_queue_is_no_failure() -> None:
+    """A probe waits behind what was accepted before it; as long as passes end, the engine is well."""
+    documents = [f"{number} " + "with the statement closes files " * 12 for number in range(40)]
+    with serving(token_budget=256, probe_interval=0.05, probe_timeout=1.0) as running, ThreadPoolExecutor(6) as pool:
+        loads = running.metric("engine_loads_total")
+        work = [
+            pool.submit(
+                httpx.post, f"{running.url}/rerank", json={"query": f"{n}", "documents": documents}, timeout=120
+            )
+            for n in range(6)
+        ]
+        assert [each.result(120).status_code for each in work] == [200] * 6
+        assert running.metric("engine_loads_total") == loads
+
+
+def test_an_engine_that_has_ended_is_unhealthy_before_anybody_looked() -> None:
+    """As a worker process that was killed: the state is the engine's own, not that of the last look at it."""
+    running = True
+    supervisor = EngineSupervisor(
+        ServerSettings().reranker_settings(), Metrics(), lambda _: None, lambda _: None, probe_interval=0
+    )
+
+    class Ended(Reranker):
+        @property
+        def running(self) -> bool:
+            return running
+
+    supervisor._reranker = Ended("bundled:tiny")
+    supervisor._works()
+    assert supervisor.status == "healthy"
+    assert supervisor.reranker is supervisor._reranker
+    running = False
+    assert supervisor.status == "unhealthy"
+    with pytest.raises(ApiError) as refused:
+        _ = supervisor.reranker
+    assert (refused.value.status, refused.value.kind) == (503, "engine_failed")
+    supervisor._reranker.close()
 
 
 def test_requests_before_the_model_is_loaded_are_told_to_wait() -> None:

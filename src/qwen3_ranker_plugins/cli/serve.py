@@ -1,4 +1,4 @@
-"""The `serve` command: flags only. What it needs is imported when it runs."""
+"""The `serve` command. What it needs is imported when it runs, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -13,45 +13,103 @@ from .options import EngineOptionsOption, read_engine_options
 
 
 def serve(
-    config: Annotated[Path | None, typer.Option("--config", help="A YAML file; see examples/config.yaml.")] = None,
-    host: Annotated[str | None, typer.Option("--host", help="Where to listen. Default: 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option("--port", help="Default: 8001; 0 takes a free one.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML file with settings, such as examples/config.yaml.")
+    ] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on. Default: 127.0.0.1.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", help="Port to listen on; 0 takes a free one. Default: 8001.")
+    ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help=f"A hub name, a folder, or {BUNDLED_MODEL}, the default.")
+        str | None, typer.Option("--model", help=f"Hub name or folder of the model. Default: {BUNDLED_MODEL}.")
     ] = None,
     served_model_name: Annotated[
         list[str] | None,
-        typer.Option("--served-model-name", help="A name that requests may give; repeat it. Default: --model."),
+        typer.Option(
+            "--served-model-name",
+            help="Further name of the model; can be repeated. The first one stands in answers. '*' serves any name.",
+        ),
     ] = None,
-    engine: Annotated[str | None, typer.Option("--engine", help="auto, or the name of an engine.")] = None,
+    strict_model_names: Annotated[
+        bool | None,
+        typer.Option(
+            "--strict-model-names/--any-model-name",
+            help="Answer 404 to requests for other model names instead of serving them. Default: any name is served.",
+        ),
+    ] = None,
+    engine: Annotated[str | None, typer.Option("--engine", help="Name of an engine, or auto. Default: auto.")] = None,
     engine_option: EngineOptionsOption = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N. Default: auto.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16. Default: auto.")
+    ] = None,
     template: Annotated[
-        str | None, typer.Option("--template", help="standard, standard-hf, compact, or the text of a template.")
+        str | None,
+        typer.Option(
+            "--template", help="standard, standard-hf, compact, or the text of a template. Default: standard."
+        ),
     ] = None,
     instruction: Annotated[
-        str | None, typer.Option("--instruction", help="The task, unless a request has one.")
+        str | None, typer.Option("--instruction", help="Task for requests that bring none. Default: the model's own.")
     ] = None,
-    max_length: Annotated[int | None, typer.Option("--max-length", help="Longest prompt in tokens.")] = None,
-    token_budget: Annotated[int | None, typer.Option("--token-budget", help="Tokens of one forward pass.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", help="Tokens of the longest prompt; documents are cut to fit.")
+    ] = None,
+    token_budget: Annotated[
+        int | None, typer.Option("--token-budget", help="Tokens of one forward pass. Default: chosen by the engine.")
+    ] = None,
+    return_documents: Annotated[
+        bool | None,
+        typer.Option(
+            "--return-documents/--no-return-documents",
+            help="Return each result's document where a request does not say. Default: only on /rerank, as vLLM does.",
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cors-origin", help="Origin whose pages may call the server; can be repeated. '*': any. Default: none."
+        ),
+    ] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option("--api-key-file", help="A key a line. Also: $QWEN3_RANKER_API_KEYS.")
+        Path | None,
+        typer.Option(
+            "--api-key-file", help="File with one API key on each line. Keys also come from $QWEN3_RANKER_API_KEYS."
+        ),
     ] = None,
-    max_documents: Annotated[int | None, typer.Option("--max-documents", help="Of one request.")] = None,
-    max_request_tokens: Annotated[int | None, typer.Option("--max-request-tokens", help="Of one request.")] = None,
-    max_body_bytes: Annotated[int | None, typer.Option("--max-body-bytes", help="Of one request.")] = None,
-    max_queue_documents: Annotated[int | None, typer.Option("--max-queue-documents", help="Of all waiting.")] = None,
-    max_queue_tokens: Annotated[int | None, typer.Option("--max-queue-tokens", help="Of all waiting.")] = None,
-    request_timeout: Annotated[float | None, typer.Option("--request-timeout", help="Seconds until 504.")] = None,
-    drain_timeout: Annotated[float | None, typer.Option("--drain-timeout", help="Seconds after SIGTERM.")] = None,
-    log_level: Annotated[str | None, typer.Option("--log-level", help="debug, info, warning or error.")] = None,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the configuration and exit.")] = False,
+    max_documents: Annotated[
+        int | None, typer.Option("--max-documents", help="Documents of one request. Default: 2000.")
+    ] = None,
+    max_request_tokens: Annotated[
+        int | None, typer.Option("--max-request-tokens", help="Tokens of one request. Default: 1000000.")
+    ] = None,
+    max_body_bytes: Annotated[
+        int | None, typer.Option("--max-body-bytes", help="Bytes of one request, decoded. Default: 16777216.")
+    ] = None,
+    max_queue_documents: Annotated[
+        int | None, typer.Option("--max-queue-documents", help="Documents of all waiting requests. Default: 20000.")
+    ] = None,
+    max_queue_tokens: Annotated[
+        int | None, typer.Option("--max-queue-tokens", help="Tokens of all waiting requests. Default: 4000000.")
+    ] = None,
+    request_timeout: Annotated[
+        float | None, typer.Option("--request-timeout", help="Seconds after which a request gets 504. Default: 120.")
+    ] = None,
+    drain_timeout: Annotated[
+        float | None,
+        typer.Option("--drain-timeout", help="Seconds that accepted requests get after SIGTERM. Default: 60."),
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option("--log-level", help="debug, info, warning or error. Default: info.")
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the effective configuration as YAML and exit.")
+    ] = False,
 ) -> None:
-    """Serve the reranker over HTTP, in the shapes of Cohere, Jina, vLLM and TEI, with a page to try it.
+    """Serve the reranker over HTTP to clients of Cohere, Jina, vLLM, TEI, Voyage and NIM, with a page to try it.
 
-    Every setting can also be a line of the file or a variable QWEN3_RANKER_<NAME>; flags go before variables, and
-    variables before the file. docs/server.md has all of them.
+    Every setting can also be a line of the YAML file or an environment variable QWEN3_RANKER_<NAME>. Flags take
+    precedence over variables, and variables over the file. docs/server.md lists all settings.
     """
     try:
         from ..server.run import run
@@ -66,6 +124,9 @@ def serve(
         "port": port,
         "model": model,
         "served_model_names": served_model_name or None,
+        "strict_model_names": strict_model_names,
+        "return_documents": return_documents,
+        "cors_origins": cors_origin or None,
         "engine": engine,
         "engine_options": read_engine_options(engine_option) if engine_option else None,
         "device": device,
