@@ -71,9 +71,7 @@ def _clients(url: str, query: str, texts: list[str]) -> dict[str, Callable[[], R
         "llama-index siliconflow": llama(
             "siliconflow_rerank", "SiliconFlowRerank", api_key="any", base_url=f"{url}/v1/rerank", top_n=3
         ),
-        "llama-index nvidia": llama(
-            "nvidia_rerank", "NVIDIARerank", base_url=f"{url}/v1", model="nvidia/any", api_key="any", top_n=3
-        ),
+        "llama-index nvidia": llama("nvidia_rerank", "NVIDIARerank", base_url=f"{url}/v1", api_key="any", top_n=3),
     }
 
 
