@@ -26,7 +26,7 @@ import transformers
 from benchmarks.measure_offline import write_pairs
 from benchmarks.systems import SHAPES, write_model
 from qwen3_ranker_plugins.offline import RerankJob
-from qwen3_ranker_plugins.offline.runners.local import Runner, Todo
+from qwen3_ranker_plugins.offline.runners.base import Runner, Todo
 from qwen3_ranker_plugins.offline.scoring import ScoredPass
 
 

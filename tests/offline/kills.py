@@ -128,9 +128,9 @@ def _wait_for_the_first_pass(log: Path, job: JobProcess) -> None:
 
 
 def _wait_for_the_lock(output: Path, job: JobProcess) -> None:
-    lock = output.with_name(f"{output.name}.job") / "lock"
+    holder = output.with_name(f"{output.name}.job") / "holder"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and job.process.poll() is None:
-        if lock.exists() and lock.read_text() == f"{job.process.pid}\n":
+        if holder.exists() and holder.read_text() == f"{job.process.pid}\n":
             return
         time.sleep(0.002)

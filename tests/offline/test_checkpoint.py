@@ -172,9 +172,10 @@ def test_other_settings_are_refused_and_named(
     ):
         with pytest.raises(CheckpointError, match=rf"(?s)\n  {field}: .*--restart"):
             job(source, **(same | changed)).run()
-    source.touch()
-    with pytest.raises(CheckpointError, match=r"\n  input: in.jsonl"):
-        job(source, **same).run()
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(source.read_bytes().replace(b"open", b"shut"))
+    with pytest.raises(CheckpointError, match=r"\n  input: \d+ bytes, sha256"):
+        job(other, **same).run()
     assert job(source, restart=True, **same).run().summary.resumed == 0
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qwen3_ranker_plugins import EngineError, InvalidInputError
-from qwen3_ranker_plugins.data import readers as readers_module
+from qwen3_ranker_plugins.data import files as files_module
 from qwen3_ranker_plugins.offline import TooManyErrorsError
 
 from .conftest import Job, make_records, read_jsonl, write_jsonl
@@ -94,7 +94,7 @@ def test_malformed_lines_are_reported_by_number(tmp_path: Path, job: Job) -> Non
 
 
 def test_a_line_too_long_to_hold_is_skipped(tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers_module, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(files_module, "MAX_LINE_BYTES", 1000)
     records = make_records(3)
     records[1]["document"] = "x" * 5000
     summary = job(write_jsonl(tmp_path / "in.jsonl", records)).run().summary

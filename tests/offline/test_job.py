@@ -231,8 +231,8 @@ def test_truncated_documents_are_counted_and_said(tmp_path: Path, job: Job) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output": "out.csv"}, "--format"),
-        ({"format": "csv"}, "jsonl, parquet, trec"),
+        ({"output": "out.xlsx"}, "--format"),
+        ({"format": "xlsx"}, "jsonl, parquet, trec"),
         ({"runner": "spark"}, "local, ray"),
         ({"max_errors": -1}, "max_errors=-1"),
         ({"window_pairs": 0}, "window_pairs=0"),
@@ -240,6 +240,12 @@ def test_truncated_documents_are_counted_and_said(tmp_path: Path, job: Job) -> N
         ({"source": "missing.jsonl"}, "no such file"),
         ({"devices": ["all"]}, "0 CUDA devices"),
         ({"devices": ["cuda:0"], "runner": "ray"}, "local runner"),
+        ({"workers": 2}, "no effect unless runner is 'ray'"),
+        ({"ray_address": "auto"}, "no effect unless runner is 'ray'"),
+        ({"restart": True, "overwrite": True}, "give one of them"),
+        ({"columns": {"qid": "query"}, "input_format": "xml"}, "jsonl, parquet, csv, tsv"),
+        ({"columns": {"qid": "qid"}}, "query_id, doc_id"),
+        ({"output": "out.parquet.gz"}, "leave .gz out"),
     ],
 )
 def test_unusable_arguments_say_what_to_use(tmp_path: Path, job: Job, options: dict[str, object], message: str) -> None:
@@ -250,4 +256,27 @@ def test_unusable_arguments_say_what_to_use(tmp_path: Path, job: Job, options: d
 
 def test_a_job_does_not_run_the_remote_engine(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="engine='remote': a job runs the model itself"):
-        RerankJob(tmp_path / "in.jsonl", tmp_path / "out.jsonl", engine="remote", engine_options={"url": "http://h"})
+        RerankJob("in.jsonl", tmp_path / "out.jsonl", model="m", engine="remote", engine_options={"url": "http://h"})
+
+
+def test_a_job_without_a_model_is_refused(tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line and Python have one rule, and neither scores with a model that nobody named."""
+    monkeypatch.delenv("QWEN3_RANKER_MODEL", raising=False)
+    with pytest.raises(InvalidInputError, match=r"model=None: .*Qwen3-Reranker-0\.6B.*bundled:tiny"):
+        RerankJob("in.jsonl", tmp_path / "out.jsonl")
+    monkeypatch.setenv("QWEN3_RANKER_MODEL", "bundled:tiny")
+    assert RerankJob("in.jsonl", tmp_path / "out.jsonl").settings.model == "bundled:tiny"
+
+
+def test_what_scored_is_kept_with_the_scores(tmp_path: Path, job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", make_records(6))
+    with caplog.at_level("INFO", "qwen3_ranker_plugins.offline"):
+        summary = job(source, "out.parquet").run().summary
+    fingerprint = json.loads((tmp_path / "out.parquet.job" / "fingerprint.json").read_text())
+    assert caplog.messages == [f"model bundled:tiny ({summary.model_hash}), engine null, cpu, float32"]
+    assert (summary.model, summary.engine, summary.device) == ("bundled:tiny", "null", "cpu")
+    assert fingerprint["model"] == summary.model_hash
+    assert fingerprint["model_name"] == "bundled:tiny"
+    stored = json.loads(pq.read_schema(tmp_path / "out.parquet").metadata[b"qwen3_ranker"])
+    assert (stored["model_name"], stored["model"], stored["engine"]) == ("bundled:tiny", summary.model_hash, "null")
+    assert job(source, "out.parquet").run().summary == summary

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import shlex
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from ..config import BUNDLED_MODEL, device_from_environment, model_from_environment
+from ..config import BUNDLED_MODEL, DEFAULT_MODEL, MODEL_VARIABLE, device_from_environment
 from ..prompt import DEFAULT_MAX_LENGTH
 from .options import (
     DeviceOption,
@@ -17,11 +23,12 @@ from .options import (
     EngineOptionsOption,
     InstructionOption,
     MaxLengthOption,
-    ModelOption,
     TemplateOption,
     TokenBudgetOption,
     read_engine_options,
 )
+
+_STANDARD_OUTPUT = "-"
 
 
 def rerank(
@@ -29,16 +36,44 @@ def rerank(
         str,
         typer.Argument(
             metavar="INPUT",
-            help="JSONL (or .jsonl.gz) or Parquet of query_id, doc_id, query, document; or query and documents; or a "
-            "BEIR folder or ir_datasets:ID with --run.",
+            help="Pairs of query_id, doc_id, query, document, or records of query and documents: a .jsonl, .parquet, "
+            ".csv or .tsv file (also .gz or .zst), a folder or quoted pattern of such files, a URL, or - for standard "
+            "input. With --run: a BEIR folder or ir_datasets:ID.",
         ),
     ],
     output: Annotated[
-        str, typer.Option("--output", "-o", help="Written when all is scored: .jsonl, .parquet, or .trec, .run, .txt.")
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Written when everything is scored: .jsonl, .csv, .trec, .run or .txt (also .gz), .parquet, or - for "
+            "standard output, which keeps nothing after a kill.",
+        ),
     ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help=f"A hub name such as {DEFAULT_MODEL}, a folder, or {BUNDLED_MODEL} for a trial. Required unless "
+            f"${MODEL_VARIABLE} names one.",
+        ),
+    ] = None,
     run: Annotated[str | None, typer.Option(help="A TREC run: the documents of each query.")] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=FIELD,...",
+            help="What the input calls its fields, such as qid=query_id,passage=document. FIELD is query_id, doc_id, "
+            "query, document, documents, id, title or text.",
+        ),
+    ] = None,
+    input_format: Annotated[
+        str | None,
+        typer.Option(help="jsonl, parquet, csv or tsv. Default: by suffix; jsonl for standard input."),
+    ] = None,
     output_format: Annotated[
-        str | None, typer.Option("--format", help="jsonl, parquet or trec. Default: by suffix.")
+        str | None,
+        typer.Option("--format", help="jsonl, csv, parquet or trec. Default: by suffix; jsonl for standard output."),
     ] = None,
     include_text: Annotated[bool, typer.Option("--include-text", help="Write query and document texts too.")] = False,
     processing_time: Annotated[
@@ -49,59 +84,120 @@ def rerank(
         int | None,
         typer.Option(help="Stop when more pairs than this cannot be scored. Default: score the rest to the end."),
     ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Forget what an earlier run of this output left.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace a finished output, or a file that no job has made; go on with an unfinished job.",
+        ),
+    ] = False,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Forget what an earlier run of this output left, also if it is unfinished."),
+    ] = False,
     runner: Annotated[str, typer.Option(help="local, or ray.")] = "local",
     gpus: Annotated[
-        str | None, typer.Option(help="With the local runner, one engine on each: all, or numbers such as 0,1.")
+        str | None,
+        typer.Option(help="An engine on each of these GPUs: all, or numbers such as 0,1. Not with --runner ray."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="With Ray, how many engines. Default: one on each GPU, or one.")
+        int | None,
+        typer.Option(help="With --runner ray, the number of engines. Default: one on each GPU, or one."),
     ] = None,
-    ray_address: Annotated[str | None, typer.Option(help="With Ray, the cluster to join. Default: start one.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="With --runner ray, the cluster to join. Default: start one.")
+    ] = None,
     instruction: InstructionOption = None,
     template: TemplateOption = "standard",
     max_length: MaxLengthOption = DEFAULT_MAX_LENGTH,
     token_budget: TokenBudgetOption = None,
-    model: ModelOption = None,
     engine: EngineOption = "auto",
     engine_option: EngineOptionsOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no summary.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No progress bar, no model line and no summary; warnings stay.")
+    ] = False,
 ) -> None:
-    """Rerank a file of pairs into another one. Killed, it goes on where it was when it is run again."""
+    """Rerank a file of pairs into another one. After a kill, the same command goes on where it was."""
+    from ..data.pairs import parse_columns
     from ..offline.job import RerankJob
     from ..offline.progress import describe
-    from ..offline.runners.local import cuda_devices
+    from ..offline.runners.processes import cuda_devices
 
-    results = RerankJob(
-        source,
-        output,
-        run=run,
-        model=model_from_environment(BUNDLED_MODEL) if model is None else model,
-        engine=engine,
-        engine_options=read_engine_options(engine_option),
-        device=device_from_environment() if device is None else device,
-        dtype=dtype,
-        template=template,
-        instruction=instruction,
-        max_length=max_length,
-        token_budget=token_budget,
-        format=output_format,
-        include_text=include_text,
-        processing_time=processing_time,
-        max_errors=max_errors,
-        runner=runner,
-        devices=None if gpus is None else cuda_devices(gpus),
-        workers=workers,
-        ray_address=ray_address,
-        restart=restart,
-        show_progress=sys.stderr.isatty() and not quiet,
-    ).run()
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    if not quiet:
-        console.print(describe(results.summary))
-        console.print(f"written to {results.path}", markup=False)
+    _log_to(console, logging.WARNING if quiet else logging.INFO)
+    to_standard_output = output == _STANDARD_OUTPUT
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qwen3-ranker-")) if to_standard_output else ""
+        job = RerankJob(
+            source,
+            Path(folder, "output") if to_standard_output else output,
+            run=run,
+            model=model,
+            engine=engine,
+            engine_options=read_engine_options(engine_option),
+            device=device_from_environment() if device is None else device,
+            dtype=dtype,
+            template=template,
+            instruction=instruction,
+            max_length=max_length,
+            token_budget=token_budget,
+            format="jsonl" if to_standard_output and output_format is None else output_format,
+            columns=parse_columns(columns),
+            input_format=input_format,
+            include_text=include_text,
+            processing_time=processing_time,
+            max_errors=max_errors,
+            runner=runner,
+            devices=None if gpus is None else cuda_devices(gpus),
+            workers=workers,
+            ray_address=ray_address,
+            overwrite=overwrite,
+            restart=restart,
+            show_progress=sys.stderr.isatty() and not quiet,
+        )
+        try:
+            results = job.run()
+        except KeyboardInterrupt:
+            console.print(_how_to_go_on(to_standard_output=to_standard_output, restart=restart), markup=False)
+            raise typer.Exit(130) from None
+        if not quiet:
+            console.print(describe(results.summary), markup=False)
+        if to_standard_output:
+            with results.path.open("rb") as content:
+                shutil.copyfileobj(content, sys.stdout.buffer, 2**20)
+            sys.stdout.buffer.flush()
+            if results.summary.errors:
+                console.print(results.errors_path.read_text(encoding="utf-8").rstrip("\n"), markup=False)
+                console.print(f"{results.summary.errors} pairs have no score, for these reasons", markup=False)
+        else:
+            if not quiet:
+                console.print(f"written to {results.path}", markup=False)
+            if results.summary.errors:
+                console.print(f"{results.summary.errors} pairs have no score: see {results.errors_path}", markup=False)
     if results.summary.errors:
-        console.print(f"{results.summary.errors} pairs have no score: see {results.errors_path}", markup=False)
         raise typer.Exit(1)
+
+
+def _log_to(console: Console, level: int) -> None:
+    """Show what jobs say of themselves: the model in use, and what is odd about the input."""
+
+    class Printing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            prefix = "warning: " if record.levelno >= logging.WARNING else ""
+            console.print(f"{prefix}{record.getMessage()}", markup=False)
+
+    logger = logging.getLogger("qwen3_ranker_plugins.offline")
+    logger.handlers = [Printing()]
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+def _how_to_go_on(*, to_standard_output: bool, restart: bool) -> str:
+    if to_standard_output:
+        return "interrupted: nothing is kept when the output is standard output; give a file to be able to go on"
+    words = [word for word in sys.argv[1:] if not (restart and word == "--restart")]
+    without = ", without --restart," if restart else ""
+    command = shlex.join(["qwen3-ranker", *words])
+    return f"interrupted: what was scored is kept. The same command{without} goes on: {command}"

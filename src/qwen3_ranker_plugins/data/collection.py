@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ..config import check_positive
-from ..demo.run import spread
-from ..errors import InvalidInputError, MissingDependencyError
+from ..errors import InvalidInputError
+from .beir import beir_file, read_beir
 from .bm25 import BM25, DESCRIPTION, rank_listed
 from .demo import load_demo_corpus
-from .pairs import Pair
-from .readers import Lines
+from .irds import PREFIX, load_dataset, query_texts
+from .jsonl import read_json_lines
+from .pairs import with_title
 from .trec import read_qrels, read_run
 
 DEMO = "demo"
@@ -111,8 +110,8 @@ def open_collection(
     """
     check_positive("candidates", candidates)
     check_positive("relevant_from", relevant_from)
-    dataset_id, grade = ALIASES.get(source.upper(), (source.removeprefix("ir_datasets:"), 1))
-    if source.upper() in ALIASES or source.startswith("ir_datasets:"):
+    dataset_id, grade = ALIASES.get(source.upper(), (source.removeprefix(PREFIX), 1))
+    if source.upper() in ALIASES or source.startswith(PREFIX):
         raw = _from_ir_datasets(dataset_id)
     elif source == DEMO:
         raw = _demo()
@@ -211,7 +210,7 @@ def _demo() -> _Raw:
 
 
 def _from_folder(folder: Path, split: str, qrels: Mapping[str, Mapping[str, int]] | None) -> _Raw:
-    corpus, queries = (_beir_file(folder, name) for name in ("corpus", "queries"))
+    corpus, queries = (beir_file(folder, name, "SOURCE") for name in ("corpus", "queries"))
     if qrels is None:
         path = folder / "qrels" / f"{split}.tsv"
         if not path.is_file():
@@ -223,9 +222,9 @@ def _from_folder(folder: Path, split: str, qrels: Mapping[str, Mapping[str, int]
 
     def texts(wanted: Sequence[str]) -> dict[str, str]:
         kept = set(wanted)
-        return {doc_id: text for doc_id, text in _beir_texts(corpus) if doc_id in kept}
+        return {doc_id: text for doc_id, text in _titled_texts(corpus) if doc_id in kept}
 
-    return _Raw(name, dict(_beir_texts(queries)), qrels, texts, lambda: _beir_texts(corpus))
+    return _Raw(name, dict(_titled_texts(queries)), qrels, texts, lambda: _titled_texts(corpus))
 
 
 def _from_lists(path: Path) -> _Raw:
@@ -234,7 +233,7 @@ def _from_lists(path: Path) -> _Raw:
     qrels: dict[str, dict[str, int]] = {}
     ranked: dict[str, list[str]] = {}
     texts: dict[str, str] = {}
-    for number, record in _json_lines(path):
+    for number, record in read_json_lines(path):
         try:
             query_id = str(record["qid"])
             # A list is its query's own: two lists may use one id for different texts.
@@ -256,20 +255,8 @@ def _from_lists(path: Path) -> _Raw:
 
 
 def _from_ir_datasets(dataset_id: str) -> _Raw:
-    try:
-        import ir_datasets
-    except ImportError as error:
-        raise MissingDependencyError(
-            f'ir_datasets:{dataset_id} needs ir_datasets: pip install "qwen3-ranker-plugins[bench]"'
-        ) from error
-    try:
-        dataset: Any = ir_datasets.load(dataset_id)
-    except KeyError as error:
-        raise InvalidInputError("SOURCE", f"ir_datasets:{dataset_id}", "ir_datasets knows no such id") from error
-    for what in ("docs", "queries", "qrels"):
-        if not getattr(dataset, f"has_{what}")():
-            raise InvalidInputError("SOURCE", f"ir_datasets:{dataset_id}", f"has no {what}")
-    queries = {query.query_id: query.default_text() for query in dataset.queries_iter()}
+    dataset = load_dataset(dataset_id, ("docs", "queries", "qrels"), "SOURCE")
+    queries = query_texts(dataset)
     qrels: dict[str, dict[str, int]] = {}
     for judgement in dataset.qrels_iter():
         qrels.setdefault(judgement.query_id, {})[judgement.doc_id] = judgement.relevance
@@ -287,7 +274,7 @@ def _from_ir_datasets(dataset_id: str) -> _Raw:
     # MS MARCO published its 1,000 BM25 candidates in random order, without scores; the library says 0 for all.
     unordered = ranked is not None and not any(score for found in scores.values() for score, _ in found)
     return _Raw(
-        f"ir_datasets:{dataset_id}",
+        f"{PREFIX}{dataset_id}",
         queries,
         qrels,
         texts,
@@ -299,27 +286,12 @@ def _from_ir_datasets(dataset_id: str) -> _Raw:
     )
 
 
-def _beir_file(folder: Path, name: str) -> Path:
-    for path in (folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz"):
-        if path.is_file():
-            return path
-    raise InvalidInputError("SOURCE", str(folder), f"has no {name}.jsonl or {name}.jsonl.gz")
+def _titled_texts(path: Path) -> Iterator[tuple[str, str]]:
+    """The title is a line of its own, as in the demo corpus."""
+    return ((each.id, with_title(each.title, each.text, "\n")) for each in read_beir(path))
 
 
-def _beir_texts(path: Path) -> Iterator[tuple[str, str]]:
-    for number, record in _json_lines(path):
-        try:
-            yield str(record["_id"]), f"{record.get('title') or ''}\n{record['text']}".strip()
-        except (KeyError, TypeError, AttributeError) as error:
-            remedy = 'each line needs {"_id": ..., "text": ...}'
-            raise InvalidInputError(path.name, f"line {number}", f"{error!r}; {remedy}") from error
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in Lines(path):
-        if isinstance(line, Pair):
-            raise InvalidInputError(path.name, f"line {number}", str(line.fault))
-        try:
-            yield number, json.loads(line)
-        except ValueError as error:
-            raise InvalidInputError(path.name, f"line {number}", f"not JSON: {error}") from error
+def spread(names: Sequence[str], count: int) -> list[str]:
+    """`count` of the names, evenly spaced from the first on: none is picked for how well it goes."""
+    count = min(count, len(names))
+    return [names[number * len(names) // count] for number in range(count)]

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from numbers import Integral
 from typing import NamedTuple
+from uuid import UUID
+
+from ..errors import InvalidInputError
+
+#: The fields of a pair, in this order.
+FLAT = ("query_id", "doc_id", "query", "document")
+#: All fields that are read: also those of a record with many documents, and of these.
+FIELDS = (*FLAT, "documents", "id", "title", "text")
+
+#: Above this, floats no longer hold every integer, so that two ids may have become one.
+_EXACT = 2**53
 
 
 class Pair(NamedTuple):
     """A query and a document to be judged together, or what stood in their place.
 
     Attributes:
-        line: where it stands in the input, from 1: a line, or a row of a Parquet file.
+        line: where it stands in the input, from 1: a line, a row of a Parquet file, or of several files "FILE:LINE".
         query_id, doc_id: "" where the input has none that can be read.
         query, document: the texts.
         fault: why there is nothing to score; None for a usable pair.
     """
 
-    line: int
+    line: int | str
     query_id: str
     doc_id: str
     query: str
@@ -24,35 +39,120 @@ class Pair(NamedTuple):
     fault: str | None = None
 
 
-def unusable(line: int, fault: str, query_id: str = "", doc_id: str = "") -> Pair:
+@dataclass(frozen=True)
+class Fields:
+    """What records call the fields of a pair.
+
+    Attributes:
+        columns: name in the input -> name in FIELDS, for those that differ.
+        embeds_titles: documents of a nested record have `title` put in front of `text`, and `id` for a `doc_id` that
+            is missing. False for jobs that began with a version that read neither.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    embeds_titles: bool = True
+
+    def __post_init__(self) -> None:
+        for theirs, ours in self.columns.items():
+            if ours not in FIELDS:
+                raise InvalidInputError(
+                    "columns", f"{theirs}={ours}", f"the name after = is one of {', '.join(FIELDS)}"
+                )
+        if len(set(self.columns.values())) < len(self.columns):
+            raise InvalidInputError("columns", self.text, "names one field twice")
+
+    @property
+    def text(self) -> str:
+        """As `--columns` takes it."""
+        return ",".join(f"{theirs}={ours}" for theirs, ours in sorted(self.columns.items()))
+
+    def names(self, *ours: str) -> list[str]:
+        """What the input calls these fields."""
+        theirs = {name: column for column, name in self.columns.items()}
+        return [theirs.get(name, name) for name in ours]
+
+
+def parse_columns(text: str | None) -> dict[str, str]:
+    """`--columns qid=query_id,passage=document` -> name in the input -> our name.
+
+    Raises:
+        InvalidInputError: a part is not NAME=FIELD.
+    """
+    columns: dict[str, str] = {}
+    for part in (text or "").split(",") if text else []:
+        theirs, equals, ours = part.strip().partition("=")
+        if not (theirs and equals and ours) or theirs in columns:
+            raise InvalidInputError("columns", text, "use NAME=FIELD,NAME=FIELD, such as qid=query_id,passage=document")
+        columns[theirs] = ours
+    return columns
+
+
+def unusable(line: int | str, fault: str, query_id: str = "", doc_id: str = "") -> Pair:
     """A place in the input that holds nothing to score."""
     return Pair(line, query_id, doc_id, "", "", fault)
 
 
-def pairs_of(record: object, line: int) -> Iterator[Pair]:
-    """The pairs of one JSON object: flat, or one query with a list of documents.
+class RecordReader:
+    """Records -> pairs.
 
-    Flat: `query_id`, `doc_id`, `query`, `document`. Nested: `query`, `documents` (texts, or objects with `doc_id`
-    and `text`) and `query_id`, which defaults to the line number; a document's id defaults to its place, from 0.
-    Ids may be integers; they become their decimal form.
+    A flat record holds `query_id`, `doc_id`, `query` and `document`. A nested one holds `query`, `documents` (texts, or
+    objects with `doc_id` or `id`, `text` and perhaps `title`) and `query_id`, which defaults to the line number; a
+    document's id defaults to its place, from 0. Ids that are whole numbers become their decimal form.
     """
-    if not isinstance(record, dict):
-        yield unusable(line, f"needs a JSON object, not {type(record).__name__}")
-    elif "documents" in record:
-        yield from _nested(record, line)
-    else:
-        yield checked(line, *(record.get(name) for name in ("query_id", "doc_id", "query", "document")))
+
+    def __init__(self, fields: Fields) -> None:
+        self.flat = fields.names(*FLAT)
+        self.query_id, self.doc_id, self.query, self.document, self.documents, self.id, self.title, self.text = (
+            fields.names(*FIELDS)
+        )
+        self._embeds_titles = fields.embeds_titles
+
+    def pairs(self, record: object, line: int) -> Iterator[Pair]:
+        """The pairs of one record, at least one."""
+        if not isinstance(record, dict):
+            yield unusable(line, f"needs a JSON object, not {type(record).__name__}")
+        elif self.documents in record:
+            yield from self._nested(record, line)
+        else:
+            yield checked(line, *(record.get(name) for name in self.flat))
+
+    def _nested(self, record: dict[str, object], line: int) -> Iterator[Pair]:
+        documents = record[self.documents]
+        query_id = record.get(self.query_id)
+        query_id = str(line) if query_id is None else query_id
+        query = record.get(self.query)
+        if not isinstance(documents, list):
+            known = as_id(query_id)
+            fault = f"{self.documents} needs a list, not {type(documents).__name__}"
+            yield unusable(line, fault, known if isinstance(known, str) else "")
+            return
+        for place, document in enumerate(documents):
+            if not isinstance(document, dict):
+                yield checked(line, query_id, str(place), query, document)
+                continue
+            text = document.get(self.text, document.get(self.document))
+            doc_id = document.get(self.doc_id)
+            if self._embeds_titles:
+                doc_id = document.get(self.id) if doc_id is None else doc_id
+                title = document.get(self.title)
+                if not isinstance(title, (str, type(None))):
+                    known_ids = (each if isinstance(each, str) else "" for each in map(as_id, (query_id, doc_id)))
+                    yield unusable(line, f"{self.title} needs a string, not {type(title).__name__}", *known_ids)
+                    continue
+                text = with_title(title, text) if title and isinstance(text, str) else text
+            if doc_id is None and self.doc_id not in document:
+                doc_id = str(place)
+            yield checked(line, query_id, doc_id, query, text)
 
 
 def checked(line: int, query_id: object, doc_id: object, query: object, document: object) -> Pair:
     """A pair whose fields may be anything; None stands for a field that is not there."""
     if not (type(query_id) is type(doc_id) is type(query) is type(document) is str):  # all strings: the usual case
-        query_id, doc_id = _as_id(query_id), _as_id(doc_id)
+        query_id, doc_id = as_id(query_id), as_id(doc_id)
         for name, value in (("query_id", query_id), ("doc_id", doc_id), ("query", query), ("document", document)):
             if not isinstance(value, str):
-                reason = "is missing" if value is None else f"needs a string, not {type(value).__name__}"
                 known = (each if isinstance(each, str) else "" for each in (query_id, doc_id))
-                return unusable(line, f"{name} {reason}", *known)
+                return unusable(line, f"{name} {_lack(value)}", *known)
     assert isinstance(query_id, str) and isinstance(doc_id, str) and isinstance(query, str)  # noqa: S101, PT018 - for mypy
     assert isinstance(document, str)  # noqa: S101
     if not (query_id and doc_id and query_id.isascii() and doc_id.isascii()):
@@ -66,29 +166,35 @@ def checked(line: int, query_id: object, doc_id: object, query: object, document
     return Pair(line, query_id, doc_id, query, document)
 
 
-def _nested(record: dict[str, object], line: int) -> Iterator[Pair]:
-    documents = record["documents"]
-    query_id = record.get("query_id")
-    query_id = str(line) if query_id is None else query_id
-    query = record.get("query")
-    if not isinstance(documents, list):
-        known = _as_id(query_id)
-        yield unusable(
-            line,
-            f"documents needs a list, not {type(documents).__name__}",
-            known if isinstance(known, str) else "",
-        )
-        return
-    for place, document in enumerate(documents):
-        if isinstance(document, dict):
-            text = document.get("text", document.get("document"))
-            yield checked(line, query_id, document.get("doc_id", str(place)), query, text)
-        else:
-            yield checked(line, query_id, str(place), query, document)
+def with_title(title: str | None, text: str, separator: str = " ") -> str:
+    """A document of BEIR as one text."""
+    return f"{title or ''}{separator}{text}".strip()
 
 
-def _as_id(value: object) -> object:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+def as_id(value: object) -> object:
+    """An id as a string if that is what it means; anything else as it is.
+
+    Whole numbers become their decimal form, also floats and decimals: a column of integers that once lacked a value
+    comes as floats from pandas. Bytes are UTF-8.
+    """
+    if isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Integral):
+        return str(int(value))
+    if isinstance(value, (float, Decimal)) and math.isfinite(value) and value == (whole := int(value)):
+        return str(whole) if abs(whole) < _EXACT else value
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    return str(value) if isinstance(value, UUID) else value
+
+
+def _lack(value: object) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "is missing"
+    return f"needs a string, not {type(value).__name__}"
 
 
 def _surrogate(value: str) -> str | None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InvalidInputError
+from .files import Lines
 from .pairs import Pair
-from .readers import Lines
 
 
 def read_run(path: Path) -> dict[str, list[str]]:
@@ -47,14 +47,18 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     return qrels
 
 
+def split_fields(line: str) -> list[str]:
+    """The fields of a line: BEIR separates them by tabs, and its ids may hold blanks; TREC by any white space."""
+    return next(csv.reader([line.strip("\r\n")], delimiter="\t")) if "\t" in line else line.split()
+
+
 def _fields(path: Path, argument: str, *widths: int) -> Iterator[tuple[int, list[str]]]:
     if not path.is_file():
         raise InvalidInputError(argument, str(path), "there is no such file")
     for number, line in Lines(path):
         if isinstance(line, Pair):
             raise InvalidInputError(argument, f"{path.name}, line {number}", str(line.fault))
-        # BEIR separates by tabs, and its ids may hold blanks; TREC separates by any.
-        fields = next(csv.reader([line.strip("\r\n")], delimiter="\t")) if "\t" in line else line.split()
+        fields = split_fields(line)
         if len(fields) not in widths:
             needed = " or ".join(map(str, widths))
             raise InvalidInputError(

@@ -11,6 +11,7 @@ from rich.progress import track
 from rich.text import Text
 
 from ..config import check_choice, check_positive
+from ..data.collection import spread
 from ..data.demo import DemoCorpus, load_demo_corpus
 from ..reranker import Reranker
 from . import DEFAULT_CANDIDATES
@@ -124,12 +125,6 @@ def run_demo(
     console.print(measures([row for run in runs for row in run.measured(corpus)]))
     console.print(_notes(runs), highlight=False)
     return runs
-
-
-def spread(query_ids: Sequence[str], count: int) -> list[str]:
-    """`count` of the ids, the first and evenly spaced ones behind it: none is picked for how well it goes."""
-    count = min(count, len(query_ids))
-    return [query_ids[number * len(query_ids) // count] for number in range(count)]
 
 
 def _with_progress(console: Console, query_ids: Sequence[str]) -> Iterable[str]:

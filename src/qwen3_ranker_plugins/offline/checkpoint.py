@@ -1,49 +1,74 @@
 """What survives a kill: the folder `OUTPUT.job` with a lock, a fingerprint, part files and a manifest.
 
-    lock               held while a process works on the output; holds its process id
+    lock               held while a process works on the output
+    holder             the id of that process
     fingerprint.json   of the job that the parts belong to
     part-00000.jsonl   finished passes, one a line: its columns, its failures; every run writes a part of its own
-    manifest           a line for each pass: checksum, window, pass, passes of the window, part, offset, length, ...
+    manifest           a line for each pass: the line's checksum, then the numbers of `_FIELDS`
     summary.json       the job is done: what it counted, and what output it wrote
     queries.jsonl      [query_id, offset, rows] of the output, for `get_top_documents`
+    texts.sqlite       the texts of a BEIR folder; input, a copy of standard input
+    output, errors     being written; they take their places in one step
 
 A pass counts once its manifest line is written, and its part holds what the line's checksum was made of. Everything
-else is what a kill left behind, and is removed by the next run. What was handed to the kernel survives the death of the
+else is what a kill left, and is removed by the next run. What was handed to the kernel survives the death of the
 process, so a commit does not wait for the disk; a thread syncs both files every second, for power cuts.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import shutil
-import threading
 import zlib
 from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import repeat
-from operator import itemgetter
+from itertools import repeat, starmap
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any
 
+import filelock
 import numpy as np
 
 from .errors import CheckpointError, JobLockedError, StorageError
-from .scoring import Row, ScoredPass
-
-#: What a power cut may cost.
-SYNC_SECONDS = 1.0
+from .rows import FailedRow, Row, ScoredRow
+from .scoring import ScoredPass
+from .storage import Appender, storage, sync_folder, write_atomically
+from .windows import Window
 
 _MARGINS, _TEXTS = 4, 6  # places in the columns of a pass
-_FIELDS = 9  # window, number, count, part, offset, length, checksum of the rows, pairs, errors
+#: Window, number, count, part, offset, length, checksum of the rows, pairs, errors, checksum of the window. Lines of
+#: earlier versions lack the last one.
+_FIELDS = 10
+_UNKNOWN = -1
+
+#: What `restart` removes; the fingerprint first, without which the others do not count.
+_LEFT_BY_A_JOB = (
+    "fingerprint.json*", "summary.json*", "manifest*", "part-*.jsonl", "queries.jsonl", "sort-*", "texts.sqlite*",
+    "output", "errors",
+)  # fmt: skip
+
+#: What fingerprints of earlier versions do not say, and what it was.
+_FORMERLY = {"columns": "", "input_format": "", "nested_titles": "ignored"}
+#: Kept in the fingerprint for people; equal scores may come from a model of another name.
+NOTES = ("model_name",)
 
 
 def job_folder(output: Path) -> Path:
     """Where the checkpoint of an output lies."""
     return output.with_name(f"{output.name}.job")
+
+
+def read_fingerprint(output: Path) -> dict[str, str]:
+    """The fingerprint of the job that has begun for an output; empty if none has.
+
+    Raises:
+        CheckpointError: it was damaged.
+    """
+    known = _read_json(job_folder(output) / "fingerprint.json")
+    return _FORMERLY | known if known else {}
 
 
 class Checkpoint:
@@ -60,69 +85,105 @@ class Checkpoint:
     def __init__(self, output: Path) -> None:
         self.output = output
         self.folder = job_folder(output)
+        self._part: Appender | None = None
+        self._part_number = 0
+        self._manifest: Appender | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / "lock").open("a+")
+            self._lock = filelock.FileLock(self.folder / "lock")
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise JobLockedError(
+                f"{output} is being written by process {self._holder()}: wait for it, or end it"
+            ) from error
         except OSError as error:
             raise StorageError(f"{self.folder} cannot be made: {error.strerror}") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "unknown"
-            self._lock.close()
-            raise JobLockedError(f"{output} is being written by process {holder}: wait for it, or end it") from error
-        with storage(self.folder / "lock"):
-            self._lock.truncate(0)
-            self._lock.write(f"{os.getpid()}\n")
-            self._lock.flush()
-        self._part: _Appender | None = None
-        self._part_number = 0
-        self._manifest: _Appender | None = None
+            with storage(self.folder / "holder"):
+                (self.folder / "holder").write_text(f"{os.getpid()}\n", encoding="utf-8")
+        except StorageError:
+            self.close()
+            raise
+
+    def _holder(self) -> str:
+        try:
+            return (self.folder / "holder").read_text(encoding="utf-8").strip() or "unknown"
+        except OSError:
+            return "unknown"
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether nothing would be lost with this folder: no pass is committed, and no output is finished."""
+        return not self.summary() and not len(self._entries())
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Give the lock back. Where nothing was scored, the folder goes too."""
         for appender in (self._part, self._manifest):
             if appender is not None:
                 appender.close()
-        self._lock.close()
+        for name in ("holder", "input"):
+            (self.folder / name).unlink(missing_ok=True)
+        if self.is_bare and not (self.folder / "texts.sqlite").exists():
+            self.restart()
+        if all(path.name == "lock" for path in self.folder.iterdir()):
+            # Removed while it is held: afterwards it may be another process's.
+            with contextlib.suppress(OSError):  # Windows does not remove open files
+                (self.folder / "lock").unlink()
+                self.folder.rmdir()
+        self._lock.release()
 
     @property
     def _manifest_path(self) -> Path:
         return self.folder / "manifest"
 
     @property
-    def empty(self) -> bool:
-        """No job has begun here."""
-        return not (self.folder / "fingerprint.json").exists()
+    def begun(self) -> dict[str, str]:
+        """The fingerprint of the job that has begun here; empty if none has."""
+        return read_fingerprint(self.output)
 
-    def match(self, fingerprint: Mapping[str, str]) -> None:
+    def match(self, fingerprint: Mapping[str, str], former: Mapping[str, str] | None = None) -> None:
         """Refuse to go on with another job's parts; a new folder takes the fingerprint.
+
+        Args:
+            fingerprint: of this run.
+            former: fields as an earlier version would have written them; a match with these counts, and is brought
+                up to date.
 
         Raises:
             CheckpointError: names every field that differs.
         """
-        path = self.folder / "fingerprint.json"
-        known = self._read_json(path)
-        different = [name for name in fingerprint if name in known and known[name] != fingerprint[name]]
+        known = self.begun
+        former = former or {}
+        different = [
+            name
+            for name, value in fingerprint.items()
+            if name in known and name not in NOTES and known[name] not in (value, former.get(name))
+        ]
         if different:
             changes = "\n".join(f"  {name}: {known[name]} -> {fingerprint[name]}" for name in different)
+            note = ""
+            if any("changed at" in known[name] for name in different if name in former):
+                note = (
+                    "An earlier version began it, which knows files by name, size and time of change: with these given "
+                    "back (mv, touch -d) it can be continued.\n"
+                )
             raise CheckpointError(
-                f"{self.folder} belongs to a job with different settings or input:\n{changes}\n"
+                f"{self.folder} belongs to a job with different settings or input:\n{changes}\n{note}"
                 "Run with those settings to continue it, give another output, or start over with --restart"
             )
-        if known.keys() != known.keys() | fingerprint.keys():
-            write_atomically(path, json.dumps(known | dict(fingerprint), indent=2))
+        kept = {name: known[name] for name in NOTES if name in known}
+        if known != (merged := known | dict(fingerprint) | kept):
+            write_atomically(self.folder / "fingerprint.json", json.dumps(merged, indent=2))
 
     def restart(self) -> None:
-        """Remove everything but the lock."""
-        for path in self.folder.iterdir():
-            if path.name != "lock":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        """Remove what an earlier job has left, and nothing else."""
+        for pattern in _LEFT_BY_A_JOB:
+            for path in self.folder.glob(pattern):
+                path.unlink()
 
     def summary(self) -> dict[str, Any]:
         """What a finished job wrote here; empty for one that is not finished."""
-        return self._read_json(self.folder / "summary.json")
+        return _read_json(self.folder / "summary.json")
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """The output is in its place: keep the summary, drop the parts."""
@@ -136,7 +197,7 @@ class Checkpoint:
     def drop_parts(self) -> None:
         """Remove what only an unfinished job needs."""
         for path in self.folder.iterdir():
-            if path.name.startswith(("part-", "manifest", "texts.sqlite", "sort-")):
+            if path.name.startswith(("part-", "manifest", "texts.sqlite", "sort-", "input", "output", "errors")):
                 path.unlink()
 
     def resume(self) -> Done:
@@ -150,8 +211,9 @@ class Checkpoint:
             ends: dict[int, int] = {}
             for entry in entries.tolist():
                 ends[entry[3]] = max(ends.get(entry[3], 0), entry[4] + entry[5])
-            for path in self.folder.glob("sort-*"):
-                path.unlink()
+            for name in ("sort-*", "output", "errors"):
+                for path in self.folder.glob(name):
+                    path.unlink()
             numbers = [-1]
             for path in self.folder.glob("part-*.jsonl"):
                 number = int(path.stem.removeprefix("part-"))
@@ -161,11 +223,11 @@ class Checkpoint:
                 else:
                     path.unlink()
             self._part_number = max(numbers) + 1
-            self._part = _Appender(self._part_path(self._part_number))
+            self._part = Appender(self._part_path(self._part_number))
             # Written anew, so that nothing follows a torn or damaged line.
             write_atomically(self._manifest_path, "".join(map(_manifest_line, entries.tolist())))
-            self._manifest = _Appender(self._manifest_path)
-            _sync_folder(self.folder)
+            self._manifest = Appender(self._manifest_path)
+            sync_folder(self.folder)
         return Done(entries)
 
     def append(self, scored: ScoredPass) -> None:
@@ -177,7 +239,8 @@ class Checkpoint:
         assert self._part is not None and self._manifest is not None, "resume() comes first"  # noqa: S101, PT018
         content = _pack(scored)
         place = [self._part_number, self._part.length, len(content), zlib.crc32(content)]
-        line = [scored.window, scored.number, scored.count, *place, scored.pairs, len(scored.failures)]
+        counts = [scored.pairs, len(scored.failures), scored.window_checksum]
+        line = [scored.window, scored.number, scored.count, *place, *counts]
         self._part.append(content)
         self._manifest.append(_manifest_line(line).encode())
 
@@ -211,8 +274,8 @@ class Checkpoint:
                     if zlib.crc32(content) != checksum:
                         raise CheckpointError(f"{self._part_path(number)} was damaged at byte {offset}: run again")
                     rows += _unpack(content)
-                rows.sort(key=itemgetter(0))
-                if [row[0] for row in rows] != list(range(position, position + len(rows))):
+                rows.sort(key=attrgetter("position"))
+                if [row.position for row in rows] != list(range(position, position + len(rows))):
                     raise CheckpointError(f"{self.folder} lacks pairs of window {window[0, 0]}, or has them twice")
                 position += len(rows)
                 yield rows
@@ -227,7 +290,7 @@ class Checkpoint:
         return self.folder / f"part-{number:05d}.jsonl"
 
     def _entries(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The manifest's lines that are whole, int64 [passes, 9]."""
+        """The manifest's lines that are whole, int64 [passes, 10]."""
         numbers: array[int] = array("q")
         if self._manifest_path.exists():
             with self._manifest_path.open("rb") as lines:
@@ -250,14 +313,15 @@ class Checkpoint:
                     valid[place] = zlib.crc32(_read_at(parts[number], offset, length)) == checksum
         return entries[valid]
 
-    def _read_json(self, path: Path) -> dict[str, Any]:
-        if not path.exists():
-            return {}
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{path} was damaged ({error}): start over with --restart") from error
-        return content if isinstance(content, dict) else {}
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} was damaged ({error}): start over with --restart") from error
+    return content if isinstance(content, dict) else {}
 
 
 class Done:
@@ -280,21 +344,19 @@ class Done:
         numbers = frozenset(self._entries[start:end, 1].tolist())
         return numbers, len(numbers) == self._entries[start, 2]
 
+    def check(self, window: Window) -> None:
+        """Refuse a window whose scores were made of other content.
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file, or leave it as it was.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    temporary = path.with_name(f"{path.name}.tmp")
-    with storage(path):
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        Raises:
+            CheckpointError: names its lines.
+        """
+        start, end = np.searchsorted(self._entries[:, 0], [window.number, window.number + 1])
+        if set(self._entries[start:end, 9].tolist()) - {_UNKNOWN, window.checksum}:
+            first, last = window.pairs[0].line, window.pairs[-1].line
+            raise CheckpointError(
+                f"the input has other content in lines {first} to {last} than when they were scored: give the former "
+                "content back to go on, or start over with --restart"
+            )
 
 
 def _manifest_line(entry: Sequence[int]) -> str:
@@ -307,104 +369,28 @@ def _parse_manifest_line(line: bytes) -> list[int]:
     checksum, _, text = line.removesuffix(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
         return []
-    return [int(number) for number in text.split()]
+    numbers = [int(number) for number in text.split()]
+    return numbers + [_UNKNOWN] * (_FIELDS - len(numbers))
 
 
 def _pack(scored: ScoredPass) -> bytes:
     """A line of a part. Margins are float32 in base64: exact, and three times as fast as 17 digits."""
     columns = [*scored.columns]
     columns[_MARGINS] = b64encode(np.array(columns[_MARGINS], dtype="<f4").tobytes()).decode()  # type: ignore[call-overload]
-    return (json.dumps([columns, scored.seconds_each, scored.failures], separators=(",", ":")) + "\n").encode()
+    failures = [(*row[:4], None, row.reason) for row in scored.failures]
+    return (json.dumps([columns, scored.seconds_each, failures], separators=(",", ":")) + "\n").encode()
 
 
 def _unpack(content: bytes) -> list[Row]:
     columns, seconds, failures = json.loads(content)
     columns[_MARGINS] = np.frombuffer(b64decode(columns[_MARGINS]), dtype="<f4").tolist()
-    rows: list[Row] = list(zip(*columns[:_TEXTS], repeat(seconds, len(columns[0])), *columns[_TEXTS:], strict=True))
-    return rows + [tuple(row) for row in failures]
-
-
-class _Appender:
-    """A file that only grows. Nothing stays in a buffer of this process; a thread syncs it now and then.
-
-    Attributes:
-        length: of the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("ab", buffering=0)
-        self.length = os.fstat(self._file.fileno()).st_size
-        self._error: StorageError | None = None
-        self._stop = threading.Event()
-        self._changed = False
-        self._thread = threading.Thread(target=self._run, name="qwen3-ranker-sync", daemon=True)
-        self._thread.start()
-
-    def append(self, content: bytes) -> None:
-        """Hand content to the kernel.
-
-        Raises:
-            StorageError: this write or an earlier sync failed.
-        """
-        if self._error is not None:
-            raise self._error
-        self.length += len(content)
-        rest = memoryview(content)
-        with storage(self._path):
-            while rest:  # a disk that fills up takes a part first, and refuses the rest
-                rest = rest[self._file.write(rest) :]
-        self._changed = True
-
-    def sync(self) -> None:
-        """Wait for the disk.
-
-        Raises:
-            StorageError: as `append`.
-        """
-        if self._error is not None:
-            raise self._error
-        with storage(self._path):
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """End the thread."""
-        self._stop.set()
-        self._thread.join()
-        self._file.close()
-
-    def _run(self) -> None:
-        while not self._stop.wait(SYNC_SECONDS):
-            if self._changed:
-                self._changed = False
-                try:
-                    self.sync()
-                except StorageError as error:
-                    self._error = error
-                    return
+    fields = (*columns[:_TEXTS], repeat(seconds, len(columns[0])), *columns[_TEXTS:])
+    return [
+        *starmap(ScoredRow, zip(*fields, strict=True)),
+        *(FailedRow._make((*row[:4], row[5])) for row in failures),
+    ]
 
 
 def _read_at(file: IO[bytes], offset: int, length: int) -> bytes:
     file.seek(offset)
     return file.read(length)
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that new names in it survive a power cut too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def storage(path: Path) -> Iterator[None]:
-    """Turn what the system says when a file cannot be written into a `StorageError`."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror or error}; what was committed is intact: make room and run the "
-            "same command again to go on"
-        ) from error

@@ -10,12 +10,9 @@ from pathlib import Path
 
 from .._version import __version__
 from ..config import RerankerSettings
+from ..data.files import THOROUGH, add_content
 from ..models import resolve_model
 from ..prompt import DEFAULT_INSTRUCTION, Template
-
-_WHOLE = 64 * 2**20
-_SAMPLE = 2**20
-_SAMPLES = 64
 
 
 def settings_fingerprint(settings: RerankerSettings) -> dict[str, str]:
@@ -23,6 +20,7 @@ def settings_fingerprint(settings: RerankerSettings) -> dict[str, str]:
     folder = resolve_model(settings.model)
     return {
         "model": model_hash(folder),
+        "model_name": settings.model,
         "template": Template.named(settings.template).text,
         "instruction": DEFAULT_INSTRUCTION if settings.instruction is None else settings.instruction,
         "max_length": str(settings.max_length),
@@ -45,18 +43,6 @@ def model_hash(folder: Path) -> str:
     for path in paths:
         if path.is_file():
             digest.update(f"{path.name} {path.stat().st_size} ".encode())
-            _add_content(digest, path)
+            with path.open("rb") as weights:
+                add_content(digest, weights, path.stat().st_size, THOROUGH)
     return digest.hexdigest()[:16]
-
-
-def _add_content(digest: hashlib._Hash, path: Path) -> None:
-    """All of a file; of a large one its beginning (with the names of all tensors), its end, and samples between."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= _WHOLE:
-            while block := file.read(_SAMPLE):
-                digest.update(block)
-            return
-        for sample in range(_SAMPLES):
-            file.seek((size - _SAMPLE) * sample // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE))

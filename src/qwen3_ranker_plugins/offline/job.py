@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from ..config import DEFAULT_MODEL, RerankerSettings, check_choice, check_positive
-from ..data.readers import SeedPair, Source, open_source
+from ..config import (
+    BUNDLED_MODEL,
+    DEFAULT_MODEL,
+    MODEL_VARIABLE,
+    RerankerSettings,
+    check_choice,
+    check_positive,
+    model_from_environment,
+)
+from ..data.pairs import Fields
+from ..data.source import PairTuple, Source
+from ..data.sources import INPUT_FORMATS, STANDARD_INPUT, open_source
 from ..engines import create_engine
 from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH
-from .checkpoint import Checkpoint, Done, job_folder, storage
-from .errors import CheckpointError, TooManyErrorsError
+from .checkpoint import Checkpoint, Done
+from .errors import CheckpointError, StorageError, TooManyErrorsError
 from .fingerprint import settings_fingerprint
 from .merge import Counts, merge, report_errors, sync
+from .output import check_against_inputs, check_place, errors_file, resolve_output
 from .progress import Meter, metering
 from .results import RerankResults, Summary, summary_from
-from .runners.local import LocalRunner, ProcessRunner, Runner, cuda_devices
+from .runners.base import Runner
+from .runners.local import LocalRunner
+from .runners.processes import ProcessRunner, cuda_devices
 from .scoring import EngineFactory
+from .spool import spool_standard_input
+from .storage import storage
 from .windows import Window, Windows
 from .writers import format_of, open_writer
+
+logger = logging.getLogger(__name__)
 
 RUNNERS = ("local", "ray")
 
@@ -31,18 +49,29 @@ RUNNERS = ("local", "ray")
 WINDOW_PAIRS = 4096
 WINDOW_CHARACTERS = 4 * 2**20
 
+#: Of the fingerprint, what the output's metadata say of its scores.
+_MADE_BY = (
+    "model_name", "model", "engine", "device", "dtype", "template", "instruction", "max_length", "engine_options",
+    "version",
+)  # fmt: skip
+
 
 class RerankJob:
     """Reranks a file of pairs into another one, and can be killed and run again.
 
     Args:
-        source: JSONL (also .gz) or Parquet of pairs, a BEIR folder or "ir_datasets:ID" (both with `run`), or
+        source: JSONL, CSV, TSV (each also .gz or .zst) or Parquet of pairs; a folder, a pattern or a URL of such files;
+            a BEIR folder or "ir_datasets:ID" (both with `run`); "-" for standard input, which is copied first; or
             (query_id, doc_id, query, document) tuples.
         output: its suffix says the format, unless `format` does. Written when everything is scored.
         run: the TREC run that says which documents belong to which query.
-        model, engine, device, dtype, template, instruction, max_length, token_budget, engine_options: as of a
+        model: a hub name, a folder, or "bundled:tiny"; None for the one that QWEN3_RANKER_MODEL names. There is no
+            default: a job that runs for hours should not do so with a model that nobody chose.
+        engine, device, dtype, template, instruction, max_length, token_budget, engine_options: as of a
             `Reranker`.
-        format: "jsonl", "parquet" or "trec".
+        format: "jsonl", "csv", "parquet" or "trec".
+        columns: name in the input -> "query_id", "doc_id", "query", "document", "documents", "id", "title" or "text".
+        input_format: "jsonl", "csv", "tsv" or "parquet"; None takes it from the suffix, and JSONL for standard input.
         include_text: write the texts too.
         processing_time: write that field, the only one that differs between two runs of the same job.
         max_errors: stop when more pairs than this cannot be scored; None goes on to the end.
@@ -51,10 +80,11 @@ class RerankJob:
             ["all"] for every GPU.
         workers: for Ray: how many engines; None for one on each GPU.
         ray_address: for Ray: the cluster to join.
-        restart: forget what an earlier run left.
+        restart: forget what an earlier run left, finished or not, and replace the output.
+        overwrite: replace a finished output, or a file that no job has made; go on with an unfinished job.
         show_progress: draw a bar on standard error.
         window_pairs: pairs that are read, and grouped by query, at a time.
-        engine_factory: makes the engine; for engines that this package has not got.
+        engine_factory: makes the engine; for engines that this package does not have.
 
     Raises:
         InvalidInputError, MissingDependencyError: an argument is unusable.
@@ -62,11 +92,11 @@ class RerankJob:
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | Sequence[SeedPair],
+        source: str | os.PathLike[str] | Sequence[PairTuple],
         output: str | os.PathLike[str],
         *,
         run: str | os.PathLike[str] | None = None,
-        model: str | os.PathLike[str] = DEFAULT_MODEL,
+        model: str | os.PathLike[str] | None = None,
         engine: str = "auto",
         device: str = "auto",
         dtype: str = "auto",
@@ -76,6 +106,8 @@ class RerankJob:
         token_budget: int | None = None,
         engine_options: Mapping[str, object] | None = None,
         format: str | None = None,  # noqa: A002 - named as the option
+        columns: Mapping[str, str] | None = None,
+        input_format: str | None = None,
         include_text: bool = False,
         processing_time: bool = True,
         max_errors: int | None = None,
@@ -84,20 +116,33 @@ class RerankJob:
         workers: int | None = None,
         ray_address: str | None = None,
         restart: bool = False,
+        overwrite: bool = False,
         show_progress: bool = False,
         window_pairs: int = WINDOW_PAIRS,
         engine_factory: EngineFactory = create_engine,
     ) -> None:
         self.source = os.fspath(source) if isinstance(source, os.PathLike) else source
-        self.output = Path(output)
+        self.output = resolve_output(output)
         self.run_file = None if run is None else Path(run)
-        name = os.fspath(model) if isinstance(model, os.PathLike) else model
+        name = (model_from_environment("") or None) if model is None else os.fspath(model)
+        if name is None:
+            raise InvalidInputError(
+                "model",
+                None,
+                f"name the model that scores, such as {DEFAULT_MODEL!r}, a folder, or {BUNDLED_MODEL!r} for a trial "
+                f"(a small model for demonstrations), or set {MODEL_VARIABLE}",
+            )
         self.settings = RerankerSettings(
             name, engine, device, dtype, template, instruction, max_length, token_budget, engine_options or {}
         )
         if self.settings.engine == "remote":
             raise InvalidInputError("engine", engine, "a job runs the model itself: use an engine of this machine")
         self.format = format_of(self.output, format)
+        self.columns = dict(columns or {})
+        Fields(self.columns)
+        if input_format is not None:
+            check_choice("input_format", input_format, INPUT_FORMATS)
+        self.input_format = input_format
         self.include_text = include_text
         self.processing_time = processing_time
         if max_errors is not None and (
@@ -110,10 +155,16 @@ class RerankJob:
         if devices is not None and runner != "local":
             raise InvalidInputError("devices", devices, "goes with the local runner; a Ray cluster says what it has")
         self.devices = None if devices is None else list(devices)
+        for argument, value in (("workers", workers), ("ray_address", ray_address)):
+            if value is not None and runner != "ray":
+                raise InvalidInputError(argument, value, "has no effect unless runner is 'ray'")
         check_positive("workers", workers)
         self.workers = workers
         self.ray_address = ray_address
+        if restart and overwrite:
+            raise InvalidInputError("overwrite", overwrite, "restart replaces the output too: give one of them")
         self.restart = restart
+        self.overwrite = overwrite
         self.show_progress = show_progress
         check_positive("window_pairs", window_pairs)
         self.window_pairs = window_pairs
@@ -122,7 +173,7 @@ class RerankJob:
     @property
     def errors_path(self) -> Path:
         """Where the pairs without a score go, with the reason."""
-        return self.output.with_name(f"{self.output.name}.errors.jsonl")
+        return errors_file(self.output)
 
     def run(self) -> RerankResults:
         """Score what no earlier run has scored, then write the output.
@@ -133,37 +184,70 @@ class RerankJob:
             JobError: see `offline.errors`; what was scored is kept for the next run.
             RankerError: as `Reranker`.
         """
-        source = open_source(self.source, self.run_file, job_folder(self.output))
-        checkpoint = Checkpoint(self.output)
-        try:
+        check_place(self.output)
+        with closing(Checkpoint(self.output)) as checkpoint:
+            goes_on = self._goes_on(checkpoint)
+            begun = checkpoint.begun if goes_on else {}
+            # A job that an earlier version began is read to its end as that version read it.
+            fields = Fields(self.columns, embeds_titles=begun.get("nested_titles") != "ignored")
+            source = self._open_source(checkpoint.folder, fields)
+            settings = settings_fingerprint(self.settings)
+            if not goes_on:
+                checkpoint.restart()
             with _fewer_collections():
-                return self._run(source, checkpoint)
-        finally:
-            checkpoint.close()
+                return self._run(source, checkpoint, settings | self._reading(fields))
 
-    def _run(self, source: Source, checkpoint: Checkpoint) -> RerankResults:
+    def _goes_on(self, checkpoint: Checkpoint) -> bool:
+        """Whether an earlier run is continued, and not forgotten.
+
+        Raises:
+            CheckpointError: there is a file that no job has made.
+        """
+        if checkpoint.begun:
+            return not (checkpoint.is_bare or self.restart or (self.overwrite and checkpoint.summary()))
+        for path in (self.output, self.errors_path):
+            if path.exists() and not (self.restart or self.overwrite):
+                raise CheckpointError(
+                    f"{path} exists, and this job has not made it: give another output, or replace it with --overwrite"
+                )
+        return False
+
+    def _open_source(self, folder: Path, fields: Fields) -> Source:
+        given = spool_standard_input(folder) if self.source == STANDARD_INPUT else self.source
+        source = open_source(
+            given, run=self.run_file, index=folder / "texts.sqlite", fields=fields, input_format=self.input_format
+        )
+        if given is self.source:
+            check_against_inputs(self.output, given if isinstance(given, str) else "", source.paths())
+        return source
+
+    def _run(self, source: Source, checkpoint: Checkpoint, settings: dict[str, str]) -> RerankResults:
         started = time.perf_counter()
-        fingerprint = self._fingerprint() | source.identity()
-        if self.restart:
-            checkpoint.restart()
-        elif self.output.exists() and checkpoint.empty:
-            raise CheckpointError(
-                f"{self.output} exists, and this job has not made it: give another output, or replace it with --restart"
-            )
-        checkpoint.match(fingerprint)
+        identity = source.identity()
+        if not checkpoint.summary():
+            with reading():
+                source.check_beginning()
+        checkpoint.match(settings | identity, source.former_identity())
         if summary := self._finished(checkpoint):
             return self._results(summary)
         done = checkpoint.resume()
         windows = Windows(source, self.window_pairs, WINDOW_CHARACTERS)
-        with self._open_runner() as runner, metering(show=self.show_progress) as meter:
+        with self._open_runner() as runner:
             checkpoint.match(runner.facts())
-            ready = time.perf_counter()
-            written = self._score(checkpoint, runner, windows, done, meter)
-            scored = time.perf_counter()
+            made_by = {name: checkpoint.begun[name] for name in _MADE_BY}
+            name, model, engine = made_by["model_name"], made_by["model"], made_by["engine"]
+            logger.info("model %s (%s), engine %s, %s, %s", name, model, engine, runner.devices(), made_by["dtype"])
+            with metering(show=self.show_progress) as meter:
+                ready = time.perf_counter()
+                written = self._score(checkpoint, runner, windows, done, meter)
+                scored = time.perf_counter()
+        grown = self._check_unchanged(source, identity)
+        mixed = self._report_mixed_queries(windows)
         merging = time.perf_counter()
-        counts = self._write(checkpoint, grouped=windows.grouped)
+        counts = self._write(checkpoint, made_by, grouped=windows.grouped)
         ended = time.perf_counter()
         summary = Summary(
+            **_named(made_by),
             pairs=counts.pairs,
             scored=counts.scored,
             errors=counts.errors,
@@ -178,17 +262,56 @@ class RerankJob:
             engine_seconds=meter.engine_seconds,
             writing_seconds=written,
             ordering_seconds=ended - merging,
+            mixed_queries=mixed,
+            grown_bytes=grown,
         )
         checkpoint.finish(summary.as_dict() | {"output_bytes": self.output.stat().st_size})
         return self._results(summary)
 
-    def _fingerprint(self) -> dict[str, str]:
-        """What is known before the engine runs; the engine's own facts follow."""
-        return settings_fingerprint(self.settings) | {
+    def _reading(self, fields: Fields) -> dict[str, str]:
+        """The fingerprint's fields that say how the input is read and the output written."""
+        return {
             "window": f"{self.window_pairs} pairs, {WINDOW_CHARACTERS} characters",
             "include_text": str(self.include_text),
             "output": f"{self.format}{'' if self.processing_time else ', without processing_time'}",
+            "columns": fields.text,
+            "input_format": self.input_format or "",
+            "nested_titles": "embedded" if fields.embeds_titles else "ignored",
         }
+
+    def _check_unchanged(self, source: Source, identity: dict[str, str]) -> int:
+        """After the last pass: whether the input is what it was before the first; returns by how much it has grown."""
+        try:
+            now, grown = source.identity(), source.grown_bytes()
+        except OSError as error:
+            raise CheckpointError(
+                f"the input can no longer be read, so nothing is written: {error}; put it back and run the same "
+                "command again, which scores nothing twice"
+            ) from error
+        if now != identity:
+            changed = [name for name in now if now[name] != identity[name]]
+            changes = "\n".join(f"  {name}: {identity[name]} -> {now[name]}" for name in changed)
+            raise CheckpointError(
+                f"the input was changed while it was scored, so nothing is written:\n{changes}\n"
+                "Give the former content back and run the same command again, or start over with --restart"
+            )
+        if grown:
+            logger.warning(
+                "the input has grown by %d bytes since the job opened it; these are not in the output", grown
+            )
+        return grown
+
+    def _report_mixed_queries(self, windows: Windows) -> int:
+        """Report query ids that stand for more than one text; returns how many."""
+        count, examples = windows.mixed_queries()
+        if count:
+            named = "; ".join(f"{each.query_id!r} in lines {each.line} and {each.other_line}" for each in examples)
+            logger.warning(
+                "%d query ids stand for more than one text, so that documents of different queries share a ranking: %s",
+                count,
+                named,
+            )
+        return count
 
     def _finished(self, checkpoint: Checkpoint) -> Summary | None:
         """The summary of an earlier run that wrote the output which is there."""
@@ -200,10 +323,11 @@ class RerankJob:
             return None
         if self.output.stat().st_size != stored["output_bytes"]:
             raise CheckpointError(
-                f"{self.output} was changed after it was written: give another output, or use --restart"
+                f"{self.output} was changed after it was written: give another output, or replace it with --overwrite "
+                "or --restart"
             )
         checkpoint.drop_parts()
-        return summary_from(stored)
+        return summary_from(_named(checkpoint.begun) | stored)
 
     def _open_runner(self) -> Runner:
         if self.runner == "ray":
@@ -237,20 +361,24 @@ class RerankJob:
     def _check_errors(self, checkpoint: Checkpoint, errors: int) -> None:
         if self.max_errors is None or errors <= self.max_errors:
             return
-        with storage(self.errors_path), self.errors_path.open("w", encoding="utf-8") as file:
-            report_errors(checkpoint.committed(), file)
+        temporary = checkpoint.folder / "errors"
+        with storage(self.errors_path):
+            with temporary.open("w", encoding="utf-8") as file:
+                report_errors(checkpoint.committed(), file)
+            temporary.replace(self.errors_path)
         raise TooManyErrorsError(
             f"{errors} pairs could not be scored, and max_errors={self.max_errors}: see {self.errors_path}; what was "
             "scored is kept: raise --max-errors to go on, or mend the input and use --restart"
         )
 
-    def _write(self, checkpoint: Checkpoint, *, grouped: bool) -> Counts:
-        errors_path = self.errors_path.with_name(f"{self.errors_path.name}.tmp")
+    def _write(self, checkpoint: Checkpoint, made_by: dict[str, str], *, grouped: bool) -> Counts:
+        errors_path = checkpoint.folder / "errors"
         with storage(self.output):
             writer = open_writer(
                 self.format,
                 self.output,
-                checkpoint.folder / "queries.jsonl",
+                checkpoint.folder,
+                made_by,
                 processing_time=self.processing_time,
                 include_text=self.include_text,
             )
@@ -273,11 +401,31 @@ class RerankJob:
 
 
 def _todo(windows: Windows, done: Done) -> Iterator[tuple[Window, Collection[int]]]:
-    """The windows that are not finished; the others are read too, since positions and windows follow from them."""
-    for window in windows:
-        numbers, complete = done.done(window.number)
-        if not complete:
-            yield window, numbers
+    """The windows that are not finished. The others are read too: positions follow from them, and they are checked."""
+    with reading():
+        for window in windows:
+            done.check(window)
+            numbers, complete = done.done(window.number)
+            if not complete:
+                yield window, numbers
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Turn what the system says when the input cannot be read into a `StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"the input cannot be read: {error}; what was committed is intact: run the same command again to go on"
+        ) from error
+
+
+def _named(made_by: Mapping[str, str]) -> dict[str, str]:
+    """The fields of a `Summary` that say what scored; jobs of earlier versions kept no name of their model."""
+    engine, device, dtype = (made_by.get(name, "") for name in ("engine", "device", "dtype"))
+    name = made_by.get("model_name", "(not recorded)")
+    return {"model": name, "model_hash": made_by["model"], "engine": engine, "device": device, "dtype": dtype}
 
 
 @contextmanager

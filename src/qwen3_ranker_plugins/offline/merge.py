@@ -14,14 +14,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import IO, Any
 
-from .scoring import Row
+from .rows import FailedRow, Row, ScoredRow
 from .writers import Writer
 
-_first, _query_id, _margin = itemgetter(0), itemgetter(2), itemgetter(4)
+_first, _query_id, _margin = itemgetter(0), attrgetter("query_id"), attrgetter("margin")
+
+#: What a row is sorted by, then the row.
+SortKey = tuple[Any, ...]
 
 #: Rows that are sorted in memory at a time.
 RUN_ROWS = 50_000
@@ -56,80 +59,81 @@ def merge(windows: Iterable[list[Row]], writer: Writer, errors: IO[str], folder:
     if grouped:
         for query_id, group in groupby(accepted, key=_query_id):
             rows = list(group)
-            if len({row[3] for row in rows}) < len(rows):
+            if len({row.doc_id for row in rows}) < len(rows):
                 rows = list(_distinct(rows, errors, counts))
             rows.sort(key=_margin, reverse=True)  # which keeps the order of equal ones
             _count(rows, counts)
             counts.queries += 1
             writer.write(query_id, rows, 1)
         return counts
-    by_query = external_sort(((row[2], row[0], row) for row in accepted), folder, "query")
+    by_query = external_sort(((row.query_id, row.position, row) for row in accepted), folder, "query")
     keyed = _with_first_position(by_query, errors, counts)
     ordered = external_sort(keyed, folder, "rank")
     for _, group_of_keys in groupby(ordered, key=_first):
         counts.queries += 1
         rank = 1
-        for rows in _slices(key[-1] for key in group_of_keys):
+        for rows in _slices(ScoredRow._make(key[-1]) for key in group_of_keys):
             _count(rows, counts)
-            writer.write(rows[0][2], rows, rank)
+            writer.write(rows[0].query_id, rows, rank)
             rank += len(rows)
     return counts
 
 
-def _accepted(windows: Iterable[list[Row]], writer: Writer, errors: IO[str], counts: Counts) -> Iterator[Row]:
+def _accepted(windows: Iterable[list[Row]], writer: Writer, errors: IO[str], counts: Counts) -> Iterator[ScoredRow]:
     """Rows that have a score and can be written in this format."""
     takes_all = type(writer).fault is Writer.fault
     for rows in windows:
         counts.pairs += len(rows)
-        if takes_all and None not in map(_margin, rows):
-            yield from rows
-            continue
         for row in rows:
-            reason = row[5] if row[4] is None else writer.fault(row)
-            if reason is None:
+            if isinstance(row, FailedRow):
+                _report(row, row.reason, errors, counts)
+            elif takes_all or (reason := writer.fault(row)) is None:
                 yield row
             else:
                 _report(row, reason, errors, counts)
 
 
-def _distinct(rows: Iterable[Row], errors: IO[str], counts: Counts) -> Iterator[Row]:
+def _distinct(rows: Iterable[ScoredRow], errors: IO[str], counts: Counts) -> Iterator[ScoredRow]:
     """Rows of one query in input order, the first of each document."""
-    lines: dict[str, int] = {}
+    lines: dict[str, int | str] = {}
     for row in rows:
-        if row[3] in lines:
-            _report(row, f"the same query_id and doc_id stand in line {lines[row[3]]}, which was kept", errors, counts)
+        if row.doc_id in lines:
+            kept = lines[row.doc_id]
+            _report(row, f"the same query_id and doc_id stand in line {kept}, which was kept", errors, counts)
         else:
-            lines[row[3]] = row[1]
+            lines[row.doc_id] = row.line
             yield row
 
 
 def _report(row: Row, reason: str, errors: IO[str], counts: Counts) -> None:
     counts.errors += 1
-    errors.write(json.dumps({"query_id": row[2], "doc_id": row[3], "line": row[1], "reason": reason}) + "\n")
+    file, _, line = row.line.rpartition(":") if isinstance(row.line, str) else ("", "", row.line)
+    record = {"query_id": row.query_id, "doc_id": row.doc_id, "line": int(line), "reason": reason}
+    errors.write(json.dumps({"file": file, **record} if file else record) + "\n")
 
 
 def report_errors(rows: Iterable[Row], errors: IO[str]) -> None:
     """Write the rows that have no score."""
     for row in rows:
-        if row[4] is None:
-            _report(row, row[5], errors, Counts())
+        if isinstance(row, FailedRow):
+            _report(row, row.reason, errors, Counts())
 
 
-def _count(rows: list[Row], counts: Counts) -> None:
+def _count(rows: list[ScoredRow], counts: Counts) -> None:
     counts.scored += len(rows)
-    counts.truncated += sum(1 for row in rows if row[5])
+    counts.truncated += sum(1 for row in rows if row.truncated)
 
 
-def _with_first_position(by_query: Iterator[Row], errors: IO[str], counts: Counts) -> Iterator[Row]:
+def _with_first_position(by_query: Iterator[SortKey], errors: IO[str], counts: Counts) -> Iterator[SortKey]:
     for _, group in groupby(by_query, key=_first):
         first = None
-        for row in _distinct((keyed[-1] for keyed in group), errors, counts):
-            first = row[0] if first is None else first
-            yield (first, -row[4], row[0], row)
+        for row in _distinct((ScoredRow._make(key[-1]) for key in group), errors, counts):
+            first = row.position if first is None else first
+            yield (first, -row.margin, row.position, row)
 
 
-def _slices(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
+def _slices(rows: Iterable[ScoredRow]) -> Iterator[list[ScoredRow]]:
+    batch: list[ScoredRow] = []
     for row in rows:
         batch.append(row)
         if len(batch) == _SLICE:
@@ -139,19 +143,19 @@ def _slices(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-def external_sort(rows: Iterable[Row], folder: Path, name: str) -> Iterator[Row]:
-    """Rows in order of their items, a part of them in memory at a time.
+def external_sort(rows: Iterable[SortKey], folder: Path, name: str) -> Iterator[SortKey]:
+    """Rows in the order of their keys, a part of them in memory at a time.
 
     Args:
-        rows: JSON values; the items that decide are the first ones.
+        rows: JSON values; what decides comes first, and the `ScoredRow` last, which comes back as a list.
         folder: holds the sorted runs, `sort-NAME-*`, until the end.
     """
     runs: list[Path] = []
-    run: list[Row] = []
+    run: list[SortKey] = []
     characters = 0
     for row in rows:
         run.append(row)
-        characters += sum(map(len, row[-1][7:]))
+        characters += len(row[-1].query) + len(row[-1].document)
         if len(run) == RUN_ROWS or characters >= RUN_CHARACTERS:
             runs.append(_write_run(run, folder / f"sort-{name}-{len(runs)}"))
             run, characters = [], 0
@@ -163,7 +167,7 @@ def external_sort(rows: Iterable[Row], folder: Path, name: str) -> Iterator[Row]
         path.unlink()
 
 
-def _write_run(run: list[Row], folder: Path) -> Path:
+def _write_run(run: list[SortKey], folder: Path) -> Path:
     run.sort()
     with folder.open("wb") as file:
         for start in range(0, len(run), _CHUNK):
@@ -171,7 +175,7 @@ def _write_run(run: list[Row], folder: Path) -> Path:
     return folder
 
 
-def _read_run(file: IO[bytes]) -> Iterator[Row]:
+def _read_run(file: IO[bytes]) -> Iterator[SortKey]:
     for line in file:
         yield from map(tuple, json.loads(line))
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from ..config import check_positive, check_probability
 from ..errors import InvalidInputError
-from .writers import confidence, relevance_score
+from .writers import confidence, is_packed, relevance_score
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,12 @@ class RerankedPair:
 class Summary:
     """What a job did. Counts are of the whole job, times of the run that finished it.
 
-    Reading, tokenization and writing go on beside the engine, so the times may add up to more than `seconds`.
+    Reading, tokenization and writing overlap with the engine's work, so the times may add up to more than `seconds`.
 
     Attributes:
+        model: its name, as it was given.
+        model_hash: of its configuration, tokenizer and weights.
+        engine, device, dtype: what scored; "cuda" for any GPU.
         pairs: in the input, unreadable lines included; scored + errors.
         resumed: pairs that earlier runs had scored.
         truncated: pairs whose document was cut.
@@ -56,8 +61,15 @@ class Summary:
             the sum.
         scoring_seconds: from engines that are ready to the last pass.
         ordering_seconds: from the last pass to the finished output.
+        mixed_queries: query ids that stand for more than one text; their documents are ranked in one list.
+        grown_bytes: that were appended to the input while it was read, and are not in the output.
     """
 
+    model: str
+    model_hash: str
+    engine: str
+    device: str
+    dtype: str
     pairs: int
     scored: int
     errors: int
@@ -72,8 +84,10 @@ class Summary:
     engine_seconds: float
     writing_seconds: float
     ordering_seconds: float
+    mixed_queries: int = 0
+    grown_bytes: int = 0
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, Any]:
         """All fields."""
         return asdict(self)
 
@@ -84,7 +98,7 @@ class RerankResults:
 
     Attributes:
         path: of the output.
-        format: "jsonl", "parquet" or "trec".
+        format: "jsonl", "csv", "parquet" or "trec".
         errors_path: of the pairs without a score; empty if there are none.
         summary: what was done.
     """
@@ -106,8 +120,11 @@ class RerankResults:
                 for row in batch.to_pylist():
                     yield RerankedPair(**row)
             return
-        with self.path.open(encoding="utf-8", newline="\n") as lines:
-            yield from map(self._parse, lines)
+        with self._open() as stream:
+            yield from self._parse(stream)
+
+    def _open(self) -> BinaryIO:
+        return cast("BinaryIO", gzip.open(self.path, "rb")) if is_packed(self.path) else self.path.open("rb")
 
     def get_top_documents(
         self, query_id: str, top_k: int = 10, min_confidence: float | None = None
@@ -144,23 +161,40 @@ class RerankResults:
             yield from (RerankedPair(**row) for row in table.to_pylist())
             return
         index = self.path.with_name(f"{self.path.name}.job") / "queries.jsonl"
-        with index.open(encoding="utf-8") as places, self.path.open("rb") as output:
+        with index.open(encoding="utf-8") as places, self._open() as output:
             prefix = f"[{json.dumps(query_id)},"
             for place in places:
                 if place.startswith(prefix):
                     _, offset, rows = json.loads(place)
+                    heading = next(csv.reader([output.readline().decode()])) if self.format == "csv" else None
                     output.seek(offset)
-                    for line in islice(output, rows):
-                        yield self._parse(line.decode("utf-8"))
+                    yield from islice(self._parse(output, heading), rows)
 
-    def _parse(self, line: str) -> RerankedPair:
+    def _parse(self, stream: BinaryIO, heading: list[str] | None = None) -> Iterator[RerankedPair]:
+        """The pairs of a stream; with a heading, it begins after its own."""
+        lines = (line.decode() for line in stream)
         if self.format == "jsonl":
-            return RerankedPair(**json.loads(line))
+            for line in lines:
+                yield RerankedPair(**json.loads(line))
+        elif self.format == "csv":
+            yield from map(_pair_of_csv, csv.DictReader(lines, heading))
+        else:
+            yield from _pairs_of_trec(lines)
+
+
+def _pairs_of_trec(lines: Iterable[str]) -> Iterator[RerankedPair]:
+    for line in lines:
         query_id, _, doc_id, rank, score, _ = line.split()
         margin = float(score)
-        return RerankedPair(query_id, doc_id, relevance_score(margin), margin, confidence(margin), int(rank))
+        yield RerankedPair(query_id, doc_id, relevance_score(margin), margin, confidence(margin), int(rank))
+
+
+def _pair_of_csv(row: Mapping[str, Any]) -> RerankedPair:
+    kinds = {"relevance_score": float, "margin": float, "confidence": float, "rank": int, "truncated": int,
+             "processing_time": float}  # fmt: skip
+    return RerankedPair(**{name: kinds.get(name, str)(value) for name, value in row.items()})
 
 
 def summary_from(stored: dict[str, Any]) -> Summary:
-    """A summary as `Checkpoint.summary` gives it."""
-    return Summary(**{each.name: stored[each.name] for each in fields(Summary)})
+    """A summary as `Checkpoint.summary` gives it, with what earlier versions did not keep."""
+    return Summary(**{each.name: stored[each.name] for each in fields(Summary) if each.name in stored})

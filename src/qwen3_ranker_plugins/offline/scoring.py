@@ -22,13 +22,10 @@ from ..engines.base import Engine
 from ..errors import EngineClosedError, EngineError, PromptTooLongError
 from ..models import resolve_model
 from ..prompt import DEFAULT_INSTRUCTION, EncodedRequest, PromptEncoder, length_order, load_tokenizer
+from .rows import FailedRow
 from .windows import Window
 
 EngineFactory = Callable[[EngineConfig], Engine]
-
-#: (position, line, query_id, doc_id, margin, truncated tokens, seconds, query, document) of a scored pair, the texts
-#: only where asked for; (position, line, query_id, doc_id, None, reason) of one that could not be scored.
-Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -57,11 +54,12 @@ class ScoredPass:
     Attributes:
         window, number, count: as in `PlannedPass`.
         columns: positions, lines, query ids, document ids, margins, truncated tokens, and if asked for queries and
-            documents, of the pairs that were scored: a `Row` without its seconds is one item of each. Columns take a
-            quarter of the time that rows do to be put together, stored and read again.
+            documents, of the pairs that were scored: a `ScoredRow` without its seconds is one item of each. Columns
+            take a quarter of the time that rows do to be put together, stored and read again.
         failures: rows of the pairs that hold no score.
         tokens: that went through the model.
         fraction: how much of the input lies before the end of the window.
+        window_checksum: of the content that was scored.
         tokenization_seconds, engine_seconds: what it took; tokenization is that of the whole window, on pass 0.
     """
 
@@ -69,9 +67,10 @@ class ScoredPass:
     number: int
     count: int
     columns: list[list[Any]]
-    failures: list[Row]
+    failures: list[FailedRow]
     tokens: int
     fraction: float
+    window_checksum: int
     tokenization_seconds: float
     engine_seconds: float
 
@@ -132,6 +131,10 @@ class Scorer:
             "token_budget": str(self._engine.capabilities.token_budget),
         }
 
+    def device(self) -> str:
+        """The device itself, such as "cuda:1"; scores depend on its kind only."""
+        return self._engine.describe().get("device", "cpu")
+
     def close(self) -> None:
         """Free the model."""
         self._engine.close()
@@ -185,6 +188,7 @@ class Scorer:
             failures=list(_failure_rows(planned.window, failures)),
             tokens=tokens,
             fraction=planned.window.fraction,
+            window_checksum=planned.window.checksum,
             tokenization_seconds=self._tokenization_seconds.pop(planned.window.number, 0.0),
             engine_seconds=seconds,
         )
@@ -301,10 +305,10 @@ def _halves(
     return [([requests[0].take(part)], [indices[0][part.start : part.stop]]) for part in parts]
 
 
-def _failure_rows(window: Window, failures: dict[int, str]) -> Iterator[Row]:
+def _failure_rows(window: Window, failures: dict[int, str]) -> Iterator[FailedRow]:
     for index, reason in failures.items():
         pair: Pair = window.pairs[index]
-        yield (window.start + index, pair.line, pair.query_id, pair.doc_id, None, reason)
+        yield FailedRow(window.start + index, pair.line, pair.query_id, pair.doc_id, reason)
 
 
 def score_windows(

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import time
+import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from ..data.pairs import Pair
-from ..data.readers import Source
+from ..data.source import Source
 
 #: A query with more documents than this is put in order on disk.
 MAX_QUERY_PAIRS = 100_000
+
+#: Query ids with two texts that a message names.
+NAMED_AT_MOST = 3
 
 
 @dataclass(frozen=True)
@@ -23,12 +30,22 @@ class Window:
         start: position of the first pair in the input, from 0.
         pairs: in input order.
         fraction: how much of the input lies before the window's end, from 0 to 1.
+        checksum: of all that the pairs hold.
     """
 
     number: int
     start: int
     pairs: list[Pair]
     fraction: float
+    checksum: int
+
+
+class MixedQuery(NamedTuple):
+    """A query id that stands for two texts, and the lines of the first pairs with each."""
+
+    query_id: str
+    line: int | str
+    other_line: int | str
 
 
 class Windows:
@@ -49,6 +66,7 @@ class Windows:
         self._max_pairs = max_pairs
         self._max_characters = max_characters
         self._groups = _Groups()
+        self._queries = _QueryTexts()
         self.seconds = 0.0
         self.pairs = 0
 
@@ -59,10 +77,12 @@ class Windows:
             started = time.perf_counter()
             window = self._take(pairs)
             self._groups.add(window)
+            self._queries.add(window)
+            checksum = _checksum(window)
             self.seconds += time.perf_counter() - started
             if not window:
                 return
-            yield Window(number, self.pairs, window, self._source.fraction())
+            yield Window(number, self.pairs, window, self._source.fraction(), checksum)
             self.pairs += len(window)
             number += 1
 
@@ -80,6 +100,26 @@ class Windows:
     def grouped(self) -> bool:
         """No query's pairs are scattered, and none has more than MAX_QUERY_PAIRS."""
         return self._groups.distinct()
+
+    def mixed_queries(self) -> tuple[int, list[MixedQuery]]:
+        """How many query ids stand for more than one text, and a few of them; if any, the input is read again."""
+        ids = self._queries.mixed()
+        first: dict[str, Pair] = {}
+        found: dict[str, MixedQuery] = {}
+        for pair in self._source if ids else ():
+            if pair.fault is None and hash(pair.query_id) in ids and pair.query_id not in found:
+                known = first.setdefault(pair.query_id, pair)
+                if known.query != pair.query:
+                    found[pair.query_id] = MixedQuery(pair.query_id, known.line, pair.line)
+                    if len(found) == min(len(ids), NAMED_AT_MOST):
+                        break
+        return len(ids), list(found.values())
+
+
+def _checksum(pairs: Sequence[Pair]) -> int:
+    """CRC-32 of ids, texts and faults."""
+    texts = [text for pair in pairs for text in (pair[1], pair[2], pair[3], pair[4], pair[5] or "")]
+    return zlib.crc32("\x1f".join(texts).encode("utf-8", "surrogatepass"))
 
 
 class _Groups:
@@ -112,10 +152,39 @@ class _Groups:
 
     def distinct(self) -> bool:
         """Whether all groups so far belong to different queries; equal hashes count as equal queries."""
-        import numpy as np
-
         if not self._scattered and len(self._hashes):
             self._scattered = len(np.unique(np.frombuffer(self._hashes, dtype=np.int64))) < len(self._hashes)
         if self._scattered:
             self._hashes = array("q")
         return not self._scattered
+
+
+class _QueryTexts:
+    """Sixteen bytes for each text of each query id, and up to twice that until equal ones are dropped."""
+
+    def __init__(self) -> None:
+        self._hashes: array[int] = array("q")
+        self._last: tuple[str, str] | None = None
+        self._known_distinct = 8192
+
+    def add(self, window: list[Pair]) -> None:
+        last = self._last
+        for _, query_id, _, query, _, fault in window:
+            if fault is None and (last is None or query_id != last[0] or query != last[1]):
+                last = (query_id, query)
+                self._hashes.append(hash(query_id))
+                self._hashes.append(hash(query))
+        self._last = last
+        if len(self._hashes) > 2 * self._known_distinct:
+            self._hashes = array("q", self._distinct().tobytes())
+            self._known_distinct = len(self._hashes)
+
+    def _distinct(self) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+        return np.unique(np.frombuffer(self._hashes, dtype=np.int64).reshape(-1, 2), axis=0)
+
+    def mixed(self) -> frozenset[int]:
+        """Hashes of the query ids that have more than one text."""
+        if not len(self._hashes):
+            return frozenset()
+        ids, counts = np.unique(self._distinct()[:, 0], return_counts=True)
+        return frozenset(ids[counts > 1].tolist())

@@ -1,31 +1,40 @@
-"""Ranked rows -> JSONL, Parquet or a TREC run: under a temporary name, then in one step under the right one."""
+"""Ranked rows -> JSONL, CSV, Parquet or a TREC run: into the job's folder, then in one step under the right name."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import gzip
+import io
+import json
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from json.encoder import encode_basestring, encode_basestring_ascii
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self, cast
 
-from ..data.readers import pyarrow_or_raise
+from ..data.files import pyarrow_or_raise
 from ..errors import InvalidInputError
-from .scoring import Row
+from .rows import ScoredRow
 
-FORMATS = ("jsonl", "parquet", "trec")
+FORMATS = ("jsonl", "parquet", "trec", "csv")
 _SUFFIXES = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
     ".parquet": "parquet", ".pq": "parquet",
     ".trec": "trec", ".run": "trec", ".txt": "trec",
+    ".csv": "csv",
 }  # fmt: skip
 
 _ROW_GROUP = 20_000
 _ROW_GROUP_CHARACTERS = 16 * 2**20
 _TAG = "qwen3-ranker"
+_FIELDS = ("query_id", "doc_id", "relevance_score", "margin", "confidence", "rank", "truncated")
+
+#: Of Parquet's own metadata: JSON of what the scores were made with.
+METADATA_KEY = "qwen3_ranker"
 
 
 def format_of(output: Path, asked_for: str | None) -> str:
@@ -34,14 +43,25 @@ def format_of(output: Path, asked_for: str | None) -> str:
     Raises:
         InvalidInputError: neither says which.
     """
-    name = _SUFFIXES.get(output.suffix) if asked_for is None else asked_for
+    plain = output.with_suffix("") if is_packed(output) else output
+    name = _SUFFIXES.get(plain.suffix) if asked_for is None else asked_for
     if name not in FORMATS:
         if asked_for is None:
-            raise InvalidInputError("OUTPUT", str(output), f"use one of {', '.join(_SUFFIXES)}, or give --format")
+            suffixes = ", ".join(_SUFFIXES)
+            raise InvalidInputError(
+                "OUTPUT", str(output), f"use one of {suffixes}, all but Parquet also with .gz, or give --format"
+            )
         raise InvalidInputError("format", asked_for, f"use one of {', '.join(FORMATS)}")
     if name == "parquet":
+        if is_packed(output):
+            raise InvalidInputError("OUTPUT", str(output), "Parquet is compressed inside: leave .gz out")
         pyarrow_or_raise()
     return name
+
+
+def is_packed(output: Path) -> bool:
+    """Whether an output is gzipped."""
+    return output.suffix == ".gz"
 
 
 def relevance_score(margin: float) -> float:
@@ -59,22 +79,23 @@ class Writer(ABC):
 
     Args:
         path: replaced when everything was written; untouched until then.
+        temporary: where the output is written, on the same file system.
         processing_time: write that field.
         include_text: write the texts.
     """
 
-    def __init__(self, path: Path, *, processing_time: bool, include_text: bool) -> None:
+    def __init__(self, path: Path, temporary: Path, *, processing_time: bool, include_text: bool) -> None:
         self.path = path
-        self._temporary = path.with_name(f"{path.name}.tmp")
+        self._temporary = temporary
         self._processing_time = processing_time
         self._include_text = include_text
 
-    def fault(self, row: Row) -> str | None:  # noqa: ARG002 - some formats need it
+    def fault(self, row: ScoredRow) -> str | None:  # noqa: ARG002 - some formats need it
         """Why a row cannot stand in this format; None if it can."""
         return None
 
     @abstractmethod
-    def write(self, query_id: str, rows: Sequence[Row], rank: int) -> None:
+    def write(self, query_id: str, rows: Sequence[ScoredRow], rank: int) -> None:
         """Add rows of a query in their final order, the first of them at `rank`."""
 
     @abstractmethod
@@ -99,23 +120,31 @@ class Writer(ABC):
 class _TextWriter(Writer):
     """Lines of text, with a note of where each query begins."""
 
-    def __init__(self, path: Path, index: Path, *, processing_time: bool, include_text: bool) -> None:
-        super().__init__(path, processing_time=processing_time, include_text=include_text)
-        self._file = self._temporary.open("wb")
+    def __init__(self, path: Path, temporary: Path, index: Path, *, processing_time: bool, include_text: bool) -> None:
+        super().__init__(path, temporary, processing_time=processing_time, include_text=include_text)
+        self._raw = temporary.open("wb")
+        self._file = cast("BinaryIO", self._raw)
+        if is_packed(path):  # without a time or a name inside: equal jobs give equal bytes
+            self._file = cast("BinaryIO", gzip.GzipFile("", "wb", fileobj=self._raw, mtime=0))
         self._index = index.open("w", encoding="utf-8")
-        self._offset = 0
+        self._offset = self._file.write(self._heading().encode("utf-8"))
 
-    def write(self, query_id: str, rows: Sequence[Row], rank: int) -> None:
+    def _heading(self) -> str:
+        return ""
+
+    def write(self, query_id: str, rows: Sequence[ScoredRow], rank: int) -> None:
         content = self._lines(query_id, rows, rank).encode("utf-8")
         self._index.write(f"[{encode_basestring_ascii(query_id)},{self._offset},{len(rows)}]\n")
         self._file.write(content)
         self._offset += len(content)
 
     @abstractmethod
-    def _lines(self, query_id: str, rows: Sequence[Row], rank: int) -> str: ...
+    def _lines(self, query_id: str, rows: Sequence[ScoredRow], rank: int) -> str: ...
 
     def _close(self) -> None:
-        for file in (self._file, self._index):
+        if self._file is not self._raw:
+            self._file.close()
+        for file in (self._raw, self._index):
             file.flush()
             os.fsync(file.fileno())
             file.close()
@@ -123,7 +152,7 @@ class _TextWriter(Writer):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in (self._file, self._index):
+        for file in (self._file, self._raw, self._index):
             with contextlib.suppress(OSError):  # closed already, or the buffer's rest on a full disk
                 file.close()
         super().__exit__(kind, error, trace)
@@ -132,15 +161,15 @@ class _TextWriter(Writer):
 class JsonlWriter(_TextWriter):
     """One object a line."""
 
-    def _lines(self, query_id: str, rows: Sequence[Row], rank: int) -> str:
+    def _lines(self, query_id: str, rows: Sequence[ScoredRow], rank: int) -> str:
         # Put together by hand: json.dumps takes three times as long, which is half the cost of a pair.
         start = f'{{"query_id": {encode_basestring(query_id)}, "doc_id": '
         lines: list[str] = []
         for place, row in enumerate(rows, start=rank):
-            doc_id, margin, truncated, seconds = row[3:7]
+            _, _, _, doc_id, margin, truncated, seconds, query, document = row
             decided = math.tanh(0.5 * margin)
             time = f', "processing_time": {seconds!r}' if self._processing_time else ""
-            texts = f', "query": {_quoted(row[7])}, "document": {_quoted(row[8])}' if self._include_text else ""
+            texts = f', "query": {_quoted(query)}, "document": {_quoted(document)}' if self._include_text else ""
             lines.append(
                 f'{start}{encode_basestring(doc_id)}, "relevance_score": {0.5 + 0.5 * decided!r}, '
                 f'"margin": {margin!r}, "confidence": {abs(decided)!r}, "rank": {place}, '
@@ -149,27 +178,46 @@ class JsonlWriter(_TextWriter):
         return "".join(lines)
 
 
+class CsvWriter(_TextWriter):
+    """A heading and a row for each pair, quoted as RFC 4180 says."""
+
+    def _heading(self) -> str:
+        times, texts = ["processing_time"] * self._processing_time, ["query", "document"] * self._include_text
+        return ",".join([*_FIELDS, *times, *texts]) + "\n"
+
+    def _lines(self, query_id: str, rows: Sequence[ScoredRow], rank: int) -> str:
+        lines = io.StringIO()
+        write = csv.writer(lines, lineterminator="\n").writerow
+        for place, row in enumerate(rows, start=rank):
+            values = [query_id, row.doc_id, relevance_score(row.margin), row.margin, confidence(row.margin), place]
+            texts = [_without_surrogates(row.query), _without_surrogates(row.document)] * self._include_text
+            write([*values, row.truncated, *[row.seconds] * self._processing_time, *texts])
+        return lines.getvalue()
+
+
 class TrecWriter(_TextWriter):
     """`query_id Q0 doc_id rank margin tag`, the margin as score: it keeps the order where P(yes) is 1.0 for many."""
 
-    def fault(self, row: Row) -> str | None:
+    def fault(self, row: ScoredRow) -> str | None:
         """White space separates fields."""
-        for name, value in (("query_id", row[2]), ("doc_id", row[3])):
+        for name, value in (("query_id", row.query_id), ("doc_id", row.doc_id)):
             if value.split() != [value]:
                 return f"{name} {value!r} holds white space, which a TREC run cannot"
         return None
 
-    def _lines(self, query_id: str, rows: Sequence[Row], rank: int) -> str:
+    def _lines(self, query_id: str, rows: Sequence[ScoredRow], rank: int) -> str:
         return "".join(
-            f"{query_id} Q0 {row[3]} {place} {row[4]!r} {_TAG}\n" for place, row in enumerate(rows, start=rank)
+            f"{query_id} Q0 {row.doc_id} {place} {row.margin!r} {_TAG}\n" for place, row in enumerate(rows, start=rank)
         )
 
 
 class ParquetWriter(Writer):
     """Row groups of some thousand rows; `query_id` has statistics, so that one query is found quickly."""
 
-    def __init__(self, path: Path, *, processing_time: bool, include_text: bool) -> None:
-        super().__init__(path, processing_time=processing_time, include_text=include_text)
+    def __init__(
+        self, path: Path, temporary: Path, made_by: Mapping[str, str], *, processing_time: bool, include_text: bool
+    ) -> None:
+        super().__init__(path, temporary, processing_time=processing_time, include_text=include_text)
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -184,21 +232,21 @@ class ParquetWriter(Writer):
             *([("processing_time", pa.float64())] if processing_time else []),
             *([("query", pa.string()), ("document", pa.string())] if include_text else []),
         ]
-        self._schema = pa.schema(fields)
+        self._schema = pa.schema(fields, {METADATA_KEY: json.dumps(dict(made_by), sort_keys=True)})
         self._columns: list[list[Any]] = [[] for _ in fields]
         self._characters = 0
         self._file = pq.ParquetWriter(self._temporary, self._schema, compression="zstd")
 
-    def write(self, query_id: str, rows: Sequence[Row], rank: int) -> None:
+    def write(self, query_id: str, rows: Sequence[ScoredRow], rank: int) -> None:
         """Add rows; they are written when there are enough for a row group."""
         for place, row in enumerate(rows, start=rank):
-            doc_id, margin, truncated, seconds = row[3:7]
+            _, _, _, doc_id, margin, truncated, seconds, query, document = row
             values = [query_id, doc_id, relevance_score(margin), margin, confidence(margin), place, truncated]
             if self._processing_time:
                 values.append(seconds)
             if self._include_text:
-                values += [_without_surrogates(row[7]), _without_surrogates(row[8])]
-                self._characters += len(row[7]) + len(row[8])
+                values += [_without_surrogates(query), _without_surrogates(document)]
+                self._characters += len(query) + len(document)
             for column, value in zip(self._columns, values, strict=True):
                 column.append(value)
         if len(self._columns[0]) >= _ROW_GROUP or self._characters > _ROW_GROUP_CHARACTERS:
@@ -228,12 +276,25 @@ class ParquetWriter(Writer):
         super().__exit__(kind, error, trace)
 
 
-def open_writer(name: str, path: Path, index: Path, *, processing_time: bool, include_text: bool) -> Writer:
-    """The writer of a format; `index` is written by those that are searched by offset."""
+def open_writer(
+    name: str, path: Path, folder: Path, made_by: Mapping[str, str], *, processing_time: bool, include_text: bool
+) -> Writer:
+    """The writer of a format.
+
+    Args:
+        folder: of the job; holds the output until it is whole, and the index of outputs that are searched by offset.
+        made_by: model, engine and settings, for formats that have a place for them.
+    """
+    temporary = folder / "output"
     if name == "parquet":
-        return ParquetWriter(path, processing_time=processing_time, include_text=include_text)
-    kind = JsonlWriter if name == "jsonl" else TrecWriter
-    return kind(path, index, processing_time=processing_time, include_text=include_text)
+        return ParquetWriter(path, temporary, made_by, processing_time=processing_time, include_text=include_text)
+    kinds: dict[str, type[JsonlWriter | TrecWriter | CsvWriter]] = {
+        "jsonl": JsonlWriter,
+        "trec": TrecWriter,
+        "csv": CsvWriter,
+    }
+    index = folder / "queries.jsonl"
+    return kinds[name](path, temporary, index, processing_time=processing_time, include_text=include_text)
 
 
 def _quoted(text: str) -> str:

@@ -20,7 +20,7 @@ from ...config import RerankerSettings
 from ...errors import EngineError, InvalidInputError, MissingDependencyError, RankerError
 from ..scoring import EngineFactory, ScoredPass, Scorer
 from ..windows import Window
-from .local import WINDOWS_AHEAD, Runner, Todo, prefetch
+from .base import WINDOWS_AHEAD, Runner, Todo, prefetch
 
 #: How many workers may die with a window before it is to blame.
 DEATHS_OF_A_WINDOW = 3
@@ -50,7 +50,7 @@ class RayRunner(Runner):
 
     Raises:
         MissingDependencyError: ray is not installed.
-        InvalidInputError: the cluster has not got that many GPUs or CPUs.
+        InvalidInputError: the cluster has fewer GPUs or CPUs.
     """
 
     def __init__(
@@ -95,6 +95,10 @@ class RayRunner(Runner):
     def facts(self) -> dict[str, str]:
         """Of the first; the others have the same settings."""
         return dict(self._facts[0])
+
+    def devices(self) -> str:
+        """How many actors."""
+        return f"{len(self._actors)} Ray actors on {self._facts[0]['device']}"
 
     def run(self, todo: Todo) -> Generator[ScoredPass]:
         """As actors finish them. The window of an actor that dies goes to its successor, less what has arrived."""

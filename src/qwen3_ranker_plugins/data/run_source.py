@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from ..errors import InvalidInputError, MissingDependencyError
-from ..offline.errors import StorageError
-from .pairs import Pair, checked, unusable
-from .readers import Lines, Source, file_identity
+from ..errors import InvalidInputError
+from .beir import beir_file, read_beir
+from .files import InputFile, Lines
+from .irds import PREFIX, load_dataset, query_texts
+from .pairs import Pair, checked, unusable, with_title
+from .source import Source, file_identity, former_file_identity
+from .trec import split_fields
 
 
 class RunSource(Source):
     """The lines of a TREC run (`query_id Q0 doc_id rank score tag`), with texts looked up."""
 
     def __init__(self, run: Path) -> None:
+        super().__init__()
         if not run.is_file():
             raise InvalidInputError("run", str(run), "there is no such file")
+        self._run_path = run
         self._run = Lines(run)
 
     @abstractmethod
@@ -37,7 +40,7 @@ class RunSource(Source):
             if isinstance(line, Pair):
                 yield line
                 continue
-            fields = line.split()
+            fields = split_fields(line)
             if len(fields) != 6:
                 yield unusable(number, f"needs the 6 fields of a TREC run, and has {len(fields)}")
                 continue
@@ -56,37 +59,62 @@ class RunSource(Source):
         """By bytes of the run."""
         return self._run.fraction()
 
+    def grown_bytes(self) -> int:
+        """Of the run."""
+        return max(0, self._run.file.size() - self._run.size)
+
+    def paths(self) -> list[Path]:
+        """The run."""
+        return [self._run_path]
+
 
 class BeirSource(RunSource):
-    """A folder with corpus.jsonl and queries.jsonl (or .gz) in BEIR's form, and a run beside it.
+    """A folder with corpus.jsonl and queries.jsonl in BEIR's form, and a run.
 
-    Texts are copied into an index on disk in the job's folder, once: memory stays flat whatever the corpus.
+    Texts are copied once into an index on disk, so memory does not grow with the corpus.
+
+    Args:
+        index: where the index is, or will be.
 
     Raises:
         InvalidInputError: a file is missing, or a line of the corpus or the queries cannot be read.
     """
 
-    def __init__(self, folder: Path, run: Path | None, work: Path) -> None:
+    def __init__(self, folder: Path, run: Path | None, index: Path) -> None:
         if run is None:
             raise InvalidInputError("INPUT", str(folder), "a BEIR folder needs --run RUN, the documents of each query")
         super().__init__(run)
-        self._corpus, self._queries = (_beir_file(folder, name) for name in ("corpus", "queries"))
-        self._index_path = work / "texts.sqlite"
+        self._corpus, self._queries = (beir_file(folder, name, "INPUT") for name in ("corpus", "queries"))
+        self._index_path = index
         self._index: sqlite3.Connection | None = None
+
+    @property
+    def _files(self) -> dict[str, Path]:
+        return {"input": self._run_path, "corpus": self._corpus, "queries": self._queries}
 
     def identity(self) -> dict[str, str]:
         """The three files."""
-        files = {"input": self._run.path, "corpus": self._corpus, "queries": self._queries}
-        return {role: text for name, path in files.items() for role, text in file_identity(name, path).items()}
+        files = {role: InputFile.local(path) for role, path in self._files.items()}
+        sizes = {role: self._run.size if role == "input" else file.size() for role, file in files.items()}
+        return {role: file_identity(file, sizes[role]) for role, file in files.items()}
+
+    def former_identity(self) -> dict[str, str]:
+        """The three files."""
+        return {role: former_file_identity(path) for role, path in self._files.items()}
+
+    def paths(self) -> list[Path]:
+        """The three files."""
+        return [*self._files.values()]
 
     def __iter__(self) -> Iterator[Pair]:
+        """The pairs; OSError if the index cannot be written."""
         self._index = sqlite3.connect(self._index_path, check_same_thread=False)
         try:
             if self._index.execute("PRAGMA user_version").fetchone()[0] == 0:
                 self._fill(self._index)
             yield from super().__iter__()
         except sqlite3.OperationalError as error:
-            raise StorageError(f"the index of the corpus, {self._index_path}, cannot be written: {error}") from error
+            raise OSError(f"the index of the corpus, {self._index_path}, cannot be written: {error}") from error
         finally:
             self._index.close()
 
@@ -110,35 +138,19 @@ class BeirSource(RunSource):
         for table, path in (("corpus", self._corpus), ("queries", self._queries)):
             index.execute(f"DROP TABLE IF EXISTS {table}")
             index.execute(f"CREATE TABLE {table} (id TEXT PRIMARY KEY, text TEXT) WITHOUT ROWID")
-            index.executemany(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", _texts(path))  # noqa: S608 - our names
+            rows = ((each.id, _storable(with_title(each.title, each.text))) for each in read_beir(path))
+            index.executemany(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", rows)  # noqa: S608 - our names
         index.execute("PRAGMA user_version = 1")
         index.execute("COMMIT")
 
 
-def _beir_file(folder: Path, name: str) -> Path:
-    for path in (folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz"):
-        if path.is_file():
-            return path
-    raise InvalidInputError("INPUT", str(folder), f"has no {name}.jsonl or {name}.jsonl.gz")
-
-
-def _texts(path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in Lines(path):
-        remedy = 'each line needs {"_id": ..., "text": ...}'
-        if isinstance(line, Pair):
-            raise InvalidInputError(path.name, f"line {number}", f"{line.fault}; {remedy}")
-        try:
-            record = json.loads(line)
-            key, title, text = str(record["_id"]), record.get("title") or "", record["text"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidInputError(path.name, f"line {number}", f"{error!r}; {remedy}") from error
-        if not isinstance(text, str):
-            raise InvalidInputError(path.name, f"line {number}", f"text is {text}; {remedy}")
-        yield key, f"{title} {text}".strip().encode("utf-8", "replace").decode()
+def _storable(text: str) -> str:
+    """With a question mark for each half of a surrogate pair, which SQLite does not take."""
+    return text.encode("utf-8", "replace").decode()
 
 
 class IrDatasetsSource(RunSource):
-    """Queries and documents of an ir_datasets id, downloaded by that package where it has not got them.
+    """Queries and documents of an ir_datasets id, and a run.
 
     Raises:
         MissingDependencyError: ir_datasets is not installed.
@@ -146,28 +158,22 @@ class IrDatasetsSource(RunSource):
     """
 
     def __init__(self, dataset_id: str, run: Path | None) -> None:
-        try:
-            import ir_datasets
-        except ImportError as error:
-            raise MissingDependencyError(f"ir_datasets:{dataset_id} needs: pip install ir_datasets") from error
+        dataset = load_dataset(dataset_id, ("docs", "queries"), "INPUT")
         if run is None:
-            raise InvalidInputError(
-                "INPUT", f"ir_datasets:{dataset_id}", "needs --run RUN, the documents of each query"
-            )
+            raise InvalidInputError("INPUT", f"{PREFIX}{dataset_id}", "needs --run RUN, the documents of each query")
         super().__init__(run)
-        try:
-            dataset: Any = ir_datasets.load(dataset_id)
-        except KeyError as error:
-            raise InvalidInputError("INPUT", f"ir_datasets:{dataset_id}", "ir_datasets knows no such id") from error
-        if not (dataset.has_docs() and dataset.has_queries()):
-            raise InvalidInputError("INPUT", f"ir_datasets:{dataset_id}", "has no queries, or no documents")
         self._dataset_id = dataset_id
-        self._queries = {query.query_id: query.default_text() for query in dataset.queries_iter()}
+        self._queries = query_texts(dataset)
         self._store = dataset.docs_store()
 
     def identity(self) -> dict[str, str]:
         """The id, whose content is fixed, and the run."""
-        return {"corpus": f"ir_datasets:{self._dataset_id}", **file_identity("input", self._run.path)}
+        run = file_identity(InputFile.local(self._run_path), self._run.size)
+        return {"corpus": f"{PREFIX}{self._dataset_id}", "input": run}
+
+    def former_identity(self) -> dict[str, str]:
+        """The run; the id is kept as it was."""
+        return {"input": former_file_identity(self._run_path)}
 
     def query(self, query_id: str) -> str | None:
         """From the data set."""

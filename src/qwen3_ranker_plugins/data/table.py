@@ -1,0 +1,93 @@
+"""CSV and TSV with a heading."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+
+from ..errors import InvalidInputError
+from .files import MAX_LINE_BYTES, InputFile, Unpacked
+from .pairs import FLAT, Fields, Pair, checked, unusable
+from .source import FileSource
+
+
+class TableSource(FileSource):
+    """A heading and a row for each pair.
+
+    CSV is quoted as RFC 4180 says, so a field may hold line breaks. In TSV a quotation mark is a character like any
+    other: files with unbalanced ones are common, and would otherwise swallow all rows up to the next one.
+
+    Raises:
+        InvalidInputError: the heading lacks a field, or the file has no heading.
+    """
+
+    def __init__(self, file: InputFile, fields: Fields, *, delimiter: str) -> None:
+        super().__init__(file)
+        self._columns = fields.names(*FLAT)
+        self._tabs = delimiter == "\t"
+        self._fraction = 0.0
+        with Unpacked(file, self.size) as unpacked:
+            unreadable: tuple[type[Exception], ...] = (csv.Error, *unpacked.errors)
+            try:
+                self._heading = next(self._rows(unpacked), [])
+            except unreadable as error:
+                raise InvalidInputError("INPUT", file.location, f"its heading cannot be read: {error}") from error
+        self.fields_seen = dict.fromkeys(self._heading)
+        missing = [name for name in self._columns if name not in self._heading]
+        if self._heading and missing:
+            raise InvalidInputError(
+                "INPUT",
+                file.location,
+                f"the heading is {', '.join(self._heading)}, and lacks {', '.join(missing)}: give names with --columns "
+                "NAME=FIELD,..., such as qid=query_id,passage=document",
+            )
+
+    def _rows(self, unpacked: Unpacked) -> Iterator[list[str]]:
+        csv.field_size_limit(MAX_LINE_BYTES)
+        # Bytes that are not UTF-8 are kept as half surrogate pairs, so that they cost one row and not the file.
+        lines = io.TextIOWrapper(unpacked.stream, "utf-8-sig", errors="surrogateescape", newline="")
+        if self._tabs:
+            return csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return csv.reader(lines, strict=True)
+
+    def __iter__(self) -> Iterator[Pair]:
+        if not self._heading:
+            return
+        places = [self._heading.index(name) for name in self._columns]
+        with Unpacked(self.file, self.size) as unpacked:
+            rows = self._rows(unpacked)
+            next(rows)
+            number = 1
+            while True:
+                number += 1
+                try:
+                    row = next(rows, None)
+                except csv.Error as error:
+                    yield unusable(number, f"not CSV: {error}")
+                    continue
+                except unpacked.errors as error:
+                    yield unusable(number, f"the {unpacked.packing} stream breaks off here: {error}")
+                    break
+                if row is None:
+                    break
+                if number % 512 == 0:
+                    self._fraction = unpacked.fraction()
+                if not row:
+                    continue
+                if len(row) != len(self._heading):
+                    yield unusable(number, f"has {len(row)} fields, and the heading has {len(self._heading)}")
+                    continue
+                pair = checked(number, *(row[place] for place in places))
+                broken = any("\udc80" <= character <= "\udcff" for text in pair[1:5] for character in _odd(text))
+                yield unusable(number, "not UTF-8") if broken else pair
+        self._fraction = 1.0
+
+    def fraction(self) -> float:
+        """By bytes of the file as it lies on the disk."""
+        return min(1.0, self._fraction)
+
+
+def _odd(text: str) -> str:
+    """The text if it can hold a half surrogate pair, else nothing: asking is cheaper than looking."""
+    return "" if text.isascii() else text

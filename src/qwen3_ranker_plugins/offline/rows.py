@@ -1,0 +1,40 @@
+"""A pair after its pass: a row with its score, or one with the reason why there is none."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class ScoredRow(NamedTuple):
+    """A pair with its margin.
+
+    Attributes:
+        position: of the pair in the input, from 0.
+        line: where it stands in the input; see `Pair`.
+        truncated: tokens cut off the end of the document.
+        seconds: of the pass, divided by its pairs.
+        query, document: the texts; "" unless the job keeps them.
+    """
+
+    position: int
+    line: int | str
+    query_id: str
+    doc_id: str
+    margin: float
+    truncated: int
+    seconds: float
+    query: str = ""
+    document: str = ""
+
+
+class FailedRow(NamedTuple):
+    """A pair without a score."""
+
+    position: int
+    line: int | str
+    query_id: str
+    doc_id: str
+    reason: str
+
+
+Row = ScoredRow | FailedRow
