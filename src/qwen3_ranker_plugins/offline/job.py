@@ -193,24 +193,26 @@ class RerankJob:
             source = self._open_source(checkpoint.folder, fields)
             settings = settings_fingerprint(self.settings)
             if not goes_on:
+                self._check_may_replace(checkpoint)
                 checkpoint.restart()
             with _fewer_collections():
                 return self._run(source, checkpoint, settings | self._reading(fields))
 
     def _goes_on(self, checkpoint: Checkpoint) -> bool:
-        """Whether an earlier run is continued, and not forgotten.
+        """Whether an earlier run is continued, and not forgotten."""
+        if not checkpoint.begun or checkpoint.is_bare:
+            return False
+        return not (self.restart or (self.overwrite and checkpoint.summary()))
 
-        Raises:
-            CheckpointError: there is a file that no job has made.
-        """
-        if checkpoint.begun:
-            return not (checkpoint.is_bare or self.restart or (self.overwrite and checkpoint.summary()))
+    def _check_may_replace(self, checkpoint: Checkpoint) -> None:
+        """Refuse to replace a file that no job has made, unless that is wanted."""
+        if checkpoint.begun or self.restart or self.overwrite:
+            return
         for path in (self.output, self.errors_path):
-            if path.exists() and not (self.restart or self.overwrite):
+            if path.exists():
                 raise CheckpointError(
                     f"{path} exists, and this job has not made it: give another output, or replace it with --overwrite"
                 )
-        return False
 
     def _open_source(self, folder: Path, fields: Fields) -> Source:
         given = spool_standard_input(folder) if self.source == STANDARD_INPUT else self.source

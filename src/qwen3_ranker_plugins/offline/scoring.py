@@ -133,7 +133,7 @@ class Scorer:
 
     def device(self) -> str:
         """The device itself, such as "cuda:1"; scores depend on its kind only."""
-        return self._engine.describe().get("device", "cpu")
+        return self._engine.describe().device
 
     def close(self) -> None:
         """Free the model."""
