@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import silu
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, EngineError, InvalidInputError
 from qwen3_ranker_plugins.config import RerankerSettings
@@ -125,7 +126,7 @@ def test_fused_weights_are_the_separate_ones_and_nothing_is_in_memory_twice(
         attention = [
             project(hidden) for project in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
         ]
-        gate = layer.mlp.act_fn(layer.mlp.gate_proj(hidden)) * layer.mlp.up_proj(hidden)
+        gate = silu(layer.mlp.gate_proj(hidden)) * layer.mlp.up_proj(hidden)
         norm = layer.input_layernorm(hidden)
     del layer
     weights = take_weights(model, tiny_engine._label_direction, CPU)

@@ -12,6 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from qwen3_ranker_plugins.engines.attention.flex import TILE, FlexLayout
 from qwen3_ranker_plugins.engines.attention.layout import PackedPass, pack, padded_length
+from qwen3_ranker_plugins.engines.attention.varlen import find_long_segments
 from qwen3_ranker_plugins.engines.packed.buffers import PassBuffers, size_class
 from qwen3_ranker_plugins.prompt import EncodedRequest
 
@@ -114,6 +115,29 @@ def test_buffers_refuse_more_requests_than_they_have_work_items_for() -> None:
     with pytest.raises(ValueError, match="40 work items in buffers for 12"):
         buffers.write(pack(make([(1, [5])] * 20)))
     assert size_class(120, 20, 8, num_requests=20) == 1280
+
+
+@settings(max_examples=20)
+@given(requests, st.sampled_from([1, 100, 300]))
+def test_causal_attention_over_the_sequences_of_long_documents_is_the_rule(
+    shapes: list[tuple[int, list[int]]], shortest: int
+) -> None:
+    """With the mask of FlashAttention's kernels, which is aligned to the last query and the last key."""
+    packed = pack(make(shapes))
+    long = find_long_segments(packed, shortest)
+    expected, seen = visible(packed), np.zeros((packed.num_tokens,) * 2, dtype=int)
+    lengths, key_lengths = np.diff(long.query_bounds), np.diff(long.key_bounds)
+    assert (long.longest_query, long.longest_key) == (max(lengths, default=0), max(key_lengths, default=0))
+    for first, queries, start, keys in zip(long.query_bounds, lengths, long.key_bounds, key_lengths, strict=False):
+        causal = np.tri(queries, keys, keys - queries, dtype=int)
+        rows, columns = long.queries[first : first + queries], long.keys[start : start + keys]
+        seen[np.ix_(rows, columns)] += causal
+    assert (lengths >= shortest).all()
+    taken = np.zeros(packed.num_tokens, dtype=bool)
+    taken[long.queries] = True
+    assert len(long.queries) == sum(length for _, documents in shapes for length in documents if length >= shortest)
+    assert (seen[taken] == expected[taken]).all()
+    assert not seen[~taken].any()
 
 
 def check_mask(mask: BlockMask, packed: PackedPass) -> None:

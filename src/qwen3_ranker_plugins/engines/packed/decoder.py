@@ -219,7 +219,11 @@ class Decoder:
         rotary: tuple[torch.Tensor, torch.Tensor],
         buffers: PassBuffers,
     ) -> torch.Tensor:
-        """Attention from the product with q/k/v, [tokens, (heads + 2 * kv_heads) * head_dim], whose keys it changes."""
+        """Attention from the product with q/k/v, [tokens, (heads + 2 * kv_heads) * head_dim], whose keys it changes.
+
+        The computation of attention is chosen here, for each pass: today every work item goes to the one kernel. A
+        second one for long documents (`attention/varlen.py`) would take its segments out of the buffers' work items.
+        """
         weights, (cosines, sines) = self.weights, rotary
         heads, kv_heads, epsilon = weights.heads, weights.kv_heads, weights.epsilon
         self._kernels.rotate_keys(
