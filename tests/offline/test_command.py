@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from .conftest import make_records, read_jsonl, write_jsonl
+from .conftest import committed, make_records, read_jsonl, write_jsonl
+
+COMMAND = [sys.executable, "-m", "qwen3_ranker_plugins.cli", "rerank"]
 
 
 def rerank(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "qwen3_ranker_plugins.cli", "rerank", *map(str, arguments)],
+        [*COMMAND, *map(str, arguments)],
         check=False,
         capture_output=True,
         text=True,
@@ -61,3 +66,44 @@ def test_exit_codes_and_messages(tmp_path: Path) -> None:
     unusable = rerank(source, "--model", "bundled:tiny", "-o", tmp_path / "other.jsonl", "--gpus", "all")
     assert unusable.returncode == 2
     assert "0 CUDA devices" in unusable.stderr
+
+
+def test_without_a_model_nothing_is_scored(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", make_records(20))
+    refused = rerank(source, "-o", tmp_path / "out.jsonl")
+    assert refused.returncode == 2
+    assert "Qwen/Qwen3-Reranker-0.6B" in refused.stderr
+    assert "bundled:tiny" in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+def test_standard_input_to_standard_output(tmp_path: Path) -> None:
+    records = [*make_records(20), {"query_id": "q"}]
+    done = subprocess.run(
+        [*COMMAND, "-", "-o", "-", "--model", "bundled:tiny", "--format", "csv", "--no-processing-time"],
+        input="".join(json.dumps(record) + "\n" for record in records),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert done.stdout.startswith("query_id,doc_id,relevance_score,")
+    assert len(done.stdout.splitlines()) == 21
+    assert "model bundled:tiny" in done.stderr
+    assert '"reason": "doc_id is missing"' in done.stderr
+
+
+def test_an_interrupt_says_which_command_goes_on(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", make_records(20_000))
+    output = tmp_path / "out.jsonl"
+    arguments = [str(source), "-o", str(output), "--model", "bundled:tiny", "--restart"]
+    running = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 100
+    while committed(output)[0] < 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    _, messages = running.communicate(timeout=60)
+    assert running.returncode == 130, messages
+    assert f"goes on: qwen3-ranker rerank {source} -o {output} --model bundled:tiny\n" in messages
+    assert committed(output)[0] >= 1
