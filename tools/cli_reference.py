@@ -20,7 +20,10 @@ TITLE = """# Command line
 What `qwen3-ranker COMMAND --help` prints. `tools/cli_reference.py` writes this page, and a test checks that it is
 current.
 
-Exit code 0: done; 1: it cannot be done here, the message says why; 2: an argument is unusable; 130: interrupted.
+Exit code 0: done; 1: it cannot be done here, and the message says why; 2: an argument is unusable; 130: interrupted.
+`rank` also ends with 1 if no document is a hit, as grep does.
+
+Shell completion: `qwen3-ranker --install-completion` (bash, zsh, fish, PowerShell).
 """
 
 

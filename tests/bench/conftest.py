@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from qwen3_ranker_plugins import Reranker
-from qwen3_ranker_plugins.bench.quality import measure_quality, override
-from qwen3_ranker_plugins.bench.results import Result
-from qwen3_ranker_plugins.bench.throughput import measure_throughput
+from qwen3_ranker_plugins.bench.quality.reranking import QualityResult, measure_quality, override
+from qwen3_ranker_plugins.bench.throughput.batch_sizes import ThroughputResult, measure_throughput
 from qwen3_ranker_plugins.config import RerankerSettings
 from qwen3_ranker_plugins.data.collection import Collection, open_collection
 from qwen3_ranker_plugins.data.demo import load_demo_corpus
@@ -54,10 +53,10 @@ def settings() -> RerankerSettings:
 
 
 @pytest.fixture(scope="session")
-def quality_result(collection: Collection, settings: RerankerSettings, reranker: Reranker) -> Result:
+def quality_result(collection: Collection, settings: RerankerSettings, reranker: Reranker) -> QualityResult:
     return measure_quality(collection, [settings, override(settings, ["max_length=120"])], seed=3)
 
 
 @pytest.fixture(scope="session")
-def throughput_result(collection: Collection, settings: RerankerSettings, reranker: Reranker) -> Result:
+def throughput_result(collection: Collection, settings: RerankerSettings, reranker: Reranker) -> ThroughputResult:
     return measure_throughput(collection.take(2), settings, [2, 8], repeat=2)

@@ -13,10 +13,18 @@ from typer.testing import CliRunner
 
 from qwen3_ranker_plugins.bench.compare import compare_results
 from qwen3_ranker_plugins.bench.errors import BenchError
-from qwen3_ranker_plugins.bench.latency import LatencyPlan, evaluate, latency_report, latency_result, measure_latency
-from qwen3_ranker_plugins.bench.matrix import format_cells, matrix_report, measure_matrix, preset_cells
-from qwen3_ranker_plugins.bench.results import environment, read_result
-from qwen3_ranker_plugins.bench.server import Client, RunningServer, free_port
+from qwen3_ranker_plugins.bench.latency.client import Client
+from qwen3_ranker_plugins.bench.latency.matrix import format_cells, matrix_report, measure_matrix, preset_cells
+from qwen3_ranker_plugins.bench.latency.requests import (
+    LatencyPlan,
+    evaluate,
+    latency_report,
+    latency_result,
+    measure_latency,
+)
+from qwen3_ranker_plugins.bench.latency.server_process import RunningServer, free_port
+from qwen3_ranker_plugins.bench.machine import environment
+from qwen3_ranker_plugins.bench.report_files import read_result
 from qwen3_ranker_plugins.bench.titles import generate_titles
 from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.errors import InvalidInputError
@@ -44,27 +52,27 @@ def client(server: RunningServer) -> Iterator[Client]:
 def test_requests_that_fail_are_kept_with_their_reason_and_the_others_measured(client: Client) -> None:
     lines: list[str] = []
     rows = measure_latency(client, PLAN, generate_titles(40), progress=lines.append)
-    assert [(row["mode"], row["documents"]) for row in rows] == [
+    assert [(row.mode, row.documents) for row in rows] == [
         ("fresh", 2), ("fresh", 12), ("same", 2), ("same", 12),
     ]  # fmt: skip
     for row in rows:
-        if row["documents"] == 2:
-            assert len(row["milliseconds"]) == 3
-            assert all(each > 0 for each in row["milliseconds"])
-            assert row["failures"] == []
+        if row.documents == 2:
+            assert len(row.milliseconds) == 3
+            assert all(each > 0 for each in row.milliseconds)
+            assert row.failures == []
         else:
-            assert row["milliseconds"] == []
-            assert len(row["failures"]) == 3
-            assert "413" in row["failures"][0]
+            assert row.milliseconds == []
+            assert len(row.failures) == 3
+            assert "413" in row.failures[0]
     assert len(lines) == 12
 
     result = latency_result(environment(), rows, PLAN, client.health(), titles="generated", tag=None, server={})
     figures = evaluate(result)
-    assert figures[0]["p50"] == pytest.approx(statistics.median(rows[0]["milliseconds"]))
-    assert figures[0]["mean"] == pytest.approx(statistics.mean(rows[0]["milliseconds"]))
+    assert figures[0]["p50"] == pytest.approx(statistics.median(rows[0].milliseconds))
+    assert figures[0]["mean"] == pytest.approx(statistics.mean(rows[0].milliseconds))
     assert (figures[1]["n"], figures[1]["failed"]) == (0, 3)
-    assert result["health"]["instruction_format"] == "compact"
-    assert result["health"]["max_model_len"] == 160
+    assert result.health["instruction_format"] == "compact"
+    assert result.health["max_model_len"] == 160
     ratios = {row[0]: row[3] for row in compare_results(result, result, ("a", "b")).tables[-1].rows}
     assert ratios == dict.fromkeys([f"{mode} query, n=2, {name} ms" for mode in ("fresh", "same")
                                     for name in ("median", "max")], "1.000")  # fmt: skip
@@ -99,7 +107,7 @@ def test_command_against_a_running_server(server: RunningServer, tmp_path: Path)
     arguments += ["--timeout", "60", "--tag", "mine", "--json-summary-out", str(summary), "--quiet-runs"]
     done = CliRunner().invoke(app, [*arguments, "--titles", str(titles), "--query", "shirt", "-o", str(tmp_path)])
     assert done.exit_code == 0, (done.output, done.exception)
-    result = read_result(summary)
+    result = read_result(summary).as_json()
     assert result["tag"] == "mine"
     assert result["settings"]["query"] == "shirt"
     assert result["settings"]["titles"] == "titles.txt, 20 lines"
@@ -107,7 +115,7 @@ def test_command_against_a_running_server(server: RunningServer, tmp_path: Path)
     assert {"mine.json", "mine.md", "mine.png", "mine.html"} <= {path.name for path in tmp_path.iterdir()}
     only_fresh = CliRunner().invoke(app, [*arguments[:-1], "--fresh-queries", "--warmup", "0"])
     assert only_fresh.exit_code == 0, only_fresh.output
-    assert {row["mode"] for row in read_result(summary)["rows"]} == {"fresh"}
+    assert {row["mode"] for row in read_result(summary).as_json()["rows"]} == {"fresh"}
     partly = CliRunner().invoke(app, [*arguments[:2], "2,11", *arguments[3:]])
     assert partly.exit_code == 1  # some requests failed, and the report was still made
     assert "requests failed" in partly.output
@@ -126,15 +134,17 @@ def test_matrix_goes_past_a_cell_that_fails() -> None:
         start_timeout=200,
         on_cell=lambda so_far: kept.append(len(matrix_report(so_far).tables)),
     )
-    assert kept == [1, 3], "the failures, then times and T4's figures too"
-    json.dumps(result, allow_nan=False)
-    broken, measured = result["cells"]
-    assert "the server ended with code 2" in broken["error"]
-    assert "no_such_engine" in broken["error"]
-    assert measured["result"]["health"]["engine"] == "packed"
+    assert kept == [1, 3], "the failures, then times and published figures too"
+    json.dumps(result.as_json(), allow_nan=False)
+    broken, measured = result.cells
+    assert broken.error is not None
+    assert "the server ended with code 2" in broken.error
+    assert "no_such_engine" in broken.error
+    assert measured.result is not None
+    assert measured.result.health["engine"] == "packed"
     report = matrix_report(result)
     text = report.markdown()
-    median = statistics.median(measured["result"]["rows"][0]["milliseconds"])
+    median = statistics.median(measured.result.rows[0].milliseconds)
     assert f"| packed / compact, 160 | {median:.1f} |" in text
     assert "| no_such_engine / compact, 160 | the server ended with code 2: error: engine='no_such_engine'" in text
     assert "T4 generate / compact" in text
@@ -163,22 +173,22 @@ def test_matrix_over_an_engine_on_vllm(engine: str) -> None:
         start_timeout=300,
         progress=watch,
     )
-    (cell,) = result["cells"]
-    assert "error" not in cell, cell["error"]
-    assert len(cell["result"]["rows"][0]["milliseconds"]) == 2
-    assert cell["result"]["health"]["engine"] == engine.removeprefix("qwen3_")
-    assert "vllm" in cell["result"]["about"]["engine"]
+    (cell,) = result.cells
+    assert cell.result is not None, cell.error
+    assert len(cell.result.rows[0].milliseconds) == 2
+    assert cell.result.health["engine"] == engine.removeprefix("qwen3_")
+    assert "vllm" in cell.result.about.engine
     assert len(seen) >= 2  # the server and the engine's process
     assert not [each for each in seen if each.is_running()]
 
 
 def test_cells_of_presets() -> None:
     cells = preset_cells(["a", "b"], ["fast", "accurate"], dtype=None)
-    assert [(cell["engine"], cell["preset"]) for cell in cells] == [
+    assert [(cell.engine, cell.preset) for cell in cells] == [
         ("a", "fast"), ("a", "accurate"), ("b", "fast"), ("b", "accurate"),
     ]  # fmt: skip
     (fast,) = preset_cells(["a"], ["fast"], dtype="bfloat16")
-    assert fast == {
+    assert fast.as_json() == {
         "engine": "a",
         "preset": "fast",
         "template": "compact",
@@ -189,12 +199,12 @@ def test_cells_of_presets() -> None:
 
 
 def test_a_preset_is_what_the_started_server_has(tmp_path: Path) -> None:
-    """Latency with a flag beside the preset, which goes first; then a matrix of the preset itself."""
+    """Latency with a preset and an option, which takes precedence; then a matrix of the preset itself."""
     common = ["--repeat", "1", "--warmup", "0", "--fresh-queries", "--quiet-runs", "--model", "bundled:tiny"]
     common += ["--preset", "fast", "--device", "cpu", "--json-summary-out", str(tmp_path / "found.json")]
     done = CliRunner().invoke(app, ["bench", "latency", "2", *common, "--max-length", "100"])
     assert done.exit_code == 0, (done.output, done.exception)
-    result = read_result(tmp_path / "found.json")
+    result = read_result(tmp_path / "found.json").as_json()
     assert result["health"]["instruction_format"] == "compact"
     assert result["health"]["max_model_len"] == 100
     assert int(result["about"]["engine"]["token_budget"]) == 4096
@@ -203,7 +213,7 @@ def test_a_preset_is_what_the_started_server_has(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["bench", "matrix", "2", *common])
     assert done.exit_code == 0, (done.output, done.exception)
     assert "auto / fast: compact, 256" in done.output
-    result = read_result(tmp_path / "found.json")
+    result = read_result(tmp_path / "found.json").as_json()
     assert result["settings"]["presets"] == ["fast"]
     (cell,) = result["cells"]
     assert cell["result"]["health"]["max_model_len"] == 256

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from qwen3_ranker_plugins.bench.measures import decisions, per_query, reranked
-from qwen3_ranker_plugins.bench.stats import paired, summary
+from qwen3_ranker_plugins.bench.quality.metrics import decisions, per_query, reranked
+from qwen3_ranker_plugins.bench.statistics import paired, summary
 
 from . import arithmetic
 

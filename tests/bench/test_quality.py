@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -13,8 +14,9 @@ from typer.testing import CliRunner
 
 from qwen3_ranker_plugins import Reranker
 from qwen3_ranker_plugins.bench.published import QUALITY
-from qwen3_ranker_plugins.bench.quality import evaluate, override, quality_report, trec_files
-from qwen3_ranker_plugins.bench.results import Result, read_result, write_result
+from qwen3_ranker_plugins.bench.quality.reranking import QualityResult, evaluate, override, quality_report, trec_files
+from qwen3_ranker_plugins.bench.report_files import read_result, recomputed, report_of
+from qwen3_ranker_plugins.bench.results import plain, write_result
 from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.config import RerankerSettings
 from qwen3_ranker_plugins.data.collection import Collection
@@ -26,43 +28,45 @@ LABELS = ["first stage", "max_length=8192", "max_length=120"]
 
 
 def test_raw_values_are_those_of_the_reranker(
-    quality_result: Result, collection: Collection, reranker: Reranker
+    quality_result: QualityResult, collection: Collection, reranker: Reranker
 ) -> None:
-    assert [system["label"] for system in quality_result["systems"]] == LABELS[1:]
+    assert [system.label for system in quality_result.systems] == LABELS[1:]
     for query_id, doc_ids in collection.candidates.items():
         hits = reranker.rerank(collection.queries[query_id], [collection.texts[each] for each in doc_ids])
         expected = [hit.margin for hit in sorted(hits, key=lambda hit: hit.index)]
-        assert quality_result["systems"][0]["margins"][query_id] == pytest.approx(expected, abs=1e-3)
-    assert sum(quality_result["systems"][0]["truncated_documents"].values()) == 0
-    assert sum(quality_result["systems"][1]["truncated_documents"].values()) > 0
+        assert quality_result.systems[0].margins[query_id] == pytest.approx(expected, abs=1e-3)
+    assert sum(quality_result.systems[0].truncated_documents.values()) == 0
+    assert sum(quality_result.systems[1].truncated_documents.values()) > 0
 
 
-def test_figures_follow_from_the_raw_values(quality_result: Result, collection: Collection) -> None:
+def test_figures_follow_from_the_raw_values(quality_result: QualityResult, collection: Collection) -> None:
     """Ordered and measured again here, with nothing of the package."""
     figures = evaluate(quality_result)
-    assert figures == quality_result["figures"]
+    assert plain(figures) == quality_result.figures
     runs = {"first stage": dict(collection.candidates)}
-    for system in quality_result["systems"]:
-        runs[system["label"]] = {
+    for system in quality_result.systems:
+        runs[system.label] = {
             query_id: [doc_id for _, doc_id in sorted(zip((-m for m in margins), collection.candidates[query_id]))]  # noqa: B905
-            for query_id, margins in system["margins"].items()
+            for query_id, margins in system.margins.items()
         }
     ndcg = {
         label: {query_id: arithmetic.ndcg(collection.qrels[query_id], ranked) for query_id, ranked in run.items()}
         for label, run in runs.items()
     }
     for label in LABELS:
-        assert figures["per_query"][label]["nDCG@10"] == pytest.approx(ndcg[label], abs=1e-9)
-        assert figures["means"][label]["nDCG@10"] == pytest.approx(fmean(ndcg[label].values()), abs=1e-9)
-    compared = {(each["from"], each["to"]): each for each in figures["comparisons"] if each["measure"] == "nDCG@10"}
+        assert figures.per_query[label]["nDCG@10"] == pytest.approx(ndcg[label], abs=1e-9)
+        assert figures.means[label]["nDCG@10"] == pytest.approx(fmean(ndcg[label].values()), abs=1e-9)
+    compared = {
+        (each.before, each.after): each.significance for each in figures.comparisons if each.measure == "nDCG@10"
+    }
     assert set(compared) == {(LABELS[0], LABELS[1]), (LABELS[0], LABELS[2]), (LABELS[1], LABELS[2])}
     gains = [ndcg[LABELS[1]][query_id] - ndcg[LABELS[0]][query_id] for query_id in collection.queries]
     first = compared[LABELS[0], LABELS[1]]
-    assert first["difference"] == pytest.approx(fmean(gains), abs=1e-9)
-    assert first["wins"] == sum(gain > 1e-12 for gain in gains)
+    assert first.difference == pytest.approx(fmean(gains), abs=1e-9)
+    assert first.wins == sum(gain > 1e-12 for gain in gains)
 
 
-def test_trec_files_give_other_evaluators_the_same_values(quality_result: Result, tmp_path: Path) -> None:
+def test_trec_files_give_other_evaluators_the_same_values(quality_result: QualityResult, tmp_path: Path) -> None:
     files = trec_files(quality_result)
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -72,17 +76,17 @@ def test_trec_files_give_other_evaluators_the_same_values(quality_result: Result
     for name, label in zip(runs, LABELS, strict=True):
         run = list(ir_measures.read_trec_run(str(tmp_path / name)))
         found = ir_measures.calc_aggregate([ir_measures.nDCG @ 10, ir_measures.AP], qrels, run)
-        means = quality_result["figures"]["means"][label]
+        means = quality_result.figures["means"][label]
         assert found[ir_measures.nDCG @ 10] == pytest.approx(means["nDCG@10"], abs=1e-9)
         assert found[ir_measures.AP] == pytest.approx(means["MAP"], abs=1e-9)
 
 
-def test_report_names_everything_and_labels_what_is_published(quality_result: Result) -> None:
+def test_report_names_everything_and_labels_what_is_published(quality_result: QualityResult) -> None:
     report = quality_report(quality_result)
     text = report.markdown("x.png")
     for label in LABELS:
         assert f"| {label} |" in text
-        assert f"{quality_result['figures']['means'][label]['nDCG@10']:.4f}" in text
+        assert f"{quality_result.figures['means'][label]['nDCG@10']:.4f}" in text
     assert all(f"| {model} |" in text for model in QUALITY)
     assert "not measured here" in text
     assert "![Gain in nDCG@10 of each query](x.png)" in text
@@ -93,16 +97,19 @@ def test_report_names_everything_and_labels_what_is_published(quality_result: Re
     assert "Published elsewhere" in printed.getvalue()
 
 
-def test_results_say_where_they_come_from(quality_result: Result, tmp_path: Path) -> None:
-    about = quality_result["about"]
-    assert about["engine"]["engine"] == "packed"
-    assert set(about["libraries"]) >= {"torch", "transformers", "tokenizers", "ir-measures"}
-    assert about["cores"] >= 1
-    assert about["command"].startswith("qwen3-ranker")
-    assert quality_result["settings"]["template"] == "standard"
-    assert quality_result["seed"] == 3
+def test_results_say_where_they_come_from(quality_result: QualityResult, tmp_path: Path) -> None:
+    about = quality_result.about
+    assert about.engine["engine"] == "packed"
+    assert set(about.libraries) >= {"torch", "transformers", "tokenizers", "ir-measures"}
+    assert about.cores is not None
+    assert about.cores >= 1
+    assert about.command.startswith("qwen3-ranker")
+    assert quality_result.settings["template"] == "standard"
+    assert quality_result.seed == 3
     write_result(tmp_path / "new" / "r.json", quality_result)
-    assert read_result(tmp_path / "new" / "r.json") == json.loads(json.dumps(quality_result))
+    assert read_result(tmp_path / "new" / "r.json") == quality_result
+    text = (tmp_path / "new" / "r.json").read_text(encoding="utf-8")
+    assert text.count("\n") == 1, "compact"
 
 
 def test_what_is_missing_is_said_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +153,7 @@ def test_command_writes_everything_and_the_report_can_be_computed_again(beir: Pa
     again = runner.invoke(app, ["bench", "report", str(tmp_path / "out" / "mine.json"), "-o", str(tmp_path / "again")])
     assert again.exit_code == 0, again.output
     assert (tmp_path / "again" / "mine.md").read_text() == (tmp_path / "out" / "mine.md").read_text()
-    assert read_result(tmp_path / "again" / "mine.json")["figures"] == figures
+    assert read_result(tmp_path / "again" / "mine.json").as_json()["figures"] == figures
 
 
 @pytest.mark.parametrize(
@@ -174,9 +181,43 @@ def test_command_writes_everything_and_the_report_can_be_computed_again(beir: Pa
         (["matrix", "10", "--preset", "fast", "--templates", "standard"], "leave out --templates standard"),
         (["matrix", "10", "--preset", "fast", "--max-lengths", "160"], "leave out --max-lengths 160"),
         (["matrix", "10", "--engines", ","], "give names with commas"),
+        (["matrix", "10", "--engines", "packed,nope"], "engine='nope': "),
+        (["matrix", "10", "--templates", "standard,{query}"], "template="),
     ],
 )
 def test_unusable_arguments_are_named(arguments: list[str], message: str) -> None:
     done = CliRunner().invoke(app, ["bench", *arguments])
     assert isinstance(done.exception, InvalidInputError), done.output
     assert message in str(done.exception)
+
+
+def test_queries_that_are_not_measured_are_counted(beir: Path, tmp_path: Path) -> None:
+    """One without any judgement, and one whose judgements find nothing relevant."""
+    folder = tmp_path / "gaps"
+    shutil.copytree(beir, folder)
+    with (folder / "queries.jsonl").open("a", encoding="utf-8") as queries:
+        queries.write('{"_id": "unjudged", "text": "who?"}\n{"_id": "hopeless", "text": "why?"}\n')
+    doc_id = json.loads((folder / "corpus.jsonl").read_text(encoding="utf-8").partition("\n")[0])["_id"]
+    with (folder / "qrels" / "test.tsv").open("a", encoding="utf-8") as qrels:
+        qrels.write(f"hopeless\t{doc_id}\t0\n")
+    arguments = ["bench", "quality", str(folder), "--candidates", "2", "--queries", "2", "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*arguments, "--model", "bundled:tiny"])
+    assert done.exit_code == 0, done.output
+    assert "1 queries have no judgement and are left out" in done.output
+    assert "1 judged queries have no relevant document and are left out" in done.output
+    result = read_result(tmp_path / "out" / "quality.json").as_json()["collection"]
+    assert (result["left_out"], result["unjudged"]) == (1, 1)
+
+
+RESULTS = sorted((Path(__file__).parents[2] / "docs" / "results").glob("bench-*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_files_that_pages_quote_can_be_read_and_reported(path: Path) -> None:
+    result = recomputed(read_result(path))
+    assert report_of(result).tables
+    given = json.loads(path.read_text(encoding="utf-8"))
+    assert result.as_json().keys() >= given.keys()
+    for name in ("rows", "systems", "settings", "prompt_tokens", "chosen"):
+        if name in given:
+            assert result.as_json()[name] == given[name]

@@ -13,10 +13,11 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from qwen3_ranker_plugins.bench.results import Result, read_result
+from qwen3_ranker_plugins.bench.report_files import read_result
 from qwen3_ranker_plugins.data.bm25 import BM25, rank_listed, words
 from qwen3_ranker_plugins.data.demo import load_demo_corpus
 
@@ -68,7 +69,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, index: BM25, qrels: dict[str,
     return home
 
 
-def measure(home: Path, output: Path, *arguments: str) -> Result:
+def measure(home: Path, output: Path, *arguments: str) -> dict[str, Any]:
     """The command, in a process whose ir_datasets has that home, and no network."""
     nowhere = "http://127.0.0.1:9"
     done = subprocess.run(
@@ -87,7 +88,7 @@ def measure(home: Path, output: Path, *arguments: str) -> Result:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return read_result(output / "quality.json")
+    return read_result(output / "quality.json").as_json()
 
 
 def test_dl19_is_one_command(home: Path, tmp_path: Path, index: BM25, qrels: dict[str, dict[str, int]]) -> None:
@@ -129,7 +130,7 @@ def test_dl20_takes_a_run_of_the_users_own(
     assert result["collection"]["first_stage"].startswith("mine.trec")
 
 
-def _by_margin(result: Result, query_id: str) -> list[str]:
+def _by_margin(result: dict[str, Any], query_id: str) -> list[str]:
     margins = result["systems"][0]["margins"][query_id]
     candidates = result["collection"]["candidates"][query_id]
     return [doc for _, doc in sorted(zip([-each for each in margins], candidates, strict=True))]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -11,9 +11,18 @@ from qwen3_ranker_plugins import Reranker
 from qwen3_ranker_plugins.bench.compare import compare_results
 from qwen3_ranker_plugins.bench.errors import BenchError
 from qwen3_ranker_plugins.bench.presets import PRESETS
-from qwen3_ranker_plugins.bench.results import read_result
-from qwen3_ranker_plugins.bench.trial import Trial, run_trial
-from qwen3_ranker_plugins.bench.tune import choose_budget, choose_dtype, chosen_trial, prompt_lengths, tune
+from qwen3_ranker_plugins.bench.report_files import read_result
+from qwen3_ranker_plugins.bench.tune.own_process import Trial, run_trial
+from qwen3_ranker_plugins.bench.tune.search import (
+    Measured,
+    TuneResult,
+    choose_budget,
+    choose_dtype,
+    chosen_trial,
+    prompt_lengths,
+    tune,
+    undecided,
+)
 from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.config import RerankerSettings
 from qwen3_ranker_plugins.prompt import Template
@@ -37,7 +46,8 @@ def test_trial_has_the_scores_of_this_process_and_a_memory_of_its_own(reranker: 
     expected = {hit.index: hit.margin for hit in reranker.rerank("how to close a file", DOCUMENTS)}
     assert outcome.margins == pytest.approx([expected[index] for index in range(3)], abs=1e-3)
     assert len(outcome.seconds) == 1
-    assert outcome.memory["host_mib"] > 100
+    assert outcome.memory.host_mib is not None
+    assert outcome.memory.host_mib > 100
     assert outcome.load_seconds > 0
 
 
@@ -52,11 +62,16 @@ def test_trial_that_cannot_run_says_why() -> None:
         run_trial(Trial({"no_such_argument": 1}, DOCUMENTS, ["q"], "w"), timeout=200)
 
 
-def entry(dtype: str, budget: int | None, seconds: float, margin: float = 0.0, error: str | None = None) -> Any:
-    return {
-        "stage": "dtype", "settings": {"dtype": dtype, "token_budget": budget}, "seconds": [seconds] * 3,
-        "margins": [margin], "engine": {"token_budget": "4096"}, "error": error,
-    }  # fmt: skip
+def entry(dtype: str, budget: int | None, *seconds: float, margin: float = 0.0, error: str | None = None) -> Measured:
+    """One time stands for three equal ones."""
+    return Measured(
+        "dtype" if budget is None else "token_budget",
+        {"dtype": dtype, "token_budget": budget},
+        seconds=list(seconds) if len(seconds) > 1 else [*seconds] * 3,
+        margins=[margin],
+        engine={"token_budget": "4096"},
+        error=error,
+    )
 
 
 def test_a_dtype_must_be_faster_and_leave_the_scores_alone() -> None:
@@ -72,8 +87,26 @@ def test_a_dtype_must_be_faster_and_leave_the_scores_alone() -> None:
 
 def test_the_smallest_budget_that_is_about_as_fast() -> None:
     trials = [entry("auto", None, 1.0), entry("auto", 1024, 1.3), entry("auto", 2048, 1.04), entry("auto", 8192, 1.01)]
-    assert choose_budget(trials, "auto")["settings"]["token_budget"] == 2048
+    assert choose_budget(trials, "auto").settings["token_budget"] == 2048
     assert choose_budget(trials[:1], "auto") is trials[0]
+
+
+def test_nothing_is_chosen_between_overlapping_ranges() -> None:
+    """On a busy machine a median of five says little: the default is kept, and the report says why."""
+    reference = entry("auto", None, 1.0, 1.1, 1.9)
+    faster = entry("bfloat16", None, 0.7, 0.8, 1.2)
+    assert choose_dtype([reference, faster]) is reference
+    budgets = [reference, entry("auto", 1024, 1.0, 1.05, 1.3), entry("auto", 2048, 2.0, 2.1, 2.2)]
+    assert choose_budget(budgets, "auto") is reference
+    assert undecided([reference, faster, *budgets[1:]]) == [
+        "dtype bfloat16 overlaps with auto, which is kept",
+        "token budget 1024 overlaps with 4096, which is kept",
+    ]
+    clear = entry("bfloat16", None, 0.7, 0.8, 0.9)
+    assert choose_dtype([reference, clear]) is clear
+    assert undecided([reference, clear]) == []
+    once = [entry("auto", None, 1.0, 1.0), entry("bfloat16", None, 0.1)]
+    assert choose_dtype([once[0], replace(once[1], seconds=[0.1])]) is once[0], "one request is no range"
 
 
 def test_lengths_are_those_of_uncut_prompts() -> None:
@@ -104,8 +137,13 @@ def test_command_writes_settings_that_can_be_used(tmp_path: Path) -> None:
     assert fields["model"] == "bundled:tiny"
     assert fields["max_length"] == 8192
     RerankerSettings(**fields)
+    assert {path.name for path in (tmp_path / "o").iterdir()} == {
+        "tune.json", "tune.md", "tune.png", "tune.html", "tune-config.yaml",
+    }  # fmt: skip
+    assert (tmp_path / "o" / "tune-config.yaml").read_text(encoding="utf-8") == text
     result = read_result(tmp_path / "o" / "tune.json")
-    assert [each["stage"] for each in result["trials"]] == ["dtype", "token_budget"]
-    assert chosen_trial(result)["settings"]["dtype"] == fields["dtype"]
+    assert isinstance(result, TuneResult)
+    assert [each.stage for each in result.trials] == ["dtype", "token_budget"]
+    assert chosen_trial(result).settings["dtype"] == fields["dtype"]
     figures = [row[0] for row in compare_results(result, result, ("a", "b")).tables[-1].rows]
     assert figures == ["chosen: median ms", "chosen: host MiB"]

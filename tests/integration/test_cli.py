@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -53,8 +54,17 @@ def test_rank_prints_one_json_object_a_line_and_nothing_else(notes: Path, rerank
     assert [hit["score"] for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-4)
     assert {hit["source"] for hit in hits} == {f"{notes}:{number}" for number in (1, 3, 4)}
     assert set(hits[0]) == {
-        "rank", "index", "source", "score", "margin", "confidence", "truncated_tokens", "document",
-    }  # fmt: skip
+        "rank",
+        "index",
+        "source",
+        "score",
+        "margin",
+        "confidence",
+        "truncated_tokens",
+        "model",
+        "document",
+    }
+    assert {hit["model"] for hit in hits} == {"bundled:tiny"}  # fmt: skip
 
 
 def test_rank_reads_standard_input_and_files_in_the_order_given(notes: Path) -> None:
@@ -100,7 +110,12 @@ def test_rank_keeps_top_k_and_thresholds(notes: Path) -> None:
     top = runner.invoke(app, ["rank", "-q", QUERY, str(notes), "--json", "--top-k", "1"])
     assert len(top.stdout.splitlines()) == 1
     none = runner.invoke(app, ["rank", "-q", QUERY, str(notes), "--json", "--score-threshold", "1"])
-    assert (none.exit_code, none.stdout) == (0, "")
+    assert (none.exit_code, none.stdout) == (1, "")  # as grep has it
+    assert none.stderr == "no hit reached the threshold: none of 3 documents has P(yes) of at least 1\n"
+    both = [*("--score-threshold", "1"), *("--min-confidence", "0.999")]
+    told = runner.invoke(app, ["rank", "-q", QUERY, str(notes), *both])
+    assert (told.exit_code, told.stdout) == (1, "")
+    assert "P(yes) of at least 1 and |P(yes) - P(no)| of at least 0.999" in told.stderr
 
 
 def test_rank_of_text_that_is_not_utf8_says_so(tmp_path: Path) -> None:
@@ -112,10 +127,138 @@ def test_rank_of_text_that_is_not_utf8_says_so(tmp_path: Path) -> None:
     assert "is not UTF-8, first at byte 5" in result.stderr
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Texts in two levels, and what is no text to be ranked."""
+    root = tmp_path / "folder"
+    (root / "sub").mkdir(parents=True)
+    (root / ".git").mkdir()
+    (root / "b.txt").write_text("Tigers live in Asia.\n", encoding="utf-8")
+    (root / "sub" / "a.md").write_text("Use the with statement.\n\nBread needs yeast.", encoding="utf-8")
+    (root / "sub" / "wide.txt").write_text("von Windows, ä", encoding="utf-16")
+    (root / ".git" / "config").write_text("hidden", encoding="utf-8")
+    (root / ".hidden").write_text("hidden", encoding="utf-8")
+    (root / "archive.gz").write_bytes(gzip.compress(os.urandom(2000)))
+    (root / "page.pdf").write_bytes(b"%PDF-1.7\nnothing but ASCII")
+    (root / "sub" / "back").symlink_to(root)
+    (root / "sub" / "nowhere").symlink_to(root / "absent")
+    return root
+
+
+def test_rank_reads_the_text_files_below_a_folder(folder: Path) -> None:
+    result = CliRunner().invoke(app, ["rank", "-q", QUERY, str(folder), "--json"])
+    assert result.exit_code == 0, result.output
+    hits = sorted((json.loads(line) for line in result.stdout.splitlines()), key=lambda hit: int(hit["index"]))
+    assert [(hit["source"], hit["document"]) for hit in hits] == [
+        (f"{folder}/b.txt:1", "Tigers live in Asia."),
+        (f"{folder}/sub/a.md:1", "Use the with statement."),
+        (f"{folder}/sub/a.md:3", "Bread needs yeast."),
+        (f"{folder}/sub/wide.txt:1", "von Windows, ä"),
+    ]
+    assert result.stderr == f"{folder}: left out 2 binary files\n"
+    assert "ä" in result.stdout, "not escaped"
+    whole = CliRunner().invoke(app, ["rank", "-q", QUERY, str(folder), "--json", "--by", "file"])
+    assert {json.loads(line)["source"] for line in whole.stdout.splitlines()} == {
+        f"{folder}/{name}" for name in ("b.txt", "sub/a.md", "sub/wide.txt")
+    }
+
+
+@pytest.mark.parametrize("name", ["archive.gz", "page.pdf"])
+def test_rank_refuses_binary_files(folder: Path, name: str) -> None:
+    for arguments, stdin in (([str(folder / name)], b""), (["-"], (folder / name).read_bytes())):
+        done = run_command("rank", "-q", QUERY, *arguments, stdin=stdin)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert done.stderr.startswith(b"error: FILE=")
+        assert b": is binary; give text, such as" in done.stderr
+
+
+def test_rank_refuses_a_folder_without_text(folder: Path) -> None:
+    for file in (folder / "b.txt", folder / "sub" / "a.md", folder / "sub" / "wide.txt"):
+        file.unlink()
+    done = run_command("rank", "-q", QUERY, str(folder))
+    assert done.returncode == 2
+    assert "has no text file in it (2 binary ones)" in done.stderr.decode()
+
+
+def test_json_is_utf8_whatever_the_terminal_is() -> None:
+    done = run_command("rank", "-q", QUERY, "--json", stdin="生成器 👩‍💻 ä\n".encode(), PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert '"document": "生成器 👩‍💻 ä"' in done.stdout.decode("utf-8")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo terminals are POSIX's")
+def test_a_terminal_sees_what_is_loaded_before_anything_heavy_is_imported() -> None:
+    """The model's folder does not exist, so that nothing but the line can be the reason for what is seen."""
+    import pty
+
+    parent, child = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "qwen3_ranker_plugins.cli", "rank", "-q", QUERY, "--json"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=child,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "200"},
+    ) as process:
+        os.close(child)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"a document\n")
+        process.stdin.close()
+        seen = b""
+        while chunk := _read(parent):
+            seen += chunk
+        printed = process.stdout.read()
+    os.close(parent)
+    assert process.returncode == 0
+    assert b"loading bundled:tiny ..." in seen
+    assert seen.index(b"loading bundled:tiny ...") < seen.index(b"| torch\r")
+    assert json.loads(printed)["document"] == "a document"
+    assert printed.count(b"\n") == 1
+
+
+def _read(terminal: int) -> bytes:
+    """What a terminal shows next; nothing when nobody writes to it any more, which Linux reports as an error."""
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["rank"], ["rerank"], ["serve"], ["tune"], ["doctor"], ["demo"], ["bench"], ["bench", "quality"]]
+)
+def test_short_help_works_everywhere(command: list[str]) -> None:
+    runner = CliRunner()
+    short, long = (runner.invoke(app, [*command, flag]) for flag in ("-h", "--help"))
+    assert short.exit_code == 0
+    assert short.output == long.output
+    assert "Usage" in short.output
+
+
+def test_shell_completion() -> None:
+    """As bash asks for it; and the script that makes it ask."""
+    script = Path(sys.executable).with_name("qwen3-ranker")
+    environment = {**os.environ, "_QWEN3_RANKER_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [script], env={**environment, "COMP_WORDS": "qwen3-ranker ra"}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["rank"]
+    done = subprocess.run(
+        [script],
+        env={**environment, "COMP_WORDS": "qwen3-ranker bench --", "COMP_CWORD": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "--help" in done.stdout
+    done = subprocess.run([script, "--show-completion", "bash"], capture_output=True, text=True, check=False)
+    assert "_QWEN3_RANKER_COMPLETE=complete_bash" in done.stdout
+
+
 @pytest.mark.parametrize("stdin", [b"", b"\n  \n\t\n"])
 def test_rank_of_nothing_is_an_empty_result(stdin: bytes) -> None:
     result = CliRunner().invoke(app, ["rank", "-q", QUERY, "--json"], input=stdin)
-    assert (result.exit_code, result.stdout) == (0, "")
+    assert (result.exit_code, result.stdout) == (1, "")
     assert "nothing to rank" in result.stderr
 
 
@@ -123,7 +266,6 @@ def test_rank_of_nothing_is_an_empty_result(stdin: bytes) -> None:
     ("arguments", "message"),
     [
         (["-q", QUERY, "no-such-file.txt"], "error: FILE='no-such-file.txt': No such file or directory"),
-        (["-q", QUERY, "."], "error: FILE='.': Is a directory"),
         (["-q", " "], "error: query=' ': needs a text that is not empty"),
         (["-q", QUERY, "--top-k", "0"], "error: top_k=0: use a positive integer"),
         (["-q", QUERY, "--score-threshold", "-1"], "error: score_threshold=-1.0: use a number from 0 to 1"),
@@ -212,7 +354,7 @@ def test_doctor_finds_a_model_that_does_not_score_as_it_is_known_to(reranker: Re
 def test_doctor_names_the_engines_when_there_is_no_such_one() -> None:
     done = run_command("doctor", "--engine", "vlm_score")
     assert done.returncode == 2
-    assert done.stderr.decode().startswith("error: engine='vlm_score': use one of auto, packed, vllm_score")
+    assert done.stderr.decode().startswith("error: engine='vlm_score': use one of auto, packed, ")
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")

@@ -1,6 +1,7 @@
-"""Measuring: quality, throughput, latency over HTTP, comparisons, and settings found by measuring.
+"""Measuring, by what is measured: quality, throughput, latency over HTTP, and settings found by measuring.
 
-Reading order: `command` (flags), then one module per command: `quality`, `throughput`, `latency`, `matrix`, `compare`,
-`tune`. What they share: `results` (files), `collection` (labelled data), `measures` (ir-measures), `stats`, `memory`,
-`titles` (generated product titles), `figures` and `report` (pictures and pages), `published` (figures of others).
+A package for each: `quality` (reranking, metrics), `throughput` (batch sizes), `latency` (requests, matrix, client,
+server process), `tune` (search, own process). What they share: `machine` (where, and how busy it was),
+`results` (files), `report` and `figures` (pages and pictures), `report_files` (the kinds of results), `compare`,
+`statistics`, `peak_memory`, `presets`, `titles` (generated product titles), `published` (figures of others).
 """

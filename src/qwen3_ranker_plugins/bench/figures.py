@@ -62,7 +62,7 @@ class SweepPoint:
 
 
 def throughput_panels(points: Sequence[SweepPoint], title: str, footer: Sequence[str]) -> bytes:
-    """The four panels of the seed: throughput, latency, memory, quality, over batch size."""
+    """Four panels over batch size: throughput, latency, memory and quality."""
     figure = _figure(11, 8)
     panels = figure.subplots(2, 2)
     sizes = [point.batch_size for point in points]
@@ -155,6 +155,41 @@ def gains(panels: Sequence[Gain], measure: str, title: str, footer: Sequence[str
         else:
             axes.set_xticks([])
         axes.set_xlabel(f"{len(values)} queries, best gain first.  {panel.summary}", fontsize=9)
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure.supxlabel("\n".join(footer), fontsize=8, color="#50575e")
+    return _png(figure)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The times of one configuration.
+
+    Attributes:
+        label: its settings.
+        milliseconds: of each request.
+        chosen: whether it is the chosen one.
+    """
+
+    label: str
+    milliseconds: Sequence[float]
+    chosen: bool
+
+
+def configuration_bars(bars: Sequence[Bar], title: str, footer: Sequence[str]) -> bytes:
+    """Median milliseconds of each configuration, the chosen one in another colour, fastest to slowest as a line."""
+    figure = _figure(9, 1.6 + 0.45 * len(bars))
+    axes = figure.subplots()
+    _plain(axes, "", "ms of one request: median; line: fastest to slowest", "")
+    axes.grid(visible=False, axis="y")
+    middles = [statistics.median(bar.milliseconds) for bar in bars]
+    spread = [
+        [middle - min(bar.milliseconds) for bar, middle in zip(bars, middles, strict=True)],
+        [max(bar.milliseconds) - middle for bar, middle in zip(bars, middles, strict=True)],
+    ]
+    colours = [_GREEN if bar.chosen else _BLUE for bar in bars]
+    axes.barh(range(len(bars)), middles, xerr=spread, color=colours, height=0.6, capsize=3)
+    axes.set_yticks(range(len(bars)), [f"{bar.label}{' (chosen)' if bar.chosen else ''}" for bar in bars], fontsize=9)
+    axes.invert_yaxis()
     figure.suptitle(title, fontsize=13, fontweight="bold")
     figure.supxlabel("\n".join(footer), fontsize=8, color="#50575e")
     return _png(figure)

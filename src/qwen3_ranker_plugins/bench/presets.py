@@ -86,7 +86,7 @@ PRESETS: dict[str, Preset] = {
                 "template": "compact: a shorter prompt, not the one that the model was trained on. Measure what it "
                 "does to your ranking: bench quality SOURCE --preset accurate --against preset=fast",
                 "max_length": "256: titles and snippets whole, the beginning of anything longer",
-                "token_budget": "4096: short passes, so that a small request waits less behind a large one",
+                "token_budget": "4096: short passes, so that a small request waits less for a large one",
                 "dtype": f"{_OWN_DTYPE}; another one if tune finds it faster and the scores hardly move",
             },
         ),

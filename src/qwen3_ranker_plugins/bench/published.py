@@ -18,7 +18,7 @@ QUALITY: dict[str, tuple[float, ...]] = {
 }
 
 LATENCY_SOURCE = (
-    "T4 report of 2026-03-25, not measured here: one Tesla T4, Qwen3-Reranker-0.6B in float16, vLLM, "
+    "Published on 2026-03-25, not measured here: one Tesla T4, Qwen3-Reranker-0.6B in float16, vLLM, "
     "max_model_len 160, client wall time of POST /rerank, mean of 5. "
     "Another device, model and title file: for orientation only."
 )

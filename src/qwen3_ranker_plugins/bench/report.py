@@ -12,6 +12,14 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from .machine import Environment
+
+
+def about_lines(about: Environment) -> list[str]:
+    """Where a result comes from; first a warning, if the machine was busy."""
+    lines = [] if about.warning is None else [about.warning]
+    return [*lines, f"device: {about.device_line}", about.version_line, f"command: {about.command}"]
+
 
 @dataclass(frozen=True)
 class Table:
@@ -85,7 +93,7 @@ class Report:
         """To a terminal or a pipe."""
         console.print(Text(self.title, style="bold"))
         for line in self.lines:
-            console.print(Text(line, style="dim"))
+            console.print(Text(line, style="bold yellow" if line.startswith("WARNING") else "dim"))
         for table in self.tables:
             console.print()
             console.print(table.rich())

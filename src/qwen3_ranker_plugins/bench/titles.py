@@ -1,7 +1,7 @@
 """Product titles as shops write them, generated: for measuring where real ones cannot be shipped.
 
 Written for this project. A title is put together from parts, so that it reads like one; its lengths follow those of
-real titles (1,000 Chinese and 1,000 English ones, lengths only), which `docs/benchmarks.md` has beside each other.
+real titles (1,000 Chinese and 1,000 English ones, lengths only), which `docs/benchmarks.md` compares.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from . import title_words
 
 LANGUAGES = ("zh", "en", "both")
 
-#: The T4 report's.
+#: A search for such products, of the length that searches have.
 DEFAULT_QUERY = "健身女生T恤短袖"
 
 

@@ -3,43 +3,96 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from ..config import BUNDLED_MODEL, DEVICE_VARIABLE, MODEL_VARIABLE
+from ..config import (
+    BUNDLED_MODEL,
+    DEVICE_VARIABLE,
+    MODEL_VARIABLE,
+    RerankerSettings,
+    device_from_environment,
+    model_from_environment,
+)
 from ..errors import InvalidInputError
+
+_ENGINES = "Engine that computes the scores: auto, packed, vllm_score, vllm_generate, vllm_packed or remote."
+_DTYPES = "Number format of the weights: auto, float32, bfloat16 or float16."
+_TEMPLATES = "Prompt template: standard, standard-hf, compact, or a text with {query} and {document}."
+_MAX_LENGTH = "Maximum length of a prompt in tokens; a longer document is cut at its end."
 
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        "--model", help=f"A hub name, a folder, or {BUNDLED_MODEL}. Default: ${MODEL_VARIABLE}, or {BUNDLED_MODEL}."
+        "--model",
+        help=f"Model: a name on the Hugging Face hub, a local folder, or {BUNDLED_MODEL}. "
+        f"Default: ${MODEL_VARIABLE}, or {BUNDLED_MODEL}.",
     ),
 ]
-EngineOption = Annotated[str, typer.Option("--engine", help="auto, or the name of an engine.")]
+EngineOption = Annotated[str, typer.Option("--engine", help=_ENGINES)]
 EngineOptionsOption = Annotated[
     list[str] | None,
     typer.Option(
         "--engine-option",
         metavar="NAME=VALUE",
-        help="An option of the engine's own; can be repeated. VALUE is JSON, or else a text.",
+        help="Option of the engine itself; can be given several times. VALUE is read as JSON, or else as text.",
     ),
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option("--device", help=f"auto, cpu, cuda or cuda:N. Default: ${DEVICE_VARIABLE}, or auto.")
+    str | None,
+    typer.Option("--device", help=f"Device: auto, cpu, cuda or cuda:N. Default: ${DEVICE_VARIABLE}, or auto."),
 ]
-DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-InstructionOption = Annotated[str | None, typer.Option("--instruction", help="The task, in the model's prompt.")]
-TemplateOption = Annotated[
-    str, typer.Option("--template", help="standard, standard-hf, compact, or a text with {query} and {document}.")
+DtypeOption = Annotated[str, typer.Option("--dtype", help=_DTYPES)]
+InstructionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--instruction",
+        help="Task that the documents are judged for. Default: the instruction that the model was trained with.",
+    ),
 ]
-MaxLengthOption = Annotated[
-    int, typer.Option("--max-length", help="Longest prompt in tokens; longer documents are cut at their end.")
-]
+TemplateOption = Annotated[str, typer.Option("--template", help=_TEMPLATES)]
+MaxLengthOption = Annotated[int, typer.Option("--max-length", help=_MAX_LENGTH)]
 TokenBudgetOption = Annotated[
-    int | None, typer.Option("--token-budget", help="Tokens of one forward pass. Default: by device.")
+    int | None,
+    typer.Option("--token-budget", help="Maximum number of tokens in one forward pass. Default: chosen by device."),
 ]
+
+# The same for commands that take a preset, where None stands for the preset's value.
+PresetDtypeOption = Annotated[str | None, typer.Option("--dtype", help=f"{_DTYPES} Default: the preset's, or auto.")]
+PresetTemplateOption = Annotated[
+    str | None, typer.Option("--template", help=f"{_TEMPLATES} Default: the preset's, or standard.")
+]
+PresetMaxLengthOption = Annotated[
+    int | None, typer.Option("--max-length", help=f"{_MAX_LENGTH} Default: the preset's, or 8192.")
+]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", help="Preset: accurate, balanced or fast. Other options take precedence over it."),
+]
+
+# What the commands that measure have in common.
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Folder for the report as JSON, Markdown, PNG and HTML. Default: print only."),
+]
+TagOption = Annotated[
+    str | None, typer.Option("--tag", help="Name of the report's files. Default: the name of the measurement.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+
+
+def model_name(option: str | None) -> str:
+    """`--model`, or the variable, or the bundled model."""
+    return model_from_environment(BUNDLED_MODEL) if option is None else option
+
+
+def device_name(option: str | None) -> str:
+    """`--device`, or the variable, or "auto"."""
+    return device_from_environment() if option is None else option
 
 
 def read_engine_options(options: Sequence[str] | None) -> dict[str, object]:
@@ -60,3 +113,63 @@ def read_engine_options(options: Sequence[str] | None) -> dict[str, object]:
         except ValueError:
             read[name] = value
     return read
+
+
+def settings_of(
+    *,
+    model: str | None,
+    engine: str = "auto",
+    device: str | None = None,
+    dtype: str | None = None,
+    template: str | None = None,
+    instruction: str | None = None,
+    max_length: int | None = None,
+    token_budget: int | None = None,
+    engine_options: Mapping[str, object] | None = None,
+    preset: str | None = None,
+) -> RerankerSettings:
+    """Settings of a reranker: options take precedence over the preset, and the preset over the defaults.
+
+    Raises:
+        InvalidInputError: one of them is unusable.
+    """
+    from ..bench.presets import preset_named
+
+    fields: dict[str, Any] = {} if preset is None else preset_named(preset).settings()
+    given = {
+        "dtype": dtype,
+        "template": template,
+        "instruction": instruction,
+        "max_length": max_length,
+        "token_budget": token_budget,
+        "engine_options": engine_options,
+    }
+    fields |= {name: value for name, value in given.items() if value is not None}
+    return RerankerSettings(model_name(model), engine, device_name(device), **fields)
+
+
+def numbers(argument: str, text: str) -> list[int]:
+    """The numbers of "4,8,16".
+
+    Raises:
+        InvalidInputError: something else.
+    """
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InvalidInputError(argument, text, "give numbers with commas between them, such as 4,8,16") from error
+    if any(number <= 0 for number in found) or len(set(found)) < len(found):
+        raise InvalidInputError(argument, text, "give positive numbers, none of them twice")
+    return found
+
+
+def names(argument: str, text: str) -> list[str]:
+    """The parts of "a,b".
+
+    Raises:
+        InvalidInputError: there is none, or one is given twice.
+    """
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found or len(set(found)) < len(found):
+        raise InvalidInputError(argument, text, "give names with commas between them, none of them twice")
+    return found

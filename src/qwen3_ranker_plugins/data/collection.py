@@ -41,7 +41,8 @@ class Collection:
         candidates: query id -> document ids in the first stage's order; may be empty.
         texts: id -> text of each candidate.
         relevant_from: the grade from which on a document is relevant to binary measures.
-        left_out: queries without a relevant document, for which no measure is defined.
+        left_out: judged queries without a relevant document, for which no measure is defined.
+        unjudged: queries that the judgements do not name.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Collection:
     texts: Mapping[str, str]
     relevant_from: int = 1
     left_out: int = 0
+    unjudged: int = 0
 
     @property
     def depth(self) -> int:
@@ -200,6 +202,7 @@ def _build(raw: _Raw, run: Path | None, depth: int, relevant_from: int) -> Colle
         texts=texts,
         relevant_from=relevant_from,
         left_out=left_out,
+        unjudged=sum(query_id not in raw.qrels for query_id in raw.queries),
     )
 
 

@@ -1,4 +1,4 @@
-"""The demo corpus searched in Haystack and in LangChain: BM25 alone, and BM25 with the reranker behind it."""
+"""The demo corpus searched in Haystack and in LangChain: BM25 alone, and BM25 followed by the reranker."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Measured:
 
     Attributes:
         framework: its name.
-        ranking: "BM25" or what stands behind it.
+        ranking: "BM25", or BM25 followed by the reranker.
         values: measure -> mean over all queries.
         seconds: mean per query, of the whole pipeline.
     """

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from ..errors import MissingDependencyError
+from ...errors import MissingDependencyError
 
 Grades = Mapping[str, Mapping[str, int]]
 Run = Mapping[str, Sequence[str]]

@@ -1,4 +1,4 @@
-"""`qwen3-ranker bench latency` and `matrix`: flags only."""
+"""`qwen3-ranker bench latency` and `bench matrix`, which send the same requests: to one server, or to several."""
 
 from __future__ import annotations
 
@@ -8,50 +8,67 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import InvalidInputError
-from .bench_options import (
-    DtypeOption,
-    MaxLengthOption,
+from ...config import canonical_engine
+from ...errors import InvalidInputError
+from ...prompt import Template
+from ..options import (
+    DeviceOption,
+    InstructionOption,
+    ModelOption,
     OutputOption,
+    PresetDtypeOption,
+    PresetMaxLengthOption,
     PresetOption,
+    PresetTemplateOption,
+    SeedOption,
     TagOption,
-    TemplateOption,
+    TokenBudgetOption,
     names,
     numbers,
-    say,
     settings_of,
 )
-from .options import DeviceOption, InstructionOption, ModelOption, TokenBudgetOption
+from ..terminal import say
 
 if TYPE_CHECKING:
-    from ..bench.latency import LatencyPlan
-    from ..bench.results import Result
-    from ..config import RerankerSettings
+    from ...bench.latency.matrix import MatrixResult
+    from ...bench.latency.requests import LatencyPlan
+    from ...config import RerankerSettings
 
-CountsArgument = Annotated[str, typer.Argument(metavar="COUNTS", help="Documents in a request.")]
-RepeatOption = Annotated[int, typer.Option(help="Timed requests for each count.")]
-SeedOption = Annotated[int, typer.Option(help="Of the titles and queries.")]
-WarmupOption = Annotated[int, typer.Option(help="Requests before, without a clock.")]
+CountsArgument = Annotated[
+    str, typer.Argument(metavar="COUNTS", help="Numbers of documents in a request, with commas between them.")
+]
+RepeatOption = Annotated[int, typer.Option(help="Number of timed requests for each count.")]
+WarmupOption = Annotated[int, typer.Option(help="Number of requests that are sent first and not timed.")]
 WarmupDocumentsOption = Annotated[
-    int | None, typer.Option(help="Documents in them. Default: 400, or the largest count.")
+    int | None,
+    typer.Option(
+        help="Number of documents in a request that is not timed. Default: 400, or the largest count if less."
+    ),
 ]
-TimeoutOption = Annotated[float, typer.Option(help="Seconds for one answer.")]
-StartTimeoutOption = Annotated[float, typer.Option(help="Seconds until a server has to be ready.")]
+TimeoutOption = Annotated[float, typer.Option(help="Maximum time for an answer in seconds.")]
+StartTimeoutOption = Annotated[float, typer.Option(help="Maximum time for a server's start in seconds.")]
 TitlesOption = Annotated[
-    Path | None, typer.Option("--titles", help="A file, one title a line. Default: generated ones.")
+    Path | None, typer.Option("--titles", help="File of titles, one on each line. Default: generated titles.")
 ]
-LanguageOption = Annotated[str, typer.Option(help="Of generated titles and queries: zh, en or both.")]
-QueryOption = Annotated[str | None, typer.Option("--query", help="Of requests with the same query. Default: the T4's.")]
+LanguageOption = Annotated[str, typer.Option(help="Language of generated titles and queries: zh, en or both.")]
+QueryOption = Annotated[
+    str | None,
+    typer.Option("--query", help="Query of the requests that all have the same. Default: a search for a T-shirt."),
+]
 FreshOption = Annotated[
     bool | None,
     typer.Option(
-        "--fresh-queries/--same-query", help="Only requests with a new query each, or with one for all. Default: both."
+        "--fresh-queries/--same-query",
+        help="Send only requests with a new query each, or only requests with the same query. Default: both kinds.",
     ),
 ]
-SummaryOption = Annotated[Path | None, typer.Option("--json-summary-out", help="Write the result there, as JSON.")]
-QuietRunsOption = Annotated[bool, typer.Option("--quiet-runs", help="No line for each request.")]
+SummaryOption = Annotated[
+    Path | None, typer.Option("--json-summary-out", help="File for the result as JSON. Default: none.")
+]
+QuietRunsOption = Annotated[bool, typer.Option("--quiet-runs", help="Print no line for each request.")]
 ServerEngineOption = Annotated[
-    str | None, typer.Option("--engine", help="Of a server of our own: an engine's name. Default: auto.")
+    str | None,
+    typer.Option("--engine", help="Engine of the server that is started, by its name. Default: auto."),
 ]
 COUNTS = "100,200,400,600,800,1000"
 
@@ -59,9 +76,12 @@ COUNTS = "100,200,400,600,800,1000"
 def latency(
     counts: CountsArgument = COUNTS,
     url: Annotated[
-        str | None, typer.Option(help="A running server, such as http://127.0.0.1:8001. Default: start one.")
+        str | None,
+        typer.Option(help="Address of a running server, such as http://127.0.0.1:8001. Default: a server is started."),
     ] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="A file whose first line is the server's key.")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File whose first line is the key of the server. Default: no key is sent.")
+    ] = None,
     repeat: RepeatOption = 5,
     seed: SeedOption = 99,
     warmup: WarmupOption = 3,
@@ -74,10 +94,10 @@ def latency(
     model: ModelOption = None,
     engine: ServerEngineOption = None,
     device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    template: TemplateOption = None,
+    dtype: PresetDtypeOption = None,
+    template: PresetTemplateOption = None,
     instruction: InstructionOption = None,
-    max_length: MaxLengthOption = None,
+    max_length: PresetMaxLengthOption = None,
     token_budget: TokenBudgetOption = None,
     preset: PresetOption = None,
     start_timeout: StartTimeoutOption = 900.0,
@@ -86,16 +106,19 @@ def latency(
     tag: TagOption = None,
     quiet_runs: QuietRunsOption = False,
 ) -> None:
-    """Client wall time of POST /rerank over the number of documents, as the T4 report measured it.
+    """Measure the wall time that a client of POST /rerank sees, over the number of documents in a request.
 
-    Model, engine, preset and what goes with them are those of a server of our own; one at --url has its own.
+    Model, engine, preset and their options are for the server that is started; they cannot be given with --url.
     """
     from contextlib import ExitStack
 
-    from ..bench.latency import failed, latency_result, measure_latency
-    from ..bench.output import check_output, present
-    from ..bench.results import environment, write_result
-    from ..bench.server import Client, RunningServer
+    from ...bench.latency.client import Client
+    from ...bench.latency.requests import latency_result, measure_latency
+    from ...bench.latency.server_process import RunningServer
+    from ...bench.machine import environment
+    from ...bench.report_files import check_output
+    from ...bench.results import write_result
+    from ..present import present
 
     plan, found, source = _plan(
         counts, repeat, seed, warmup, warmup_documents, timeout, titles, language, query, fresh_queries
@@ -112,10 +135,12 @@ def latency(
         "preset": preset,
     }
     if url is not None:
-        _refuse_beside_url(own)
+        _refuse_with_url(own)
     settings = settings_of(**{**own, "engine": "auto" if engine is None else engine})  # type: ignore[arg-type]
     check_output(output, tag)
     about = environment()
+    if about.warning is not None:
+        say(about.warning)
     key = None if api_key_file is None else _key(api_key_file)
     with ExitStack() as stack:
         if url is None:
@@ -135,23 +160,26 @@ def latency(
     if json_summary_out is not None:
         write_result(json_summary_out, result)
     present(result, output, tag)
-    if failed(result):
+    if result.failed:
         raise typer.Exit(1)
 
 
 def matrix(
     counts: CountsArgument = COUNTS,
-    engines: Annotated[str, typer.Option(help="Engines, with commas between them.")] = "auto",
+    engines: Annotated[str, typer.Option(help="Names of engines, with commas between them.")] = "auto",
     templates: Annotated[
-        str | None, typer.Option(help="Instruction formats, with commas between them. Default: compact,standard.")
+        str | None, typer.Option(help="Names of templates, with commas between them. Default: compact,standard.")
     ] = None,
     max_lengths: Annotated[
-        str | None, typer.Option(help="Length limits in tokens, with commas. Default: 160, the T4 report's.")
+        str | None,
+        typer.Option(help="Maximum lengths of a prompt in tokens, with commas between them. Default: 160."),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
-            "--preset", help="accurate, balanced, fast, with commas: each in place of a template and a length limit."
+            "--preset",
+            help="Names of presets (accurate, balanced, fast), with commas between them; each takes the place of a "
+            "template and a length limit.",
         ),
     ] = None,
     repeat: RepeatOption = 5,
@@ -165,7 +193,7 @@ def matrix(
     fresh_queries: FreshOption = None,
     model: ModelOption = None,
     device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    dtype: PresetDtypeOption = None,
     instruction: InstructionOption = None,
     start_timeout: StartTimeoutOption = 900.0,
     json_summary_out: SummaryOption = None,
@@ -173,21 +201,26 @@ def matrix(
     tag: TagOption = None,
     quiet_runs: QuietRunsOption = False,
 ) -> None:
-    """Latency of engines x formats x length limits, each a server of its own; a failing one costs only its row.
+    """Measure the latency of several servers: engines x templates x length limits, or engines x presets.
 
-    With --preset, of engines x presets.
+    Each combination is a server that is started, measured and stopped. One that fails costs its own row only.
     """
-    from ..bench.matrix import format_cells, measure_matrix, preset_cells
-    from ..bench.output import check_output, present
-    from ..bench.results import write_result
+    from ...bench.latency.matrix import format_cells, measure_matrix, preset_cells
+    from ...bench.report_files import check_output
+    from ...bench.results import write_result
+    from ..present import present
 
     plan, found, source = _plan(
         counts, repeat, seed, warmup, warmup_documents, timeout, titles, language, query, fresh_queries
     )
     settings = settings_of(model=model, device=device, dtype=dtype, instruction=instruction)
     asked = names("engines", engines)
+    for name in asked:  # before a server is started for any of them
+        canonical_engine(name)
     if preset is None:
         formats = names("templates", "compact,standard" if templates is None else templates)
+        for name in formats:
+            Template.named(name)
         cells = format_cells(asked, formats, numbers("max_lengths", "160" if max_lengths is None else max_lengths))
     else:
         for name, value in (("templates", templates), ("max-lengths", max_lengths)):
@@ -201,7 +234,7 @@ def matrix(
     if output is not None:
         files.append(output / f"{tag or 'matrix'}.json")
 
-    def keep(so_far: Result) -> None:
+    def keep(so_far: MatrixResult) -> None:
         for file in files:
             write_result(file, so_far)
 
@@ -216,7 +249,7 @@ def matrix(
         on_cell=keep,
     )
     present(result, output, tag)
-    if any("error" in cell for cell in result["cells"]):
+    if any(cell.error is not None for cell in result.cells):
         raise typer.Exit(1)
 
 
@@ -233,8 +266,8 @@ def _plan(
     fresh_queries: bool | None,
 ) -> tuple[LatencyPlan, list[str], str]:
     """(plan, titles, where they come from)."""
-    from ..bench.latency import LatencyPlan
-    from ..bench.titles import DEFAULT_QUERY, generate_titles, read_titles
+    from ...bench.latency.requests import LatencyPlan
+    from ...bench.titles import DEFAULT_QUERY, generate_titles, read_titles
 
     sizes = numbers("counts", counts)
     plan = LatencyPlan(
@@ -268,7 +301,7 @@ def _server_settings(settings: RerankerSettings, documents: int, timeout: float)
     }
 
 
-def _refuse_beside_url(own: Mapping[str, object]) -> None:
+def _refuse_with_url(own: Mapping[str, object]) -> None:
     """Settings of a server of our own would otherwise be in the command line and not in what was measured.
 
     Raises:
@@ -280,6 +313,6 @@ def _refuse_beside_url(own: Mapping[str, object]) -> None:
 
 
 def _key(path: Path) -> str:
-    from ..bench.titles import read_titles
+    from ...bench.titles import read_titles
 
     return read_titles(path)[0]

@@ -5,13 +5,24 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 
+@dataclass(frozen=True)
+class MemoryPeak:
+    """Peaks in MiB, and how each was read; None where there is none."""
+
+    host_mib: float | None = None
+    host_method: str = ""
+    device_mib: float | None = None
+    device_method: str | None = None
+
+
 class PeakMemory:
-    """What a `with` block needed at most, in MiB. Values are in `host` and `device` after the block.
+    """What a `with` block needed at most. It is in `host` and `device` (MiB) and in `peak` after the block.
 
     Host: the largest resident size of this process in the block (Linux can reset that mark; elsewhere it is the
     largest since the process began, and `host_method` says so), plus what its child processes hold at the end.
@@ -48,14 +59,10 @@ class PeakMemory:
         elif (used := _used_on_devices()) is not None:
             self.device, self.device_method = used, "nvidia-smi, used on all devices at the end"
 
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return {
-            "host_mib": self.host,
-            "host_method": self.host_method,
-            "device_mib": self.device,
-            "device_method": self.device_method,
-        }
+    @property
+    def peak(self) -> MemoryPeak:
+        """What was measured."""
+        return MemoryPeak(self.host, self.host_method, self.device, self.device_method)
 
 
 def _reset_high_water_mark() -> bool:

@@ -1,6 +1,6 @@
 """One configuration measured in a process of its own: its memory is its own, and running out of it kills nobody else.
 
-`python -m qwen3_ranker_plugins.bench.trial` reads a `Trial` as JSON and answers with an `Outcome` as JSON.
+`python -m qwen3_ranker_plugins.bench.tune.own_process` reads a `Trial` as JSON and answers with an `Outcome` as JSON.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..errors import RankerError
-from .errors import BenchError
-from .memory import PeakMemory
+from ...errors import RankerError
+from ..errors import BenchError
+from ..peak_memory import MemoryPeak, PeakMemory
 
 _ERROR = 3
 
@@ -49,7 +49,7 @@ class Outcome:
         truncated_documents: how many were cut.
         computed_tokens: of the first request.
         engine: `Reranker.describe().as_dict()`.
-        memory: `PeakMemory.as_dict()`, loading included.
+        memory: loading included.
         error: why it failed; the other fields are empty then.
     """
 
@@ -59,7 +59,7 @@ class Outcome:
     truncated_documents: int = 0
     computed_tokens: int = 0
     engine: dict[str, str] = field(default_factory=dict)
-    memory: dict[str, Any] = field(default_factory=dict)
+    memory: MemoryPeak = field(default_factory=MemoryPeak)
     error: str | None = None
 
 
@@ -78,7 +78,7 @@ def run_trial(trial: Trial, *, timeout: float) -> Outcome:
     """
     try:
         done = subprocess.run(  # noqa: S603
-            [sys.executable, "-m", f"{__package__}.trial"],
+            [sys.executable, "-m", f"{__package__}.own_process"],
             input=json.dumps(asdict(trial)),
             capture_output=True,
             text=True,
@@ -90,7 +90,8 @@ def run_trial(trial: Trial, *, timeout: float) -> Outcome:
     except subprocess.TimeoutExpired:
         return Outcome(error=f"not done after {timeout:.0f} s")
     if done.returncode == 0:
-        return Outcome(**json.loads(done.stdout.splitlines()[-1]))
+        found = json.loads(done.stdout.splitlines()[-1])
+        return Outcome(**found | {"memory": MemoryPeak(**found["memory"])})
     if done.returncode == _ERROR:
         return Outcome(error=done.stdout.strip())
     if done.returncode < 0:
@@ -100,7 +101,7 @@ def run_trial(trial: Trial, *, timeout: float) -> Outcome:
 
 def measure(trial: Trial, *, on_gpu: bool) -> Outcome:
     """Measure in this process. Raises as `Reranker` and its `rerank`."""
-    from ..reranker import Reranker
+    from ...reranker import Reranker
 
     with PeakMemory(on_gpu=on_gpu) as memory:
         started = time.perf_counter()
@@ -121,7 +122,7 @@ def measure(trial: Trial, *, on_gpu: bool) -> Outcome:
         truncated_documents=sum(hit.truncated_tokens > 0 for hit in first),
         computed_tokens=results[0].usage.computed_tokens,
         engine=engine,
-        memory=memory.as_dict(),
+        memory=memory.peak,
     )
 
 

@@ -1,29 +1,33 @@
-"""Client wall time of POST /rerank over the number of documents: the method of the T4 report."""
+"""Client wall time of POST /rerank over the number of documents in a request."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar
 
-from ..config import check_choice, check_positive
-from ..errors import InvalidInputError
-from . import published
-from .errors import BenchError
-from .figures import latency_lines
-from .report import Report, Table
-from .results import Result, device_line, new_result, version_line
-from .server import Client
-from .stats import summary
-from .titles import DEFAULT_QUERY, generate_queries, sample
+from ...config import check_choice, check_positive
+from ...errors import InvalidInputError
+from .. import published
+from ..errors import BenchError
+from ..figures import latency_lines
+from ..machine import Environment
+from ..report import Report, Table, about_lines
+from ..results import Result
+from ..statistics import summary
+from ..titles import DEFAULT_QUERY, generate_queries, sample
+from .client import Client
 
 #: fresh: a new query in every request, so that nothing of an earlier one can be used again; the one to compare by.
-#: same: one query in all requests, as in the T4 report.
+#: same: one query in all requests, which a server may answer with what it kept of the last one.
 FRESH, SAME = "fresh", "same"
 MODES = {"both": (FRESH, SAME), FRESH: (FRESH,), SAME: (SAME,)}
 
 Progress = Callable[[str], None]
+
+#: What a result keeps of /health.
+_HEALTH = ("model", "engine", "instruction_format", "max_model_len", "version")
 
 
 @dataclass(frozen=True)
@@ -61,16 +65,57 @@ class LatencyPlan:
         check_choice("queries", self.queries, tuple(MODES))
 
 
+@dataclass(frozen=True)
+class RequestsRow:
+    """The requests of one mode and count.
+
+    Attributes:
+        mode: FRESH or SAME.
+        documents: in each request.
+        milliseconds: of each request that was answered.
+        failures: the reasons of the others.
+    """
+
+    mode: str
+    documents: int
+    milliseconds: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyResult(Result):
+    """Raw values of a server; the figures are those of `evaluate`.
+
+    Attributes:
+        tag: the user's name for it.
+        health: what /health said at the end.
+        rows: one for each mode and count.
+    """
+
+    kind: ClassVar[str] = "latency"
+
+    tag: str | None
+    health: dict[str, Any]
+    rows: list[RequestsRow]
+    figures: Any = None
+
+    @property
+    def failed(self) -> int:
+        """How many timed requests were not answered."""
+        return sum(len(row.failures) for row in self.rows)
+
+    def points(self, mode: str) -> dict[int, list[float]]:
+        """Number of documents -> milliseconds, of the counts that were answered."""
+        return {row.documents: row.milliseconds for row in self.rows if row.mode == mode and row.milliseconds}
+
+
 def measure_latency(
     client: Client, plan: LatencyPlan, titles: list[str], *, progress: Progress | None = None
-) -> list[dict[str, Any]]:
+) -> list[RequestsRow]:
     """Ask a server.
 
     Every request has titles of its own, drawn from `titles` without replacement. A request that fails is kept with its
     reason, and the next one is made: one bad request must not cost an hour's measurement, nor be left out silently.
-
-    Returns:
-        One row per mode and count: "mode", "documents", "milliseconds" (of those that were answered) and "failures".
 
     Raises:
         InvalidInputError: there are fewer titles than documents in a request.
@@ -84,21 +129,21 @@ def measure_latency(
     failures: list[str] = []
     for _ in range(plan.warmup):
         _ask(client, next(fresh), sample(titles, plan.warmup_documents, rng), failures)
-    rows: list[dict[str, Any]] = []
+    rows: list[RequestsRow] = []
     for mode in modes:
         for count in plan.counts:
-            row: dict[str, Any] = {"mode": mode, "documents": count, "milliseconds": [], "failures": []}
+            row = RequestsRow(mode, count)
             for number in range(plan.repeat):
                 query = next(fresh) if mode == FRESH else plan.query
-                taken = _ask(client, query, sample(titles, count, rng), row["failures"])
+                taken = _ask(client, query, sample(titles, count, rng), row.failures)
                 if taken is not None:
-                    row["milliseconds"].append(taken)
+                    row.milliseconds.append(taken)
                 if progress is not None:
-                    shown = row["failures"][-1] if taken is None else f"{taken:.1f} ms"
+                    shown = row.failures[-1] if taken is None else f"{taken:.1f} ms"
                     progress(f"{mode} query, n={count}, {number + 1}/{plan.repeat}: {shown}")
             rows.append(row)
-    if not any(row["milliseconds"] for row in rows):
-        raise BenchError(f"not one request was answered: {(failures + rows[0]['failures'])[0]}")
+    if not any(row.milliseconds for row in rows):
+        raise BenchError(f"not one request was answered: {(failures + rows[0].failures)[0]}")
     return rows
 
 
@@ -111,16 +156,16 @@ def _ask(client: Client, query: str, documents: Sequence[str], failures: list[st
 
 
 def latency_result(
-    about: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
+    about: Environment,
+    rows: Sequence[RequestsRow],
     plan: LatencyPlan,
     health: Mapping[str, Any],
     *,
     titles: str,
     tag: str | None,
     server: Mapping[str, Any],
-) -> Result:
-    """A result file of what `measure_latency` returned.
+) -> LatencyResult:
+    """A result of what `measure_latency` returned.
 
     Args:
         about: `environment()` from before the measurement.
@@ -130,80 +175,67 @@ def latency_result(
         tag: the user's name for it.
         server: settings of a server of our own, or its URL.
     """
-    settings = {**asdict(plan), "counts": list(plan.counts), "titles": titles, "server": dict(server)}
-    facts = {name: str(value) for name, value in (health.get("engine_facts") or {}).items()}
-    result = new_result("latency", about, settings=settings, seed=plan.seed, facts=facts)
-    result["tag"] = tag
-    result["health"] = {
-        name: health.get(name) for name in ("model", "engine", "instruction_format", "max_model_len", "version")
-    }
-    result["rows"] = [dict(row) for row in rows]
-    result["figures"] = evaluate(result)
-    return result
+    result = LatencyResult(
+        about=about.after({name: str(value) for name, value in (health.get("engine_facts") or {}).items()}),
+        settings={**asdict(plan), "counts": list(plan.counts), "titles": titles, "server": dict(server)},
+        seed=plan.seed,
+        tag=tag,
+        health={name: health.get(name) for name in _HEALTH},
+        rows=list(rows),
+    )
+    return replace(result, figures=evaluate(result))
 
 
-def evaluate(result: Result) -> list[dict[str, Any]]:
-    """Per mode and count: `summary` of the milliseconds, how many were answered, how many failed."""
+def evaluate(result: LatencyResult) -> list[dict[str, Any]]:
+    """Per mode and count: `summary` of the milliseconds, how many were answered ("n"), how many failed."""
     return [
         {
-            "mode": row["mode"],
-            "documents": row["documents"],
-            "failed": len(row["failures"]),
-            **(summary(row["milliseconds"]) if row["milliseconds"] else {"n": 0}),
+            "mode": row.mode,
+            "documents": row.documents,
+            "failed": len(row.failures),
+            **(summary(row.milliseconds) if row.milliseconds else {"n": 0}),
         }
-        for row in result["rows"]
+        for row in result.rows
     ]
 
 
-def failed(result: Result) -> int:
-    """How many timed requests were not answered."""
-    return sum(len(row["failures"]) for row in result["rows"])
-
-
-def latency_report(result: Result) -> Report:
+def latency_report(result: LatencyResult) -> Report:
     """Everything that is shown, computed from the raw values."""
-    health, settings = result["health"], result["settings"]
+    health, settings = result.health, result.settings
     title = f"Latency of POST /rerank: {health['model']}, {health['engine']} / {health['instruction_format']}"
     lines = [
         ", ".join(f"{name} {value}" for name, value in health.items()),
         f"titles: {settings['titles']}; seed {settings['seed']}",
         "{warmup} warm-up requests of {warmup_documents} documents; {repeat} timed requests a row".format(**settings),
-        f"server: {device_line(result)}",
-        version_line(result),
-        f"command: {result['about']['command']}",
+        *about_lines(result.about),
     ]
-    entries = evaluate(result)
-    series = {
-        f"{mode} query": {row["documents"]: row["milliseconds"] for row in result["rows"]
-                          if row["mode"] == mode and row["milliseconds"]}
-        for mode in MODES[settings["queries"]]
-    }  # fmt: skip
-    picture = latency_lines(series, title, [f"server: {device_line(result)}", version_line(result)])
-    tables = [_requests(entries, result), orientation(settings["counts"])]
+    series = {f"{mode} query": points for mode in MODES[settings["queries"]] if (points := result.points(mode))}
+    picture = latency_lines(series, title, [f"server: {result.about.device_line}", result.about.version_line])
+    tables = [_requests(result), orientation(settings["counts"])]
     return Report(title, lines, tables, (picture, "Milliseconds over the number of documents"))
 
 
-def _requests(entries: Sequence[Mapping[str, Any]], result: Result) -> Table:
+def _requests(result: LatencyResult) -> Table:
     rows = [
         [
             f"{each['mode']} query, n={each['documents']}",
             *((f"{each[name]:.1f}" for name in ("p50", "mean", "stdev", "min", "max")) if each["n"] else ["-"] * 5),
             f"{each['n']}/{each['n'] + each['failed']}",
         ]
-        for each in entries
+        for each in evaluate(result)
     ]
     note = (
         "Client wall time in ms, JSON and HTTP included. Fresh query: a new one in every request, so that nothing "
-        "computed before helps; compare systems by these rows. Same query: one for all, as in the T4 report."
+        "computed before helps; compare systems by these rows. Same query: one query in all requests."
     )
-    if count := failed(result):
-        first = next(row["failures"][0] for row in result["rows"] if row["failures"])
-        note += f" {count} requests failed, the first: {first}"
+    if result.failed:
+        first = next(row.failures[0] for row in result.rows if row.failures)
+        note += f" {result.failed} requests failed, the first: {first}"
     return Table("Client wall time", ["requests", "median", "mean", "stdev", "min", "max", "answered"], rows, note)
 
 
 def orientation(counts: Sequence[int]) -> Table:
-    """The T4 report's table, for the counts that it has."""
+    """Times published elsewhere, for the counts that were published."""
     places = [place for place, count in enumerate(published.LATENCY_DOCUMENTS) if count in set(counts)]
     places = places or list(range(len(published.LATENCY_DOCUMENTS)))
     header = ["backend / format", *(f"n={published.LATENCY_DOCUMENTS[place]}" for place in places)]

@@ -1,0 +1,1 @@
+"""What reranking does to the order, query by query."""

@@ -1,0 +1,127 @@
+"""The kinds of results: how each is read from a file, computed again, reported, and written as the four files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import InvalidInputError, MissingDependencyError
+from .latency import matrix, requests
+from .quality import reranking
+from .report import Report
+from .results import FORMAT, Result, make_folder, plain, write_result, write_text
+from .throughput import batch_sizes
+from .tune import search
+
+
+class _Kind(NamedTuple):
+    """What belongs to a kind of result: its class, its report, and what computes its figures, if a file has them."""
+
+    result: type[Result]
+    report: Callable[[Any], Report]
+    evaluate: Callable[[Any], object] | None = None
+
+
+_KINDS = {
+    kind.result.kind: kind
+    for kind in (
+        _Kind(reranking.QualityResult, reranking.quality_report, reranking.evaluate),
+        _Kind(batch_sizes.ThroughputResult, batch_sizes.throughput_report, batch_sizes.evaluate),
+        _Kind(requests.LatencyResult, requests.latency_report, requests.evaluate),
+        _Kind(matrix.MatrixResult, matrix.matrix_report),
+        _Kind(search.TuneResult, search.tune_report),
+    )
+}
+
+
+def check_output(folder: Path | None, tag: str | None) -> None:
+    """Create the folder and import what reports need, before anything is measured.
+
+    Raises:
+        InvalidInputError: it cannot be created, or the tag is no file name.
+        MissingDependencyError: a part of the extra is not installed.
+    """
+    for module in ("ir_measures", "matplotlib", "msgspec", "psutil", "scipy"):
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise MissingDependencyError(
+                f'bench and tune need {module}: pip install "qwen3-ranker-plugins[bench]"'
+            ) from error
+    if tag is not None and (not tag.strip() or Path(tag).name != tag):
+        raise InvalidInputError("tag", tag, "use a name that a file can have")
+    if folder is not None:
+        make_folder(folder)
+
+
+def read_result(path: Path) -> Result:
+    """A file that `write_result` wrote.
+
+    Raises:
+        InvalidInputError: it is none, or of another version of the format.
+        MissingDependencyError: msgspec is not installed.
+    """
+    try:
+        import msgspec
+    except ImportError as error:
+        raise MissingDependencyError(
+            'reading results needs msgspec: pip install "qwen3-ranker-plugins[bench]"'
+        ) from error
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInputError("FILE", str(path), f"{error.strerror}; give a result file") from error
+    except ValueError as error:
+        raise InvalidInputError("FILE", str(path), f"is not JSON ({error}); give a result file") from error
+    if not isinstance(value, dict) or value.get("kind") not in _KINDS or "about" not in value:
+        raise InvalidInputError("FILE", str(path), "is not a result of qwen3-ranker bench or tune")
+    if value.get("format") != FORMAT:
+        raise InvalidInputError("FILE", str(path), f"has format {value.get('format')}, this version reads {FORMAT}")
+    try:
+        result: Result = msgspec.convert(value, type=_KINDS[value["kind"]].result)
+    except msgspec.ValidationError as error:
+        raise InvalidInputError("FILE", str(path), f"is damaged: {error}") from error
+    return result
+
+
+def recomputed(result: Result) -> Result:
+    """The result with the figures that this version computes from the raw values."""
+    evaluate = _KINDS[result.kind].evaluate
+    return result if evaluate is None else replace(result, figures=plain(evaluate(result)))  # type: ignore[call-arg]
+
+
+def report_of(result: Result) -> Report:
+    """What a result says, computed from its raw values."""
+    return _KINDS[result.kind].report(result)
+
+
+def write_report(result: Result, report: Report, folder: Path, name: str, more: Mapping[str, str]) -> list[str]:
+    """Write NAME.json, .md and .html, NAME.png if the report has a picture, and NAME-FILE for each of `more`.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        InvalidInputError: they cannot be written there.
+    """
+    path = folder / f"{name}.json"
+    write_result(path, result)
+    report = replace(report, raw=path.read_text(encoding="utf-8"))
+    written = [path.name]
+    picture = None
+    if report.picture is not None:
+        picture = folder / f"{name}.png"
+        picture.write_bytes(report.picture[0])
+        written.append(picture.name)
+    texts = {
+        f"{name}.md": report.markdown(None if picture is None else picture.name),
+        f"{name}.html": report.html(),
+        **{f"{name}-{file}": text for file, text in more.items()},
+    }
+    for file, text in texts.items():
+        write_text(folder / file, text)
+    return [*written, *texts]

@@ -1,0 +1,1 @@
+"""Pairs per second over the number of pairs in one call."""

@@ -1,0 +1,1 @@
+"""Settings for a device and documents, found by measuring."""

@@ -1,0 +1,35 @@
+"""`qwen3-ranker doctor`. Exit code 0: the model is usable here; 1: it is not."""
+
+from __future__ import annotations
+
+import typer
+
+from .options import (
+    DeviceOption,
+    EngineOption,
+    EngineOptionsOption,
+    ModelOption,
+    device_name,
+    model_name,
+    read_engine_options,
+)
+from .terminal import output
+
+
+def doctor(
+    model: ModelOption = None,
+    engine: EngineOption = "auto",
+    engine_option: EngineOptionsOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Show what is installed and usable here, and check that the model scores known pairs as it should."""
+    from ..doctor import diagnose
+
+    healthy = diagnose(
+        output(),
+        model=model_name(model),
+        engine=engine,
+        engine_options=read_engine_options(engine_option),
+        device=device_name(device),
+    )
+    raise typer.Exit(0 if healthy else 1)

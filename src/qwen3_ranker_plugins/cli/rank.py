@@ -1,0 +1,251 @@
+"""`qwen3-ranker rank`. Exit code 0: there are hits; 1: there are none, as grep has it, or it cannot be done here."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from ..config import RankingOptions, RerankerSettings, check_text
+from ..errors import InvalidInputError
+from ..prompt import DEFAULT_MAX_LENGTH
+from ..reranker import Reranker
+from ..types import RerankResult
+from .options import (
+    DeviceOption,
+    DtypeOption,
+    EngineOption,
+    EngineOptionsOption,
+    InstructionOption,
+    MaxLengthOption,
+    ModelOption,
+    TemplateOption,
+    device_name,
+    model_name,
+    read_engine_options,
+)
+from .terminal import errors, loading, output
+
+#: A text has no zero bytes, and hardly any that are not UTF-8: a page in Latin-1 has some, a compressed file many.
+_UNREADABLE_SHARE = 0.3
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+class By(StrEnum):
+    """What a document is."""
+
+    LINE = "line"
+    FILE = "file"
+
+
+def rank(
+    query: Annotated[str, typer.Option("--query", "-q", help="Text that the documents are judged for.")],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE",
+            help="Text files, or folders, which stand for all text files below them except hidden ones. Standard "
+            "input if it is - or if there is none.",
+        ),
+    ] = None,
+    by: Annotated[By, typer.Option(help="What a document is: a line that is not blank, or a whole file.")] = By.LINE,
+    top_k: Annotated[int, typer.Option(help="Maximum number of hits to print.")] = 10,
+    score_threshold: Annotated[
+        float | None, typer.Option(help="Print only documents with P(yes) of at least this, from 0 to 1.")
+    ] = None,
+    min_confidence: Annotated[
+        float | None, typer.Option(help="Print only documents with |P(yes) - P(no)| of at least this, from 0 to 1.")
+    ] = None,
+    instruction: InstructionOption = None,
+    template: TemplateOption = "standard",
+    max_length: MaxLengthOption = DEFAULT_MAX_LENGTH,
+    model: ModelOption = None,
+    engine: EngineOption = "auto",
+    engine_option: EngineOptionsOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print each hit as a line of JSON, in UTF-8.")] = False,
+) -> None:
+    """Rank lines of text or whole files for a query, best first.
+
+    Exit code 0: there are hits; 1: no document is a hit, or it cannot be done here; 2: an argument is unusable.
+    """
+    check_text("query", query)
+    settings = RerankerSettings(
+        model_name(model),
+        engine,
+        device_name(device),
+        dtype,
+        template=template,
+        instruction=instruction,
+        max_length=max_length,
+        engine_options=read_engine_options(engine_option),
+    )
+    options = RankingOptions(top_k, score_threshold, min_confidence)
+    documents = [document for name in files or ["-"] for document in _documents(name, by)]
+    if not documents:
+        errors().print("nothing to rank: no line with text in it")
+        raise typer.Exit(1)
+    with loading(settings.model):
+        reranker = Reranker(**asdict(settings), **asdict(options))
+    with reranker:
+        result = reranker.rerank(query, [document.text for document in documents], show_progress=sys.stderr.isatty())
+        facts = reranker.describe()
+    if not result:
+        errors().print(Text(_no_hit(options, len(documents))))
+        raise typer.Exit(1)
+    if as_json:
+        _print_json(result, documents, settings.model)
+        return
+    caption = (
+        f"{len(result)} of {len(documents)} by {settings.model}, {facts.engine} on {facts.device} in "
+        f"{facts.dtype}, {result.usage.seconds:.2f} s"
+    )
+    output().print(_ranking(result, documents, caption))
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A text with where it came from: "notes.txt:12", or "notes.txt"."""
+
+    source: str
+    text: str
+
+
+def _documents(name: str, by: By) -> Iterator[_Document]:
+    """The documents of a file, of the text files below a folder, or of standard input if the name is "-".
+
+    Raises:
+        InvalidInputError: it cannot be read, or it is not text.
+    """
+    if name != "-" and Path(name).is_dir():
+        yield from _below(Path(name), by)
+        return
+    source = "stdin" if name == "-" else name
+    try:
+        if name == "-" and sys.stdin.isatty():
+            errors().print("reading standard input, one document a line; Ctrl-D ends it")
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        remedy = f"{error.strerror}; give text files, folders of text files, or - for standard input"
+        raise InvalidInputError("FILE", name, remedy) from error
+    text = _decoded(content, source)
+    if text is None:
+        raise InvalidInputError("FILE", name, "is binary; give text, such as what pdftotext, gunzip or pandoc writes")
+    yield from _split(text, source, by)
+
+
+def _below(folder: Path, by: By) -> Iterator[_Document]:
+    """The documents of a folder's text files, in the order of their names; links to folders are not followed.
+
+    Raises:
+        InvalidInputError: the folder, or a file below it, cannot be read, or none of them is text.
+    """
+    texts = binary = 0
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    try:
+        for parent, folders, files in os.walk(folder, onerror=fail):
+            folders[:] = sorted(each for each in folders if not each.startswith("."))
+            for path in (Path(parent, each) for each in sorted(files) if not each.startswith(".")):
+                if not path.is_file():  # a socket, or a link to nothing
+                    continue
+                if (text := _decoded(path.read_bytes(), str(path))) is None:
+                    binary += 1
+                else:
+                    texts += 1
+                    yield from _split(text, str(path), by)
+    except OSError as error:
+        raise InvalidInputError("FILE", error.filename, f"{error.strerror}; give what can be read") from error
+    if not texts:
+        raise InvalidInputError("FILE", str(folder), f"has no text file in it ({binary} binary ones): give text files")
+    if binary:
+        errors().print(Text(f"{folder}: left out {binary} binary file{'s' if binary > 1 else ''}"))
+
+
+def _decoded(content: bytes, source: str) -> str | None:
+    """The text of a file; None if it is binary."""
+    if content.startswith(_UTF16_MARKS):
+        return content.decode("utf-16", errors="replace")
+    if b"\0" in content or content.startswith(b"%PDF-"):
+        return None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        text = content.decode("utf-8-sig", errors="replace")
+        if text.count("\ufffd") > _UNREADABLE_SHARE * len(text):
+            return None
+        errors().print(Text(f"{source} is not UTF-8, first at byte {error.start}: what cannot be read became U+FFFD"))
+        return text
+
+
+def _split(text: str, source: str, by: By) -> Iterator[_Document]:
+    if by is By.FILE:
+        if text.strip():
+            yield _Document(source, text)
+        return
+    # Not splitlines(), which also ends lines at form feeds and others that no editor counts.
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
+        if line.strip():
+            yield _Document(f"{source}:{number}", line)
+
+
+def _no_hit(options: RankingOptions, documents: int) -> str:
+    wanted = [
+        f"{what} of at least {value:g}"
+        for what, value in (
+            ("P(yes)", options.score_threshold),
+            ("|P(yes) - P(no)|", options.min_confidence),
+        )
+        if value is not None
+    ]
+    of = "the only document has no" if documents == 1 else f"none of {documents} documents has"
+    return f"no hit reached the threshold: {of} {' and '.join(wanted)}"
+
+
+def _print_json(result: RerankResult, documents: Sequence[_Document], model: str) -> None:
+    for rank, hit in enumerate(result, start=1):
+        fields = {
+            "rank": rank,
+            "index": hit.index,
+            "source": documents[hit.index].source,
+            "score": hit.score,
+            "margin": hit.margin,
+            "confidence": hit.confidence,
+            "truncated_tokens": hit.truncated_tokens,
+            "model": model,
+            "document": hit.document,
+        }
+        # Bytes, because JSON is UTF-8 whatever the terminal's encoding; a file's name may hold what UTF-8 cannot.
+        typer.echo(json.dumps(fields, ensure_ascii=False).encode("utf-8", errors="replace"))
+
+
+def _ranking(result: RerankResult, documents: Sequence[_Document], caption: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, caption=Text(caption), caption_justify="left")
+    table.add_column("rank", justify="right")
+    table.add_column("P(yes)", justify="right")
+    table.add_column("source", overflow="fold", style="dim")
+    table.add_column("text")
+    for rank, hit in enumerate(result, start=1):
+        # Characters that move a terminal's cursor or change its colours are no part of a table.
+        printable = "".join(character if character.isprintable() else " " for character in hit.document[:2000])
+        text = Text(" ".join(printable.split()))
+        text.truncate(240, overflow="ellipsis")
+        if hit.truncated_tokens:
+            text.append(f" (its last {hit.truncated_tokens} tokens were not read)", style="yellow")
+        table.add_row(str(rank), f"{hit.score:.3f}", Text(documents[hit.index].source), text)
+    return table
