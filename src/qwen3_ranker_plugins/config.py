@@ -228,19 +228,37 @@ def check_json(argument: str, value: object) -> str:
         raise InvalidInputError(argument, value, f"use values that JSON can write ({error})") from error
 
 
-_SECRET_NAME = re.compile(r"(?:^|_)(?:key|token|secret|password|authorization|auth|bearer|headers?)$", re.IGNORECASE)
+# The last word of a name decides: `api_key` and `hf_token` hold a secret; `api_key_env`, `tokenizer`, `max_tokens` and
+# `pad_token_id` do not.
+_HOLDS_SECRET = re.compile(
+    r"(?:^|[_-]|api|access)(?:key|token|secret|password|passwd|auth|authorization|bearer)$", re.IGNORECASE
+)
+_HOLDS_SECRETS = re.compile(r"(?:^|[_-]|api|access)(?:headers?|credentials?|keys|secrets|passwords)$", re.IGNORECASE)
+# An address with a user and a password, or with a query.
 _CREDENTIALS = re.compile(r"^[a-z]+://(?:[^/?#]*@|[^?#]*[?#])", re.IGNORECASE)
+
+
+def is_secret(name: str, value: object) -> bool:
+    """Whether the value of an option must not be printed, logged or stored.
+
+    It is one if the option is named as a secret and holds one (a list of words under a name such as
+    `classifier_from_token` does not), or if it is an address that holds a user, a password or a query.
+    """
+    if value is None or isinstance(value, bool) or value in ("", [], {}):
+        return False
+    if isinstance(value, str) and _CREDENTIALS.search(value):
+        return True
+    return bool(_HOLDS_SECRETS.search(name) or (_HOLDS_SECRET.search(name) and not isinstance(value, list | tuple)))
 
 
 def _check_no_secrets(options: object) -> None:
     """Refuse, without showing them, secrets where they would be printed, pickled and written into pipelines.
 
     Raises:
-        InvalidInputError: an option is named as a secret, or is an address with a user, a password or a query.
+        InvalidInputError: an option holds a secret.
     """
     for name, value in options.items() if isinstance(options, Mapping) else ():
-        secret = isinstance(name, str) and _SECRET_NAME.search(name)
-        if secret or (isinstance(value, str) and _CREDENTIALS.search(value)):
+        if is_secret(str(name), value):
             raise InvalidInputError(
                 f"engine_options[{name!r}]",
                 "(hidden)",

@@ -1,11 +1,10 @@
-"""What happens to a request beside the engine: its check on the way in, its order on the way out."""
+"""What happens to a request before and after the engine: its check, and the order of its documents."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import repeat
 from typing import Any
 
@@ -13,124 +12,90 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import RankingOptions, check_positive, check_text
+from .dispatch import Submission
 from .engines.base import Margins
 from .errors import InvalidInputError, ScoringError
 from .prompt import EncodedRequest
 from .types import Request, RerankResult, ScoredDocument, Usage
 
 
-@dataclass(frozen=True)
-class Texts:
-    """A checked request, of which equal documents are scored once.
+class PreparedRequest:
+    """A checked request, of which equal documents are scored once. It is made once, submitted once, and ranks itself.
 
     Attributes:
         query, instruction, max_document_tokens: as in `Request`, the configured instruction filled in.
         documents: as given.
         distinct: their texts, each once.
-        source: for each document, its place among the distinct texts.
-        started: perf_counter() when the check began.
-    """
+        submission: settled by the engine; cancel its future to give up.
 
-    query: str
-    instruction: str | None
-    max_document_tokens: int | None
-    documents: list[str]
-    distinct: list[str]
-    source: NDArray[np.intp]
-    started: float
-
-
-def checked(request: Request, configured_instruction: str | None) -> Texts:
-    """Check a request's texts.
+    Args:
+        request: as the caller gave it.
+        configured_instruction: for a request without an instruction of its own.
 
     Raises:
         InvalidInputError: names the argument, its value and the remedy.
     """
-    started = time.perf_counter()
-    check_text("query", request.query)
-    check_positive("max_document_tokens", request.max_document_tokens)
-    instruction = configured_instruction if request.instruction is None else request.instruction
-    if instruction is not None:
-        check_text("instruction", instruction)
-    documents = _checked_documents(request.documents)
-    places: dict[str, int] = {}
-    source = [places.setdefault(document, len(places)) for document in documents]
-    return Texts(
-        request.query,
-        instruction,
-        request.max_document_tokens,
-        documents,
-        list(places),
-        np.asarray(source, dtype=np.intp),
-        started,
-    )
 
+    def __init__(self, request: Request, configured_instruction: str | None) -> None:
+        self._started = time.perf_counter()
+        check_text("query", request.query)
+        check_positive("max_document_tokens", request.max_document_tokens)
+        if request.instruction is not None:
+            check_text("instruction", request.instruction)
+        self.query = request.query
+        self.instruction = configured_instruction if request.instruction is None else request.instruction
+        self.max_document_tokens = request.max_document_tokens
+        self.documents = _checked_documents(request.documents)
+        places: dict[str, int] = {}
+        # For each document, its place among the distinct texts.
+        self._source = np.asarray(
+            [places.setdefault(document, len(places)) for document in self.documents], dtype=np.intp
+        )
+        self.distinct = list(places)
+        self.submission = Submission(len(places))
+        self._prefix_length = 0
+        self._lengths: list[int] = []
+        self._cut: list[int] = []
 
-def _checked_documents(documents: Sequence[str]) -> list[str]:
-    if isinstance(documents, (str, bytes)) or not isinstance(documents, Sequence):
-        raise InvalidInputError("documents", documents, "needs a list of strings")
-    for index, document in enumerate(documents):
-        if type(document) is not str:  # a name is not made for each of a thousand that are right
-            check_text(f"documents[{index}]", document, may_be_empty=True)
-    return list(documents)
-
-
-@dataclass
-class Prepared:
-    """A checked and encoded request.
-
-    Attributes:
-        documents: as given.
-        source: for each document, its place among the distinct texts that were encoded.
-        encoded: the distinct texts.
-        started: perf_counter() when its preparation began.
-        finished: perf_counter() when its last document was scored.
-    """
-
-    documents: Sequence[str]
-    source: NDArray[np.intp]
-    encoded: EncodedRequest
-    started: float
-    finished: float | None = None
+    def add(self, encoded: EncodedRequest) -> int:
+        """Note the sizes of the next distinct texts; returns the place of the first of them."""
+        first = len(self._lengths)
+        self._prefix_length = encoded.prefix_length
+        self._lengths.extend(encoded.lengths)
+        self._cut.extend(encoded.truncated_tokens)
+        return first
 
     @property
-    def distinct(self) -> int:
-        """Texts that have to be scored."""
-        return len(self.encoded.segments)
+    def num_tokens(self) -> int:
+        """Tokens of what has been encoded, with the prefix computed once."""
+        return self._prefix_length + sum(self._lengths)
 
     @property
     def truncated(self) -> list[tuple[int, int]]:
-        """(position in the input, tokens cut off) of every document that is not read whole."""
-        cut = self.encoded.truncated_tokens
-        return [(index, cut[place]) for index, place in enumerate(self.source.tolist()) if cut[place]]
+        """(position in the input, tokens cut off) of every encoded document that is not read whole."""
+        cut = self._cut
+        return (
+            [(index, cut[place]) for index, place in enumerate(self._source.tolist()) if cut[place]] if any(cut) else []
+        )
 
-    def stop_clock(self, _future: Future[Margins]) -> None:
-        """The last document is scored."""
-        self.finished = time.perf_counter()
+    def cancel(self) -> None:
+        """Drop what no pass has taken, if the engine has not settled the request."""
+        self.submission.future.cancel()
 
-    def margins(self, margins: Margins) -> NDArray[np.float32]:
-        """Margins in input order.
+    def scores(self) -> NDArray[np.float32]:
+        """P(yes) in input order. Waits for the engine, and raises as `result`."""
+        return _sigmoid(self._margins(self.submission.future.result())).astype(np.float32)
+
+    def result(self, options: RankingOptions) -> RerankResult:
+        """Order by margin, apply thresholds, cut. Waits for the engine.
 
         Raises:
-            ScoringError: one of them is missing or not finite.
+            ScoringError: a margin is missing or not finite.
+            EngineError: the pass failed.
+            CancelledError: the request was cancelled.
         """
-        values = margins.values[self.source]
-        reasons = {
-            int(i): f"its margin is {margins.values[i]}" for i in np.flatnonzero(~np.isfinite(margins.values))
-        } | dict(margins.failures)
-        if reasons:
-            failed = {index: reasons[place] for index, place in enumerate(self.source.tolist()) if place in reasons}
-            values[list(failed)] = np.nan
-            raise ScoringError(failed, values)
-        return values
-
-    def scores(self, margins: Margins) -> NDArray[np.float32]:
-        """P(yes) in input order."""
-        return _sigmoid(self.margins(margins)).astype(np.float32)
-
-    def result(self, margins: Margins, options: RankingOptions) -> RerankResult:
-        """Order, threshold, cut."""
-        values = self.margins(margins).astype(np.float64)
+        margins = self.submission.future.result()
+        values = self._margins(margins).astype(np.float64)
         scores, confidences = _sigmoid(values), np.tanh(np.abs(values) / 2)
         keep = np.ones(len(values), dtype=np.bool_)
         if options.score_threshold is not None:
@@ -140,29 +105,48 @@ class Prepared:
         order = np.argsort(-values, kind="stable")
         kept = order[keep[order]][: options.top_k]
         indices: list[int] = kept.tolist()
+        cut = np.asarray(self._cut, dtype=np.int64)
+        for place, tokens in margins.truncated.items():
+            cut[place] += tokens
         # Whole arrays become lists of Python's numbers at once, which takes half the time of one number after another.
-        columns = (each[kept].tolist() for each in (scores, values, confidences, self._truncated(margins)[self.source]))
+        columns = (each[kept].tolist() for each in (scores, values, confidences, cut[self._source]))
         hits = _scored_documents(indices, [self.documents[index] for index in indices], *columns)
         return RerankResult(hits, self._usage(margins))
 
-    def _truncated(self, margins: Margins) -> NDArray[np.int64]:
-        """For each distinct text, the tokens cut off by the encoder and by the engine."""
-        cut = np.asarray(self.encoded.truncated_tokens, dtype=np.int64)
-        for place, tokens in margins.truncated.items():
-            cut[place] += tokens
-        return cut
+    def _margins(self, margins: Margins) -> NDArray[np.float32]:
+        """Margins in input order.
+
+        Raises:
+            ScoringError: one of them is missing or not finite.
+        """
+        values = margins.values[self._source]
+        if faults := margins.faults():
+            failed = {index: faults[place] for index, place in enumerate(self._source.tolist()) if place in faults}
+            values[list(failed)] = np.nan
+            raise ScoringError(failed, values)
+        return values
 
     def _usage(self, margins: Margins) -> Usage:
         prompts = margins.prompt_tokens
         if prompts is None:
-            lengths = np.asarray(self.encoded.lengths, dtype=np.int64)
-            prompts = self.encoded.prefix_length * len(self.source) + int(lengths[self.source].sum())
+            lengths = np.asarray(self._lengths, dtype=np.int64)
+            prompts = self._prefix_length * len(self._source) + int(lengths[self._source].sum())
+        finished = self.submission.finished
         return Usage(
-            documents=len(self.source),
+            documents=len(self._source),
             prompt_tokens=prompts,
             computed_tokens=margins.computed_tokens,
-            seconds=(time.perf_counter() if self.finished is None else self.finished) - self.started,
+            seconds=max(0.0, (time.perf_counter() if finished is None else finished) - self._started),
         )
+
+
+def _checked_documents(documents: Sequence[str]) -> list[str]:
+    if isinstance(documents, (str, bytes)) or not isinstance(documents, Sequence):
+        raise InvalidInputError("documents", documents, "needs a list of strings")
+    for index, document in enumerate(documents):
+        if type(document) is not str:  # a name is not made for each of a thousand that are right
+            check_text(f"documents[{index}]", document, may_be_empty=True)
+    return list(documents)
 
 
 _FIELDS: list[Callable[[ScoredDocument, Any], None]] = [

@@ -1,4 +1,8 @@
-"""Reranker: encode -> dispatch -> order -> top_k, for sync and async callers."""
+"""Reranker: check -> encode -> queue -> order -> top_k, for sync and async callers.
+
+Every call goes the same way: `prepare` checks a request, `submit` encodes and queues it, and the prepared request ranks
+its documents when the engine has settled it.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +13,44 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict
-from functools import reduce
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .config import DEFAULT_MODEL, RankingOptions, RerankerSettings
-from .dispatch import Lease, PassListener
+from .dispatch import Lease, PassListener, Progress
 from .engines import choose_engine, engine_module
 from .engines.base import EngineDescription, Margins
 from .errors import InvalidInputError
 from .prompt import DEFAULT_MAX_LENGTH, EncodedRequest
-from .ranking import Prepared, Texts, checked
+from .ranking import PreparedRequest
 from .types import Request, RerankResult
 
-if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-
-
-# From so many characters on, some 10,000 tokens, a request is handed to a GPU in parts: encoding it takes milliseconds.
-# They end at these shares of it: each part keeps the GPU busy for about as long as the next one takes to encode and to
-# lay out, where that takes a fifth to a third of the GPU's own time.
+# A request of at least this many characters, some 10,000 tokens, is queued in parts if its engine is on a GPU: encoding
+# it takes milliseconds. The parts end at these shares of it: each keeps the GPU busy for about as long as the next one
+# takes to encode and to lay out, which is a fifth to a third of the GPU's own time.
 _LONG_REQUEST = 40_000
 PARTS = (0.08, 0.3, 1.0)
-
-_encoding = threading.Lock()
-_LONGEST_TURN = 0.02  # seconds
-
-# The suffix behind each text counts as much as so many characters, at four characters a token.
+# The suffix after each text counts as this many characters, at four characters a token.
 _SUFFIX = 36
+
+_LONGEST_TURN = 0.02  # seconds
+_encoding = threading.Lock()
+
+
+def _new_lock() -> None:
+    """In a forked child, whose parent may have held the lock in a thread that does not exist here."""
+    global _encoding  # noqa: PLW0603
+    _encoding = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # Windows cannot fork
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 class Reranker:
@@ -85,20 +93,34 @@ class Reranker:
         score_threshold: float | None = None,
         min_confidence: float | None = None,
     ) -> None:
-        self.settings = RerankerSettings(
-            os.fspath(model) if isinstance(model, os.PathLike) else model,
-            engine,
-            device,
-            dtype,
-            template,
-            instruction,
-            max_length,
-            token_budget,
-            {} if engine_options is None else engine_options,
+        settings = RerankerSettings(
+            model=os.fspath(model) if isinstance(model, os.PathLike) else model,
+            engine=engine,
+            device=device,
+            dtype=dtype,
+            template=template,
+            instruction=instruction,
+            max_length=max_length,
+            token_budget=token_budget,
+            engine_options={} if engine_options is None else engine_options,
         )
-        self.options = RankingOptions(top_k, score_threshold, min_confidence)
-        self.engine_name, self.engine_reason = choose_engine(engine)
-        resolved = engine_module(self.engine_name).resolve(self.engine_name, self.settings)
+        self._start(settings, RankingOptions(top_k, score_threshold, min_confidence))
+
+    @classmethod
+    def from_settings(cls, settings: RerankerSettings, options: RankingOptions | None = None) -> Self:
+        """A reranker made of settings that were checked before, and of the defaults of `rerank`.
+
+        Raises: as `Reranker`.
+        """
+        made = cls.__new__(cls)
+        made._start(settings, RankingOptions() if options is None else options)  # noqa: SLF001 - of this class
+        return made
+
+    def _start(self, settings: RerankerSettings, options: RankingOptions) -> None:
+        self.settings = settings
+        self.options = options
+        self.engine_name, self.engine_reason = choose_engine(settings.engine)
+        resolved = engine_module(self.engine_name).resolve(self.engine_name, settings)
         #: The local folder with the model, or with its tokenizer; None if the engine needs neither.
         self.model_path: Path | None = resolved.folder
         self._encoder = resolved.encoder
@@ -130,8 +152,8 @@ class Reranker:
             EngineError: the pass failed, or the reranker is closed.
         """
         options = self.options.override(top_k, score_threshold, min_confidence)
-        prepared, margins = self._run(Request(query, documents, instruction), show_progress)
-        return prepared.result(margins, options)
+        with self._submitted([Request(query, documents, instruction)], show_progress) as [prepared]:
+            return prepared.result(options)
 
     async def arerank(
         self,
@@ -145,8 +167,7 @@ class Reranker:
     ) -> RerankResult:
         """`rerank` without blocking the event loop; cancelling it frees its place in the queue."""
         options = self.options.override(top_k, score_threshold, min_confidence)
-        prepared = await asyncio.to_thread(self._prepare, Request(query, documents, instruction))
-        return prepared.result(await asyncio.wrap_future(self._submit(prepared)), options)
+        return (await self._settled(Request(query, documents, instruction))).result(options)
 
     def rerank_many(
         self,
@@ -162,7 +183,8 @@ class Reranker:
         Raises: as `rerank`.
         """
         options = self.options.override(top_k, score_threshold, min_confidence)
-        return [each.result(margins, options) for each, margins in self._run_many(requests, show_progress)]
+        with self._submitted(_checked_requests(requests), show_progress) as prepared:
+            return [each.result(options) for each in prepared]
 
     def score_many(self, requests: Sequence[Request], *, show_progress: bool = False) -> list[NDArray[np.float32]]:
         """P(yes) of every document of every request, whatever top_k and thresholds are configured.
@@ -172,7 +194,8 @@ class Reranker:
 
         Raises: as `rerank`.
         """
-        return [each.scores(margins) for each, margins in self._run_many(requests, show_progress)]
+        with self._submitted(_checked_requests(requests), show_progress) as prepared:
+            return [each.scores() for each in prepared]
 
     def score(
         self,
@@ -186,32 +209,75 @@ class Reranker:
 
         Raises: as `rerank`.
         """
-        prepared, margins = self._run(Request(query, documents, instruction), show_progress)
-        return prepared.scores(margins)
+        with self._submitted([Request(query, documents, instruction)], show_progress) as [prepared]:
+            return prepared.scores()
 
     async def ascore(
         self, query: str, documents: Sequence[str], *, instruction: str | None = None
     ) -> NDArray[np.float32]:
         """`score` without blocking the event loop."""
-        prepared = await asyncio.to_thread(self._prepare, Request(query, documents, instruction))
-        return prepared.scores(await asyncio.wrap_future(self._submit(prepared)))
+        return (await self._settled(Request(query, documents, instruction))).scores()
 
-    def prepare(self, request: Request) -> Prepared:
-        """The first half of a call, for callers such as a server that look at its size before they `submit` it.
-
-        Raises: as `rerank`, for the input.
-        """
-        return self._prepare(request)
-
-    def submit(self, prepared: Prepared) -> Future[Margins]:
-        """The second half: queue it. `prepared.result(margins, options)` makes the ranking of what the future brings.
-
-        Cancelling the future drops what no forward pass has taken.
+    def prepare(self, request: Request) -> PreparedRequest:
+        """Check a request: the first step of every call, for callers such as a server that go on by themselves.
 
         Raises:
-            EngineClosedError: the reranker is closed, or its engine has ended.
+            InvalidInputError: names the argument and its value.
         """
-        return self._submit(prepared, restart=False)
+        return PreparedRequest(request, self.settings.instruction)
+
+    def encode(self, prepared: PreparedRequest) -> EncodedRequest:
+        """Encode all of a prepared request now, so that its `num_tokens` and `truncated` are known. Then `submit` both.
+
+        Raises:
+            PromptTooLongError: query and instruction leave no room for a document.
+        """
+        encoded = self._encode(prepared, prepared.distinct)
+        prepared.add(encoded)
+        return encoded
+
+    def submit(
+        self,
+        prepared: PreparedRequest,
+        on_progress: Progress | None = None,
+        *,
+        encoded: EncodedRequest | None = None,
+        restart: bool = False,
+    ) -> Future[Margins]:
+        """Encode a prepared request and queue it; `prepared.result(options)` ranks it.
+
+        Returns when all is encoded and queued. While a GPU scores, a long request is encoded in growing parts, of which
+        the first is scored meanwhile. Cancelling the future, from any thread, drops every part that no pass has taken.
+
+        Args:
+            prepared: not submitted before.
+            on_progress: called from the engine's thread with the number of documents that a pass has scored.
+            encoded: what `encode` returned, if it was called.
+            restart: if the engine's process has ended, wait until another one has started, instead of raising.
+
+        Raises:
+            PromptTooLongError: query and instruction leave no room for a document.
+            EngineClosedError: the reranker is closed, or its engine has ended and `restart` is False.
+        """
+        submission = prepared.submission
+        submission.on_progress = on_progress
+        if encoded is not None:
+            if not submission.settled:  # cancelled meanwhile, or there is nothing to score
+                self._lease.queue(submission, encoded, restart=restart)
+            return submission.future
+        parts = [prepared.distinct]
+        if self._lease.engine.capabilities.encodes_meanwhile:
+            parts = _parts(prepared.distinct)
+        try:
+            for part in parts:
+                if submission.settled:
+                    break
+                encoded = self._encode(prepared, part)
+                self._lease.queue(submission, encoded, prepared.add(encoded), restart=restart)
+        except BaseException:
+            prepared.cancel()
+            raise
+        return submission.future
 
     @property
     def running(self) -> bool:
@@ -249,89 +315,59 @@ class Reranker:
     def __repr__(self) -> str:
         return f"Reranker(model={str(self.model_path or self.settings.model)!r}, engine={self.engine_name!r})"
 
-    def _run(self, request: Request, show_progress: bool) -> tuple[Prepared, Margins]:
-        """One request from its texts to its margins, for a caller who waits."""
-        texts = checked(request, self.settings.instruction)
-        with _progress(show_progress) as bar:
-            if not texts.distinct:
-                prepared = self._encoded(texts)
-                return prepared, self._submit(prepared).result()
-            parts = _parts(texts.distinct) if self._lease.engine.capabilities.encodes_meanwhile else [texts.distinct]
-            encoded: list[EncodedRequest] = []
-            futures: list[Future[Margins]] = []
-            try:
-                for part in parts:
-                    encoded.append(self._encode(texts, part))
-                    futures.append(self._queue(encoded[-1], bar))
-                whole = reduce(EncodedRequest.joined, encoded)
-                prepared = Prepared(texts.documents, texts.source, whole, texts.started)
-                futures[-1].add_done_callback(prepared.stop_clock)
-                return prepared, reduce(Margins.joined, [future.result() for future in futures])
-            finally:  # if the caller is interrupted meanwhile, the request leaves the queue
-                for future in futures:
-                    future.cancel()
+    @contextmanager
+    def _submitted(self, requests: Sequence[Request], show_progress: bool) -> Iterator[list[PreparedRequest]]:
+        """Requests on their way; what is left of them when the block ends, as by an interrupt, leaves the queue."""
+        prepared: list[PreparedRequest] = []
+        bar = _ProgressBar() if show_progress else None
+        try:
+            for request in requests:  # the engine works on the first while the next are encoded
+                prepared.append(self.prepare(request))
+                on_progress = None if bar is None else bar.expect(len(prepared[-1].distinct))
+                self.submit(prepared[-1], on_progress, restart=True)
+            yield prepared
+        finally:
+            for each in prepared:
+                each.cancel()
+            if bar is not None:
+                bar.close()
 
-    def _prepare(self, request: Request) -> Prepared:
-        return self._encoded(checked(request, self.settings.instruction))
+    async def _settled(self, request: Request) -> PreparedRequest:
+        """A request that the engine has settled. Checking and encoding take a thread, so as not to block the loop."""
+        prepared = await asyncio.to_thread(self.prepare, request)
+        try:
+            await asyncio.to_thread(self.submit, prepared, restart=True)
+            await asyncio.wrap_future(prepared.submission.future)
+        finally:
+            prepared.cancel()
+        return prepared
 
-    def _encoded(self, texts: Texts) -> Prepared:
-        encoded = self._encode(texts, texts.distinct) if texts.distinct else EncodedRequest([], [], [])
-        return Prepared(texts.documents, texts.source, encoded, texts.started)
+    def _encode(self, prepared: PreparedRequest, texts: list[str]) -> EncodedRequest:
+        """Encode some documents of a request.
 
-    def _encode(self, texts: Texts, distinct: list[str]) -> EncodedRequest:
-        with _one_after_the_other():
-            return self._encoder.encode(texts.query, distinct, texts.instruction, texts.max_document_tokens)
-
-    def _submit(self, prepared: Prepared, bar: _ProgressBar | None = None, *, restart: bool = True) -> Future[Margins]:
-        if not prepared.distinct:
-            nothing: Future[Margins] = Future()
-            nothing.set_result(Margins(np.empty(0, dtype=np.float32), computed_tokens=0))
-            return nothing
-        future = self._queue(prepared.encoded, bar, restart=restart)
-        future.add_done_callback(prepared.stop_clock)
-        return future
-
-    def _queue(self, encoded: EncodedRequest, bar: _ProgressBar | None, *, restart: bool = True) -> Future[Margins]:
-        if bar is not None:
-            bar.expect(len(encoded.segments))
-        return self._lease.submit(encoded, None if bar is None else bar.advance, restart=restart)
-
-    def _run_many(self, requests: Sequence[Request], show_progress: bool) -> list[tuple[Prepared, Margins]]:
-        if not isinstance(requests, Sequence):
-            raise InvalidInputError("requests", requests, "needs a list of Request")
-        for index, request in enumerate(requests):
-            if not isinstance(request, Request):
-                raise InvalidInputError(f"requests[{index}]", request, "needs a Request(query, documents)")
-        prepared: list[Prepared] = []
-        futures: list[Future[Margins]] = []
-        with _progress(show_progress) as bar:
-            try:
-                for request in requests:  # the engine works on the first while the next are encoded
-                    prepared.append(self._prepare(request))
-                    futures.append(self._submit(prepared[-1], bar))
-                return [(each, future.result()) for each, future in zip(prepared, futures, strict=True)]
-            finally:
-                for future in futures:
-                    future.cancel()
+        Requests that arrive together are encoded in turns, so that the engine has the first of them soon: the tokenizer
+        spreads one batch over all cores; side by side, all batches would be ready when the last one is. Nobody waits
+        long for a long request.
+        """
+        held = _encoding.acquire(timeout=_LONGEST_TURN)
+        try:
+            return self._encoder.encode(prepared.query, texts, prepared.instruction, prepared.max_document_tokens)
+        finally:
+            if held:
+                _encoding.release()
 
 
 def _make_again(kind: type[Reranker], settings: RerankerSettings, options: RankingOptions) -> Reranker:
-    return kind(**asdict(settings), **asdict(options))
+    return kind.from_settings(settings, options)
 
 
-@contextmanager
-def _one_after_the_other() -> Iterator[None]:
-    """Requests that arrive together are encoded in turns, so that the engine has the first of them soon.
-
-    The tokenizer spreads one batch over all cores; side by side, all batches would be ready when the last one is.
-    Nobody waits long for a long request, nor for ever in a process that was forked while a thread held the lock.
-    """
-    held = _encoding.acquire(timeout=_LONGEST_TURN)
-    try:
-        yield
-    finally:
-        if held:
-            _encoding.release()
+def _checked_requests(requests: Sequence[Request]) -> Sequence[Request]:
+    if not isinstance(requests, Sequence):
+        raise InvalidInputError("requests", requests, "needs a list of Request")
+    for index, request in enumerate(requests):
+        if not isinstance(request, Request):
+            raise InvalidInputError(f"requests[{index}]", request, "needs a Request(query, documents)")
+    return requests
 
 
 def _parts(texts: list[str]) -> list[list[str]]:
@@ -346,27 +382,22 @@ def _parts(texts: list[str]) -> list[list[str]]:
 class _ProgressBar:
     """Documents scored and expected, on standard error."""
 
-    def __init__(self, bar: RichProgress) -> None:
-        self._bar = bar
-        self._task = bar.add_task("reranking", total=0)
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = (TextColumn("reranking"), BarColumn(), MofNCompleteColumn(), TextColumn("documents"))
+        self._bar = RichProgress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+        self._bar.start()
+        self._task = self._bar.add_task("reranking", total=0)
         self._expected = 0
 
-    def expect(self, documents: int) -> None:
+    def expect(self, documents: int) -> Progress:
+        """More documents will come; call what is returned with the number that has been scored."""
         self._expected += documents
         self._bar.update(self._task, total=self._expected)
+        return partial(self._bar.advance, self._task)
 
-    def advance(self, documents: int) -> None:
-        self._bar.advance(self._task, documents)
-
-
-@contextmanager
-def _progress(show: bool) -> Iterator[_ProgressBar | None]:
-    if not show:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("reranking"), BarColumn(), MofNCompleteColumn(), TextColumn("documents"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        yield _ProgressBar(bar)
+    def close(self) -> None:
+        self._bar.stop()

@@ -30,6 +30,7 @@ from qwen3_ranker_plugins import (
     ScoringError,
 )
 from qwen3_ranker_plugins import reranker as core
+from qwen3_ranker_plugins.dispatch import Submission
 from qwen3_ranker_plugins.engines.base import Margins
 from qwen3_ranker_plugins.prompt import EncodedRequest, PromptEncoder, load_tokenizer
 from qwen3_ranker_plugins.reranker import _parts
@@ -245,13 +246,13 @@ def test_a_long_request_handed_over_in_parts_has_the_same_result(
     whole = reranker.rerank(QUERY, documents)
     monkeypatch.setattr(engine, "capabilities", replace(engine.capabilities, encodes_meanwhile=True))
     submitted = []
-    queue = reranker._queue
+    queue = reranker._lease.queue
 
-    def counted(encoded: EncodedRequest, bar: Any) -> Any:
+    def counted(submission: Submission, encoded: EncodedRequest, first: int, *, restart: bool) -> None:
         submitted.append(len(encoded.segments))
-        return queue(encoded, bar)
+        queue(submission, encoded, first, restart=restart)
 
-    monkeypatch.setattr(reranker, "_queue", counted)
+    monkeypatch.setattr(reranker._lease, "queue", counted)
     parts = reranker.rerank(QUERY, documents, show_progress=True)
     assert submitted == [55, 149, 397], "parts grow"
     expected = {hit.index: hit for hit in whole}
@@ -268,6 +269,46 @@ def test_a_long_request_handed_over_in_parts_has_the_same_result(
         reranker.rerank("word " * 9000, documents)
     reranker.rerank(QUERY, documents[:300])
     assert submitted[-1] == 300, "not much text"
+
+
+async def test_a_coroutine_is_encoded_in_parts_too_and_cancelling_it_drops_all_of_them(
+    reranker: Reranker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, lease = reranker._lease.engine, reranker._lease
+    monkeypatch.setattr(engine, "capabilities", replace(engine.capabilities, encodes_meanwhile=True))
+    documents = [f"document {n} of many" + " that is long" * (n % 5) for n in range(600)]
+    whole = {hit.index: hit.margin for hit in reranker.rerank(QUERY, documents)}
+    queued: list[Submission] = []
+    second = threading.Event()
+
+    def watched(submission: Submission, encoded: EncodedRequest, first: int, *, restart: bool) -> None:
+        queued.append(submission)
+        if len(queued) == 2:
+            second.set()
+            second_may_go_on.wait(60)
+        queue(submission, encoded, first, restart=restart)
+
+    queue = lease.queue
+    monkeypatch.setattr(lease, "queue", watched)
+    second_may_go_on = threading.Event()
+    second_may_go_on.set()
+    found = await reranker.arerank(QUERY, documents)
+    assert len(queued) == 3
+    assert {hit.index: hit.margin for hit in found} == pytest.approx(whole, abs=1e-4)
+    queued.clear()
+    second.clear()
+    second_may_go_on.clear()
+    task = asyncio.create_task(reranker.ascore(QUERY, documents))
+    assert await asyncio.to_thread(second.wait, 60)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    second_may_go_on.set()
+    assert (await reranker.ascore(QUERY, DOCUMENTS)).shape == (7,)
+    assert len(set(queued)) == 2
+    assert queued[0] is queued[1], "the third part was not even encoded"
+    assert queued[0].future.cancelled()
+    assert not lease._dispatcher._waiting
 
 
 def test_parts_of_a_long_request() -> None:

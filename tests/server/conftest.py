@@ -102,7 +102,7 @@ def busy_engine(reranker: Reranker) -> Iterator[threading.Event]:
         assert gate.wait(60)
 
     prepared = reranker.prepare(Request("hold", ["the engine"]))
-    future = reranker._lease.submit(prepared.encoded, hold)
+    future = reranker.submit(prepared, hold)
     try:
         assert held.wait(60)
         yield gate

@@ -36,7 +36,7 @@ def _kill(reranker: Reranker) -> None:
         raise Panic
 
     prepared = reranker.prepare(Request("last", ["words"]))
-    future = reranker._lease.submit(prepared.encoded, panic)
+    future = reranker.submit(prepared, panic)
     with pytest.raises(EngineClosedError):
         future.result(60)
 

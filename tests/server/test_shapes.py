@@ -99,10 +99,10 @@ def test_documents_are_cut_where_the_request_says_and_the_answer_says_so(
     long = "the with statement closes the file " * 40
     documents = ["short", long]
     answer = client.post("/v1/rerank", json={"query": QUERY, "documents": documents, "max_tokens_per_doc": 20})
-    tokens = len(reranker.prepare(Request(QUERY, [long])).encoded.segments[0]) - 9  # the suffix
+    tokens = len(reranker.encode(reranker.prepare(Request(QUERY, [long]))).segments[0]) - 9  # the suffix
     assert answer.json()["meta"]["truncated"] == [{"index": 1, "truncated_tokens": tokens - 20}]
     assert answer.headers["X-Truncated-Documents"] == "1"
-    kept = reranker.prepare(Request(QUERY, [long], max_document_tokens=20)).encoded.segments[0][:20]
+    kept = reranker.encode(reranker.prepare(Request(QUERY, [long], max_document_tokens=20))).segments[0][:20]
     cut = reranker._encoder.tokenizer.plain.decode(kept).strip()
     scores = {each["index"]: each["relevance_score"] for each in answer.json()["results"]}
     assert scores[1] == pytest.approx(float(reranker.score(QUERY, [cut])[0]), abs=1e-5)

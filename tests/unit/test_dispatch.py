@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from qwen3_ranker_plugins import EngineClosedError, EngineError
-from qwen3_ranker_plugins.dispatch import Dispatcher, PassReport
+from qwen3_ranker_plugins.dispatch import Dispatcher, PassReport, Progress, Submission
 from qwen3_ranker_plugins.engines.base import Engine, EngineCapabilities, EngineDescription, Margins
 from qwen3_ranker_plugins.prompt import EncodedRequest
 
@@ -61,6 +61,16 @@ def request(documents: list[int], prefix: int = 1) -> EncodedRequest:
     return EncodedRequest([prefix], [[length] * length for length in documents], [0] * len(documents))
 
 
+def submit(
+    dispatcher: Dispatcher, request: EncodedRequest, on_progress: Progress | None = None, *, restart: bool = True
+) -> Future[Margins]:
+    """Queue a whole request, as `Reranker.submit` does with a short one."""
+    submission = Submission(len(request.segments))
+    submission.on_progress = on_progress
+    dispatcher.queue(submission, request, restart=restart)
+    return submission.future
+
+
 def expected(documents: list[int], prefix: int = 1) -> list[int]:
     return [length * length + prefix for length in documents]
 
@@ -69,7 +79,7 @@ def test_a_request_is_split_by_budget_and_comes_back_in_order() -> None:
     engine = SumEngine(token_budget=10)
     dispatcher = Dispatcher(engine)
     lengths = [3, 9, 1, 4, 2, 5, 3, 30]
-    margins = dispatcher.submit(request(lengths)).result(10)
+    margins = submit(dispatcher, request(lengths)).result(10)
     dispatcher.close()
     assert margins.values.tolist() == expected(lengths)
     sizes = [sum(len(r.prefix) + sum(map(len, r.segments)) for r in each) for each in engine.passes]
@@ -82,9 +92,9 @@ def test_requests_that_wait_together_share_a_pass() -> None:
     engine = SumEngine(token_budget=1000)
     dispatcher = Dispatcher(engine)
     engine.gate.clear()
-    first = dispatcher.submit(request([1]))
+    first = submit(dispatcher, request([1]))
     assert engine.in_pass.wait(10)
-    others = [dispatcher.submit(request([2, n], prefix=n)) for n in range(3, 20)]
+    others = [submit(dispatcher, request([2, n], prefix=n)) for n in range(3, 20)]
     engine.gate.set()
     assert first.result(10).values.tolist() == [2]
     for n, other in enumerate(others, start=3):
@@ -97,9 +107,9 @@ def test_a_long_list_does_not_hold_up_a_short_one() -> None:
     engine = SumEngine(token_budget=50)
     dispatcher = Dispatcher(engine)
     engine.gate.clear()
-    giant = dispatcher.submit(request([10] * 400))
+    giant = submit(dispatcher, request([10] * 400))
     assert engine.in_pass.wait(10)
-    small = [dispatcher.submit(request([45], prefix=prefix)) for prefix in (7, 8, 9)]
+    small = [submit(dispatcher, request([45], prefix=prefix)) for prefix in (7, 8, 9)]
     engine.gate.set()
     assert giant.result(30).values.tolist() == expected([10] * 400)
     dispatcher.close()
@@ -114,9 +124,9 @@ def test_one_callers_fault_is_not_everybodys() -> None:
     engine = SumEngine(token_budget=1000)
     dispatcher = Dispatcher(engine)
     engine.gate.clear()
-    dispatcher.submit(request([1]))
+    submit(dispatcher, request([1]))
     assert engine.in_pass.wait(10)
-    good, bad, other = (dispatcher.submit(request([2, 3], prefix=prefix)) for prefix in (1, POISON, 2))
+    good, bad, other = (submit(dispatcher, request([2, 3], prefix=prefix)) for prefix in (1, POISON, 2))
     engine.gate.set()
     assert good.result(10).values.tolist() == expected([2, 3])
     assert other.result(10).values.tolist() == expected([2, 3], prefix=2)
@@ -145,9 +155,9 @@ def test_all_who_wait_are_told_at_once_that_the_engines_process_has_ended() -> N
     engine = EndingEngine(token_budget=10)
     dispatcher = Dispatcher(engine)
     engine.gate.clear()
-    in_pass = dispatcher.submit(request([3, 30], POISON))
+    in_pass = submit(dispatcher, request([3, 30], POISON))
     assert engine.in_pass.wait(10)
-    waiting = [dispatcher.submit(request([length])) for length in range(1, 20)]
+    waiting = [submit(dispatcher, request([length])) for length in range(1, 20)]
     engine.gate.set()
     for future in (in_pass, *waiting):
         with pytest.raises(EngineError, match="its process has ended"):
@@ -155,9 +165,9 @@ def test_all_who_wait_are_told_at_once_that_the_engines_process_has_ended() -> N
     assert len(engine.passes) == 1
     assert not engine.running
     with pytest.raises(EngineClosedError, match="the process of engine 'sum' has ended"):
-        dispatcher.submit(request([2]), restart=False)
-    assert dispatcher.submit(request([2])).result(10).values.tolist() == expected([2])
-    assert dispatcher.submit(request([3]), restart=False).result(10).values.tolist() == expected([3])
+        submit(dispatcher, request([2]), restart=False)
+    assert submit(dispatcher, request([2])).result(10).values.tolist() == expected([2])
+    assert submit(dispatcher, request([3]), restart=False).result(10).values.tolist() == expected([3])
     dispatcher.close()
 
 
@@ -165,13 +175,13 @@ def test_cancelling_drops_what_waits() -> None:
     engine = SumEngine(token_budget=11)
     dispatcher = Dispatcher(engine)
     engine.gate.clear()
-    running = dispatcher.submit(request([10] * 50))
+    running = submit(dispatcher, request([10] * 50))
     assert engine.in_pass.wait(10)
-    waiting = dispatcher.submit(request([10] * 50))
+    waiting = submit(dispatcher, request([10] * 50))
     assert running.cancel()
     assert waiting.cancel()
     engine.gate.set()
-    assert dispatcher.submit(request([4])).result(10).values.tolist() == [17]
+    assert submit(dispatcher, request([4])).result(10).values.tolist() == [17]
     dispatcher.close()
     assert len(engine.passes) == 2, "the pass in flight, and the last request"
     with pytest.raises(CancelledError):
@@ -185,15 +195,15 @@ def test_a_progress_function_that_raises_fails_its_own_call_only() -> None:
         raise KeyError(documents)
 
     with pytest.raises(KeyError):
-        dispatcher.submit(request([1]), broken).result(10)
-    assert dispatcher.submit(request([1])).result(10).values.tolist() == [2]
+        submit(dispatcher, request([1]), broken).result(10)
+    assert submit(dispatcher, request([1])).result(10).values.tolist() == [2]
     dispatcher.close()
 
 
 def test_progress_adds_up() -> None:
     dispatcher = Dispatcher(SumEngine(token_budget=10))
     steps: list[int] = []
-    dispatcher.submit(request([5] * 7), steps.append).result(10)
+    submit(dispatcher, request([5] * 7), steps.append).result(10)
     dispatcher.close()
     assert sum(steps) == 7
     assert len(steps) == 7
@@ -205,9 +215,9 @@ def test_close_finishes_the_pass_in_flight_fails_the_rest_and_ends_the_thread() 
     dispatcher = Dispatcher(engine)
     [worker] = set(threading.enumerate()) - before
     engine.gate.clear()
-    in_flight = dispatcher.submit(request([10]))
+    in_flight = submit(dispatcher, request([10]))
     assert engine.in_pass.wait(10)
-    waiting = dispatcher.submit(request([10]))
+    waiting = submit(dispatcher, request([10]))
     with ThreadPoolExecutor(1) as pool:
         closing = pool.submit(dispatcher.close)
         engine.gate.set()
@@ -216,7 +226,7 @@ def test_close_finishes_the_pass_in_flight_fails_the_rest_and_ends_the_thread() 
     with pytest.raises(EngineClosedError):
         waiting.result(0)
     with pytest.raises(EngineClosedError):
-        dispatcher.submit(request([1]))
+        submit(dispatcher, request([1]))
     assert engine.closed_by == "qwen3-ranker-sum"
     assert not worker.is_alive()
     dispatcher.close()
@@ -232,13 +242,15 @@ def test_closing_after_a_call_went_wrong_strands_nobody(fate: str) -> None:
     def broken(documents: int) -> None:
         raise KeyError(documents)
 
-    wrong = dispatcher.submit(
-        request([10] * 5, prefix=POISON if fate == "failed" else 1), broken if fate == "progress raised" else None
+    wrong = submit(
+        dispatcher,
+        request([10] * 5, prefix=POISON if fate == "failed" else 1),
+        broken if fate == "progress raised" else None,
     )
     assert engine.in_pass.wait(10)
     if fate == "cancelled":
         assert wrong.cancel()
-    waiting = dispatcher.submit(request([10] * 5))
+    waiting = submit(dispatcher, request([10] * 5))
     with ThreadPoolExecutor(1) as pool:
         closing = pool.submit(dispatcher.close)
         while not dispatcher._closing:
@@ -266,15 +278,15 @@ def test_nobody_waits_for_a_thread_that_was_torn_down() -> None:
     engine.score = panic  # type: ignore[method-assign]
     dispatcher = Dispatcher(engine)
     engine.gate.clear()
-    first = dispatcher.submit(request([10] * 5))
+    first = submit(dispatcher, request([10] * 5))
     assert engine.in_pass.wait(10)
-    second = dispatcher.submit(request([10]))
+    second = submit(dispatcher, request([10]))
     engine.gate.set()
     for each in (first, second):
         with pytest.raises(EngineClosedError):
             each.result(10)
     with pytest.raises(EngineClosedError):
-        dispatcher.submit(request([1]))
+        submit(dispatcher, request([1]))
     dispatcher.close()
     assert engine.closed_by == "qwen3-ranker-sum"
 
@@ -284,7 +296,7 @@ def test_a_prefix_as_long_as_the_budget_is_not_computed_for_every_document() -> 
         engine = SumEngine(token_budget=100)
         dispatcher = Dispatcher(engine)
         long_prefix = EncodedRequest([1] * prefix, [[2]] * 100, [0] * 100)
-        assert dispatcher.submit(long_prefix).result(10).values.tolist() == [prefix + 2] * 100
+        assert submit(dispatcher, long_prefix).result(10).values.tolist() == [prefix + 2] * 100
         dispatcher.close()
         assert len(engine.passes) <= 10
 
@@ -311,17 +323,17 @@ class WaitingEngine(SumEngine):
 def test_several_workers_serve_each_request_alone_and_stop_for_a_caller_that_has_gone() -> None:
     engine = WaitingEngine()
     dispatcher = Dispatcher(engine)
-    stuck = dispatcher.submit(request([1, 2], prefix=13))
+    stuck = submit(dispatcher, request([1, 2], prefix=13))
     assert engine.in_pass.wait(10)
     rng = np.random.default_rng(0)
     work = [rng.integers(1, 40, size=rng.integers(1, 9)).tolist() for _ in range(100)]
     with ThreadPoolExecutor(10) as pool:
-        results = list(pool.map(lambda lengths: dispatcher.submit(request(lengths)).result(60).values.tolist(), work))
+        results = list(pool.map(lambda lengths: submit(dispatcher, request(lengths)).result(60).values.tolist(), work))
     assert results == [expected(lengths) for lengths in work]
     assert not stuck.done()
     assert stuck.cancel()
     assert engine.gone.wait(10)
-    poisoned = dispatcher.submit(request([1] * 9, prefix=POISON))
+    poisoned = submit(dispatcher, request([1] * 9, prefix=POISON))
     with pytest.raises(EngineError, match="poisoned"):
         poisoned.result(10)
     dispatcher.close()
@@ -380,11 +392,11 @@ class DeviceEngine(SumEngine):
 def test_the_next_pass_is_queued_while_the_device_computes_and_no_third() -> None:
     engine = DeviceEngine()
     dispatcher = Dispatcher(engine)
-    first = dispatcher.submit(request([1], prefix=1))
+    first = submit(dispatcher, request([1], prefix=1))
     assert engine.queued.acquire(timeout=10), "an idle queue holds nothing back"
-    second = dispatcher.submit(request([2], prefix=2))
+    second = submit(dispatcher, request([2], prefix=2))
     assert engine.queued.acquire(timeout=10)
-    others = [dispatcher.submit(request([3], prefix=prefix)) for prefix in (3, 4, 5)]
+    others = [submit(dispatcher, request([3], prefix=prefix)) for prefix in (3, 4, 5)]
     assert not engine.queued.acquire(timeout=0.1)
     assert len(dispatcher._waiting) == 3
     assert engine.events == [("queued", 1), ("queued", 2)]
@@ -404,13 +416,13 @@ def test_of_two_passes_in_flight_each_has_its_own_errors() -> None:
     dispatcher = Dispatcher(engine)
     reports: list[PassReport] = []
     dispatcher.on_pass(reports.append)
-    first = dispatcher.submit(request([1], prefix=1))
+    first = submit(dispatcher, request([1], prefix=1))
     assert engine.queued.acquire(timeout=10)
     with pytest.raises(EngineError, match="no memory for it"):
-        dispatcher.submit(request([2], prefix=13)).result(10)  # fails while it is queued, the first still in flight
-    poisoned = dispatcher.submit(request([2], prefix=POISON))
+        submit(dispatcher, request([2], prefix=13)).result(10)  # fails while it is queued, the first still in flight
+    poisoned = submit(dispatcher, request([2], prefix=POISON))
     assert engine.queued.acquire(timeout=10)
-    good, bad = (dispatcher.submit(request([2, 3], prefix=prefix)) for prefix in (5, POISON))
+    good, bad = (submit(dispatcher, request([2, 3], prefix=prefix)) for prefix in (5, POISON))
     for _ in range(5):  # the two in flight, the pass of both that waited, and each of these alone
         engine.compute.release()
     assert first.result(10).values.tolist() == [2]
@@ -426,11 +438,11 @@ def test_of_two_passes_in_flight_each_has_its_own_errors() -> None:
 def test_closing_and_cancelling_with_two_passes_in_flight() -> None:
     engine = DeviceEngine(token_budget=11)
     dispatcher = Dispatcher(engine)
-    first = dispatcher.submit(request([10] * 3, prefix=1))  # a pass each, so that one document is left
-    second = dispatcher.submit(request([10], prefix=2))
+    first = submit(dispatcher, request([10] * 3, prefix=1))  # a pass each, so that one document is left
+    second = submit(dispatcher, request([10], prefix=2))
     assert engine.queued.acquire(timeout=10)
     assert engine.queued.acquire(timeout=10)
-    waiting = dispatcher.submit(request([10], prefix=3))
+    waiting = submit(dispatcher, request([10], prefix=3))
     assert second.cancel()
     with ThreadPoolExecutor(1) as pool:
         closing = pool.submit(dispatcher.close)
@@ -455,7 +467,7 @@ def test_the_time_of_passes_in_flight_is_not_counted_twice() -> None:
     started = time.perf_counter()
     for _ in range(10):
         engine.compute.release()
-    assert dispatcher.submit(request([10] * 10)).result(10).values.tolist() == [101] * 10
+    assert submit(dispatcher, request([10] * 10)).result(10).values.tolist() == [101] * 10
     dispatcher.close()
     took = time.perf_counter() - started
     assert len(reports) == 10
@@ -468,7 +480,7 @@ def check_many_callers(engine: Engine, *, threads: int, calls: int) -> None:
     rng = np.random.default_rng(0)
     work = [rng.integers(1, 40, size=rng.integers(1, 30)).tolist() for _ in range(calls)]
     with ThreadPoolExecutor(threads) as pool:
-        results = list(pool.map(lambda lengths: dispatcher.submit(request(lengths)).result(60).values.tolist(), work))
+        results = list(pool.map(lambda lengths: submit(dispatcher, request(lengths)).result(60).values.tolist(), work))
     dispatcher.close()
     assert results == [expected(lengths) for lengths in work]
 
@@ -486,7 +498,7 @@ def test_fifty_threads() -> None:
 
 def _use_in_child(dispatcher: Dispatcher, answers: multiprocessing.Queue[str]) -> None:
     try:
-        dispatcher.submit(request([1]))
+        submit(dispatcher, request([1]))
         answers.put("accepted")
     except EngineClosedError as error:
         answers.put(str(error))
@@ -503,7 +515,7 @@ def test_a_forked_child_is_told_instead_of_waiting_for_ever() -> None:
     assert "made before a fork" in answers.get(timeout=20)
     child.join(20)
     assert child.exitcode == os.EX_OK
-    assert dispatcher.submit(request([1])).result(10).values.tolist() == [2], "the parent's is untouched"
+    assert submit(dispatcher, request([1])).result(10).values.tolist() == [2], "the parent's is untouched"
     dispatcher.close()
 
 
@@ -515,7 +527,7 @@ def test_a_dispatcher_can_be_closed_by_the_garbage_collector_in_its_own_thread()
     def close_here(_documents: int) -> None:
         dispatcher.close()
 
-    assert dispatcher.submit(request([1]), close_here).result(10).values.tolist() == [2]
+    assert submit(dispatcher, request([1]), close_here).result(10).values.tolist() == [2]
     dispatcher.close()
     assert engine.closed_by == "qwen3-ranker-sum"
     gc.collect()
@@ -526,9 +538,9 @@ def test_what_is_cancelled_is_forgotten_at_once() -> None:
     engine = SumEngine(token_budget=11)
     dispatcher = Dispatcher(engine)
     engine.gate.clear()
-    first = dispatcher.submit(request([10]))
+    first = submit(dispatcher, request([10]))
     assert engine.in_pass.wait(10)
-    others = [dispatcher.submit(request([10] * 3)) for _ in range(5)]
+    others = [submit(dispatcher, request([10] * 3)) for _ in range(5)]
     assert len(dispatcher._waiting) == 5
     assert all(other.cancel() for other in others[1:])
     assert len(dispatcher._waiting) == 1
@@ -544,9 +556,9 @@ def test_listeners_hear_of_every_pass() -> None:
     dispatcher = Dispatcher(engine)
     reports: list[PassReport] = []
     dispatcher.on_pass(reports.append)
-    dispatcher.submit(request([1, 2, 3])).result(10)
+    submit(dispatcher, request([1, 2, 3])).result(10)
     with pytest.raises(EngineError):
-        dispatcher.submit(request([4], prefix=POISON)).result(10)
+        submit(dispatcher, request([4], prefix=POISON)).result(10)
     dispatcher.close()
     assert [(each.requests, each.documents, each.tokens) for each in reports] == [(1, 3, 7), (1, 1, 5)]
     assert reports[0].error is None

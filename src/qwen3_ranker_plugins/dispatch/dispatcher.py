@@ -1,8 +1,8 @@
-"""One worker per engine (several for one that can be called again meanwhile), and one engine per configuration.
+"""The queue of an engine and the threads that run it: one, or several for an engine that takes overlapping calls.
 
-Callers submit encoded requests and get futures. While a pass is running, waiting requests gather; the worker
-fills the next pass from all of them in turns, as many documents of each as fit the engine's token budget.
-So concurrent callers share passes without a timer, and a long list does not hold up a short one.
+Callers queue encoded requests, whose submissions have futures. While a pass runs, requests gather; the worker fills
+the next pass from all of them in turns, with as many documents of each as fit the engine's token budget. So concurrent
+callers share passes without a timer, and a long list does not hold up a short one.
 
 An engine on a GPU may have two workers (`EngineCapabilities.passes_in_flight`): while one waits for its pass, the
 other lays out and queues the next. No request is held back for that: an idle worker takes whatever waits.
@@ -11,25 +11,20 @@ other lays out and queues the next. No request is held back for that: an idle wo
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
-
-import numpy as np
 
 from ..engines.base import Engine, Margins
 from ..errors import EngineClosedError, EngineError, RankerError
-from ..prompt import EncodedRequest, length_order
-
-Progress = Callable[[int], None]
+from ..prompt import EncodedRequest
+from .filling import ByLength, fill_in_turns, halves
+from .submission import Submission
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,89 +48,23 @@ class PassReport:
 PassListener = Callable[[PassReport], None]
 
 
-class _Submission:
-    """A request on its way: documents up to `_taken` (shortest first) have gone into passes."""
+class _Queued(ByLength):
+    """A part of a submission, or all of it, whose documents wait for passes.
 
-    def __init__(self, request: EncodedRequest, on_progress: Progress | None) -> None:
-        self.request = request
-        self.future: Future[Margins] = Future()
-        self._on_progress = on_progress
-        self._order = length_order(request)
-        self._tokens_before = [0, *accumulate(request.lengths[i] for i in self._order)]
-        self._taken = 0
-        self._scored = 0
-        self._values = np.full(len(self._order), np.nan, dtype=np.float32)
-        self._failures: dict[int, str] = {}
-        self._truncated: dict[int, int] = {}
-        self._computed_tokens = 0
-        self._prompt_tokens: int | None = None
-        self._recording = threading.Lock()  # passes of one request may end at the same time
-        self._claimed = False
+    Args:
+        submission: what the documents belong to.
+        request: encoded, with at least one document.
+        first: place of its first document among those of the submission.
+    """
 
-    @property
-    def waiting(self) -> int:
-        """Documents that no pass has taken yet."""
-        return len(self._order) - self._taken
-
-    def take(self, budget: int, most: int, *, at_least: int = 0) -> tuple[list[int], int]:
-        """(indices of the next documents, at most so many, that fit the budget with the prefix, their tokens)."""
-        prefix = self.request.prefix_length
-        before = self._tokens_before
-        stop = min(len(self._order), self._taken + most)
-        fits = bisect_right(before, budget - prefix + before[self._taken], self._taken, stop + 1) - 1
-        end = min(stop, max(fits, self._taken + at_least))
-        indices = sorted(self._order[self._taken : end])  # a service that ranks may tell ties by this order
-        tokens = prefix + before[end] - before[self._taken] if indices else 0
-        self._taken = end
-        return indices, tokens
-
-    def part(self, indices: list[int]) -> EncodedRequest:
-        """The request with the documents that were taken, which may be all of them."""
-        return self.request if len(indices) == len(self._order) else self.request.take(indices)
-
-    def take_first(self, budget: int, most: int) -> tuple[list[int], int]:
-        """`take` for the first of a pass: at least one document, and enough of them to be worth a long prefix."""
-        return self.take(max(budget, self.request.prefix_length + budget // 4), most, at_least=1)
-
-    def record(self, indices: list[int], margins: Margins) -> None:
-        """Enter the scores of some documents; the last of them completes the future."""
-        with self._recording:
-            self._values[indices] = margins.values
-            self._failures.update({indices[i]: reason for i, reason in margins.failures.items()})
-            self._truncated.update({indices[i]: tokens for i, tokens in margins.truncated.items()})
-            self._computed_tokens += margins.computed_tokens
-            if margins.prompt_tokens is not None:
-                self._prompt_tokens = (self._prompt_tokens or 0) + margins.prompt_tokens
-            self._scored += len(indices)
-            complete = self._scored == len(self._order)
-            if self._on_progress is not None:
-                self._on_progress(len(indices))
-        if complete and self._claim():
-            self.future.set_result(
-                Margins(self._values, self._computed_tokens, self._failures, self._prompt_tokens, self._truncated)
-            )
-
-    def fail(self, error: BaseException) -> None:
-        """Complete the future with an error, unless it is settled."""
-        if self._claim():
-            self.future.set_exception(error)
-
-    def _claim(self) -> bool:
-        """Whether the caller is to settle the future: the first who asks, unless it was cancelled."""
-        with self._recording:
-            if self._claimed or self.settled:
-                return False
-            self._claimed = True
-        return self.future.set_running_or_notify_cancel()
-
-    @property
-    def settled(self) -> bool:
-        """Cancelled, failed or complete: nothing more is wanted."""
-        return self.future.done()
+    def __init__(self, submission: Submission, request: EncodedRequest, first: int) -> None:
+        super().__init__(request)
+        self.submission = submission
+        self.first = first
 
 
-_Pass = list[tuple[_Submission, list[int]]]
-"""What a forward pass is filled with: documents of some submissions."""
+_Pass = Sequence[tuple[_Queued, list[int]]]
+"""What a forward pass is filled with: documents of some requests."""
 
 
 class Dispatcher:
@@ -147,7 +76,7 @@ class Dispatcher:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._waiting: deque[_Submission] = deque()
+        self._waiting: deque[_Queued] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._listeners: list[PassListener] = []
@@ -163,14 +92,13 @@ class Dispatcher:
         for worker in self._workers:
             worker.start()
 
-    def submit(
-        self, request: EncodedRequest, on_progress: Progress | None = None, *, restart: bool = True
-    ) -> Future[Margins]:
-        """Queue a request. Cancelling the future drops what no pass has taken yet.
+    def queue(self, submission: Submission, request: EncodedRequest, first: int = 0, *, restart: bool = True) -> None:
+        """Queue documents of a submission: all of them, or a part that is followed by others.
 
         Args:
+            submission: settled when its last document is scored. If it is cancelled, what no pass has taken is dropped.
             request: with at least one document.
-            on_progress: called from a worker thread with the number of documents scored by a pass.
+            first: place of its first document among those of the submission.
             restart: if the engine's process has ended, wait until the engine has started another one.
 
         Raises:
@@ -182,22 +110,22 @@ class Dispatcher:
                 "this reranker was made before a fork and its engine lives in the parent process: "
                 "make the reranker in the child, or start workers with the 'spawn' method"
             )
-        submission = _Submission(request, on_progress)
+        queued = _Queued(submission, request, first)
         with self._changed:
             if self._closing:
                 raise EngineClosedError("the reranker is closed: make a new one")
             if not restart and not self.engine.running:
                 raise EngineClosedError(f"the process of engine {self.engine.name!r} has ended: make a new reranker")
-            self._waiting.append(submission)
+            self._waiting.append(queued)
             self._changed.notify()
-        submission.future.add_done_callback(partial(self._forget_cancelled, submission))
-        return submission.future
+        submission.future.add_done_callback(partial(self._forget_cancelled, queued))
 
-    def _forget_cancelled(self, submission: _Submission, future: Future[Margins]) -> None:
+    def _forget_cancelled(self, queued: _Queued, future: Future[Margins]) -> None:
         """Free the memory of a cancelled request now: the pass in flight may take long, or never end."""
-        if future.cancelled():
+        # In a forked child, the lock may be held by a thread that does not exist there.
+        if future.cancelled() and os.getpid() == self._process:
             with self._changed, suppress(ValueError):  # it is in a pass, or was taken out already
-                self._waiting.remove(submission)
+                self._waiting.remove(queued)
 
     def on_pass(self, listener: PassListener) -> None:
         """Call `listener` after every pass, from the thread that ran it. It must not raise."""
@@ -224,20 +152,20 @@ class Dispatcher:
         return any(worker.is_alive() for worker in self._workers)
 
     def _run(self) -> None:
-        batch: _Pass = []
+        batch: _Pass = ()
         try:
             while batch := self._next_pass():
                 self._score(batch)
-        finally:  # also if this thread is torn down by what is not an Exception: nobody may wait for ever
+        finally:  # also if something other than an Exception ends this thread: nobody may wait forever
             with self._changed:
                 self._closing = True
                 self._changed.notify_all()
-                stranded = [*(submission for submission, _ in batch), *self._waiting]
+                stranded = [*(queued for queued, _ in batch), *self._waiting]
                 self._waiting.clear()
                 self._working -= 1
                 last = self._working == 0
-            for submission in stranded:
-                submission.fail(EngineClosedError("the reranker was closed while this call was waiting"))
+            for queued in stranded:
+                queued.submission.fail(EngineClosedError("the reranker was closed while this call was waiting"))
             if last:
                 self.engine.close()
 
@@ -247,76 +175,54 @@ class Dispatcher:
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
                 if self._closing:
-                    return []
-                if batch := self._fill():
+                    return ()
+                self._waiting = deque(each for each in self._waiting if not each.submission.settled)
+                if batch := fill_in_turns(self._waiting, self.engine.capabilities):
                     if self._waiting:
                         self._changed.notify()  # another worker may go on with what is left
                     return batch
 
-    def _fill(self) -> _Pass:
-        """Take documents of the waiting submissions in turns, until the budget is used."""
-        capabilities = self.engine.capabilities
-        budget = capabilities.token_budget
-        most = sys.maxsize if capabilities.documents_per_pass is None else capabilities.documents_per_pass
-        shared = capabilities.workers == 1
-        batch: _Pass = []
-        skipped: list[_Submission] = []
-        served: list[_Submission] = []
-        while self._waiting and budget > 0 and most > 0 and (shared or not batch):
-            submission = self._waiting.popleft()
-            if submission.settled:
-                continue
-            indices, tokens = submission.take(budget, most) if batch else submission.take_first(budget, most)
-            budget -= tokens
-            most -= len(indices)
-            if not indices:
-                skipped.append(submission)
-                continue
-            batch.append((submission, indices))
-            if submission.waiting:
-                served.append(submission)
-        # Whoever got nothing comes first next time, whoever got something last.
-        self._waiting.extendleft(reversed(skipped))
-        self._waiting.extend(served)
-        return batch
-
     def _score(self, batch: _Pass) -> None:
-        requests = [submission.part(indices) for submission, indices in batch]
+        requests = [
+            queued.request if len(indices) == len(queued.request.segments) else queued.request.take(indices)
+            for queued, indices in batch
+        ]
         started = time.perf_counter()
         try:
             if self.engine.capabilities.workers == 1:
                 results = self.engine.score(requests)
             else:
-                results = self.engine.score_until(requests, batch[0][0].future)
+                results = self.engine.score_until(requests, batch[0][0].submission.future)
         except Exception as error:  # noqa: BLE001 - it belongs to the callers; this thread has to live on
             self._report(requests, started, error)
             failure = error if isinstance(error, RankerError) else _engine_error(self.engine, error)
             if not self.engine.running:
                 self._fail_all(batch, failure)
-            elif len(batch) > 1:  # one caller's fault must not become everybody's
-                for single in batch:
-                    self._score([single])
+            elif parts := halves(batch):
+                for part in parts:
+                    self._score(part)
             else:
-                batch[0][0].fail(failure)
+                batch[0][0].submission.fail(failure)
             return
         except BaseException as error:  # the thread ends with it
             self._report(requests, started, error)
             raise
         self._report(requests, started)
-        for (submission, indices), margins in zip(batch, results, strict=True):
+        for (queued, indices), margins in zip(batch, results, strict=True):
+            submission, first = queued.submission, queued.first
             if not submission.settled:
                 try:
-                    submission.record(indices, margins)
+                    submission.record([first + index for index in indices] if first else indices, margins)
                 except Exception as error:  # noqa: BLE001 - the caller's progress function raised
                     submission.fail(error)
 
     def _fail_all(self, batch: _Pass, error: RankerError) -> None:
         """Fail a pass and everything that waits: starting an engine's process again takes longer than callers wait."""
         with self._changed:
-            failed = [*(submission for submission, _ in batch), *self._waiting]
+            failed = [*(queued for queued, _ in batch), *self._waiting]
             self._waiting.clear()
-        for submission in failed:
-            submission.fail(error)
+        for queued in failed:
+            queued.submission.fail(error)
 
     def _report(self, requests: list[EncodedRequest], started: float, error: BaseException | None = None) -> None:
         ended = time.perf_counter()

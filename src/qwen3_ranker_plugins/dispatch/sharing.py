@@ -6,15 +6,15 @@ import atexit
 import os
 import threading
 import weakref
-from concurrent.futures import Future
 from functools import partial
 
 from ..config import EngineConfig
 from ..engines import create_engine
-from ..engines.base import Engine, Margins
+from ..engines.base import Engine
 from ..errors import EngineClosedError
 from ..prompt import EncodedRequest
-from .dispatcher import Dispatcher, PassListener, Progress
+from .dispatcher import Dispatcher, PassListener
+from .submission import Submission
 
 
 class _Shared:
@@ -107,17 +107,15 @@ class Lease:
         """See `Dispatcher.on_pass`; it hears of the passes of everybody who shares the engine."""
         self._dispatcher.on_pass(listener)
 
-    def submit(
-        self, request: EncodedRequest, on_progress: Progress | None = None, *, restart: bool = True
-    ) -> Future[Margins]:
-        """See `Dispatcher.submit`.
+    def queue(self, submission: Submission, request: EncodedRequest, first: int = 0, *, restart: bool = True) -> None:
+        """See `Dispatcher.queue`.
 
         Raises:
             EngineClosedError: this lease was given back, even if others hold the engine.
         """
         if not self._finalizer.alive:
             raise EngineClosedError("the reranker is closed: make a new one")
-        return self._dispatcher.submit(request, on_progress, restart=restart)
+        self._dispatcher.queue(submission, request, first, restart=restart)
 
     def close(self) -> None:
         """Give the share back; the last one ends the engine. Repeating it does nothing."""

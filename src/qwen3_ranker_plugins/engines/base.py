@@ -31,17 +31,12 @@ class Margins:
     prompt_tokens: int | None = None
     truncated: Mapping[int, int] = field(default_factory=dict)
 
-    def joined(self, rest: Margins) -> Margins:
-        """The margins of a request that was split in two: these are its first documents', `rest` the others'."""
-        first = len(self.values)
-        known = [each.prompt_tokens for each in (self, rest) if each.prompt_tokens is not None]
-        return Margins(
-            np.concatenate([self.values, rest.values]),
-            self.computed_tokens + rest.computed_tokens,
-            {**self.failures, **{first + index: reason for index, reason in rest.failures.items()}},
-            sum(known) if known else None,
-            {**self.truncated, **{first + index: tokens for index, tokens in rest.truncated.items()}},
-        )
+    def faults(self) -> dict[int, str]:
+        """Index of each document without a usable margin -> reason: the engine's, or that its margin is not finite."""
+        if not self.failures and np.isfinite(self.values).all():
+            return {}
+        not_finite = np.flatnonzero(~np.isfinite(self.values)).tolist()
+        return {index: f"its margin is {self.values[index]}" for index in not_finite} | dict(self.failures)
 
 
 @dataclass(frozen=True, kw_only=True)

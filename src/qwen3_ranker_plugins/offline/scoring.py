@@ -11,21 +11,29 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..config import EngineConfig, RerankerSettings, check_json
 from ..data.pairs import Pair
+from ..dispatch.filling import fill_in_order, halves
 from ..engines import choose_engine, create_engine, engine_module
 from ..engines.base import Engine
 from ..errors import EngineClosedError, EngineError, PromptTooLongError
 from ..models import resolve_model
-from ..prompt import DEFAULT_INSTRUCTION, EncodedRequest, PromptEncoder, length_order, load_tokenizer
+from ..prompt import DEFAULT_INSTRUCTION, EncodedRequest, PromptEncoder, load_tokenizer
 from .rows import FailedRow
 from .windows import Window
 
 EngineFactory = Callable[[EngineConfig], Engine]
+
+
+class _Shares(NamedTuple):
+    """Requests of a pass, and for each of their documents, the places in the window of the pairs with this text."""
+
+    requests: Sequence[EncodedRequest]
+    indices: Sequence[Sequence[Sequence[int]]]
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,14 @@ class Scorer:
                 encoded.append((self._encoder.encode(query, list(documents), self._instruction), indices))
             except PromptTooLongError as error:
                 faults += [(index, str(error)) for same in indices for index in same]
-        passes = _fill_passes(encoded, self._engine.capabilities.token_budget) or [([], [])]
+        filled = fill_in_order([request for request, _ in encoded], self._engine.capabilities)
+        passes = [
+            (
+                [encoded[number][0].take(documents) for number, documents in shares],
+                [[encoded[number][1][document] for document in documents] for number, documents in shares],
+            )
+            for shares in filled
+        ] or [([], [])]
         self._tokenization_seconds[window.number] = time.perf_counter() - started
         return [
             PlannedPass(window, number, len(passes), requests, indices, [] if number else faults)
@@ -206,25 +221,20 @@ class Scorer:
         except EngineClosedError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a pass dies of is looked for in its documents
-            halves = _halves(requests, indices)
-            if not halves:
+            parts = _parts(requests, indices)
+            if not parts:
                 reason = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
                 failures.update(dict.fromkeys(indices[0][0], reason))
                 return 0
-            return sum(self._score(*half, margins, failures) for half in halves)
+            return sum(self._score(*part, margins, failures) for part in parts)
         for result, places in zip(results, indices, strict=True):
-            values = result.values.tolist()
-            finite = np.isfinite(result.values)
-            if finite.all() and not result.failures:
-                for value, same in zip(values, places, strict=True):
+            faults = result.faults()
+            for place, (value, same) in enumerate(zip(result.values.tolist(), places, strict=True)):
+                if place in faults:
+                    failures.update(dict.fromkeys(same, faults[place]))
+                else:
                     for index in same:
                         margins[index] = value
-                continue
-            for place, (value, same) in enumerate(zip(values, places, strict=True)):
-                if place in result.failures or not finite[place]:
-                    failures.update(dict.fromkeys(same, result.failures.get(place, f"its margin is {value}")))
-                else:
-                    margins.update(dict.fromkeys(same, value))
         return sum(result.computed_tokens for result in results)
 
     def _prove_that_it_lives(self, failures: dict[int, str]) -> None:
@@ -263,46 +273,12 @@ class Scorer:
         return columns
 
 
-def _fill_passes(
-    encoded: Sequence[tuple[EncodedRequest, list[list[int]]]], budget: int
-) -> list[tuple[list[EncodedRequest], list[list[list[int]]]]]:
-    """Requests in turn, their documents shortest first; a document that is longer than the budget goes alone."""
-    passes: list[tuple[list[EncodedRequest], list[list[list[int]]]]] = []
-    requests: list[EncodedRequest] = []
-    indices: list[list[list[int]]] = []
-    used = 0
-    for request, places in encoded:
-        order = length_order(request)
-        lengths = [len(request.segments[place]) for place in order]
-        start = 0
-        while start < len(order):
-            tokens, end = used + len(request.prefix), start
-            while end < len(order) and (tokens + lengths[end] <= budget or not (requests or end > start)):
-                tokens += lengths[end]
-                end += 1
-            if end > start:
-                requests.append(request.take(order[start:end]))
-                indices.append([places[place] for place in order[start:end]])
-                used = tokens
-            if end < len(order):  # no room for the next one
-                passes.append((requests, indices))
-                requests, indices, used = [], [], 0
-            start = end
-    return [*passes, (requests, indices)] if requests else passes
-
-
-def _halves(
-    requests: Sequence[EncodedRequest], indices: Sequence[Sequence[Sequence[int]]]
-) -> list[tuple[Sequence[EncodedRequest], Sequence[Sequence[Sequence[int]]]]]:
-    """Two parts of a pass: of its requests, or of the documents of its only request; none if it has one document."""
-    if len(requests) > 1:
-        middle = len(requests) // 2
-        return [(requests[:middle], indices[:middle]), (requests[middle:], indices[middle:])]
-    documents = len(requests[0].segments)
-    if documents == 1:
-        return []
-    parts = (range(documents // 2), range(documents // 2, documents))
-    return [([requests[0].take(part)], [indices[0][part.start : part.stop]]) for part in parts]
+def _parts(requests: Sequence[EncodedRequest], indices: Sequence[Sequence[Sequence[int]]]) -> list[_Shares]:
+    """The two parts of a pass to try after it failed: of its requests, or of its only request's documents, if many."""
+    if parts := halves(list(zip(requests, indices, strict=True))):
+        return [_Shares(*zip(*part, strict=True)) for part in parts]
+    documents = halves(range(len(requests[0].segments)))
+    return [_Shares([requests[0].take(part)], [[indices[0][place] for place in part]]) for part in documents]
 
 
 def _failure_rows(window: Window, failures: dict[int, str]) -> Iterator[FailedRow]:

@@ -57,10 +57,6 @@ class EncodedRequest:
         """All ids of one document's prompt."""
         return self.prefix + self.segments[index]
 
-    def joined(self, rest: EncodedRequest) -> EncodedRequest:
-        """The request with the documents of both, which have one prefix."""
-        return EncodedRequest(self.prefix, self.segments + rest.segments, self.truncated_tokens + rest.truncated_tokens)
-
     def take(self, indices: Sequence[int]) -> EncodedRequest:
         """The same request with only some of its documents, in the order given."""
         return EncodedRequest(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from ..errors import InvalidInputError
 
@@ -53,14 +53,14 @@ class Template:
 
     @classmethod
     def named(cls, template: str) -> Template:
-        """A name from TEMPLATES, or the text of a template itself."""
+        """A name from TEMPLATES, or the text of a template itself. Each is parsed once."""
         if isinstance(template, str) and template in TEMPLATES:
-            return cls(TEMPLATES[template])
+            return _parsed(TEMPLATES[template])
         if not isinstance(template, str) or "{document}" not in template:
             raise InvalidInputError(
                 "template", template, f"give one of {', '.join(TEMPLATES)}, or a text with {{query}} and {{document}}"
             )
-        return cls(template)
+        return _parsed(template)
 
     def __post_init__(self) -> None:
         fields = [field for _, field in self.parts if field not in (None, BOUNDARY)]
@@ -101,3 +101,8 @@ class Template:
     @property
     def _document(self) -> int:
         return [field for _, field in self.parts].index("document")
+
+
+@lru_cache(maxsize=16)
+def _parsed(text: str) -> Template:
+    return Template(text)

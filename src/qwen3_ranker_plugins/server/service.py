@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from ..config import RankingOptions
-from ..engines.base import Margins
-from ..ranking import Prepared
+from ..ranking import PreparedRequest
 from ..reranker import Reranker
 from ..types import Request, RerankResult
 from .admission import Admission
@@ -72,22 +72,16 @@ class Service:
         with self._admission.place(documents, characters) as place:
             loop = asyncio.get_running_loop()
             prepared = await loop.run_in_executor(self._encoders, _prepare, reranker, requests)
-            if not may_cut:
-                _refuse_cut(prepared)
-            self._admission.count_tokens(place, sum(each.encoded.num_tokens for each in prepared))
-            futures: list[Future[Margins]] = []
             try:
-                futures.extend(reranker.submit(each) for each in prepared)
-                scored = asyncio.gather(*map(asyncio.wrap_future, futures))
-                margins = await self._supervisor.while_running(scored)
+                await loop.run_in_executor(self._encoders, partial(_submit, reranker, prepared, may_cut=may_cut))
+                self._admission.count_tokens(place, sum(each.num_tokens for each in prepared))
+                futures = [asyncio.wrap_future(each.submission.future) for each in prepared]
+                await self._supervisor.while_running(asyncio.gather(*futures))
             finally:
-                for future in futures:
-                    future.cancel()
+                for each in prepared:
+                    each.cancel()
         seconds = time.perf_counter() - started
-        rankings = [
-            Ranking(each.result(scored, options), each.truncated, seconds)
-            for each, scored in zip(prepared, margins, strict=True)
-        ]
+        rankings = [Ranking(each.result(options), each.truncated, seconds) for each in prepared]
         self._count(rankings)
         return rankings
 
@@ -108,14 +102,22 @@ class Service:
             metrics.truncated_tokens.inc(sum(tokens for _, tokens in each.truncated))
 
 
-def _prepare(reranker: Reranker, requests: Sequence[Request]) -> list[Prepared]:
+def _prepare(reranker: Reranker, requests: Sequence[Request]) -> list[PreparedRequest]:
     return [reranker.prepare(request) for request in requests]
 
 
-def _refuse_cut(prepared: Sequence[Prepared]) -> None:
-    cut = [index for each in prepared for index, _ in each.truncated]
+def _submit(reranker: Reranker, prepared: Sequence[PreparedRequest], *, may_cut: bool) -> None:
+    """Queue requests. If documents must not be cut, all of them are encoded before any is queued.
+
+    Raises:
+        ApiError: 413, a document does not fit.
+    """
+    encoded = [None if may_cut else reranker.encode(each) for each in prepared]
+    cut = [] if may_cut else [index for each in prepared for index, _ in each.truncated]
     if cut:
         shown = ", ".join(map(str, cut[:10])) + (", ..." if len(cut) > 10 else "")
         raise ApiError(
             413, "text_too_long", f"texts at positions {shown} do not fit, and the request forbids to cut them"
         )
+    for each, whole in zip(prepared, encoded, strict=True):
+        reranker.submit(each, encoded=whole)
