@@ -28,11 +28,8 @@ class ByLength:
         self._order = length_order(request)
         self._tokens_before = [0, *accumulate(request.lengths[index] for index in self._order)]
         self._taken = 0
-
-    @property
-    def left(self) -> int:
-        """Documents that no pass has taken."""
-        return len(self._order) - self._taken
+        #: Documents that no pass has taken.
+        self.left = len(self._order)
 
     def take(self, budget: int, limit: int, *, at_least: int = 0) -> tuple[list[int], int]:
         """The next documents that fit a pass.
@@ -52,6 +49,7 @@ class ByLength:
         if end <= first:
             return [], 0
         self._taken = end
+        self.left = len(self._order) - end
         return self._order[first:end], prefix + before[end] - before[first]
 
 
@@ -69,7 +67,7 @@ def fill_in_turns(waiting: deque[Waiting], capabilities: EngineCapabilities) -> 
         For each request in the pass, the indices of its documents in ascending order; a service that ranks may break
         ties by their order.
     """
-    budget, limit = capabilities.token_budget, _limit(capabilities)
+    budget, limit = capabilities.token_budget, capabilities.documents_per_pass or sys.maxsize
     shared = capabilities.workers == 1
     filled: list[tuple[Waiting, list[int]]] = []
     skipped: list[Waiting] = []
@@ -104,7 +102,8 @@ def fill_in_order(
     """
     passes: list[list[tuple[int, list[int]]]] = []
     current: list[tuple[int, list[int]]] = []
-    budget, limit = capabilities.token_budget, _limit(capabilities)
+    most = capabilities.documents_per_pass or sys.maxsize
+    budget, limit = capabilities.token_budget, most
     for number, request in enumerate(requests):
         documents = ByLength(request)
         while documents.left:
@@ -115,7 +114,7 @@ def fill_in_order(
                 limit -= len(indices)
             if documents.left:  # the pass is full
                 passes.append(current)
-                current, budget, limit = [], capabilities.token_budget, _limit(capabilities)
+                current, budget, limit = [], capabilities.token_budget, most
     return [*passes, current] if current else passes
 
 
@@ -126,7 +125,3 @@ def halves(shares: Sequence[Share]) -> list[Sequence[Share]]:
     """The two parts to try after a pass failed, so that one request's fault stays its own; none for one request."""
     middle = len(shares) // 2
     return [shares[:middle], shares[middle:]] if middle else []
-
-
-def _limit(capabilities: EngineCapabilities) -> int:
-    return sys.maxsize if capabilities.documents_per_pass is None else capabilities.documents_per_pass

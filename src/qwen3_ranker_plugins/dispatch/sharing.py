@@ -88,15 +88,12 @@ class Lease:
             _registry.leave(config, entry, wait=True)
             raise
         self._dispatcher = entry.dispatcher
+        #: The shared engine.
+        self.engine: Engine = entry.dispatcher.engine
         self._give_back = partial(_registry.leave, config, entry)
         # The garbage collector may run in any thread, an event loop's or a worker's: it must not wait for a pass.
         self._finalizer = weakref.finalize(self, self._give_back, wait=False)
         self._finalizer.atexit = False
-
-    @property
-    def engine(self) -> Engine:
-        """The shared engine."""
-        return self._dispatcher.engine
 
     @property
     def running(self) -> bool:

@@ -1,0 +1,54 @@
+"""Print the functions of this repository that a call of the Haystack adapter enters on its way to the engine.
+
+    python tools/call_trace.py [number of documents]
+
+Comprehensions and lambdas are left out: they are lines of the function that contains them.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+from haystack import Document
+
+from haystack_integrations.components.rankers.qwen3 import Qwen3Ranker
+
+ROOTS = [Path(sys.modules[name].__file__ or "").parents[depth] for name, depth in
+         (("qwen3_ranker_plugins", 1), ("haystack_integrations.components.rankers.qwen3", 4))]  # fmt: skip
+
+
+class Trace:
+    """Profiles every thread that starts after it was made, and the thread that makes it, while `armed`."""
+
+    def __init__(self) -> None:
+        self.armed = False
+        self.calls: list[str] = []
+        threading.setprofile(self._watch)
+        sys.setprofile(self._watch)
+
+    def _watch(self, frame: FrameType, event: str, _argument: object) -> None:
+        code = frame.f_code
+        if event != "call" or not self.armed or code.co_name.startswith("<"):
+            return
+        root = next((root for root in ROOTS if code.co_filename.startswith(f"{root}/")), None)
+        if root is not None:
+            self.calls.append(f"{code.co_filename.removeprefix(f'{root}/')}:{code.co_qualname}")
+            self.armed = code.co_qualname != "PackedEngine.score"
+
+
+def main() -> None:
+    documents = [Document(content=f"document number {n}") for n in range(int(sys.argv[1]) if sys.argv[1:] else 5)]
+    trace = Trace()
+    ranker = Qwen3Ranker(model="bundled:tiny")
+    ranker.run(query="warm up", documents=documents)
+    trace.armed = True
+    ranker.run(query="which number?", documents=documents)
+    print("\n".join(trace.calls))
+    print(f"{len(set(trace.calls))} functions, {len(trace.calls)} calls")
+
+
+if __name__ == "__main__":
+    main()
