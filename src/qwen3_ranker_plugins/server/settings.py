@@ -12,13 +12,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..config import (
-    _CREDENTIALS,
-    _SECRET_NAME,
     API_KEY_VARIABLE,
     BUNDLED_MODEL,
     ENGINE_ALIASES,
     VARIABLE_PREFIX,
     RerankerSettings,
+    is_secret,
     variables,
 )
 from ..errors import InvalidInputError
@@ -241,10 +240,6 @@ def _check_variables(settings: ServerSettings) -> None:
 def hide_secrets(options: Mapping[str, object]) -> dict[str, object]:
     """Options with those hidden that hold a secret."""
     return {
-        name: HIDDEN if value and _is_secret(name, value) else hide_secrets(value) if isinstance(value, dict) else value
+        name: HIDDEN if is_secret(name, value) else hide_secrets(value) if isinstance(value, dict) else value
         for name, value in options.items()
     }
-
-
-def _is_secret(name: str, value: object) -> bool:
-    return bool(_SECRET_NAME.search(name) or (isinstance(value, str) and _CREDENTIALS.search(value)))
