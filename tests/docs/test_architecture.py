@@ -1,0 +1,53 @@
+"""docs/architecture.md and CONTRIBUTING.md name files that exist, and the layers that import-linter checks."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "qwen3_ranker_plugins"
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PAGES = {"architecture": ARCHITECTURE, "contributing": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_named_files_exist(page: str) -> None:
+    """A name is a path in the package or the repository, or that of a file next to one named before it in its line."""
+    missing = []
+    for line in PAGES[page].splitlines():
+        folders = [ROOT, PACKAGE]
+        for name in re.findall(r"`([\w./-]+(?:\.py|/))`", line):
+            found = next((folder / name for folder in folders if (folder / name).exists()), None)
+            if found is None:
+                missing.append(name)
+            else:
+                folders.append(found if found.is_dir() else found.parent)
+    assert missing == []
+
+
+def test_the_tree_is_the_package() -> None:
+    """Every module and package of the first level is in the picture, and nothing else."""
+    picture = ARCHITECTURE.partition("src/qwen3_ranker_plugins/\n")[2].partition("    integrations/")[0]
+    drawn = set(re.findall(r"^      (?:  )?([a-z0-9]+(?:\.py|/)(?: +[a-z]+\.py)*)", picture, re.MULTILINE))
+    names = {name for each in drawn for name in each.split() if name not in {"base.py", "token_rows.py"}}
+    below = {"attention/", "packed/", "vllm/", "remote/"}
+    there = {
+        f"{path.name}/" for path in PACKAGE.iterdir() if path.is_dir() and path.name not in {"assets", "__pycache__"}
+    }
+    there |= {path.name for path in PACKAGE.glob("*.py") if not path.name.startswith("_")}
+    assert names - below == there
+    assert below <= {f"{path.name}/" for path in (PACKAGE / "engines").iterdir()}
+
+
+def test_the_layers_are_those_of_the_linter() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    package, engines = (contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
+    page = ARCHITECTURE.partition("## Layers")[2].partition("## Where")[0]
+    drawn = re.findall(r"^    (?:engines:|        )?(?: *)([a-z_ |]+?)(?: {2,}.*)?$", page, re.MULTILINE)
+    at = package.index("engines")
+    layers = [*package[:at], *engines, *package[at + 1 :]]
+    assert drawn == ["adapters", *[layer.replace("_version | ", "") for layer in layers]]
