@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -62,3 +63,8 @@ def load_demo_corpus() -> DemoCorpus:
         queries={each["_id"]: each["text"] for each in questions},
         qrels=qrels,
     )
+
+
+def lower_case_words(text: str) -> list[str]:
+    """Runs of letters, digits and underscores, in lower case, as Haystack's BM25 splits Latin text too."""
+    return re.findall(r"\w+", text.lower())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..data.demo import DemoCorpus
+from ..data.demo import DemoCorpus, lower_case_words
 from ..errors import MissingDependencyError
 
 _WHAT_TO_DO = (
@@ -141,8 +140,3 @@ class LangChainSearch:
     def rerank(self, query: str) -> list[Found]:
         """See `Search`."""
         return [Found(str(each.id), each.metadata["relevance_score"]) for each in self._compression.invoke(query)]
-
-
-def lower_case_words(text: str) -> list[str]:
-    """Runs of letters, digits and underscores, in lower case, as Haystack's BM25 splits Latin text too."""
-    return re.findall(r"\w+", text.lower())

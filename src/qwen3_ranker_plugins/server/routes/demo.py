@@ -7,8 +7,7 @@ from functools import cache
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from ...data.demo import DemoCorpus, load_demo_corpus
-from ...demo.searches import lower_case_words
+from ...data.demo import DemoCorpus, load_demo_corpus, lower_case_words
 from ..errors import ApiError
 from ..fields import ErrorResponse
 
