@@ -32,6 +32,7 @@ def test_importing_loads_nothing_heavy(module: str) -> None:
     [
         ("qwen3_ranker_plugins", "Reranker"),
         ("qwen3_ranker_plugins.cli", "main"),
+        ("qwen3_ranker_plugins.offline", "RerankJob"),
         ("haystack_integrations.components.rankers.qwen3", "Qwen3Ranker"),
         ("langchain_qwen3_ranker", "Qwen3Rerank"),
     ],
