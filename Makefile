@@ -24,13 +24,14 @@ step = @printf '%s ... ' '$(1)'; started=$$(date +%s); { $(2); } && echo "$$(($$
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo quick test lint notebooks docs release clean
+.PHONY: help demo quick test lint clients notebooks docs release clean
 
 help:
 	@echo 'make demo    rerank a real corpus in Haystack and LangChain (sets up .venv first, a few minutes once)'
 	@echo 'make quick   the tests of the core, the adapters and the command line (at most 2 minutes on 2 cores)'
 	@echo 'make test    lint, type-check and test everything (at most 15 minutes on 2 cores)'
 	@echo 'make lint    ruff, mypy, the layers of docs/architecture.md, spelling, workflows'
+	@echo 'make clients  LiteLLM and LlamaIndex in build/clients, for the test of the server with them'
 	@echo 'make notebooks  execute the example notebooks and store what they print'
 	@echo 'make docs    the documentation site, into site/'
 	@echo 'make release  build, check and try the wheels and sdists of all distributions, into dist/'
@@ -47,6 +48,11 @@ test: lint $(VENV)/.vllm-installed
 # Without vLLM and without the tests marked slow.
 quick: $(VENV)/.test-installed
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' tests/unit tests/integration integrations
+
+# In an environment of their own, because they pin other versions than the tests' dependencies.
+clients: $(VENV)/.test-installed
+	$(BIN)/python -m venv build/clients
+	$(PIP) --python build/clients/bin/python install --group clients
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

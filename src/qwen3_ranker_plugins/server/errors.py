@@ -15,7 +15,7 @@ from ..errors import EngineError, InvalidInputError, ScoringError
 
 #: What the tags of wire shapes begin with, so that they differ from the names of fields.
 SHAPE_TAG = "shape: "
-_UNION_MEMBER = re.compile(r"str|bool|constrained-str|[A-Z]\w*|(?:list|literal|dict|function-\w+)\[.*\]")
+_UNION_MEMBER = re.compile(r"str|bool|constrained-str|[A-Z][a-z]+[A-Z]\w*|(?:list|literal|dict|function-\w+)\[.*\]")
 
 
 class ApiError(Exception):
