@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from .errors import InvalidInputError
 from .prompt import DEFAULT_MAX_LENGTH, Template
@@ -102,6 +106,7 @@ class RerankerSettings:
     engine_options: Mapping[str, object] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        _make_plain(self)
         check_text("model", self.model)
         object.__setattr__(self, "engine", canonical_engine(self.engine))
         check_choice("dtype", self.dtype, DTYPES)
@@ -137,6 +142,7 @@ class RankingOptions:
     min_confidence: float | None = None
 
     def __post_init__(self) -> None:
+        _make_plain(self)
         check_positive("top_k", self.top_k)
         check_probability("score_threshold", self.score_threshold)
         check_probability("min_confidence", self.min_confidence)
@@ -150,6 +156,36 @@ class RankingOptions:
             self.score_threshold if score_threshold is None else score_threshold,
             self.min_confidence if min_confidence is None else min_confidence,
         )
+
+
+def plain(value: Any) -> Any:
+    """The builtin value of a path, an enumeration's member, a scalar of numpy, or another subclass of a builtin type.
+
+    Settings hold builtin values, so that JSON, YAML and pickles of them can be read without the caller's libraries.
+    Everything else is returned as it is.
+    """
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    for kind, builtin in _PLAIN:
+        if isinstance(value, kind):
+            return builtin(value)
+    return value
+
+
+#: The first that fits counts: a bool is an Integral, and every Integral is a Real.
+_PLAIN: tuple[tuple[Any, Callable[[Any], object]], ...] = (
+    ((bool, np.bool_), bool),
+    (str, str.__str__),
+    (Integral, int),
+    (Real, float),
+)
+
+
+def _make_plain(settings: RerankerSettings | RankingOptions) -> None:
+    for each in fields(settings):
+        object.__setattr__(settings, each.name, plain(getattr(settings, each.name)))
 
 
 def canonical_engine(engine: str) -> str:

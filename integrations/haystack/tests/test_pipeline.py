@@ -3,15 +3,20 @@
 import asyncio
 import copy
 import gc
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import haystack
 import pytest
-from haystack import Document, Pipeline
+from haystack import Document, Pipeline, SuperComponent, component
+from haystack.components.joiners import DocumentJoiner
+from haystack.components.rankers import LostInTheMiddleRanker
 from haystack.components.retrievers.in_memory import InMemoryBM25Retriever
+from haystack.core.errors import PipelineRuntimeError
 from haystack.document_stores.in_memory import InMemoryDocumentStore
+from haystack.utils import ComponentDevice
 
 from haystack_integrations.components.rankers.qwen3 import Qwen3Ranker
 from qwen3_ranker_plugins import EngineClosedError, Reranker
@@ -105,6 +110,102 @@ def test_dumps_and_loads(model: str, core: Reranker, documents: list[Document]) 
     }
     # An in-memory store writes down its name, under which this process still has the documents.
     assert loaded.run(both(QUERY)) == expected
+
+
+COPIES = [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))]  # noqa: S301
+
+
+def join_then_qwen3(ranker: Qwen3Ranker) -> Pipeline:
+    """Of components that can be copied: an in-memory store has a pool of threads, and cannot."""
+    pipeline = AsyncPipeline()
+    pipeline.add_component("joiner", DocumentJoiner())
+    pipeline.add_component("ranker", ranker)
+    pipeline.add_component("middle", LostInTheMiddleRanker())
+    pipeline.connect("joiner.documents", "ranker.documents")
+    pipeline.connect("ranker.documents", "middle.documents")
+    return pipeline
+
+
+@pytest.mark.parametrize("duplicate", COPIES, ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("used", [False, True], ids=["unused", "used"])
+def test_a_copied_pipeline_runs(
+    model: str, core: Reranker, documents: list[Document], duplicate: Any, used: bool
+) -> None:
+    """A copy of the ranker alone would know no senders, and the copied pipeline would miss its documents."""
+    ranker = Qwen3Ranker(model=model, device=ComponentDevice.from_str("cpu"), meta_fields_to_embed=["tags"])
+    pipeline = join_then_qwen3(ranker)
+    data = {"joiner": {"documents": documents}, "ranker": {"query": QUERY}}
+    expected = join_then_qwen3(copy.copy(ranker)).run(data)
+    assert len(expected["middle"]["documents"]) == 5
+    if used:
+        assert pipeline.run(data) == expected
+    copied = duplicate(pipeline)
+    assert copied.get_component("ranker") is not ranker
+    assert copied.run(data) == expected
+    assert asyncio.run(copied.run_async(data)) == expected
+    assert copied.dumps() == pipeline.dumps()
+    # The two share no settings and no model: either can be changed and closed.
+    copied.get_component("ranker").top_k = 1
+    copied.get_component("ranker").close()
+    assert pipeline.run(data) == expected
+    assert len(copied.run(data)["middle"]["documents"]) == 1
+
+
+@pytest.mark.parametrize("duplicate", [*COPIES, copy.copy], ids=["deepcopy", "pickle", "copy"])
+def test_a_copied_super_component_runs(ranker: Qwen3Ranker, documents: list[Document], duplicate: Any) -> None:
+    search = SuperComponent(
+        join_then_qwen3(ranker),
+        input_mapping={"query": ["ranker.query"], "documents": ["joiner.documents"]},
+        output_mapping={"middle.documents": "documents"},
+    )
+    expected = search.run(query=QUERY, documents=documents)
+    assert len(expected["documents"]) == 5
+    assert duplicate(search).run(query=QUERY, documents=documents) == expected
+    pipeline = Pipeline()
+    pipeline.add_component("search", search)
+    pipeline.add_component("second", Qwen3Ranker(model=ranker.model, instruction="Find jokes", top_k=1))
+    pipeline.connect("search.documents", "second.documents")
+    data = {"search": {"query": QUERY, "documents": documents}, "second": {"query": QUERY}}
+    assert duplicate(pipeline).run(data) == pipeline.run(data)
+
+
+def test_a_shallow_copy_of_a_connected_ranker_can_join_another_pipeline(
+    ranker: Qwen3Ranker, documents: list[Document]
+) -> None:
+    pipeline = bm25_then_qwen3(ranker, documents)
+    expected = pipeline.run(both(QUERY))
+    assert bm25_then_qwen3(copy.copy(ranker), documents).run(both(QUERY)) == expected
+    assert pipeline.run(both(QUERY)) == expected
+
+
+class Rewriter:
+    """A query rewriter that found nothing to ask."""
+
+    @component.output_types(query=str)
+    def run(self, text: str) -> dict[str, Any]:
+        return {"query": text or None}
+
+
+async def test_an_upstream_component_may_find_no_query(documents: list[Document]) -> None:
+    def rewrite_then_rank(*, fail_open: bool) -> Pipeline:
+        pipeline = AsyncPipeline()
+        pipeline.add_component("rewriter", component(Rewriter)())
+        pipeline.add_component("ranker", Qwen3Ranker(model="bundled:tiny", fail_open=fail_open, top_k=2))
+        pipeline.connect("rewriter.query", "ranker.query")
+        return pipeline
+
+    for text, named in (("", "query=None"), ("  ", "query='  '")):
+        data = {"rewriter": {"text": text}, "ranker": {"documents": documents}}
+        strict, open_ = rewrite_then_rank(fail_open=False), rewrite_then_rank(fail_open=True)
+        with pytest.raises(PipelineRuntimeError, match=named):
+            strict.run(data)
+        with pytest.raises(PipelineRuntimeError, match=named):
+            await strict.run_async(data)
+        for output in (open_.run(data), await open_.run_async(data)):
+            assert [document.id for document in output["ranker"]["documents"]] == ["doc-0", "doc-1"]
+            assert {document.meta["qwen3_failed"] for document in output["ranker"]["documents"]} == {
+                "InvalidInputError"
+            }
 
 
 async def test_async_pipeline_gives_what_the_pipeline_gives(

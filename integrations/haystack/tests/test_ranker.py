@@ -1,20 +1,26 @@
 """The component on its own: what goes in, what comes out, what is refused."""
 
 import copy
+import enum
 import json
 import pickle
 import shutil
 import socket
-from pathlib import Path
+import threading
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pytest
-from haystack import Document
+from haystack import Document, Pipeline
+from haystack.dataclasses import ByteStream, SparseEmbedding
+from haystack.tools import ComponentTool
 from haystack.utils import ComponentDevice
 from haystack.utils.device import Device, DeviceMap
 
 from haystack_integrations.components.rankers.qwen3 import Qwen3Ranker
 from qwen3_ranker_plugins import (
+    EngineClosedError,
     InvalidInputError,
     ModelNotFoundError,
     PromptTooLongError,
@@ -56,6 +62,41 @@ def test_inputs_are_not_changed(ranker: Qwen3Ranker, documents: list[Document]) 
     assert documents == before
     assert all(now is then for now, then in zip(documents, same, strict=True))
     assert not any(document is original for document in ranked for original in documents)
+
+
+def test_nothing_is_shared_between_input_and_result(ranker: Qwen3Ranker) -> None:
+    def made() -> Document:
+        return Document(
+            id="a",
+            content="text",
+            meta={"deep": {"list": [1, {"key": "value"}]}},
+            embedding=[0.5, 1.0],
+            blob=ByteStream(b"bytes", meta={"name": ["a"]}),
+            sparse_embedding=SparseEmbedding(indices=[0], values=[1.0]),
+        )
+
+    document = made()
+    failing = Qwen3Ranker(model="/no/such/folder", fail_open=True)
+    for result in (ranker.run(QUERY, [document]), failing.run(" ", [document])):
+        [copied] = result["documents"]
+        assert (copied.embedding, copied.blob, copied.sparse_embedding) == (
+            document.embedding,
+            document.blob,
+            document.sparse_embedding,
+        )
+        copied.meta["deep"]["list"][1]["key"] = "changed"
+        copied.embedding.append(2.0)  # type: ignore[union-attr]
+        copied.blob.meta["name"].append("b")  # type: ignore[union-attr]
+        copied.sparse_embedding.values.append(2.0)  # type: ignore[union-attr]
+        assert document == made()
+
+
+def test_a_value_that_cannot_be_copied_is_shared(ranker: Qwen3Ranker) -> None:
+    lock, nested = threading.Lock(), {"key": "value"}
+    [ranked] = ranker.run(QUERY, [Document(id="a", content="text", meta={"lock": lock, "nested": nested})])["documents"]
+    assert ranked.meta["lock"] is lock
+    assert ranked.meta["nested"] == nested
+    assert ranked.meta["nested"] is not nested
 
 
 def test_everything_else_of_a_document_is_kept(ranker: Qwen3Ranker) -> None:
@@ -106,6 +147,15 @@ def test_of_equal_ids_the_best_retrieved_is_kept(ranker: Qwen3Ranker) -> None:
     ranked = ranker.run(QUERY, documents)["documents"]
     assert {document.id: document.content for document in ranked} == {"a": "high", "b": "other"}
     assert len(ranked) == 2
+
+
+def test_equal_ids_of_different_texts_are_reported(ranker: Qwen3Ranker, caplog: pytest.LogCaptureFixture) -> None:
+    """Haystack's rule takes one of them; two stores that both number from "0" would lose documents in silence."""
+    same = [Document(id="0", content="text", score=score) for score in (0.1, 0.2)]
+    [ranked] = ranker.run(QUERY, same)["documents"]
+    assert (ranked.meta["retriever_score"], caplog.text) == (0.2, "")
+    ranker.run(QUERY, [*same, Document(id="0", content="other", score=0.9), Document(id="1", content="third")])
+    assert "1 ids, such as '0', stand for documents with different texts" in caplog.text
 
 
 def test_equal_texts_with_different_ids_both_stay_in_input_order(ranker: Qwen3Ranker) -> None:
@@ -335,12 +385,34 @@ class TestFailOpen:
         assert "with statement" not in caplog.text
 
     def test_bad_input_raises_nevertheless(self, down: dict[str, Any], documents: list[Document], model: str) -> None:
-        with pytest.raises(InvalidInputError, match="query"):
-            Qwen3Ranker(**down, fail_open=True).run(" ", documents)
+        with pytest.raises(InvalidInputError, match="query=7"):
+            Qwen3Ranker(**down, fail_open=True).run(7, documents)  # type: ignore[arg-type]
         with pytest.raises(PromptTooLongError):
             Qwen3Ranker(model=model, max_length=150, fail_open=True).run("why " * 200, documents)
         with pytest.raises(ModelNotFoundError):
             Qwen3Ranker(model="/no/such/folder", fail_open=True).run(QUERY, documents)
+
+    @pytest.mark.parametrize("query", [None, "", " \t\n"])
+    async def test_without_a_query_the_documents_as_they_came(
+        self, documents: list[Document], query: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ranker = Qwen3Ranker(model="/no/such/folder", fail_open=True, top_k=2, score_threshold=0.99)
+        for result in (ranker.run(query, documents), await ranker.run_async(query, documents)):
+            assert [(each.id, each.score) for each in result["documents"]] == [("doc-0", 9.5), ("doc-1", 8.5)]
+            assert [each.meta["qwen3_failed"] for each in result["documents"]] == ["InvalidInputError"] * 2
+        assert caplog.text.count("query=") == 2
+        assert ranker.run(query, []) == {"documents": []}
+
+    def test_a_closed_reranker_is_never_hidden(self, model: str, documents: list[Document]) -> None:
+        """Every later answer would be unranked as well, and nobody would notice."""
+        ranker = Qwen3Ranker(model=model, fail_open=True)
+        expected = ranker.run(QUERY, documents)
+        held = ranker._lazy._reranker
+        assert held is not None
+        held.close()  # as if its engine had ended
+        with pytest.raises(EngineClosedError):
+            ranker.run(QUERY, documents)
+        assert ranker.run(QUERY, documents) == expected  # loaded again
 
     def test_a_ranker_that_works_removes_the_mark(
         self, down: dict[str, Any], documents: list[Document], ranker: Qwen3Ranker
@@ -395,6 +467,97 @@ def test_to_dict_and_back() -> None:
     assert json.dumps(data) == before
     assert again.device == ComponentDevice.from_str("cuda:1")
     assert again.to_dict() == data
+
+
+class Precision(enum.StrEnum):
+    FULL = "float32"
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_settings_of_other_types_are_dumped_as_builtin_values(late: bool) -> None:
+    given: dict[str, Any] = {
+        "model": PurePosixPath("models/mine"),
+        "engine": np.str_("packed"),
+        "dtype": Precision.FULL,
+        "max_length": np.int64(512),
+        "token_budget": np.int32(4096),
+        "engine_options": {"fraction": np.float64(0.5), "several": (1, 2)},
+        "top_k": np.uint8(3),
+        "score_threshold": np.float64(0.25),
+        "min_confidence": np.float32(0.5),
+        "meta_fields_to_embed": [np.str_("title")],
+        "embedding_separator": np.str_(" "),
+        "fail_open": np.True_,
+    }
+    expected = {
+        "model": "models/mine",
+        "engine": "packed",
+        "dtype": "float32",
+        "max_length": 512,
+        "token_budget": 4096,
+        "engine_options": {"fraction": 0.5, "several": [1, 2]},
+        "top_k": 3,
+        "score_threshold": 0.25,
+        "min_confidence": 0.5,
+        "meta_fields_to_embed": ["title"],
+        "embedding_separator": " ",
+        "fail_open": True,
+    }
+    ranker = Qwen3Ranker(**({} if late else given))
+    for name, value in given.items() if late else ():
+        setattr(ranker, name, value)
+    pipeline = Pipeline()
+    pipeline.add_component("ranker", ranker)
+    text = pipeline.dumps()
+    assert Pipeline.loads(text).dumps() == text
+    parameters = ranker.to_dict()["init_parameters"]
+    assert {name: parameters[name] for name in given} == expected
+    for name, value in expected.items():
+        assert type(parameters[name]) is type(value), name
+    assert [type(key) for key in parameters["meta_fields_to_embed"]] == [str]
+    assert type(parameters["engine_options"]["fraction"]) is float
+
+
+def test_nothing_in_a_dict_is_shared_with_the_component() -> None:
+    options, fields = {"an_option": [1]}, ["title"]
+    ranker = Qwen3Ranker(engine_options=options, meta_fields_to_embed=fields)
+    before = ranker.to_dict()
+    options["an_option"].append(2)
+    fields.append("author")
+    handed_out = ranker.to_dict()["init_parameters"]
+    handed_out["engine_options"]["an_option"].append(3)
+    handed_out["meta_fields_to_embed"].append("year")
+    assert ranker.to_dict() == before
+
+
+def test_attributes_changed_later_take_effect_and_are_checked(
+    ranker: Qwen3Ranker, core: Reranker, documents: list[Document]
+) -> None:
+    ranker.meta_fields_to_embed.append("title")
+    document = Document(content="The text.", meta={"title": "Files"})
+    [ranked] = ranker.run(QUERY, [document])["documents"]
+    assert ranked.meta["qwen3_margin"] == core.rerank(QUERY, ["Files\nThe text."])[0].margin
+    ranker.engine_options["no_such_option"] = 1
+    with pytest.raises(InvalidInputError, match="no_such_option"):
+        ranker.run(QUERY, documents)
+    ranker.engine_options.clear()
+    ranker.score_threshold = 7
+    for _ in range(2):
+        with pytest.raises(InvalidInputError, match="score_threshold=7"):
+            ranker.run(QUERY, documents)
+    ranker.score_threshold = None
+    assert len(ranker.run(QUERY, documents)["documents"]) == 5
+
+
+def test_as_a_tool_every_parameter_has_a_description(model: str, core: Reranker) -> None:
+    tool = ComponentTool(Qwen3Ranker(model=model))
+    properties = tool.parameters["properties"]
+    assert set(properties) == {"query", "documents", "top_k", "score_threshold", "min_confidence", "instruction"}
+    assert [name for name, schema in properties.items() if len(schema.get("description", "")) < 20] == []
+    assert tool.parameters["required"] == ["query", "documents"]
+    documents = [{"content": "A list holds items."}, {"content": "The with statement closes a file."}]
+    result = tool.invoke(query=QUERY, documents=documents, top_k=1)
+    assert [document.content for document in result["documents"]] == ["The with statement closes a file."]
 
 
 def test_defaults_as_a_dict() -> None:

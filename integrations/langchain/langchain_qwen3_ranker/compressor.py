@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from langchain_core.callbacks import Callbacks
@@ -12,8 +12,15 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import Field, StrictBool, model_validator
 from typing_extensions import override
 
-from qwen3_ranker_plugins import EngineError, InvalidInputError, RerankResult
-from qwen3_ranker_plugins.config import RankingOptions, check_positive, check_text
+from qwen3_ranker_plugins import EngineClosedError, EngineError, InvalidInputError, RerankResult
+from qwen3_ranker_plugins.adapters import (
+    check_may_fail_open,
+    missing_query,
+    own_copies,
+    ranked_metadata,
+    unranked_metadata,
+)
+from qwen3_ranker_plugins.config import RankingOptions, check_positive
 
 from ._settings import Qwen3Settings
 
@@ -23,14 +30,14 @@ _logger = logging.getLogger(__name__)
 class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
     r"""Orders documents by P(yes), the probability that a Qwen3 reranker answers "yes, this document fits the query".
 
-    Returned documents are copies. Their `metadata` gains:
+    Returned documents are deep copies. Their `metadata` gains:
 
     - `relevance_score`: P(yes), in [0, 1].
-    - `retriever_score`: the `score`, or else the `relevance_score`, that the document came with, if it had one. One
-      that is already there stays, so that the second of two rerankers does not replace it with the score of the first.
+    - `retriever_score`: the `score`, or else the `relevance_score`, that the document came with, if it had one. An
+      existing value is kept, so that a second reranker does not replace it with the score of the first.
     - `qwen3_margin`: logit(yes) - logit(no), which still orders documents whose scores all round to 1.0.
     - `qwen3_confidence`: |P(yes) - P(no)|, in [0, 1]: how decided the model is, either way.
-    - `qwen3_truncated_tokens`: tokens cut off the end of the text so that it fits; 0 if it was read whole.
+    - `qwen3_truncated_tokens`: number of tokens cut off the end of the text to make it fit; 0 if it was read whole.
 
     ```python
     from langchain_core.documents import Document
@@ -43,19 +50,21 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
     """
 
     top_n: int | None = 3
-    """At most this many documents are returned; None for all of them, or as many as `reranker` is configured for."""
+    """Maximum number of documents to return; None returns all, or as many as `reranker` is configured for."""
     score_threshold: float | None = None
-    """Only documents with a score of at least this, in [0, 1], are returned."""
+    """Minimum score, in [0, 1], of a returned document; None for no minimum."""
     min_confidence: float | None = None
-    """Only documents with a confidence of at least this, in [0, 1], are returned."""
+    """Minimum confidence, in [0, 1], of a returned document; None for no minimum."""
     metadata_fields_to_embed: list[str] = Field(default_factory=list)
-    """Keys of the metadata whose values go in front of the text, in this order. Only a value of None is left out."""
+    """Keys of the metadata whose values are put in front of the text, in this order. Missing values and None are left
+    out."""
     embedding_separator: str = "\n"
-    """Stands between those values and the text."""
+    """Text between those values and the document's text."""
     fail_open: StrictBool = False
-    """If scoring fails, return the documents in the retriever's own order, at most `top_n` of them, without scores of
-    ours and with `qwen3_failed` in their metadata: the name of the error's class. Thresholds are not applied, as there
-    is no P(yes) to apply them to. Bad input raises nevertheless."""
+    """If scoring fails, or the query is None or blank, return the documents in the order in which they came, at most
+    `top_n` of them, without new scores and with `qwen3_failed` in their metadata: the name of the error's class.
+    Thresholds are not applied, because there is no P(yes) to compare with. Other invalid input, a model that cannot be
+    loaded and a closed reranker raise an error nevertheless."""
 
     @model_validator(mode="after")
     def _check_limits(self) -> Self:
@@ -67,120 +76,138 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
-        """The documents in order of relevance, best first.
+        """Orders documents by their relevance to a query, best first.
 
         Args:
-            documents: in any order, not changed; of several with one id (other than None), the first is used. An
-                empty list gives an empty list.
-            query: what was asked; not empty.
-            callbacks: not used, as no part of this is a run of its own.
+            documents: the documents to rank, in any order; they are not changed. Of several with the same id and the
+                same text, the first is ranked. An empty list gives an empty list.
+            query: the question or search text. None and blank texts are errors, unless `fail_open` is set.
+            callbacks: not used, because nothing in here is a run of its own.
 
         Raises:
-            InvalidInputError: a ValueError; names the argument, its value and the remedy.
+            InvalidInputError: a ValueError that names the argument, its value and the remedy.
             PromptTooLongError: query and instruction leave no room for a document.
             ScoringError: a document has no usable score; not with `fail_open`.
-            EngineError: the forward pass failed, or the reranker was closed meanwhile; not with `fail_open`.
+            EngineError: the forward pass failed; not with `fail_open`.
+            EngineClosedError: the reranker was closed during the call, or was given and is the parent process's.
             ModelNotFoundError, UnsupportedModelError, MissingDependencyError: the model cannot be loaded.
         """
-        call = self._prepare(documents, query)
-        if not call.documents:
-            return []
-        reranker = self._ready()
-        try:
-            result = reranker.rerank(**call.arguments)
-        except EngineError as error:
-            return call.in_their_own_order(error, fail_open=self.fail_open)
-        return call.finish(result)
+        call = self._start(documents, query)
+        if call.waiting:
+            reranker = self._ready()
+            try:
+                call.finish(reranker.rerank(**call.arguments))
+            except EngineError as error:
+                self._fail(call, error)
+        return call.output
 
     @override
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
-        """`compress_documents` without blocking the event loop; cancelling it frees its place in the queue."""
-        call = self._prepare(documents, query)
-        if not call.documents:
-            return []
-        reranker = await self._ready_async()
-        try:
-            result = await reranker.arerank(**call.arguments)
-        except EngineError as error:
-            return call.in_their_own_order(error, fail_open=self.fail_open)
-        return call.finish(result)
+        """`compress_documents` without blocking the event loop; a cancelled call leaves the queue."""
+        call = self._start(documents, query)
+        if call.waiting:
+            reranker = await self._ready_async()
+            try:
+                call.finish(await reranker.arerank(**call.arguments))
+            except EngineError as error:
+                self._fail(call, error)
+        return call.output
 
-    def _prepare(self, documents: Sequence[Document], query: str) -> _Call:
-        check_text("query", query)
-        check_positive("top_n", self.top_n)
+    def _start(self, documents: Sequence[Document], query: str) -> _Call:
+        """Everything that both methods do before scoring."""
+        check_positive("top_n", self.top_n)  # it may have been changed since it was validated
         distinct = _without_duplicates(documents)
-        arguments = {
-            "query": query,
-            "documents": [self._text(document) for document in distinct],
-            "top_k": self.top_n,
-            "score_threshold": self.score_threshold,
-            "min_confidence": self.min_confidence,
-            "instruction": self.instruction,
-        }
-        return _Call(distinct, arguments)
+        call = _Call(
+            distinct,
+            {
+                "query": query,
+                "documents": self._texts(distinct),
+                "top_k": self.top_n,
+                "score_threshold": self.score_threshold,
+                "min_confidence": self.min_confidence,
+                "instruction": self.instruction,
+            },
+            waiting=bool(distinct),
+        )
+        if (missing := missing_query(query)) is not None:
+            self._fail(call, missing)
+        return call
 
-    def _text(self, document: Document) -> str:
-        values = [document.metadata.get(key) for key in self.metadata_fields_to_embed]
-        embedded = [str(value) for value in values if value is not None]
-        return self.embedding_separator.join([*embedded, document.page_content])
+    def _texts(self, documents: list[Document]) -> list[str]:
+        """What is judged of each document."""
+        if not self.metadata_fields_to_embed:
+            return [document.page_content for document in documents]
+        texts = []
+        for document in documents:
+            values = [document.metadata.get(key) for key in self.metadata_fields_to_embed]
+            embedded = [str(value) for value in values if value is not None]
+            texts.append(self.embedding_separator.join([*embedded, document.page_content]))
+        return texts
+
+    def _fail(self, call: _Call, error: EngineError | InvalidInputError) -> None:
+        """Return the documents as they came, if `fail_open` allows it.
+
+        Raises:
+            EngineError, InvalidInputError: the one given, if it does not.
+        """
+        if isinstance(error, EngineClosedError):
+            self._lazy.drop_ended()
+        check_may_fail_open(error, fail_open=self.fail_open)
+        _logger.warning("not reranked, documents are returned as they came: %s: %s", type(error).__name__, error)
+        call.leave_unranked(error)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Call:
-    """What the sync and the async method share.
+    """One call of either method.
 
     Attributes:
-        documents: to be ranked, no id twice.
-        arguments: of `Reranker.rerank`; the texts stand in the order of `documents`.
+        documents: the documents to rank, without duplicates.
+        arguments: arguments of `Reranker.rerank`; its documents are the texts of `documents`, in the same order.
+        waiting: whether the documents have to be scored.
+        output: copies of the documents that are returned, once they are known.
     """
 
     documents: list[Document]
     arguments: dict[str, Any]
+    waiting: bool
+    output: list[Document] = field(default_factory=list)
 
-    def finish(self, result: RerankResult) -> list[Document]:
-        """Copies of the documents that are left, best first."""
-        ranked = []
+    def finish(self, result: RerankResult) -> None:
+        """Output the documents that are left, best first."""
         for hit in result:
             document = self.documents[hit.index]
-            metadata = {key: value for key, value in document.metadata.items() if key != "qwen3_failed"}
-            for key in ("score", "relevance_score"):
-                if metadata.get(key) is not None and metadata.get("retriever_score") is None:
-                    metadata["retriever_score"] = metadata[key]
-            metadata |= {
-                "relevance_score": hit.score,
-                "qwen3_margin": hit.margin,
-                "qwen3_confidence": hit.confidence,
-                "qwen3_truncated_tokens": hit.truncated_tokens,
-            }
-            ranked.append(document.model_copy(update={"metadata": metadata}))
-        return ranked
+            given = document.metadata.get("score")
+            if given is None:
+                given = document.metadata.get("relevance_score")
+            metadata = ranked_metadata(document.metadata, hit, given)
+            self.output.append(_copy(document, {**metadata, "relevance_score": hit.score}))
 
-    def in_their_own_order(self, error: EngineError, *, fail_open: bool) -> list[Document]:
-        """Copies of the first documents, as they came, marked with what failed.
+    def leave_unranked(self, error: Exception) -> None:
+        """Output the first documents as they came, marked with what failed."""
+        self.waiting = False
+        for document in self.documents[: self.arguments["top_k"]]:
+            self.output.append(_copy(document, unranked_metadata(document.metadata, error)))
 
-        Raises:
-            EngineError: the one given, unless `fail_open`.
-        """
-        if not fail_open:
-            raise error
-        reason = type(error).__name__
-        _logger.warning("not reranked, the retriever's own order is returned: %s: %s", reason, error)
-        kept = self.documents[: self.arguments["top_k"]]
-        return [each.model_copy(update={"metadata": {**each.metadata, "qwen3_failed": reason}}) for each in kept]
+
+def _copy(document: Document, metadata: dict[str, Any]) -> Document:
+    """A copy of the same class that shares nothing with the document."""
+    others = {name: value for name, value in vars(document).items() if name not in ("page_content", "metadata")}
+    return document.model_copy(update={**own_copies(others), "metadata": metadata})
 
 
 def _without_duplicates(documents: Sequence[Document]) -> list[Document]:
-    """The first document of each id; documents without one are all different."""
+    """The first of the documents with the same id and the same text. Documents without an id are all different.
+
+    An id alone does not make two documents the same: each store numbers its own, and many begin with "0".
+    """
     if not isinstance(documents, Sequence):
         raise InvalidInputError("documents", documents, "needs a list of LangChain Documents")
-    seen: set[str | None] = set()
-    kept = []
+    kept: dict[object, Document] = {}
     for index, document in enumerate(documents):
         if not isinstance(document, Document):
             raise InvalidInputError(f"documents[{index}]", document, "needs a LangChain Document")
-        if document.id is None or document.id not in seen:
-            kept.append(document)
-        seen.add(document.id)
-    return kept
+        kept.setdefault((document.id, document.page_content) if document.id else index, document)
+    return list(kept.values())

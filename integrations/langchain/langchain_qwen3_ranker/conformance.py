@@ -69,7 +69,12 @@ class DocumentCompressorTests:
 
     @property
     def removes_duplicates(self) -> bool:
-        """Whether only one of several documents with the same id is returned."""
+        """Whether only one of several documents with the same id and the same text is returned."""
+        return True
+
+    @property
+    def returns_copies(self) -> bool:
+        """Whether changing a returned document, nested metadata included, leaves the given one as it is."""
         return True
 
     @property
@@ -149,10 +154,21 @@ class DocumentCompressorTests:
         assert list(compressor.compress_documents([], self.query)) == []
         assert list(asyncio.run(compressor.acompress_documents([], self.query))) == []
 
-    def test_equal_ids_come_back_once(self) -> None:
+    def test_equal_ids_with_equal_texts_come_back_once(self) -> None:
         twice = [*self.documents, *self.documents]
         ranked = self.make_compressor(len(twice)).compress_documents(twice, self.query)
         assert len(ranked) == len(self.documents) * (1 if self.removes_duplicates else 2)
+
+    def test_equal_ids_with_different_texts_all_come_back(self) -> None:
+        """Retrievers over two stores are merged, and each store numbers its documents from "0"."""
+        for number in (str, lambda _: ""):
+            documents = [
+                document.model_copy(update={"id": number(index // 2)}) for index, document in enumerate(self.documents)
+            ]
+            ranked = self.make_compressor().compress_documents(documents, self.query)
+            assert sorted(document.page_content for document in ranked) == sorted(
+                document.page_content for document in documents
+            )
 
     def test_equal_texts_without_ids_all_come_back(self) -> None:
         documents = [Document("The same text.", metadata={"place": place}) for place in range(3)]
@@ -166,8 +182,11 @@ class DocumentCompressorTests:
         documents = self.documents
         before, same = copy.deepcopy(documents), list(documents)
         compressor = self.make_compressor()
-        compressor.compress_documents(documents, self.query)
-        asyncio.run(compressor.acompress_documents(documents, self.query))
+        ranked = [*compressor.compress_documents(documents, self.query)]
+        ranked += asyncio.run(compressor.acompress_documents(documents, self.query))
+        if self.returns_copies:
+            for document in ranked:
+                document.metadata["source"]["page"] = -1
         assert documents == before
         assert all(now is then for now, then in zip(documents, same, strict=True))
 

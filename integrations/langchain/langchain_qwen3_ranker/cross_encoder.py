@@ -5,7 +5,7 @@ from __future__ import annotations
 from langchain_core.cross_encoders import BaseCrossEncoder
 from typing_extensions import override
 
-from qwen3_ranker_plugins import InvalidInputError, Request
+from qwen3_ranker_plugins import EngineClosedError, InvalidInputError, Request
 from qwen3_ranker_plugins.config import check_text
 
 from ._settings import Qwen3Settings
@@ -27,21 +27,21 @@ class Qwen3CrossEncoder(Qwen3Settings, BaseCrossEncoder):
     print(compressor.compress_documents(documents, "how is a file closed?"))
     ```
 
-    It has no `fail_open`: it has to return scores, and none are made up.
+    It has no `fail_open`, because it has to return scores, and none are made up.
     """
 
     @override
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
-        """P(yes) of each pair, in the order given. Pairs with the same query share the work on it.
+        """P(yes) of each pair, in the order of the pairs. Pairs with the same query share the work on it.
 
         Args:
-            text_pairs: of query and document.
+            text_pairs: pairs of query and document.
 
         Raises:
             InvalidInputError: a ValueError; names the pair, its value and the remedy.
             PromptTooLongError: query and instruction leave no room for a document.
             ScoringError: a document has no usable score.
-            EngineError: the forward pass failed, or the reranker was closed meanwhile.
+            EngineError: the forward pass failed, or the reranker was closed during the call.
             ModelNotFoundError, UnsupportedModelError, MissingDependencyError: the model cannot be loaded.
         """
         positions: dict[str, list[int]] = {}
@@ -58,7 +58,12 @@ class Qwen3CrossEncoder(Qwen3Settings, BaseCrossEncoder):
             Request(query, [text_pairs[position][1] for position in places], self.instruction)
             for query, places in positions.items()
         ]
-        results = self._ready().score_many(requests)
+        reranker = self._ready()
+        try:
+            results = reranker.score_many(requests)
+        except EngineClosedError:
+            self._lazy.drop_ended()
+            raise
         scores = {
             position: score
             for places, values in zip(positions.values(), results, strict=True)

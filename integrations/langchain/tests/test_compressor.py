@@ -2,23 +2,35 @@
 
 import asyncio
 import copy
+import enum
 import gc
+import json
 import pickle
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import pytest
-from langchain_classic.retrievers import ContextualCompressionRetriever
-from langchain_core.callbacks import BaseCallbackHandler
+from langchain_classic.retrievers import ContextualCompressionRetriever, MergerRetriever
+from langchain_core.callbacks import BaseCallbackHandler, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from pydantic import ValidationError
 
 from langchain_qwen3_ranker import Qwen3Rerank
-from qwen3_ranker_plugins import InvalidInputError, ModelNotFoundError, PromptTooLongError, RemoteError, Reranker
+from qwen3_ranker_plugins import (
+    EngineClosedError,
+    InvalidInputError,
+    ModelNotFoundError,
+    PromptTooLongError,
+    RemoteError,
+    Reranker,
+)
 
 QUERY = "which statement closes a file?"
 
@@ -65,10 +77,27 @@ def test_the_retrievers_score_is_kept(model: str, metadata: dict[str, Any], kept
     assert ranked.metadata.get("score") == metadata.get("score")
 
 
-def test_of_equal_ids_the_first_is_kept(model: str) -> None:
-    documents = [Document("first", id="a"), Document("other", id="b"), Document("second", id="a")]
+def test_of_documents_with_equal_id_and_text_the_first_is_kept(model: str) -> None:
+    documents = [
+        Document("same", id="a", metadata={"place": 0}),
+        Document("other", id="b"),
+        Document("same", id="a", metadata={"place": 1}),
+        Document("same", id="c"),
+    ]
     ranked = Qwen3Rerank(model=model).compress_documents(documents, QUERY)
-    assert {document.id: document.page_content for document in ranked} == {"a": "first", "b": "other"}
+    assert {document.id: document.metadata.get("place") for document in ranked} == {"a": 0, "b": None, "c": None}
+
+
+@pytest.mark.parametrize("number", [str, lambda _: ""], ids=["two stores that number from 0", "empty ids"])
+def test_nothing_is_lost_of_merged_retrievers(model: str, number: Any) -> None:
+    stores = [[Document(f"{name} text {i}", id=number(i)) for i in range(4)] for name in ("the first", "the second")]
+    merged = MergerRetriever(retrievers=[Fixed(documents=documents) for documents in stores])
+    retriever = ContextualCompressionRetriever(
+        base_compressor=Qwen3Rerank(model=model, top_n=None), base_retriever=merged
+    )
+    given = sorted(document.page_content for documents in stores for document in documents)
+    assert sorted(texts(retriever.invoke(QUERY))) == given
+    assert sorted(texts(asyncio.run(retriever.ainvoke(QUERY)))) == given
 
 
 def test_three_are_returned_by_default_as_by_other_compressors(model: str, documents: list[Document]) -> None:
@@ -173,6 +202,13 @@ def test_errors_of_the_core_pass_unchanged(model: str) -> None:
         Qwen3Rerank(model=model, max_length=150).compress_documents([Document("text")], "why " * 200)
 
 
+class Fixed(BaseRetriever):
+    documents: list[Document]
+
+    def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
+        return self.documents
+
+
 class RetrieverRuns(BaseCallbackHandler):
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -266,12 +302,39 @@ class TestFailOpen:
         assert "with statement" not in caplog.text
 
     def test_bad_input_raises_nevertheless(self, down: dict[str, Any], documents: list[Document], model: str) -> None:
-        with pytest.raises(InvalidInputError, match="query"):
-            Qwen3Rerank(**down, fail_open=True).compress_documents(documents, " ")
+        with pytest.raises(InvalidInputError, match="query=7"):
+            Qwen3Rerank(**down, fail_open=True).compress_documents(documents, 7)  # type: ignore[arg-type]
         with pytest.raises(PromptTooLongError):
             Qwen3Rerank(model=model, max_length=150, fail_open=True).compress_documents(documents, "why " * 200)
         with pytest.raises(ModelNotFoundError):
             Qwen3Rerank(model="/no/such/folder", fail_open=True).compress_documents(documents, QUERY)
+
+    @pytest.mark.parametrize("query", [None, "", " \t\n"])
+    async def test_without_a_query_the_documents_as_they_came(
+        self, documents: list[Document], query: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        compressor = Qwen3Rerank(model="/no/such/folder", fail_open=True, top_n=2, score_threshold=0.99)
+        for kept in (
+            compressor.compress_documents(documents, query),
+            await compressor.acompress_documents(documents, query),
+        ):
+            assert [document.id for document in kept] == ["doc-0", "doc-1"]
+            assert [document.metadata["qwen3_failed"] for document in kept] == ["InvalidInputError"] * 2
+        assert caplog.text.count("query=") == 2
+        assert compressor.compress_documents([], query) == []
+
+    def test_a_closed_reranker_is_never_hidden(self, model: str, documents: list[Document]) -> None:
+        """Every later answer would be unranked as well, and nobody would notice."""
+        compressor = Qwen3Rerank(model=model, fail_open=True)
+        expected = compressor.compress_documents(documents, QUERY)
+        held = compressor._lazy._reranker
+        assert held is not None
+        held.close()  # as if its engine had ended
+        with pytest.raises(EngineClosedError):
+            compressor.compress_documents(documents, QUERY)
+        assert compressor.compress_documents(documents, QUERY) == expected  # loaded again
+        with pytest.raises(EngineClosedError):
+            Qwen3Rerank(reranker=held, fail_open=True).compress_documents(documents, QUERY)
 
     def test_a_reranker_that_works_removes_the_mark(
         self, down: dict[str, Any], documents: list[Document], model: str
@@ -311,6 +374,86 @@ def test_model_dump_and_back(model: str, documents: list[Document]) -> None:
     again = Qwen3Rerank(**dump)
     assert again == compressor != Qwen3Rerank(model=model)
     assert again.compress_documents(documents, QUERY) == ranked
+
+
+class Precision(enum.StrEnum):
+    FULL = "float32"
+
+
+def test_settings_of_other_types_are_dumped_as_builtin_values() -> None:
+    given: dict[str, Any] = {
+        "model": PurePosixPath("models/mine"),
+        "engine": np.str_("packed"),
+        "dtype": Precision.FULL,
+        "max_length": np.int64(512),
+        "token_budget": np.int32(4096),
+        "engine_options": {"fraction": np.float64(0.5), "several": (1, 2)},
+        "instruction": np.str_("Find jokes"),
+        "top_n": np.uint8(3),
+        "score_threshold": np.float64(0.25),
+        "min_confidence": np.float32(0.5),
+        "metadata_fields_to_embed": [np.str_("title")],
+        "embedding_separator": np.str_(" "),
+        "fail_open": np.True_,
+    }
+    expected: dict[str, Any] = {
+        "model": "models/mine",
+        "engine": "packed",
+        "dtype": "float32",
+        "max_length": 512,
+        "token_budget": 4096,
+        "engine_options": {"fraction": 0.5, "several": [1, 2]},
+        "instruction": "Find jokes",
+        "top_n": 3,
+        "score_threshold": 0.25,
+        "min_confidence": 0.5,
+        "metadata_fields_to_embed": ["title"],
+        "embedding_separator": " ",
+        "fail_open": True,
+    }
+    late = Qwen3Rerank(**{name: given[name] for name in ("model", "engine", "dtype", "max_length", "token_budget")})
+    for compressor in (Qwen3Rerank(**given), late):
+        for name, value in given.items():
+            if not Qwen3Rerank.model_fields[name].frozen:
+                setattr(compressor, name, value)
+        dump = compressor.model_dump()
+        assert json.loads(compressor.model_dump_json()) == dump
+        names = set(expected) - (set() if compressor is not late else {"engine_options"})
+        assert {name: dump[name] for name in names} == {name: expected[name] for name in names}
+        assert [name for name in names if type(dump[name]) is not type(expected[name])] == []
+        assert [type(each) for each in dump["metadata_fields_to_embed"]] == [str]
+
+
+def test_nothing_is_shared_with_what_was_given_or_handed_out() -> None:
+    options, fields = {"an_option": [1]}, ["title"]
+    compressor = Qwen3Rerank(engine_options=options, metadata_fields_to_embed=fields)
+    before = copy.deepcopy(compressor.model_dump())
+    options["an_option"].append(2)
+    fields.append("author")
+    handed_out = compressor.model_dump()
+    handed_out["engine_options"]["an_option"].append(3)
+    handed_out["metadata_fields_to_embed"].append("year")
+    assert compressor.model_dump() == before
+
+
+def test_nothing_is_shared_between_input_and_result(model: str) -> None:
+    class Passage(Document):
+        marks: list[int]
+
+    lock = threading.Lock()
+    document = Passage(page_content="text", metadata={"deep": {"list": [1]}, "lock": lock}, marks=[1])
+    failing = Qwen3Rerank(model="/no/such/folder", fail_open=True)
+    for results in (
+        Qwen3Rerank(model=model).compress_documents([document], QUERY),
+        failing.compress_documents([document], " "),
+    ):
+        [copied] = results
+        assert isinstance(copied, Passage)
+        assert copied.metadata["lock"] is lock  # what cannot be copied is shared
+        copied.metadata["deep"]["list"].append(2)
+        copied.marks.append(2)
+        assert document.metadata == {"deep": {"list": [1]}, "lock": lock}
+        assert document.marks == [1]
 
 
 @pytest.mark.parametrize(

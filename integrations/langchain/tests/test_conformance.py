@@ -1,5 +1,6 @@
 """Our two classes pass the suite, and the suite catches compressors that break its rules."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ class TestQwen3Rerank(DocumentCompressorTests):
 
 
 class TestQwen3CrossEncoder(DocumentCompressorTests):
-    """LangChain's own reranker around our cross encoder: it drops scores and keeps duplicates."""
+    """LangChain's own reranker around our cross encoder: it drops scores, keeps duplicates and copies nothing."""
 
     @property
     def compressor_class(self) -> type[BaseDocumentCompressor]:
@@ -41,6 +42,10 @@ class TestQwen3CrossEncoder(DocumentCompressorTests):
     def removes_duplicates(self) -> bool:
         return False
 
+    @property
+    def returns_copies(self) -> bool:
+        return False
+
 
 class ByLength(BaseDocumentCompressor):
     """A compressor that keeps all the rules: the longer a document, the better."""
@@ -50,15 +55,33 @@ class ByLength(BaseDocumentCompressor):
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
-        distinct = list({document.id or id(document): document for document in reversed(documents)}.values())[::-1]
+        distinct = list({self.identity(document): document for document in reversed(documents)}.values())[::-1]
         scored = [
-            document.model_copy(update={"metadata": {**document.metadata, "relevance_score": self.rate(document)}})
+            document.model_copy(
+                update={"metadata": {**copy.deepcopy(document.metadata), "relevance_score": self.rate(document)}}
+            )
             for document in distinct
         ]
         return sorted(scored, key=lambda document: -document.metadata["relevance_score"])[: self.top_n]
 
+    def identity(self, document: Document) -> object:
+        return (document.id, document.page_content) if document.id else id(document)
+
     def rate(self, document: Document) -> float:
         return len(document.page_content) / 1000
+
+
+class TrustsIds(ByLength):
+    def identity(self, document: Document) -> object:
+        return document.id
+
+
+class SharesMetadata(ByLength):
+    def compress_documents(self, documents: Sequence[Document], query: str, callbacks: Any = None) -> Any:
+        ranked = super().compress_documents(documents, query)
+        for document in ranked:
+            document.metadata.update(next(each for each in documents if each.id == document.id).metadata)
+        return ranked
 
 
 class WorstFirst(ByLength):
@@ -138,6 +161,9 @@ def test_the_suite_passes_what_keeps_the_rules() -> None:
         (LosesIds, "test_every_document_comes_back_once_and_whole"),
         (LosesIds, "test_subclasses_of_document_stay_what_they_are"),
         (LosesMetadata, "test_metadata_is_added_to_and_none_is_lost"),
+        (TrustsIds, "test_equal_ids_with_different_texts_all_come_back"),
+        (TrustsIds, "test_equal_texts_without_ids_all_come_back"),
+        (SharesMetadata, "test_inputs_are_not_changed"),
         (WritesIntoItsInput, "test_inputs_are_not_changed"),
         (IgnoresTopN, "test_top_n_is_the_beginning_of_the_whole_ranking"),
         (FailsOnNothing, "test_nothing_in_nothing_out"),

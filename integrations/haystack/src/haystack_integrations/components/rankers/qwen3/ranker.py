@@ -3,37 +3,66 @@
 # No `from __future__ import annotations` here: Haystack 2 reads the annotations of `run` as they stand.
 
 import asyncio
+import copy
 import logging
 import os
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from typing import Any, Self
 
 from haystack import Document, component, default_from_dict, default_to_dict
 from haystack.utils import ComponentDevice
 
-from qwen3_ranker_plugins import EngineError, InvalidInputError, Reranker, RerankResult
-from qwen3_ranker_plugins.config import DEFAULT_MODEL, RankingOptions, RerankerSettings, check_text
+from qwen3_ranker_plugins import EngineClosedError, EngineError, InvalidInputError, Reranker, RerankResult
+from qwen3_ranker_plugins.adapters import (
+    LazyReranker,
+    check_may_fail_open,
+    missing_query,
+    own_copies,
+    ranked_metadata,
+    unranked_metadata,
+)
+from qwen3_ranker_plugins.config import DEFAULT_MODEL, RankingOptions, RerankerSettings, check_text, plain
 from qwen3_ranker_plugins.prompt import DEFAULT_MAX_LENGTH
 
 _logger = logging.getLogger(__name__)
+
+_PARAMETERS = (
+    "model",
+    "engine",
+    "device",
+    "dtype",
+    "template",
+    "instruction",
+    "max_length",
+    "token_budget",
+    "engine_options",
+    "top_k",
+    "score_threshold",
+    "min_confidence",
+    "meta_fields_to_embed",
+    "embedding_separator",
+    "fail_open",
+)
+_values_of = attrgetter(*_PARAMETERS)
 
 
 @component
 class Qwen3Ranker:
     """Orders documents by P(yes), the probability that a Qwen3 reranker answers "yes, this document fits the query".
 
-    The model is loaded by `warm_up`, which `run` calls where it was not called before. Thread-safe; components with
-    equal engine settings in one process share one model, and callers that run at the same time share forward passes.
+    The model is loaded by `warm_up`, which `run` calls if it was not called before. Thread-safe. Components with equal
+    engine settings in one process share one model, and concurrent callers share forward passes. An attribute that is
+    changed after construction takes effect, and is checked, at the next `run`.
 
-    Returned documents are copies. Their `score` is P(yes), in [0, 1], and their `meta` gains:
+    Returned documents are deep copies. Their `score` is P(yes), in [0, 1], and their `meta` gains:
 
-    - `retriever_score`: the `score` that the document came with, if it had one. One that is already there stays, so
-      that the second of two rankers does not replace it with the score of the first.
+    - `retriever_score`: the `score` that the document came with, if it had one. An existing value is kept, so that a
+      second ranker does not replace it with the score of the first.
     - `qwen3_margin`: logit(yes) - logit(no), which still orders documents whose scores all round to 1.0.
     - `qwen3_confidence`: |P(yes) - P(no)|, in [0, 1]: how decided the model is, either way.
-    - `qwen3_truncated_tokens`: tokens cut off the end of the text so that it fits; 0 if it was read whole.
+    - `qwen3_truncated_tokens`: number of tokens cut off the end of the text to make it fit; 0 if it was read whole.
 
     ```python
     from haystack import Document
@@ -45,27 +74,28 @@ class Qwen3Ranker:
     ```
 
     Args:
-        model: a name on the Hugging Face hub, a folder, or "bundled:tiny".
+        model: name of a model on the Hugging Face hub, path of a folder, or "bundled:tiny".
         engine: "auto" or the name of an engine.
-        device: one device, or None to choose by what there is.
+        device: one device; None chooses the best one available.
         dtype: "auto", "float32", "bfloat16" or "float16".
         template: "standard", "standard-hf", "compact", or the text of a template with {query} and {document}.
-        instruction: the task that documents are judged for; None for the model's default.
-        max_length: longest prompt in tokens; longer documents are cut at their end.
-        token_budget: tokens of one forward pass, which bounds memory; None chooses by device.
-        engine_options: the engine's own options by name; None for its defaults.
-        top_k: at most this many documents are returned; None for all of them.
-        score_threshold: only documents with a score of at least this, in [0, 1], are returned.
-        min_confidence: only documents with a confidence of at least this, in [0, 1], are returned.
-        meta_fields_to_embed: keys of `meta` whose values go in front of the text, in this order. Only a value of
-            None is left out.
-        embedding_separator: stands between those values and the text.
-        fail_open: if scoring fails, return the documents in the retriever's own order, at most `top_k` of them, with
-            the scores that they came with and `qwen3_failed` in their meta: the name of the error's class. Thresholds
-            are not applied, as there is no P(yes) to apply them to. Bad input raises nevertheless.
+        instruction: the task for which documents are judged; None for the model's default.
+        max_length: maximum length of a prompt in tokens; longer documents are truncated at their end.
+        token_budget: maximum number of tokens in one forward pass, which bounds memory; None chooses by device.
+        engine_options: options of the engine by name; None for its defaults.
+        top_k: maximum number of documents to return; None returns all.
+        score_threshold: minimum score, in [0, 1], of a returned document; None for no minimum.
+        min_confidence: minimum confidence, in [0, 1], of a returned document; None for no minimum.
+        meta_fields_to_embed: keys of `meta` whose values are put in front of the text, in this order. Missing values
+            and None are left out.
+        embedding_separator: text between those values and the document's text.
+        fail_open: if scoring fails, or the query is None or blank, return the documents in the order in which they
+            came, at most `top_k` of them, with unchanged scores and with `qwen3_failed` in their meta: the name of the
+            error's class. Thresholds are not applied, because there is no P(yes) to compare with. Other invalid input,
+            a model that cannot be loaded and a closed reranker raise an error nevertheless.
 
     Raises:
-        InvalidInputError: a ValueError; names the argument, its value and the remedy.
+        InvalidInputError: a ValueError that names the argument, its value and the remedy.
     """
 
     def __init__(
@@ -87,7 +117,7 @@ class Qwen3Ranker:
         embedding_separator: str = "\n",
         fail_open: bool = False,
     ) -> None:
-        self.model = os.fspath(model) if isinstance(model, os.PathLike) else model
+        self.model: str = plain(model)
         self.engine = engine
         self.device = device
         self.dtype = dtype
@@ -95,76 +125,64 @@ class Qwen3Ranker:
         self.instruction = instruction
         self.max_length = max_length
         self.token_budget = token_budget
-        self.engine_options = engine_options or {}
+        self.engine_options = {} if engine_options is None else engine_options
         self.top_k = top_k
         self.score_threshold = score_threshold
         self.min_confidence = min_confidence
-        self.meta_fields_to_embed = meta_fields_to_embed or []
+        self.meta_fields_to_embed = [] if meta_fields_to_embed is None else meta_fields_to_embed
         self.embedding_separator = embedding_separator
         self.fail_open = fail_open
+        self._lazy = LazyReranker()
         self._check()
-        self._reranker: Reranker | None = None
-        self._loading = threading.Lock()
 
     def to_dict(self) -> dict[str, Any]:
-        """The component as a dictionary, for `Pipeline.dumps`."""
-        return default_to_dict(
-            self,
-            model=self.model,
-            engine=self.engine,
-            device=None if self.device is None else self.device.to_dict(),
-            dtype=self.dtype,
-            template=self.template,
-            instruction=self.instruction,
-            max_length=self.max_length,
-            token_budget=self.token_budget,
-            engine_options=self.engine_options,
-            top_k=self.top_k,
-            score_threshold=self.score_threshold,
-            min_confidence=self.min_confidence,
-            meta_fields_to_embed=self.meta_fields_to_embed,
-            embedding_separator=self.embedding_separator,
-            fail_open=self.fail_open,
-        )
+        """The component as a dictionary of builtin values, for `Pipeline.dumps`. Nothing in it is shared."""
+        self._check_changes()
+        parameters = dict(zip(_PARAMETERS, copy.deepcopy(_values_of(self)), strict=True))
+        parameters["device"] = None if self.device is None else self.device.to_dict()
+        return default_to_dict(self, **parameters)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """The component that `to_dict` described.
 
         Raises:
-            DeserializationError: the dictionary is another component's.
+            DeserializationError: the dictionary describes another component.
         """
         parameters = dict(data.get("init_parameters", {}))
-        if isinstance(parameters.get("device"), dict):  # Haystack 3 would do this itself, Haystack 2 does not
+        if isinstance(parameters.get("device"), dict):  # Haystack 3 does this itself, Haystack 2 does not
             parameters["device"] = ComponentDevice.from_dict(parameters["device"])
         return default_from_dict(cls, {**data, "init_parameters": parameters})
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles carry the settings; the copy loads, or joins the same engine, when it is used."""
-        return type(self).from_dict, (self.to_dict(),)
+    def __copy__(self) -> Self:
+        """A component of its own with equal settings, connected to nothing.
+
+        A deep copy or a pickle keeps the connections, as a copy of a whole pipeline needs them. No copy carries the
+        model: it loads it, or joins the engine of its process, when it is used.
+        """
+        return type(self).from_dict(self.to_dict())
 
     def warm_up(self) -> None:
-        """Load the model. Repeating it does nothing; after `close` it loads again.
+        """Load the model. Repeated calls have no effect; after `close` the model is loaded again.
 
         Raises:
             ModelNotFoundError, UnsupportedModelError, MissingDependencyError: say what to do.
         """
-        self._loaded()
+        self._check_changes()
+        self._lazy.get(self._make_reranker)
 
     async def warm_up_async(self) -> None:
         """`warm_up` without blocking the event loop."""
-        await self._loaded_async()
+        self._check_changes()
+        await self._lazy.get_async(self._make_reranker)
 
     def close(self) -> None:
-        """Give up the model; the last component that uses it frees it. Also happens when this is garbage."""
-        with self._loading:
-            reranker, self._reranker = self._reranker, None
-        if reranker is not None:
-            reranker.close()
+        """Release the model; the last component that uses it frees it. Garbage collection does the same."""
+        self._lazy.close()
 
     async def close_async(self) -> None:
-        """`close` without blocking the event loop while a forward pass ends."""
-        await asyncio.to_thread(self.close)
+        """`close` without blocking the event loop until the current forward pass ends."""
+        await asyncio.to_thread(self._lazy.close)
 
     @component.output_types(documents=list[Document])
     def run(
@@ -176,33 +194,37 @@ class Qwen3Ranker:
         min_confidence: float | None = None,
         instruction: str | None = None,
     ) -> dict[str, list[Document]]:
-        """The documents in order of relevance, best first.
+        """Orders documents by their relevance to a query, best first.
 
         Args:
-            query: what was asked; not empty.
-            documents: in any order, not changed. Of several with one id, the one with the highest score is used. An
-                empty list gives an empty list.
-            top_k, score_threshold, min_confidence, instruction: for this call; None means as the component was made.
+            query: the question or search text by which documents are judged. None and blank texts are errors, unless
+                `fail_open` is set.
+            documents: the documents to rank, in any order; they are not changed. Of several documents with one id,
+                the one with the highest score is ranked. An empty list gives an empty list.
+            top_k: maximum number of documents to return; None for the component's own setting.
+            score_threshold: minimum score, in [0, 1], of a returned document; None for the component's own setting.
+            min_confidence: minimum confidence, in [0, 1], of a returned document; None for the component's own setting.
+            instruction: the task for which documents are judged; None for the component's own setting.
 
         Returns:
-            `documents`: copies with `score` and `meta` as the class describes; equal ones keep their input order.
+            `documents`: copies with `score` and `meta` as the class describes; equal scores keep their input order.
 
         Raises:
-            InvalidInputError: a ValueError; names the argument, its value and the remedy.
+            InvalidInputError: a ValueError that names the argument, its value and the remedy.
             PromptTooLongError: query and instruction leave no room for a document.
             ScoringError: a document has no usable score; not with `fail_open`.
-            EngineError: the forward pass failed, or the component was closed meanwhile; not with `fail_open`.
+            EngineError: the forward pass failed; not with `fail_open`.
+            EngineClosedError: the component was closed during the call.
             ModelNotFoundError, UnsupportedModelError, MissingDependencyError: as `warm_up`.
         """
-        call = self._prepare(query, documents, top_k, score_threshold, min_confidence, instruction)
-        if not call.documents:
-            return {"documents": []}
-        reranker = self._loaded()
-        try:
-            result = reranker.rerank(**call.arguments)
-        except EngineError as error:
-            return call.in_their_own_order(error, fail_open=self.fail_open)
-        return call.finish(result)
+        call = self._start(query, documents, top_k, score_threshold, min_confidence, instruction)
+        if call.waiting:
+            reranker = self._lazy.get(self._make_reranker)
+            try:
+                call.finish(reranker.rerank(**call.arguments))
+            except EngineError as error:
+                self._fail(call, error)
+        return {"documents": call.output}
 
     @component.output_types(documents=list[Document])
     async def run_async(
@@ -214,60 +236,68 @@ class Qwen3Ranker:
         min_confidence: float | None = None,
         instruction: str | None = None,
     ) -> dict[str, list[Document]]:
-        """`run` without blocking the event loop; cancelling it frees its place in the queue."""
-        call = self._prepare(query, documents, top_k, score_threshold, min_confidence, instruction)
-        if not call.documents:
-            return {"documents": []}
-        reranker = await self._loaded_async()
-        try:
-            result = await reranker.arerank(**call.arguments)
-        except EngineError as error:
-            return call.in_their_own_order(error, fail_open=self.fail_open)
-        return call.finish(result)
+        """`run` without blocking the event loop; a cancelled call leaves the queue.
+
+        Args:
+            query: as `run`.
+            documents: as `run`.
+            top_k: as `run`.
+            score_threshold: as `run`.
+            min_confidence: as `run`.
+            instruction: as `run`.
+        """
+        call = self._start(query, documents, top_k, score_threshold, min_confidence, instruction)
+        if call.waiting:
+            reranker = await self._lazy.get_async(self._make_reranker)
+            try:
+                call.finish(await reranker.arerank(**call.arguments))
+            except EngineError as error:
+                self._fail(call, error)
+        return {"documents": call.output}
 
     def _check(self) -> None:
-        """Refuse at once what could only fail when the model is loaded."""
+        """Check and normalise all attributes, and remember them, so that later changes are noticed."""
+        for name in _PARAMETERS:
+            setattr(self, name, plain(getattr(self, name)))
         if self.device is not None and (
             not isinstance(self.device, ComponentDevice) or self.device.has_multiple_devices
         ):
             raise InvalidInputError(
                 "device", self.device, "use one device, such as ComponentDevice.from_str('cuda:0'), or None"
             )
-        RerankerSettings(**self._settings())
-        self._options()
+        self._settings = RerankerSettings(
+            model=self.model,
+            engine=self.engine,
+            device="auto" if self.device is None else self.device.to_torch_str(),
+            dtype=self.dtype,
+            template=self.template,
+            instruction=self.instruction,
+            max_length=self.max_length,
+            token_budget=self.token_budget,
+            engine_options=self.engine_options,
+        )
+        self.engine_options = dict(self._settings.engine_options)
+        RankingOptions(self.top_k, self.score_threshold, self.min_confidence)
         if not isinstance(self.meta_fields_to_embed, list):
             raise InvalidInputError("meta_fields_to_embed", self.meta_fields_to_embed, "use a list of keys, or None")
+        self.meta_fields_to_embed = [plain(key) for key in self.meta_fields_to_embed]
         check_text("embedding_separator", self.embedding_separator, may_be_empty=True)
         if not isinstance(self.fail_open, bool):
             raise InvalidInputError("fail_open", self.fail_open, "use True or False")
+        self._checked = copy.deepcopy(_values_of(self))
 
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "engine": self.engine,
-            "device": "auto" if self.device is None else self.device.to_torch_str(),
-            "dtype": self.dtype,
-            "template": self.template,
-            "instruction": self.instruction,
-            "max_length": self.max_length,
-            "token_budget": self.token_budget,
-            "engine_options": self.engine_options,
-        }
+    def _check_changes(self) -> None:
+        """Check the attributes again if one was set after construction; comparing them costs a microsecond."""
+        if _values_of(self) != self._checked:
+            loaded_with = self._settings
+            self._check()
+            if self._settings != loaded_with:
+                self._lazy = LazyReranker()
 
-    def _options(self) -> RankingOptions:
-        return RankingOptions(self.top_k, self.score_threshold, self.min_confidence)
+    def _make_reranker(self) -> Reranker:
+        return Reranker(**asdict(self._settings))
 
-    def _loaded(self) -> Reranker:
-        settings = RerankerSettings(**self._settings())
-        with self._loading:
-            if self._reranker is None or self._reranker.settings != settings:  # an attribute was set after loading
-                self._reranker = Reranker(**self._settings())
-            return self._reranker
-
-    async def _loaded_async(self) -> Reranker:
-        return await asyncio.to_thread(self._loaded)
-
-    def _prepare(
+    def _start(
         self,
         query: str,
         documents: list[Document],
@@ -276,84 +306,122 @@ class Qwen3Ranker:
         min_confidence: float | None,
         instruction: str | None,
     ) -> "_Call":
-        options = self._options().override(top_k, score_threshold, min_confidence)
-        check_text("query", query)
+        """Everything that `run` and `run_async` do before scoring."""
+        self._check_changes()
+        if top_k is not None or score_threshold is not None or min_confidence is not None:
+            RankingOptions(top_k, score_threshold, min_confidence)
         distinct = _without_duplicates(documents)
-        arguments = {
-            "query": query,
-            "documents": [self._text(document) for document in distinct],
-            "top_k": options.top_k,
-            "score_threshold": options.score_threshold,
-            "min_confidence": options.min_confidence,
-            "instruction": self.instruction if instruction is None else instruction,
-        }
-        return _Call(distinct, arguments)
+        call = _Call(
+            distinct,
+            {
+                "query": query,
+                "documents": distinct,
+                "top_k": self.top_k if top_k is None else top_k,
+                "score_threshold": self.score_threshold if score_threshold is None else score_threshold,
+                "min_confidence": self.min_confidence if min_confidence is None else min_confidence,
+                "instruction": instruction,
+            },
+        )
+        if (missing := missing_query(query)) is not None:
+            self._fail(call, missing)
+        elif distinct:
+            call.arguments["documents"] = self._texts(distinct)
+            call.waiting = True
+        return call
 
-    def _text(self, document: Document) -> str:
-        parts = [str(document.meta[key]) for key in self.meta_fields_to_embed if document.meta.get(key) is not None]
-        if document.content is not None:
-            parts.append(document.content)
-        if not parts:
-            raise InvalidInputError(
-                "documents",
-                document,
-                f"the document with id {document.id!r} has no text to judge: leave it out, give it a content, "
-                "or name keys of its meta in meta_fields_to_embed",
-            )
-        return self.embedding_separator.join(parts)
+    def _texts(self, documents: list[Document]) -> list[str]:
+        """What is judged of each document.
+
+        Raises:
+            InvalidInputError: a document has no text.
+        """
+        texts = []
+        for document in documents:
+            parts = [str(document.meta[key]) for key in self.meta_fields_to_embed if document.meta.get(key) is not None]
+            if document.content is not None:
+                parts.append(document.content)
+            if not parts:
+                raise InvalidInputError(
+                    "documents",
+                    document,
+                    f"the document with id {document.id!r} has no text to judge: leave it out, give it a content, "
+                    "or name keys of its meta in meta_fields_to_embed",
+                )
+            texts.append(self.embedding_separator.join(parts))
+        return texts
+
+    def _fail(self, call: "_Call", error: EngineError | InvalidInputError) -> None:
+        """Return the documents as they came, if `fail_open` allows it.
+
+        Raises:
+            EngineError, InvalidInputError: the one given, if it does not.
+        """
+        if isinstance(error, EngineClosedError):
+            self._lazy.drop_ended()
+        check_may_fail_open(error, fail_open=self.fail_open)
+        _logger.warning("not reranked, documents are returned as they came: %s: %s", type(error).__name__, error)
+        call.leave_unranked(error)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Call:
-    """What `run` and `run_async` share.
+    """One call of `run` or `run_async`.
 
     Attributes:
-        documents: to be ranked, no id twice.
-        arguments: of `Reranker.rerank`; the texts stand in the order of `documents`.
+        documents: the documents to rank, each id once.
+        arguments: arguments of `Reranker.rerank`; its documents are the texts of `documents`, in the same order.
+        output: copies of the documents that are returned, once they are known.
+        waiting: whether the documents have to be scored for that.
     """
 
     documents: list[Document]
     arguments: dict[str, Any]
+    output: list[Document] = field(default_factory=list)
+    waiting: bool = False
 
-    def finish(self, result: RerankResult) -> dict[str, list[Document]]:
-        """Copies of the documents that are left, best first."""
-        ranked = []
+    def finish(self, result: RerankResult) -> None:
+        """Output the documents that are left, best first."""
         for hit in result:
             document = self.documents[hit.index]
-            meta = {key: value for key, value in document.meta.items() if key != "qwen3_failed"}
-            if document.score is not None and meta.get("retriever_score") is None:
-                meta["retriever_score"] = document.score
-            meta |= {
-                "qwen3_margin": hit.margin,
-                "qwen3_confidence": hit.confidence,
-                "qwen3_truncated_tokens": hit.truncated_tokens,
-            }
-            ranked.append(replace(document, score=hit.score, meta=meta))
-        return {"documents": ranked}
+            self.output.append(_copy(document, hit.score, ranked_metadata(document.meta, hit, document.score)))
 
-    def in_their_own_order(self, error: EngineError, *, fail_open: bool) -> dict[str, list[Document]]:
-        """Copies of the first documents, as they came, marked with what failed.
+    def leave_unranked(self, error: Exception) -> None:
+        """Output the first documents as they came, marked with what failed."""
+        for document in self.documents[: self.arguments["top_k"]]:
+            self.output.append(_copy(document, document.score, unranked_metadata(document.meta, error)))
 
-        Raises:
-            EngineError: the one given, unless `fail_open`.
-        """
-        if not fail_open:
-            raise error
-        reason = type(error).__name__
-        _logger.warning("not reranked, the retriever's own order is returned: %s: %s", reason, error)
-        kept = self.documents[: self.arguments["top_k"]]
-        return {"documents": [replace(each, meta={**each.meta, "qwen3_failed": reason}) for each in kept]}
+
+def _copy(document: Document, score: float | None, meta: dict[str, Any]) -> Document:
+    """A copy of the same class that shares nothing with the document."""
+    others = {"blob": document.blob, "sparse_embedding": document.sparse_embedding}
+    embedding = None if document.embedding is None else list(document.embedding)  # deepcopy takes 50 times as long
+    return replace(document, score=score, meta=meta, embedding=embedding, **own_copies(others))
 
 
 def _without_duplicates(documents: Sequence[Document]) -> list[Document]:
-    """One document per id, the one with the highest score, in the place of the first: Haystack's own rule."""
-    if not isinstance(documents, Sequence):
+    """One document per id, the one with the highest score, at the place of the first: the rule of Haystack's rankers.
+
+    An id identifies a document in Haystack (by default it is a hash of the content), so that different texts with one
+    id are a mistake of whoever made the ids, which is logged.
+    """
+    if type(documents) is not list and not isinstance(documents, Sequence):
         raise InvalidInputError("documents", documents, "needs a list of haystack Documents")
     kept: dict[str, Document] = {}
+    conflicts = set()
     for index, document in enumerate(documents):
         if not isinstance(document, Document):
             raise InvalidInputError(f"documents[{index}]", document, "needs a haystack Document")
-        rival = kept.get(document.id)
-        if rival is None or (document.score is not None and (rival.score is None or document.score > rival.score)):
-            kept[document.id] = document
+        rival = kept.setdefault(document.id, document)
+        if rival is not document:
+            if rival.content != document.content:
+                conflicts.add(document.id)
+            if document.score is not None and (rival.score is None or document.score > rival.score):
+                kept[document.id] = document
+    if conflicts:
+        _logger.warning(
+            "%d ids, such as %r, stand for documents with different texts: only the one with the highest score is "
+            "ranked; give documents of different stores different ids",
+            len(conflicts),
+            min(conflicts),
+        )
     return list(kept.values())

@@ -1,0 +1,175 @@
+"""What the adapters of frameworks share: a reranker that loads when it is needed, and the metadata of documents."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .config import check_text
+from .errors import EngineClosedError, EngineError, InvalidInputError
+from .reranker import Reranker
+from .types import ScoredDocument
+
+#: Key of a document that was not scored; its value is the name of the error's class.
+FAILED = "qwen3_failed"
+
+_logger = logging.getLogger(__name__)
+
+
+class LazyReranker:
+    """The reranker of one adapter: made at first use, and made again after `close` and in a forked child process.
+
+    Thread-safe. Copies and pickles are empty, as they may get other settings. Any two are equal, so that adapters with
+    equal settings are.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a thread that loads may fork, and takes it a second time then
+        self._reranker: Reranker | None = None
+        _all[id(self)] = self
+
+    def get(self, make: Callable[[], Reranker]) -> Reranker:
+        """The reranker, made now if there is none.
+
+        Raises: what `make` raises.
+        """
+        reranker = self._reranker  # read once: another thread may close it
+        return self._made(make) if reranker is None else reranker
+
+    async def get_async(self, make: Callable[[], Reranker]) -> Reranker:
+        """`get` without blocking the event loop."""
+        reranker = self._reranker
+        return await asyncio.to_thread(self._made, make) if reranker is None else reranker
+
+    def close(self) -> None:
+        """Close the reranker, if there is one."""
+        with self._lock:
+            reranker, self._reranker = self._reranker, None
+        if reranker is not None:
+            reranker.close()
+
+    def drop_ended(self) -> None:
+        """Forget the reranker if its engine has ended, so that the next call makes another."""
+        with self._lock:
+            if self._reranker is not None and not self._reranker.running:
+                self._reranker = None
+
+    def _made(self, make: Callable[[], Reranker]) -> Reranker:
+        with self._lock:
+            reranker = self._reranker
+            if reranker is None:
+                reranker = self._reranker = make()
+            return reranker
+
+    def _start_again_in_child(self) -> None:
+        # Another thread of the parent may have held the lock; that thread does not exist here. The parent's reranker
+        # is kept, because freeing it would free what the parent process still uses.
+        _of_parent.append(self._reranker)
+        self._reranker = None
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LazyReranker)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+_all: weakref.WeakValueDictionary[int, LazyReranker] = weakref.WeakValueDictionary()
+_of_parent: list[Reranker | None] = []
+_forking = threading.local()
+
+# In seconds. A child that is forked while another thread loads inherits what transformers has half done, and its own
+# load fails or hangs. So a fork waits for loads, though not without end: a load may wait for another thread's fork.
+_LONGEST_LOAD = 60
+
+
+def _wait_for_loads() -> None:
+    locks = [each._lock for each in list(_all.values())]  # noqa: SLF001 - of this module
+    _forking.held = [lock for lock in locks if lock.acquire(timeout=_LONGEST_LOAD)]
+
+
+def _go_on_in_parent() -> None:
+    for lock in _forking.held:
+        lock.release()
+
+
+def _start_again_in_child() -> None:
+    for each in list(_all.values()):
+        each._start_again_in_child()  # noqa: SLF001 - of this module
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(before=_wait_for_loads, after_in_parent=_go_on_in_parent, after_in_child=_start_again_in_child)
+
+
+def missing_query(query: object) -> InvalidInputError | None:
+    """The error to report if an upstream component found nothing to ask: the query is None, or a blank text.
+
+    Raises:
+        InvalidInputError: the query is something other than a text, which is a mistake of the program.
+    """
+    try:
+        check_text("query", query)
+    except InvalidInputError as error:
+        if query is None or isinstance(query, str):
+            return error
+        raise
+    return None
+
+
+def check_may_fail_open(error: EngineError | InvalidInputError, *, fail_open: bool) -> None:
+    """Raise the error, unless documents may be returned as they came.
+
+    A closed reranker, and one that was made before a fork, raises in any case: it would leave every later answer
+    unranked.
+    """
+    if not fail_open or isinstance(error, EngineClosedError):
+        raise error
+
+
+def ranked_metadata(metadata: Mapping[str, Any], hit: ScoredDocument, retriever_score: float | None) -> dict[str, Any]:
+    """A deep copy of a document's metadata, with what the model says of the document.
+
+    Args:
+        metadata: of the document as it came.
+        hit: its place in the ranking.
+        retriever_score: the score that it came with; kept as `retriever_score` unless the metadata has one already.
+    """
+    copied = own_copies(metadata)
+    copied.pop(FAILED, None)
+    if retriever_score is not None and copied.get("retriever_score") is None:
+        copied["retriever_score"] = retriever_score
+    copied["qwen3_margin"] = hit.margin
+    copied["qwen3_confidence"] = hit.confidence
+    copied["qwen3_truncated_tokens"] = hit.truncated_tokens
+    return copied
+
+
+def unranked_metadata(metadata: Mapping[str, Any], error: Exception) -> dict[str, Any]:
+    """A deep copy of the metadata of a document that was not scored, with the name of the error's class."""
+    return {**own_copies(metadata), FAILED: type(error).__name__}
+
+
+def own_copies(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep copies of values. One that cannot be copied, such as a lock or a connection, is shared."""
+    try:
+        return copy.deepcopy(dict(values))
+    except Exception:  # noqa: BLE001 - a value's own __deepcopy__ may raise anything
+        return {key: _own_copy(key, value) for key, value in values.items()}
+
+
+def _own_copy(key: str, value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception as error:  # noqa: BLE001 - as above
+        _logger.debug("%r cannot be copied and is shared with the ranked document: %s", key, error)
+        return value
