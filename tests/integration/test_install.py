@@ -18,6 +18,7 @@ PROJECTS = {
     "qwen3_ranker_plugins": REPOSITORY,
     "qwen3_ranker_haystack": REPOSITORY / "integrations" / "haystack",
     "langchain_qwen3_ranker": REPOSITORY / "integrations" / "langchain",
+    "llama_index_postprocessor_qwen3_ranker": REPOSITORY / "integrations" / "llamaindex",
 }
 
 
@@ -62,6 +63,7 @@ def test_adapters_need_the_core_and_own_nothing_of_it(wheels: dict[str, zipfile.
     packages = {
         "qwen3_ranker_haystack": "haystack_integrations/components/rankers/qwen3/",
         "langchain_qwen3_ranker": "langchain_qwen3_ranker/",
+        "llama_index_postprocessor_qwen3_ranker": "llama_index/postprocessor/qwen3_ranker/",
     }
     for distribution, package in packages.items():
         wheel = wheels[distribution]

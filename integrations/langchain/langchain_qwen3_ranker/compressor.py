@@ -13,6 +13,7 @@ from pydantic import Field, StrictBool, model_validator
 from typing_extensions import override
 
 from qwen3_ranker_plugins import EngineClosedError, EngineError, InvalidInputError, RerankResult
+from qwen3_ranker_plugins.adapter_settings import Qwen3Settings
 from qwen3_ranker_plugins.adapters import (
     check_may_fail_open,
     missing_query,
@@ -21,8 +22,6 @@ from qwen3_ranker_plugins.adapters import (
     unranked_metadata,
 )
 from qwen3_ranker_plugins.config import RankingOptions, check_positive
-
-from ._settings import Qwen3Settings
 
 _logger = logging.getLogger(__name__)
 

@@ -6,9 +6,8 @@ from langchain_core.cross_encoders import BaseCrossEncoder
 from typing_extensions import override
 
 from qwen3_ranker_plugins import EngineClosedError, InvalidInputError, Request
+from qwen3_ranker_plugins.adapter_settings import Qwen3Settings
 from qwen3_ranker_plugins.config import check_text
-
-from ._settings import Qwen3Settings
 
 
 class Qwen3CrossEncoder(Qwen3Settings, BaseCrossEncoder):

@@ -1,4 +1,7 @@
-"""What both classes share: the settings of a `Reranker`, and the `Reranker` that is made of them at first use."""
+"""The settings of a `Reranker` as fields of a pydantic model, for adapters of frameworks that are built on pydantic.
+
+Needs pydantic, which those frameworks bring.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from qwen3_ranker_plugins import InvalidInputError, Reranker
-from qwen3_ranker_plugins.adapters import LazyReranker
-from qwen3_ranker_plugins.config import DEFAULT_MODEL, RerankerSettings, plain
-from qwen3_ranker_plugins.prompt import DEFAULT_MAX_LENGTH
+from .adapters import LazyReranker
+from .config import DEFAULT_MODEL, RerankerSettings, plain
+from .errors import InvalidInputError
+from .prompt import DEFAULT_MAX_LENGTH
+from .reranker import Reranker
 
 _RERANKER_SETTINGS = ("model", "engine", "device", "dtype", "template", "max_length", "token_budget", "engine_options")
 

@@ -1,0 +1,228 @@
+"""The LlamaIndex node postprocessor: nodes -> texts -> `Reranker` -> nodes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Self
+
+from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import BaseNode, ImageNode, MetadataMode, NodeWithScore, QueryBundle
+from pydantic import PlainSerializer, StrictBool, model_validator
+
+from qwen3_ranker_plugins import EngineClosedError, EngineError, InvalidInputError, RerankResult
+from qwen3_ranker_plugins.adapter_settings import Qwen3Settings
+from qwen3_ranker_plugins.adapters import (
+    FAILED,
+    check_may_fail_open,
+    missing_query,
+    own_copies,
+    ranked_metadata,
+    unranked_metadata,
+)
+from qwen3_ranker_plugins.config import RankingOptions, check_positive, plain
+
+_logger = logging.getLogger(__name__)
+_dispatcher = get_dispatcher(__name__)
+
+_RETRIEVAL_SCORE = "retrieval_score"
+#: Keys that are added to a node's metadata, and kept out of the texts that language and embedding models read.
+_OUR_KEYS = (_RETRIEVAL_SCORE, "qwen3_margin", "qwen3_confidence", "qwen3_truncated_tokens", FAILED)
+
+
+class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
+    """Orders nodes by P(yes), the probability that a Qwen3 reranker answers "yes, this document fits the query".
+
+    Returned nodes are deep copies. Their `score` is P(yes), in [0, 1], and their `metadata` gains, outside of the texts
+    that language and embedding models read:
+
+    - `retrieval_score`: the score that the node came with, if it had one. An existing value is kept, so that a second
+      reranker does not replace it with the score of the first.
+    - `qwen3_margin`: logit(yes) - logit(no), which still orders nodes whose scores all round to 1.0.
+    - `qwen3_confidence`: |P(yes) - P(no)|, in [0, 1]: how decided the model is, either way.
+    - `qwen3_truncated_tokens`: number of tokens cut off the end of the text to make it fit; 0 if it was read whole.
+
+    ```python
+    from llama_index.core.schema import NodeWithScore, TextNode
+    from llama_index.postprocessor.qwen3_ranker import Qwen3Rerank
+
+    reranker = Qwen3Rerank(model="bundled:tiny", top_n=1)
+    texts = ["A list holds items.", "The with statement closes a file."]
+    nodes = [NodeWithScore(node=TextNode(text=text)) for text in texts]
+    print(reranker.postprocess_nodes(nodes, query_str="how is a file closed?"))
+    ```
+
+    The errors of a call are those of `Reranker.rerank`; an `EngineError` raises unless `fail_open` is set.
+    """
+
+    top_n: int | None = 2
+    """Maximum number of nodes to return; None returns all, or as many as `reranker` is configured for."""
+    score_threshold: float | None = None
+    """Minimum score, in [0, 1], of a returned node; None for no minimum."""
+    min_confidence: float | None = None
+    """Minimum confidence, in [0, 1], of a returned node; None for no minimum."""
+    metadata_mode: Annotated[MetadataMode, PlainSerializer(plain)] = MetadataMode.EMBED
+    """Which metadata is put in front of the text: "embed" (that of the embedding model), "llm", "all" or "none"."""
+    fail_open: StrictBool = False
+    """If scoring fails, or the query is missing or blank, return the nodes in the order in which they came, at most
+    `top_n` of them, with unchanged scores and with `qwen3_failed` in their metadata: the name of the error's class.
+    Thresholds are not applied, because there is no P(yes) to compare with. Other invalid input, a model that cannot be
+    loaded and a closed reranker raise an error nevertheless."""
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name in LlamaIndex's serialised form."""
+        return "Qwen3Rerank"
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> Self:
+        check_positive("top_n", self.top_n)
+        RankingOptions(None, self.score_threshold, self.min_confidence)
+        return self
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        call = self._start(nodes, query_bundle)
+        if call.waiting:
+            reranker = self._ready()
+            with self._reported(call):
+                try:
+                    call.finish(reranker.rerank(**call.arguments))
+                except EngineError as error:
+                    self._fail(call, error)
+        return call.output
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        call = self._start(nodes, query_bundle)
+        if call.waiting:
+            reranker = await self._ready_async()
+            with self._reported(call):
+                try:
+                    call.finish(await reranker.arerank(**call.arguments))
+                except EngineError as error:
+                    self._fail(call, error)
+        return call.output
+
+    def _start(self, nodes: Sequence[NodeWithScore], query_bundle: QueryBundle | None) -> _Call:
+        """Everything that both methods do before scoring."""
+        check_positive("top_n", self.top_n)  # it may have been changed since it was validated
+        distinct = _without_duplicates(nodes)
+        query = None if query_bundle is None else query_bundle.query_str
+        call = _Call(
+            distinct,
+            {
+                "query": query,
+                "documents": [self._text(each.node) for each in distinct],
+                "top_k": self.top_n,
+                "score_threshold": self.score_threshold,
+                "min_confidence": self.min_confidence,
+                "instruction": self.instruction,
+            },
+            waiting=bool(distinct),
+        )
+        if (missing := missing_query(query)) is not None:
+            self._fail(call, missing)
+        return call
+
+    def _text(self, node: BaseNode) -> str:
+        """What is judged of a node.
+
+        Raises:
+            InvalidInputError: it is an image without a text.
+        """
+        text = node.get_content(metadata_mode=self.metadata_mode)
+        if isinstance(node, ImageNode) and not text.strip():
+            raise InvalidInputError(
+                "nodes", node.node_id, "this image has no text to judge: leave it out, or give it a text"
+            )
+        return text
+
+    def _fail(self, call: _Call, error: EngineError | InvalidInputError) -> None:
+        """Return the nodes as they came, if `fail_open` allows it.
+
+        Raises:
+            EngineError, InvalidInputError: the one given, if it does not.
+        """
+        if isinstance(error, EngineClosedError):
+            self._lazy.drop_ended()
+        check_may_fail_open(error, fail_open=self.fail_open)
+        _logger.warning("not reranked, nodes are returned as they came: %s: %s", type(error).__name__, error)
+        call.leave_unranked(error)
+
+    @contextmanager
+    def _reported(self, call: _Call) -> Iterator[None]:
+        """Tell LlamaIndex's instrumentation and its callbacks of the beginning and the end."""
+        query, limit = call.arguments["query"], len(call.nodes) if self.top_n is None else self.top_n
+        _dispatcher.event(ReRankStartEvent(query=query, nodes=call.nodes, top_n=limit, model_name=self.model))
+        payload: dict[str, Any] = {
+            EventPayload.NODES: call.nodes,
+            EventPayload.MODEL_NAME: self.model,
+            EventPayload.QUERY_STR: query,
+            EventPayload.TOP_K: limit,
+        }
+        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+            yield
+            event.on_end(payload={EventPayload.NODES: call.output})
+        _dispatcher.event(ReRankEndEvent(nodes=call.output))
+
+
+@dataclass
+class _Call:
+    """One call of either method.
+
+    Attributes:
+        nodes: the nodes to rank, without duplicates.
+        arguments: arguments of `Reranker.rerank`; its documents are the texts of `nodes`, in the same order.
+        waiting: whether the nodes have to be scored.
+        output: copies of the nodes that are returned, once they are known.
+    """
+
+    nodes: list[NodeWithScore]
+    arguments: dict[str, Any]
+    waiting: bool
+    output: list[NodeWithScore] = field(default_factory=list)
+
+    def finish(self, result: RerankResult) -> None:
+        """Output the nodes that are left, best first."""
+        for hit in result:
+            given = self.nodes[hit.index]
+            metadata = ranked_metadata(given.node.metadata, hit, given.score, _RETRIEVAL_SCORE)
+            self.output.append(_copy(given, hit.score, metadata))
+
+    def leave_unranked(self, error: Exception) -> None:
+        """Output the first nodes as they came, marked with what failed."""
+        self.waiting = False
+        for given in self.nodes[: self.arguments["top_k"]]:
+            self.output.append(_copy(given, given.score, unranked_metadata(given.node.metadata, error)))
+
+
+def _copy(given: NodeWithScore, score: float | None, metadata: dict[str, Any]) -> NodeWithScore:
+    """A copy of the same classes that shares nothing, except the object that an IndexNode stands for."""
+    fields = vars(given.node)
+    copied = own_copies({name: value for name, value in fields.items() if name not in ("metadata", "embedding", "obj")})
+    if fields.get("embedding") is not None:
+        copied["embedding"] = list(fields["embedding"])  # deepcopy takes 50 times as long
+    copied["metadata"] = metadata
+    for keys in ("excluded_llm_metadata_keys", "excluded_embed_metadata_keys"):
+        copied[keys] += [key for key in _OUR_KEYS if key in metadata and key not in copied[keys]]
+    return given.model_copy(update={"node": given.node.model_copy(update=copied), "score": score})
+
+
+def _without_duplicates(nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
+    """The first of the nodes with the same id and the same text, which two retrievers over one index find."""
+    if not isinstance(nodes, Sequence):
+        raise InvalidInputError("nodes", nodes, "needs a list of NodeWithScore")
+    kept: dict[object, NodeWithScore] = {}
+    for index, each in enumerate(nodes):
+        if not isinstance(each, NodeWithScore):
+            raise InvalidInputError(f"nodes[{index}]", each, "needs a NodeWithScore")
+        kept.setdefault((each.node_id, each.node.get_content(metadata_mode=MetadataMode.NONE)), each)
+    return list(kept.values())

@@ -1,0 +1,39 @@
+"""One loaded model for all tests, and nodes to rank."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from llama_index.core.schema import NodeWithScore, TextNode
+
+from qwen3_ranker_plugins import Reranker
+
+
+@pytest.fixture(scope="session")
+def model() -> str:
+    return "bundled:tiny"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def core(model: str) -> Iterator[Reranker]:
+    """Knows the right scores, and keeps the engine that the tests share alive between them."""
+    # A second thread gains nothing with a model this small, and waits for its turn on a busy machine.
+    torch.set_num_threads(1)
+    with Reranker(model) as reranker:
+        yield reranker
+
+
+@pytest.fixture
+def nodes() -> list[NodeWithScore]:
+    """As a retriever hands them over: with scores of its own, best first."""
+    texts = [
+        "A list is a mutable sequence, written in square brackets.",
+        "The with statement closes the file when its block ends.",
+        "A generator yields its values one at a time.",
+        "The finally clause runs whether or not an exception was raised.",
+        "Bananas are rich in potassium.",
+    ]
+    return [
+        NodeWithScore(node=TextNode(id_=f"node-{i}", text=text, metadata={"topic": {"number": i}}), score=9.5 - i)
+        for i, text in enumerate(texts)
+    ]
