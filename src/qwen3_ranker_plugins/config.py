@@ -12,12 +12,15 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import InvalidInputError
 from .prompt import DEFAULT_MAX_LENGTH, Template
+
+if TYPE_CHECKING:
+    from .models.spec import ModelSpec
 
 #: The model of `Reranker()`; the commands of the command line use the bundled one, which needs no network.
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
@@ -48,6 +51,8 @@ class EngineConfig:
         token_budget: tokens of one forward pass; None leaves it to the engine.
         modified_ns: when the model's files were last written, so that new weights are not scored with old ones.
         options: the engine's own options as canonical JSON, which can be compared and hashed; see `engine_options`.
+        spec: how the model judges a document; None if the engine reads nothing of the model.
+        adapter: folder of a LoRA adapter that is merged into the weights.
     """
 
     engine: str
@@ -57,6 +62,8 @@ class EngineConfig:
     token_budget: int | None
     modified_ns: int = 0
     options: str = "{}"
+    spec: ModelSpec | None = None
+    adapter: Path | None = None
 
     @property
     def engine_options(self) -> dict[str, object]:
@@ -85,11 +92,14 @@ class RerankerSettings:
         engine: "auto", a registered name, or a name from ENGINE_ALIASES, which becomes the one that it stands for.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: a name from DTYPES.
-        template: a name from `prompt.TEMPLATES`, or the text of a template.
+        template: "standard" for the prompt that the model was trained on, another name from `prompt.TEMPLATES`, or the
+            text of a template.
         instruction: the task that documents are judged for; None for the model's default.
         max_length: longest prompt in tokens.
         token_budget: tokens of one forward pass; None leaves it to the engine.
         engine_options: the engine's own options, by name; what can be written as JSON. The engine checks them.
+        adapter: a LoRA adapter for the model: a folder or a hub name; "none" to leave out one that lies in its folder.
+        scoring: how the model judges, in place of what its checkpoint says, such as "yes - no"; see `models.Scoring`.
 
     Raises:
         InvalidInputError: names the setting, its value and the remedy.
@@ -104,6 +114,8 @@ class RerankerSettings:
     max_length: int = DEFAULT_MAX_LENGTH
     token_budget: int | None = None
     engine_options: Mapping[str, object] = field(default_factory=dict, hash=False)
+    adapter: str | None = None
+    scoring: str | None = None
 
     def __post_init__(self) -> None:
         _make_plain(self)
@@ -114,6 +126,10 @@ class RerankerSettings:
         if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
             raise InvalidInputError("device", self.device, "use 'auto', 'cpu', 'cuda' or 'cuda:N'")
         Template.named(self.template)
+        if self.adapter is not None:
+            check_text("adapter", self.adapter)
+        if self.scoring is not None:
+            check_text("scoring", self.scoring)
         if self.instruction is not None:
             check_text("instruction", self.instruction)
         if self.max_length is None:

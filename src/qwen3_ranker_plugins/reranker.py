@@ -70,6 +70,9 @@ class Reranker:
         token_budget: tokens of one forward pass, which bounds memory; None chooses by device.
         engine_options: the engine's own options by name, see docs/engines.md and docs/remote.md; None for its defaults.
         top_k, score_threshold, min_confidence: defaults of `rerank`, see `RankingOptions`.
+        adapter: a LoRA adapter for the model, which is merged into its weights: a folder or a hub name; "none" to leave
+            out one that lies in the model's folder.
+        scoring: how the model judges, in place of what its checkpoint says, such as "yes - no"; see `models.Scoring`.
 
     Raises:
         InvalidInputError: an argument is unusable.
@@ -92,6 +95,8 @@ class Reranker:
         top_k: int | None = None,
         score_threshold: float | None = None,
         min_confidence: float | None = None,
+        adapter: str | os.PathLike[str] | None = None,
+        scoring: str | None = None,
     ) -> None:
         settings = RerankerSettings(
             model=os.fspath(model) if isinstance(model, os.PathLike) else model,
@@ -103,6 +108,8 @@ class Reranker:
             max_length=max_length,
             token_budget=token_budget,
             engine_options={} if engine_options is None else engine_options,
+            adapter=os.fspath(adapter) if isinstance(adapter, os.PathLike) else adapter,
+            scoring=scoring,
         )
         self._start(settings, RankingOptions(top_k, score_threshold, min_confidence))
 

@@ -2,15 +2,87 @@
 
 from __future__ import annotations
 
-import json
 import os
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from ..config import BUNDLED_MODEL, check_text
 from ..errors import ModelNotFoundError, UnsupportedModelError
+from .adapters import base_of, check_merged, is_adapter
+from .spec import ModelSpec, read_spec
+from .weights import read_headers
 
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*.json"]
+# What a checkpoint, a conversion of it or an adapter consists of. No *.bin and no *.py: both can run code.
+_HUB_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "chat_template.*",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "1_*/config.json",
+    "adapter_config.json",
+]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything on this machine that a model is loaded from, and what it is.
+
+    Attributes:
+        folder: with the weights, the configuration and the tokenizer.
+        adapter: the folder of a LoRA adapter that is merged into the weights when they are loaded; None for none.
+        spec: how the model judges a document.
+    """
+
+    folder: Path
+    adapter: Path | None
+    spec: ModelSpec
+
+    @property
+    def modified_ns(self) -> int:
+        """When the files of the weights, the adapter and the configuration were last written."""
+        own = modified_ns(self.folder)
+        return own if self.adapter is None else max(own, *(path.stat().st_mtime_ns for path in self.adapter.iterdir()))
+
+
+def resolve_checkpoint(
+    model: str | os.PathLike[str], *, adapter: str | os.PathLike[str] | None = None, scoring: str | None = None
+) -> Checkpoint:
+    """Find a model and read what it is.
+
+    Args:
+        model: as of `resolve_model`; the folder or the hub name of a LoRA adapter stands for its base with it.
+        adapter: a LoRA adapter for the model: a folder or a hub name; "none" to leave out one that lies in the folder.
+        scoring: how to score, in place of what the checkpoint says; see `Scoring.parse`.
+
+    Raises:
+        ModelNotFoundError, UnsupportedModelError: see `resolve_model`.
+        InvalidInputError: `scoring` does not fit the model.
+    """
+    name = _name(model)
+    folder = _find(name, _HUB_FILES)
+    if adapter is None and is_adapter(folder) and not (folder / "config.json").exists():
+        adapter, name = folder, base_of(folder)
+        folder = _find(name, _HUB_FILES)
+    _check(folder)
+    spec = read_spec(folder, name=name, scoring=scoring)
+    if adapter is not None:
+        if (chosen := _name(adapter)) == "none":
+            return Checkpoint(folder, None, spec)
+        found = _find(chosen, _HUB_FILES)
+        if not is_adapter(found):
+            raise UnsupportedModelError(
+                f"adapter={chosen!r}: {found} has no adapter_config.json with adapter_model.safetensors beside it; "
+                "save the adapter with peft's save_pretrained()"
+            )
+        return Checkpoint(folder, found, spec)
+    if is_adapter(folder):
+        check_merged(folder, _base_folder(folder))
+    return Checkpoint(folder, None, spec)
 
 
 def resolve_model(model: str | os.PathLike[str]) -> Path:
@@ -22,12 +94,25 @@ def resolve_model(model: str | os.PathLike[str]) -> Path:
 
     Raises:
         ModelNotFoundError: says what was looked for and what to do.
-        UnsupportedModelError: found, but not a safetensors Qwen3 decoder with its tokenizer.
+        UnsupportedModelError: found, but without safetensors weights that can be loaded.
     """
-    name = os.fspath(model) if isinstance(model, os.PathLike) else model
-    folder = _find(name, _HUB_FILES)
+    folder = _find(_name(model), _HUB_FILES)
     _check(folder)
     return folder
+
+
+def _name(model: str | os.PathLike[str]) -> str:
+    return os.fspath(model) if isinstance(model, os.PathLike) else model
+
+
+def _base_folder(adapter: Path) -> Path | None:
+    """The folder of the adapter's base, if it is on this machine."""
+    try:
+        name = base_of(adapter)
+        local = Path(name).expanduser()
+        return local.resolve() if local.is_dir() else None
+    except UnsupportedModelError:
+        return None
 
 
 def resolve_tokenizer(model: str) -> Path:
@@ -101,24 +186,16 @@ def _from_hub(name: str, patterns: list[str]) -> Path:
 def _check(folder: Path) -> None:
     """Refuse what could only fail later, or would run code from the folder."""
     if not (folder / "config.json").is_file():
+        ggufs = sorted(path.name for path in folder.glob("*.gguf"))
+        if ggufs:
+            raise UnsupportedModelError(
+                f"{folder} holds {ggufs[0]}, a GGUF conversion, which says neither its labels nor its prompt: use the "
+                "checkpoint that it was made from"
+            )
         raise UnsupportedModelError(f"{folder} has no config.json: give the folder of a transformers model")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UnsupportedModelError(f"{folder}/config.json is not JSON: {error}") from error
-    architectures = config.get("architectures") or [] if isinstance(config, dict) else []
-    if architectures != ["Qwen3ForCausalLM"] or config.get("model_type") != "qwen3":
-        raise UnsupportedModelError(
-            f"{folder} holds {architectures or 'an unnamed architecture'}, not Qwen3ForCausalLM: use a "
-            "Qwen3-Reranker checkpoint in its original form"
-        )
-    if not any(folder.glob("*.safetensors")):
+    if not read_headers(folder):
         other = sorted(path.name for path in folder.glob("*.bin"))
         found = f" (only {', '.join(other)}, which can run code when loaded)" if other else ""
         raise UnsupportedModelError(
             f"{folder} has no *.safetensors weights{found}; convert them with model.save_pretrained(folder)"
         )
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            if file.read(8) == b"version ":
-                raise UnsupportedModelError(f"{path} is a git-lfs pointer, not the weights: run `git lfs pull`")

@@ -48,7 +48,7 @@ def read_headers(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
 
 
 def read_rows(folder: Path, name: str, rows: Sequence[int] | None) -> NDArray[np.float32] | None:
-    """Some rows of a matrix, float32 [rows, width].
+    """Some rows of a matrix, float32 [rows, width]; a vector is a matrix of one row.
 
     Args:
         folder: a model folder.
@@ -62,9 +62,9 @@ def read_rows(folder: Path, name: str, rows: Sequence[int] | None) -> NDArray[np
         return None
     path, entry = found
     width = _WIDTHS.get(entry["dtype"])
-    if width is None or len(entry["shape"]) != 2:
+    if width is None or len(entry["shape"]) not in (1, 2):
         return None
-    count, columns = entry["shape"]
+    count, columns = (1, *entry["shape"])[-2:]
     wanted = range(count) if rows is None else rows
     if any(row >= count for row in wanted):
         return None

@@ -145,14 +145,9 @@ class PromptEncoder:
             )
         if max_document_tokens is not None:
             room = min(room, max_document_tokens)
-        encoded = self.tokenizer.encode_batch(
-            [before_document + (document or self._empty_document) for document in documents]
-        )
-        truncated = [max(0, len(ids) - room) for ids in encoded]
-        for ids in encoded:
-            del ids[room:]
-            ids.extend(prompt.suffix_ids)
-        return EncodedRequest(prefix=prefix, segments=encoded, truncated_tokens=truncated)
+        texts = [before_document + (document or self._empty_document) for document in documents]
+        segments, truncated = prompt.encode_documents(texts, room, whole=max_document_tokens is None)
+        return EncodedRequest(prefix=prefix, segments=segments, truncated_tokens=truncated)
 
 
 class _Prompt:
@@ -162,11 +157,42 @@ class _Prompt:
         self.template = template
         self._tokenizer = tokenizer
         self._parts = [(tokenizer.split_control(literal), field) for literal, field in template.prefix]
-        self.suffix_ids = [
-            token_id
-            for literal in template.suffix
-            for token_id in self._encode_pieces(tokenizer.split_control(literal))
-        ]
+        first, *others = [tokenizer.split_control(literal) for literal in template.suffix] or [[]]
+        # Plain text right after the document is encoded together with it, since its first letters may belong to the
+        # document's last token.
+        self._after_document = str(first.pop(0)) if first and isinstance(first[0], str) else ""
+        self._rest_ids = [token_id for pieces in (first, *others) for token_id in self._encode_pieces(pieces)]
+        self.suffix_ids = [*self._encode_pieces([self._after_document]), *self._rest_ids]
+
+    def encode_documents(self, texts: Sequence[str], room: int, *, whole: bool) -> tuple[list[list[int]], list[int]]:
+        """(ids of each document and its suffix, how many of its tokens were cut off its end).
+
+        Args:
+            texts: each document with what stands in front of it.
+            room: how many tokens a document may have.
+            whole: whether `room` is what the prompt leaves; otherwise it limits the document alone.
+        """
+        if not self._after_document:
+            segments = self._tokenizer.encode_batch(texts)
+            truncated = [max(0, len(ids) - room) for ids in segments]
+            for ids in segments:
+                del ids[room:]
+                ids.extend(self.suffix_ids)
+            return segments, truncated
+        segments = self._tokenizer.encode_batch([text + self._after_document for text in texts])
+        truncated = [0] * len(texts)
+        longest = room + len(self.suffix_ids) - len(self._rest_ids)
+        for place, ids in enumerate(segments):
+            if whole and len(ids) <= longest:
+                ids.extend(self._rest_ids)
+                continue
+            document = self._tokenizer.encode(texts[place])
+            if len(document) > room:
+                truncated[place] = len(document) - room
+                segments[place] = document[:room] + self.suffix_ids
+            else:
+                ids.extend(self._rest_ids)
+        return segments, truncated
 
     def encode_prefix(self, fields: Mapping[str, str]) -> tuple[list[int], str]:
         """(ids that all documents share, the text that has to be encoded together with each document)."""

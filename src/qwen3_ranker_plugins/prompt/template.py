@@ -42,8 +42,8 @@ BOUNDARY = "|"
 class Template:
     """A prompt with the fields {instruction}, {query} and {document}, the last of them in last place.
 
-    Literal braces are written `{{` and `}}`. Text after {document} is encoded on its own and is the suffix. `{|}` is a
-    token boundary: the texts before and after it are encoded each on its own, as some rerankers were trained.
+    Literal braces are written `{{` and `}}`. Text after {document} is the suffix. `{|}` is a token
+    boundary: the texts before and after it are encoded each on its own, as some rerankers were trained.
 
     Raises:
         InvalidInputError: an unknown field, a missing or repeated one, or one after {document}.

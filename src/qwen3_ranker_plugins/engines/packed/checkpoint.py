@@ -1,53 +1,142 @@
-"""Load a Qwen3 checkpoint, with its own weights only, or refuse it.
+"""Load a checkpoint, with its own weights only, as a decoder and a direction; or refuse it.
 
-A checkpoint in the plain form is loaded into `qwen3`, all others by transformers, whose import takes seconds.
+A checkpoint in the plain form is loaded into `qwen3`, all others by transformers, whose import takes seconds. Every
+form ends in the same two things: the decoder's layers, and the vector whose product with the last hidden state is the
+margin: the difference of two label rows, one label row, or the weight of a score head.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...errors import RankerError, UnsupportedModelError
+from ...errors import MissingDependencyError, RankerError, UnsupportedModelError
+from ...models import ModelSpec
+from ...models.spec import label_ids
+from ...models.weights import read_headers, read_rows
+from ...prompt import ModelTokenizer
 from ..attention.interface import ATTENTION_NAME, register
 from . import qwen3
 
+# Tensors that a conversion leaves in place although its architecture does not read them.
+_LEFT_OVER = {"Qwen3ForSequenceClassification": ("lm_head.weight", "score.bias")}
+#: `quant_method` -> the module that transformers needs to make plain weights of it (None: nothing), the pip command.
+_DEQUANTISED = {
+    "bitsandbytes": ("bitsandbytes", "pip install bitsandbytes"),
+    "compressed-tensors": ("compressed_tensors", "pip install compressed-tensors"),
+    "fp8": (None, ""),
+    "fbgemm_fp8": (None, ""),
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A decoder, and what its last hidden state is multiplied with.
+
+    Attributes:
+        decoder: transformers' model of the layers, such as Qwen3Model, in evaluation mode, with our attention.
+        direction: float32 [width]; margin = hidden . direction + offset.
+        offset: of a score head with a bias, else 0.
+    """
+
+    decoder: Any
+    direction: torch.Tensor
+    offset: float
+
 
 def read_config(folder: Path) -> Any:
-    """The model's configuration.
+    """The configuration of the text decoder.
 
     Raises:
         UnsupportedModelError: it cannot be read, or is not that of a decoder that the packed engine can run.
     """
     with _damage_explained(folder):
-        return qwen3.plain_config(folder) or _transformers_config(folder)
+        if (plain := qwen3.plain_config(folder)) is not None:
+            return plain
+        return _checked_config(folder).get_text_config()
 
 
-def load_causal_lm(folder: Path, dtype: torch.dtype) -> Any:
-    """The causal language model, in evaluation mode, with our attention.
+def load_model(
+    folder: Path, spec: ModelSpec, tokenizer: ModelTokenizer, dtype: torch.dtype, adapter: Path | None = None
+) -> LoadedModel:
+    """Load the checkpoint that `spec` describes.
+
+    Args:
+        folder: with config.json and the weights.
+        spec: of the same folder.
+        tokenizer: of the same folder.
+        dtype: of the decoder; the direction is float32 in any case, because logits of a half precision product would
+            be rounded to steps of up to 1/16.
+        adapter: folder of a LoRA adapter that is merged into the weights.
 
     Raises:
         UnsupportedModelError: it cannot be loaded, or would run with weights that are not the checkpoint's.
+        MissingDependencyError: a package that the adapter or the quantised weights need is not installed.
     """
-    with _damage_explained(folder):
-        return qwen3.load(folder, dtype) or _load_with_transformers(folder, dtype)
+    model: Any = None
+    if adapter is None and spec.architecture == "Qwen3ForCausalLM":
+        with _damage_explained(folder):
+            model = qwen3.load(folder, dtype)
+    if model is None:
+        model = _load_with_transformers(folder, spec, dtype)
+    if adapter is not None:
+        model = _merged(model, adapter)
+    model.requires_grad_(False)
+    model.eval()
+    offset = 0.0
+    if spec.scoring.is_score_head:
+        direction = model.score.weight[0].float()
+        if (bias := read_rows(folder, "score.bias", None)) is not None:
+            offset = float(bias[0, 0]) / spec.scoring.divisor
+    else:
+        positive, negative = label_ids(spec.scoring, tokenizer, folder)
+        rows = model.get_output_embeddings().weight
+        highest = max(positive, negative or 0, *tokenizer.control.values())
+        if highest >= len(rows):
+            raise UnsupportedModelError(
+                f"{folder}: its tokenizer makes ids up to {highest}, its model knows {len(rows)}: "
+                "they do not belong together"
+            )
+        direction = rows[positive].float()
+        if negative is not None:
+            direction = direction - rows[negative].float()
+    return LoadedModel(model.model, direction / spec.scoring.divisor, offset)
 
 
-def _load_with_transformers(folder: Path, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
+def _load_with_transformers(folder: Path, spec: ModelSpec, dtype: torch.dtype) -> Any:
+    import transformers
 
     register()
-    config = _transformers_config(folder)
-    with _quiet():
+    arguments: dict[str, Any] = {}
+    with _damage_explained(folder):
+        config = _checked_config(folder)
+        if spec.decoder == "qwen3_vl":
+            # The text decoder is a Qwen3 whose tensors have longer names. Its rotary embeddings for time, height and
+            # width are those of Qwen3 where all three positions are the token's, as they are in a text.
+            config = _as_qwen3(config)
+            arguments["key_mapping"] = {
+                r"^(model\.)?language_model\.": "model.",
+                r"^(model\.)?visual\.": "visual.",
+            }
+            kind: Any = transformers.Qwen3ForCausalLM
+        else:
+            kind = getattr(transformers, spec.architecture)
+        if spec.scoring.is_score_head:
+            config.num_labels = 1
+        if spec.quantization is not None:
+            config.quantization_config = _dequantising(folder, spec.quantization, config)
+    with _without_adapter(folder) as plain, _damage_explained(folder), _quiet():
         model: Any
         loaded: dict[str, Any]
-        load: Any = AutoModelForCausalLM.from_pretrained  # its annotation does not know output_loading_info
-        model, loaded = load(
-            folder,
+        model, loaded = kind.from_pretrained(
+            plain,
             config=config,
             dtype=dtype,
             attn_implementation=ATTENTION_NAME,
@@ -55,34 +144,112 @@ def _load_with_transformers(folder: Path, dtype: torch.dtype) -> Any:
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **arguments,
         )
-    # transformers fills what it does not find with random numbers, which would pass for scores.
-    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
-        if problems := sorted(map(str, loaded.get(kind) or ())):
-            raise UnsupportedModelError(
-                f"{folder}: config.json and the weights do not fit, {kind.replace('_', ' ')}: {', '.join(problems[:3])}"
-                f"{', ...' if len(problems) > 3 else ''}; download the checkpoint again"
-            )
-    model.requires_grad_(False)
+        if spec.quantization == "bitsandbytes":
+            model = model.dequantize(dtype)
+    _check_loaded(folder, spec, loaded)
     return model
 
 
-def _transformers_config(folder: Path) -> Any:
+def _as_qwen3(config: Any) -> Any:
+    from transformers import Qwen3Config
+
+    text = config.text_config.to_dict()
+    rope = {name: value for name, value in (text.get("rope_parameters") or {}).items() if "mrope" not in name}
+    text |= {"rope_parameters": rope | {"rope_type": rope.get("rope_type", "default")}, "model_type": "qwen3"}
+    tied = getattr(config, "tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
+    return Qwen3Config(
+        **{name: value for name, value in text.items() if name != "architectures"} | {"tie_word_embeddings": tied}
+    )
+
+
+def _dequantising(folder: Path, method: str, config: Any) -> Any:
+    """The quantisation's configuration, such that plain weights come out.
+
+    Raises:
+        UnsupportedModelError: this engine cannot do that; names the one that can.
+        MissingDependencyError: a package is missing.
+    """
+    if method not in _DEQUANTISED:
+        raise UnsupportedModelError(
+            f"{folder} holds weights quantised as {method!r}, which the packed engine does not read: use "
+            "engine='vllm_score', which computes with them, or the unquantised checkpoint"
+        )
+    module, command = _DEQUANTISED[method]
+    if module is not None and find_spec(module) is None:
+        raise MissingDependencyError(f"{folder} holds weights quantised as {method!r}: {command}")
+    found = config.quantization_config
+    return dict(found) if method == "bitsandbytes" else dict(found) | {"dequantize": True}
+
+
+def _checked_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if config.model_type != "qwen3" or set(config.layer_types) != {"full_attention"}:
+    text = config.get_text_config()
+    layer_types = set(getattr(text, "layer_types", None) or ["full_attention"])
+    if layer_types != {"full_attention"}:
         raise UnsupportedModelError(
-            f"{folder} holds a {config.model_type!r} model with {sorted(set(config.layer_types))} layers; the packed "
-            "engine runs Qwen3 decoders with full attention: use a Qwen3-Reranker checkpoint"
+            f"{folder} holds a {config.model_type!r} model with {sorted(layer_types)} layers; the packed engine runs "
+            "decoders with full attention: use a Qwen3-Reranker checkpoint"
         )
-    rope = config.rope_parameters["rope_type"]
+    rope = text.rope_parameters["rope_type"]
     if rope in ("dynamic", "longrope"):
         raise UnsupportedModelError(
             f"{folder} has {rope!r} rotary embeddings, which depend on the longest prompt of a batch, so that a score "
             "would depend on its neighbours; set a fixed one, such as 'default' or 'yarn', in config.json"
         )
     return config
+
+
+def _check_loaded(folder: Path, spec: ModelSpec, loaded: dict[str, Any]) -> None:
+    # transformers fills what it does not find with random numbers, which would pass for scores.
+    expected = _LEFT_OVER.get(spec.architecture, ())
+    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
+        problems = sorted(each for each in map(str, loaded.get(kind) or ()) if each not in expected)
+        if spec.decoder == "qwen3_vl":
+            problems = [each for each in problems if not each.startswith("visual.")]
+        if problems:
+            raise UnsupportedModelError(
+                f"{folder}: config.json and the weights do not fit, {kind.replace('_', ' ')}: {', '.join(problems[:3])}"
+                f"{', ...' if len(problems) > 3 else ''}; download the checkpoint again"
+            )
+
+
+def _merged(model: Any, adapter: Path) -> Any:
+    """The model with a LoRA adapter merged into its weights.
+
+    Raises:
+        MissingDependencyError: peft is not installed.
+        UnsupportedModelError: the adapter is not one, or does not fit.
+    """
+    if find_spec("peft") is None:
+        raise MissingDependencyError(f"{adapter} is an adapter, which peft merges: pip install peft")
+    from peft import PeftModel, get_peft_model_state_dict
+
+    with _damage_explained(adapter):
+        wrapped = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
+        stored, loaded = set(read_headers(adapter)), set(get_peft_model_state_dict(wrapped))
+        if strangers := sorted(stored ^ loaded):
+            raise UnsupportedModelError(
+                f"{adapter} does not fit the model: {', '.join(strangers[:3])} would be in one of them only; give the "
+                "base that it was trained on as model"
+            )
+        return wrapped.merge_and_unload(safe_merge=True)
+
+
+@contextmanager
+def _without_adapter(folder: Path) -> Iterator[Path]:
+    """The folder, or one that shows the same files without an adapter, which transformers would apply by itself."""
+    if not (folder / "adapter_config.json").exists():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="qwen3-ranker-") as name:
+        for path in folder.iterdir():
+            if path.is_file() and not path.name.startswith("adapter_"):
+                (Path(name) / path.name).symlink_to(path.resolve())
+        yield Path(name)
 
 
 @contextmanager

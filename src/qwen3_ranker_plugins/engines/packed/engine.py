@@ -13,19 +13,20 @@ import torch
 from numpy.typing import NDArray
 
 from ...config import EngineConfig, RerankerSettings, check_json
-from ...errors import EngineError, UnsupportedModelError
-from ...models import modified_ns, resolve_model
-from ...prompt import EncodedRequest, PromptEncoder, load_tokenizer
+from ...errors import EngineError
+from ...models import make_encoder, read_spec, resolve_checkpoint
+from ...prompt import EncodedRequest, load_tokenizer
 from .. import ResolvedSettings
 from ..attention.interface import make_layout
 from ..attention.layout import pack
 from ..base import Engine, EngineCapabilities, EngineDescription, Margins
 from ..devices import capability, resolve_device
-from .checkpoint import load_causal_lm, read_config
+from .checkpoint import load_model, read_config
 from .model_layers import ModelLayers
 from .options import PackedOptions
 
 if TYPE_CHECKING:
+    from ...models import ModelSpec
     from ..attention.layout import PackedPass
     from .size_classes import SizeClassRunner
 
@@ -43,6 +44,8 @@ class PackedEngine(Engine):
             that it computes natively.
         token_budget: tokens of one pass; None chooses by device. Memory for activations grows with it.
         options: the engine's own.
+        spec: how the model judges; None reads it from the folder.
+        adapter: folder of a LoRA adapter that is merged into the weights.
 
     Raises:
         UnsupportedModelError: the weights are not those of a Qwen3 decoder.
@@ -60,6 +63,8 @@ class PackedEngine(Engine):
         dtype: str = "auto",
         token_budget: int | None = None,
         options: PackedOptions = PackedOptions(),  # noqa: B008 - it is frozen
+        spec: ModelSpec | None = None,
+        adapter: Path | None = None,
     ) -> None:
         device, dtype = resolve_device(device, dtype)
         self.device, self.dtype = torch.device(device), getattr(torch, dtype)
@@ -70,24 +75,15 @@ class PackedEngine(Engine):
             passes_in_flight=2 if overlaps else 1,
             encodes_meanwhile=overlaps,
         )
-        tokenizer = load_tokenizer(folder)
-        causal_lm = load_causal_lm(folder, self.dtype)
-        highest = max(tokenizer.yes_id, tokenizer.no_id, *tokenizer.control.values())
-        if highest >= causal_lm.config.vocab_size:
-            raise UnsupportedModelError(
-                f"{folder}: its tokenizer makes ids up to {highest}, its model knows {causal_lm.config.vocab_size}: "
-                "they do not belong together"
-            )
-        # Only the difference of two rows of the output matrix is ever needed; in float32, because logits of a half
-        # precision product would be rounded to steps of up to 1/16.
-        rows = causal_lm.get_output_embeddings().weight
-        self._label_direction = (rows[tokenizer.yes_id].float() - rows[tokenizer.no_id].float()).to(self.device)
+        self.spec = read_spec(folder) if spec is None else spec
+        loaded = load_model(folder, self.spec, load_tokenizer(folder), self.dtype, adapter)
+        self._direction, self._offset = loaded.direction.to(self.device), loaded.offset
         self._layers: ModelLayers | None = None
         self._runner: SizeClassRunner | None = None
         if self.options.compile:
-            self._runner = self._make_runner(causal_lm.model)
+            self._runner = self._make_runner(loaded.decoder)
         else:
-            self._layers = ModelLayers(causal_lm.model, self._label_direction, self.device)
+            self._layers = ModelLayers(loaded.decoder, self._direction, self.device)
 
     def _make_runner(self, model: Any) -> SizeClassRunner:
         """Our decoder. The kernels are chosen here: a GPU of another maker gets modules of its own."""
@@ -97,7 +93,7 @@ class PackedEngine(Engine):
         from .float8 import Float8Decoder
         from .size_classes import SizeClassRunner
 
-        weights = take_weights(model, self._label_direction, self.device)
+        weights = take_weights(model, self._direction, self.device)
         decoder = (Float8Decoder if self.options.float8 else Decoder)(weights, kernels, attend)
         runner = SizeClassRunner(decoder, self.device, self.options, self.capabilities.token_budget)
         if self.options.warm_up:
@@ -113,6 +109,8 @@ class PackedEngine(Engine):
         packed = pack(requests)
         try:
             margins = self._margins(packed)
+            if self._offset:
+                margins = margins + np.float32(self._offset)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             # For a CPU it is a RuntimeError like any other: "DefaultCPUAllocator: can't allocate memory".
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
@@ -174,8 +172,9 @@ def _token_budget(device: str, token_budget: int | None) -> int:
 def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:
     """See `EngineModule`."""
     options = PackedOptions.parse(engine, settings.engine_options)
-    folder = resolve_model(settings.model)
-    encoder = PromptEncoder(load_tokenizer(folder), settings.template, settings.max_length)
+    checkpoint = resolve_checkpoint(settings.model, adapter=settings.adapter, scoring=settings.scoring)
+    folder = checkpoint.folder
+    encoder = make_encoder(checkpoint.spec, folder, settings.template, settings.max_length)
     device, dtype = resolve_device(settings.device, settings.dtype)
     options = _resolved_options(options, folder, device, dtype)
     config = EngineConfig(
@@ -184,8 +183,10 @@ def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:
         device=device,
         dtype=dtype,
         token_budget=_token_budget(device, settings.token_budget),
-        modified_ns=modified_ns(folder),
+        modified_ns=checkpoint.modified_ns,
         options=check_json("engine_options", options.as_dict),
+        spec=checkpoint.spec,
+        adapter=checkpoint.adapter,
     )
     return ResolvedSettings(folder=folder, encoder=encoder, config=config)
 
@@ -198,6 +199,8 @@ def create(config: EngineConfig) -> PackedEngine:
         dtype=config.dtype,
         token_budget=config.token_budget,
         options=PackedOptions.parse(config.engine, config.engine_options),
+        spec=config.spec,
+        adapter=config.adapter,
     )
 
 

@@ -229,7 +229,6 @@ def plain_config(folder: Path) -> Qwen3Config | None:
         or rotary["rope_theta"] is None
         or not set(rotary) <= {"rope_theta", "rope_type", "type"}
         or found.get("rope_theta") not in (None, rotary["rope_theta"])
-        or (folder / "adapter_config.json").exists()
     ):
         return None
     try:

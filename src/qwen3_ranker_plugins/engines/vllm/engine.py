@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ...config import EngineConfig, RerankerSettings, check_json
-from ...models import modified_ns, resolve_model
-from ...prompt import PromptEncoder, load_tokenizer
+from ...models import make_encoder, resolve_checkpoint, resolve_model
 from .. import ResolvedSettings
 from ..devices import resolve_device
+from .forms import check_form
 from .options import apply_to_prompts, read_model_config, resolved
 from .packed.engine import VllmPackedEngine
 from .worker_engine import VllmEngine
@@ -23,9 +23,11 @@ def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:
     import torch
 
     options, template, window = apply_to_prompts(engine, settings)
-    folder = resolve_model(settings.model)
+    checkpoint = resolve_checkpoint(settings.model, adapter=settings.adapter, scoring=settings.scoring)
+    check_form(engine, checkpoint)
+    folder = checkpoint.folder
     tokenizer = folder if options.tokenizer is None else resolve_model(options.tokenizer)
-    encoder = PromptEncoder(load_tokenizer(tokenizer), template, window)
+    encoder = make_encoder(checkpoint.spec, tokenizer, template, window)
     device, dtype = resolve_device(settings.device, settings.dtype)
     # A device that was named is the only one; otherwise vLLM may use all visible GPUs.
     gpus = 0 if device == "cpu" else 1 if ":" in settings.device else torch.cuda.device_count()
@@ -40,8 +42,9 @@ def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:
         device=device,
         dtype=dtype,
         token_budget=complete.default_token_budget if settings.token_budget is None else settings.token_budget,
-        modified_ns=modified_ns(folder),
+        modified_ns=checkpoint.modified_ns,
         options=check_json("engine_options", stored),
+        spec=checkpoint.spec,
     )
     return ResolvedSettings(folder=folder, encoder=encoder, config=config)
 

@@ -1,0 +1,76 @@
+"""LoRA adapters: what they were trained on, and whether the weights beside one have it in them already."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UnsupportedModelError
+from .spec import read_json
+from .weights import read_headers, read_rows
+
+#: Numbers of a tensor that are compared with those of the base.
+_ROWS = range(4)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, perhaps besides whole weights."""
+    return (folder / "adapter_config.json").is_file() and (folder / "adapter_model.safetensors").exists()
+
+
+def base_of(adapter: Path) -> str:
+    """The folder or hub name of the model that an adapter was trained on.
+
+    Raises:
+        UnsupportedModelError: it does not say, or is another kind of adapter than LoRA.
+    """
+    said = read_json(adapter / "adapter_config.json")
+    if said.get("peft_type") != "LORA":
+        raise UnsupportedModelError(
+            f"{adapter} is an adapter of the kind {said.get('peft_type')!r}; LoRA adapters can be merged into their "
+            "base: merge this one with peft, and give the merged folder"
+        )
+    base = said.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UnsupportedModelError(
+            f"{adapter} is an adapter that does not name its base (base_model_name_or_path): give the base as model "
+            "and this folder as adapter"
+        )
+    return base
+
+
+def check_merged(folder: Path, base: Path | None) -> None:
+    """Make sure that the weights in a folder have the adapter beside them merged in already.
+
+    Raises:
+        UnsupportedModelError: they have not, or nobody can tell.
+    """
+    remedy = (
+        "if the adapter is merged into the weights, delete adapter_config.json or give adapter='none'; if it is not, "
+        "give this folder as model and a folder with the adapter alone as adapter"
+    )
+    if base is None:
+        raise UnsupportedModelError(
+            f"{folder} holds whole weights and an adapter, and its base is not here to be compared with: {remedy}"
+        )
+    for name in _adapted(folder):
+        rows, original = read_rows(folder, name, _ROWS), read_rows(base, name, _ROWS)
+        if rows is not None and original is not None and rows.shape == original.shape:
+            if np.array_equal(rows, original):
+                raise UnsupportedModelError(
+                    f"{folder} holds the weights of its base, {base}, and an adapter that is not merged into them: "
+                    f"give model={str(base)!r} and a folder with the adapter alone as adapter"
+                )
+            return
+    raise UnsupportedModelError(
+        f"{folder} holds whole weights and an adapter, of which no tensor could be compared with {base}: {remedy}"
+    )
+
+
+def _adapted(folder: Path) -> list[str]:
+    """Names of the tensors that the adapter changes."""
+    names = [name for name, (path, _) in read_headers(folder).items() if path.name.startswith("adapter_")]
+    found = (re.fullmatch(r"base_model\.model\.(.*)\.lora_A(?:\.default)?\.weight", name) for name in sorted(names))
+    return [f"{match[1]}.weight" for match in found if match]

@@ -1,0 +1,263 @@
+"""Each form of checkpoint against its own reference implementation, one whole prompt at a time, in float32."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from qwen3_ranker_plugins import Reranker, UnsupportedModelError
+from qwen3_ranker_plugins.models import read_spec
+from qwen3_ranker_plugins.prompt import load_tokenizer
+from tests.forms import (
+    NO,
+    YES,
+    ZERANK_CHAT,
+    change_weights,
+    copy_of,
+    edit_json,
+    write_adapter,
+    write_classifier,
+    write_cross_encoder,
+    write_merged,
+    write_qwen2,
+    write_with_added_words,
+)
+
+QUERY = "how are volcanoes formed?"
+DOCUMENTS = [
+    "Magma rises through cracks in the crust and erupts, building a volcano.",
+    "Knitting needles come in several sizes.",
+    "Lava cools into rock.",
+    "",
+]
+TOLERANCE = 1e-4
+
+
+def margins(model: Path, **settings: Any) -> NDArray[np.float32]:
+    with Reranker(model, device="cpu", dtype="float32", **settings) as reranker:
+        result = reranker.rerank(QUERY, DOCUMENTS)
+        found = np.empty(len(DOCUMENTS), dtype=np.float32)
+        for hit in result:
+            found[hit.index] = hit.margin
+        return found
+
+
+def prompts(folder: Path, query: str = QUERY) -> list[str]:
+    """Whole prompts, by string formatting alone."""
+    spec = read_spec(folder)
+    text = spec.template if spec.instruction is not None else spec.template_without_instruction
+    assert text is not None
+    return [text.format(instruction=spec.instruction, query=query, document=document) for document in DOCUMENTS]
+
+
+@torch.inference_mode()
+def last_logits(model: Any, folder: Path, texts: list[str]) -> list[torch.Tensor]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model.eval()
+    ids = [tokenizer(text, add_special_tokens=False, return_tensors="pt") for text in texts]
+    return [model(**each).logits[0] for each in ids]
+
+
+def difference(model: Any, folder: Path) -> NDArray[np.float32]:
+    return np.array([float(each[-1, YES] - each[-1, NO]) for each in last_logits(model, folder, prompts(folder))])
+
+
+def test_a_classifier(tiny: Path, tmp_path: Path) -> None:
+    folder = write_classifier(tiny, tmp_path / "classifier", noise=0.01)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    model.config.pad_token_id = 0
+    expected = [float(each[0]) for each in last_logits(model, folder, prompts(folder))]
+    assert margins(folder) == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_a_classifier_gives_the_margins_of_the_model_that_it_was_made_of(tiny: Path, tmp_path: Path) -> None:
+    assert margins(write_classifier(tiny, tmp_path / "classifier")) == pytest.approx(margins(tiny), abs=TOLERANCE)
+
+
+def test_a_bias_of_a_classifier_counts(tiny: Path, tmp_path: Path) -> None:
+    folder = write_classifier(tiny, tmp_path / "classifier")
+    change_weights(folder, score__bias=torch.tensor([0.75]))
+    assert margins(folder) == pytest.approx(margins(tiny) + 0.75, abs=TOLERANCE)
+
+
+def test_an_adapter_is_merged_once_however_it_is_given(tiny: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    adapter = write_adapter(tiny, tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    expected = difference(PeftModel.from_pretrained(base, adapter), tiny)
+    assert expected != pytest.approx(margins(tiny), abs=0.01)
+    assert margins(adapter) == pytest.approx(expected, abs=TOLERANCE)  # its base is named in it
+    assert margins(tiny, adapter=adapter) == pytest.approx(expected, abs=TOLERANCE)
+
+    merged = write_merged(tiny, adapter, tmp_path / "merged")
+    assert margins(merged) == pytest.approx(expected, abs=TOLERANCE)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (merged / name).write_bytes((adapter / name).read_bytes())
+    assert margins(merged) == pytest.approx(expected, abs=TOLERANCE)
+    assert margins(merged, adapter="none") == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_whole_weights_with_an_adapter_that_is_not_merged_are_refused(tiny: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tiny, tmp_path / "adapter")
+    folder = copy_of(tiny, tmp_path / "both")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).write_bytes((adapter / name).read_bytes())
+    with pytest.raises(UnsupportedModelError, match=r"not merged into them.*adapter"):
+        margins(folder)
+    edit_json(folder / "adapter_config.json", base_model_name_or_path="somebody/elses-model")
+    with pytest.raises(UnsupportedModelError, match=r"its base is not here.*adapter='none'"):
+        margins(folder)
+    assert margins(folder, adapter="none") == pytest.approx(margins(tiny), abs=TOLERANCE)
+
+
+def test_an_adapter_of_another_model_is_refused(tiny: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tiny, tmp_path / "adapter")
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file(
+        {name.replace(".layers.5.", ".layers.50."): tensor for name, tensor in weights.items()},
+        adapter / "adapter_model.safetensors",
+    )
+    with pytest.raises(UnsupportedModelError, match=r"layers\.5"):
+        margins(tiny, adapter=adapter)
+
+
+def test_added_words_count(tiny: Path, tmp_path: Path) -> None:
+    folder = write_with_added_words(tiny, tmp_path / "words", ["volcanoes", "crust"])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert margins(folder) == pytest.approx(difference(model, folder), abs=TOLERANCE)
+
+
+def test_a_folder_of_sentence_transformers(tiny: Path, tmp_path: Path) -> None:
+    """Its own CrossEncoder is the reference, chat template, labels and all."""
+    from sentence_transformers import CrossEncoder
+
+    capital = load_tokenizer(tiny).find("Yes")
+    assert capital is not None
+    folder = write_cross_encoder(tiny, tmp_path / "zerank", capital, None, ZERANK_CHAT)
+    reference = CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    raw = reference.predict([(QUERY, each) for each in DOCUMENTS], activation_fn=torch.nn.Identity())
+    assert margins(folder) * 5 == pytest.approx(raw, abs=5 * TOLERANCE)
+
+    chat = (
+        "{%- for m in messages %}{{- m.role + ': ' + m.content + '\n' }}{%- endfor %}"
+        "{{- '<|im_end|>\n<|im_start|>assistant\n' }}"
+    )
+    folder = write_cross_encoder(tiny, tmp_path / "own", YES, NO, chat)
+    edit_json(folder / "config_sentence_transformers.json", prompts={"web": "Find answers."}, default_prompt_name="web")
+    reference = CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    raw = reference.predict([(QUERY, each) for each in DOCUMENTS], activation_fn=torch.nn.Identity())
+    assert margins(folder) == pytest.approx(raw, abs=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def mxbai(qwen3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_qwen2(qwen3_folder, tmp_path_factory.mktemp("models") / "mxbai-rerank-base-v2")
+
+
+@pytest.mark.parametrize("instruction", [None, "Prefer texts about rocks."])
+def test_mxbai_rerank_v2(mxbai: Path, instruction: str | None) -> None:
+    """The package of its makers is the reference; it encodes the parts of a prompt one by one."""
+    from mxbai_rerank import MxbaiRerankV2
+
+    reference = MxbaiRerankV2(str(mxbai), device="cpu", torch_dtype=torch.float32)
+    # transformers 5 has no such method any more; without truncation it joined two lists of ids.
+    reference.tokenizer.prepare_for_model = lambda ids, pair, **_: {"input_ids": ids + pair}
+    raw = reference.predict([QUERY] * len(DOCUMENTS), DOCUMENTS, instruction=instruction)
+    assert margins(mxbai, instruction=instruction) == pytest.approx(raw.numpy(), abs=TOLERANCE)
+
+
+def test_qwen3_vl_reranker_for_texts(qwen3_folder: Path, tmp_path: Path) -> None:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    torch.manual_seed(2)
+    text = {
+        "vocab_size": len(AutoTokenizer.from_pretrained(qwen3_folder)), "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 4096, "initializer_range": 0.2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2]},
+    }  # fmt: skip
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "deepstack_visual_indexes": [0],
+    }
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision)).float()
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(qwen3_folder).save_pretrained(tmp_path)
+    spec = read_spec(tmp_path)
+    texts = [
+        spec.template.format(instruction=spec.instruction, query=QUERY, document=each or "NULL") for each in DOCUMENTS
+    ]
+    expected = [float(each[-1, YES] - each[-1, NO]) for each in last_logits(model, tmp_path, texts)]
+    assert margins(tmp_path) == pytest.approx(expected, abs=TOLERANCE)
+
+
+def quantised(tiny: Path, target: Path, method: str) -> Path:
+    """The model as transformers writes it in a quantised form."""
+    from transformers import BitsAndBytesConfig, FineGrainedFP8Config
+
+    configs: dict[str, Callable[[], Any]] = {
+        "nf4": lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+        "int8": lambda: BitsAndBytesConfig(load_in_8bit=True),
+        "fp8": lambda: FineGrainedFP8Config(weight_block_size=(32, 32)),
+    }
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, quantization_config=configs[method]())
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(target)
+    return target
+
+
+@pytest.mark.parametrize("method", ["nf4", "int8"])
+def test_bitsandbytes(tiny: Path, tmp_path: Path, method: str) -> None:
+    folder = quantised(tiny, tmp_path / method, method)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert margins(folder) == pytest.approx(difference(model, folder), abs=0.05)
+
+
+def test_an_unknown_quantisation_is_refused_with_the_engine_that_takes_it(tiny: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny, tmp_path / "awq")
+    edit_json(folder / "config.json", quantization_config={"quant_method": "awq", "bits": 4})
+    with pytest.raises(UnsupportedModelError, match=r"'awq'.*engine='vllm_score'"):
+        margins(folder)
+
+
+def test_prompts_longer_than_the_positions_are_refused(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"max_length=20000.*8192 positions"):
+        Reranker(tiny, max_length=20_000)
+    folder = copy_of(tiny, tmp_path / "short")
+    edit_json(folder / "config.json", max_position_embeddings=256)
+    with Reranker(folder) as reranker:
+        [hit] = reranker.rerank("q", ["word " * 400])
+        assert hit.truncated_tokens > 0
+        assert reranker.rerank("q", ["word " * 400]).usage.prompt_tokens == 256
+
+
+def test_a_dangling_link_is_named(tiny: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(tmp_path / "gone")
+    with pytest.raises(UnsupportedModelError, match=r"points to .*gone, which is not there"):
+        Reranker(folder)
+
+
+def test_every_damaged_file_is_named(tiny: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        folder = copy_of(tiny, tmp_path / name)
+        (folder / name).write_bytes((folder / name).read_bytes()[:100])
+        with pytest.raises(UnsupportedModelError, match=name):
+            Reranker(folder)
+    assert json.loads((tiny / "config.json").read_text())["model_type"] == "qwen3"
