@@ -22,7 +22,7 @@ from ..engines import choose_engine, create_engine, engine_module
 from ..engines.base import Engine
 from ..errors import EngineClosedError, EngineError, PromptTooLongError
 from ..models import resolve_model
-from ..prompt import DEFAULT_INSTRUCTION, EncodedRequest, PromptEncoder, load_tokenizer
+from ..prompt import EncodedRequest, PromptEncoder, load_tokenizer
 from .rows import FailedRow
 from .windows import Window
 
@@ -107,7 +107,7 @@ class Scorer:
     def __init__(
         self, settings: RerankerSettings, factory: EngineFactory = create_engine, *, include_text: bool
     ) -> None:
-        self._instruction = DEFAULT_INSTRUCTION if settings.instruction is None else settings.instruction
+        self._instruction = settings.instruction  # None is the model's own
         self._include_text = include_text
         if factory is create_engine:
             engine = choose_engine(settings.engine)[0]
