@@ -85,16 +85,17 @@ def test_code_in_the_folder_is_not_run(copy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["Qwen2ForCausalLM"]}, "not Qwen3ForCausalLM"),
-        ({"architectures": ["Qwen3ForSequenceClassification"]}, "not Qwen3ForCausalLM"),
-        ({"architectures": None}, "unnamed architecture"),
+        ({"architectures": ["Qwen2ForCausalLM"]}, "model_type='qwen3' and Qwen2ForCausalLM"),
+        ({"architectures": ["Qwen3ForSequenceClassification"]}, r"no score\.weight"),
+        ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM, and this package scores Qwen3ForCausalLM"),
+        ({"architectures": None}, "None as architectures"),
     ],
 )
 def test_other_architectures_are_refused(copy: Path, change: dict[str, object], message: str) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(UnsupportedModelError, match=message):
-        resolve_model(copy)
+        Reranker(copy)
 
 
 def test_a_sliding_window_is_refused(copy: Path) -> None:
@@ -158,11 +159,11 @@ def test_untied_weights_need_their_output_matrix(copy: Path, reranker: Reranker)
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("model.safetensors", b"", "cannot be loaded"),
-        ("model.safetensors", b"\x10\0\0\0\0\0\0\0{not json", "cannot be loaded"),
+        ("model.safetensors", b"", "is damaged"),
+        ("model.safetensors", b"\x10\0\0\0\0\0\0\0{not json", "is damaged"),
         ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-        ("config.json", b"[]", "unnamed architecture"),
-        ("config.json", b"{", "not JSON"),
+        ("config.json", b"[]", "no JSON object"),
+        ("config.json", b"{", "cannot be read"),
         ("tokenizer.json", b"{", "cannot be read"),
         ("tokenizer.json", b"{}", "cannot be read"),
     ],
@@ -180,7 +181,7 @@ def test_damaged_files_are_named(copy: Path, file: str, content: bytes, message:
         ({"hidden_size": 128}, "cannot be loaded"),
         ({"hidden_size": "many"}, "cannot be loaded"),
         ({"vocab_size": 5000}, "cannot be loaded|tokenizer makes ids"),
-        ({"model_type": "llama"}, "not Qwen3ForCausalLM"),
+        ({"model_type": "llama"}, "model_type='llama' and Qwen3ForCausalLM"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}}, "neighbours"),
     ],
 )

@@ -175,7 +175,7 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> Mo
         sources=sources | dict.fromkeys(("scoring", "template", "instruction"), family.source),
     )
     if architecture.endswith("ForSequenceClassification"):
-        _check_one_label(folder, config)
+        _check_one_label(folder)
         divisor = family.divisor if family is not QWEN3_RERANKER else 1.0
         spec = replace(spec, scoring=Scoring(None, None, divisor), sources=sources | {"scoring": "its score head"})
     elif modules.labels is not None:
@@ -224,6 +224,11 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> str:
         raise UnsupportedModelError(
             f"{folder} holds {names[0]}, and this package scores {', '.join(DECODERS)}: use a Qwen3-Reranker "
             "checkpoint or one of its conversions"
+        )
+    if config.get("model_type") != DECODERS[names[0]]:
+        raise UnsupportedModelError(
+            f"{folder}/config.json says model_type={config.get('model_type')!r} and {names[0]}, which do not belong "
+            "together; download it again"
         )
     return names[0]
 
@@ -384,10 +389,14 @@ def _family_of_head(folder: Path) -> Family | None:
     return None
 
 
-def _check_one_label(folder: Path, config: Mapping[str, Any]) -> None:
+def _check_one_label(folder: Path) -> None:
     head = read_rows(folder, "score.weight", None)
-    labels = len(head) if head is not None else len(config.get("id2label") or (0, 1))
-    if labels != 1:
+    if head is None:
+        raise UnsupportedModelError(
+            f"{folder} is a classifier whose weights have no score.weight that can be read: convert it again, or use "
+            "the causal model that it was made from"
+        )
+    if (labels := len(head)) != 1:
         raise UnsupportedModelError(
             f"{folder} is a classifier with {labels} labels, of which it does not say which one is relevance: convert "
             "it to one label, whose weight is the row of 'yes' minus the row of 'no'"
@@ -450,8 +459,9 @@ def label_ids(scoring: Scoring, tokenizer: ModelTokenizer, folder: Path) -> tupl
     for word, found in zip((scoring.positive, scoring.negative), ids, strict=True):
         if word is not None and found is None:
             raise UnsupportedModelError(
-                f"{folder} cannot be scored as {str(scoring)!r}: its tokenizer splits {word!r} into several tokens, so "
-                "there is no single logit to read; use a Qwen3-Reranker checkpoint, or give its labels as scoring="
+                f"{folder} cannot be scored as {str(scoring)!r}: its tokenizer splits {word!r} into "
+                f"{len(tokenizer.encode(word))} tokens, so there is no single logit to read; use a "
+                "Qwen3-Reranker checkpoint, or give its labels as scoring="
             )
     positive, negative = ids
     assert positive is not None  # noqa: S101 - a score head has no label ids
