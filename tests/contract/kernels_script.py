@@ -17,12 +17,13 @@ from qwen3_ranker_plugins.engines.attention.layout import PackedPass, pack
 from qwen3_ranker_plugins.engines.attention.triton_nvidia import attend
 from qwen3_ranker_plugins.engines.attention.work_items import list_work_items, tokens_per_item
 from qwen3_ranker_plugins.engines.packed import kernels
-from qwen3_ranker_plugins.engines.packed.checkpoint import load_causal_lm
+from qwen3_ranker_plugins.engines.packed.checkpoint import load_model
 from qwen3_ranker_plugins.engines.packed.decoder import Decoder, take_weights
 from qwen3_ranker_plugins.engines.packed.engine import PackedEngine
 from qwen3_ranker_plugins.engines.packed.float8 import Float8Decoder
 from qwen3_ranker_plugins.engines.packed.options import PackedOptions
 from qwen3_ranker_plugins.engines.packed.size_classes import SizeClassRunner
+from qwen3_ranker_plugins.models import read_spec
 from qwen3_ranker_plugins.prompt import EncodedRequest, PromptEncoder, load_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -135,7 +136,9 @@ def margins_difference(folder: Path, kind: type[Decoder]) -> float:
     """The bundled model, layers and all, against the engine in float32."""
     tokenizer = load_tokenizer(folder)
     engine = PackedEngine(folder, device="cpu", dtype="float32")
-    weights = take_weights(load_causal_lm(folder, torch.float16).model, engine._label_direction, CPU)
+    weights = take_weights(
+        load_model(folder, read_spec(folder), load_tokenizer(folder), torch.float16).decoder, engine._direction, CPU
+    )
     options = PackedOptions(compile=True, size_classes=8, cuda_graphs=False)
     runner = SizeClassRunner(kind(weights, kernels, attend), CPU, options, token_budget=512)
     encoder = PromptEncoder(tokenizer)

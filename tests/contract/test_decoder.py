@@ -27,12 +27,13 @@ from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, EngineError, InvalidInputE
 from qwen3_ranker_plugins.config import RerankerSettings
 from qwen3_ranker_plugins.engines.attention.layout import pack
 from qwen3_ranker_plugins.engines.packed.buffers import TOKENS_PER_DOCUMENT, PassBuffers, size_class, size_classes
-from qwen3_ranker_plugins.engines.packed.checkpoint import load_causal_lm
+from qwen3_ranker_plugins.engines.packed.checkpoint import load_model
 from qwen3_ranker_plugins.engines.packed.decoder import Decoder, take_weights
 from qwen3_ranker_plugins.engines.packed.engine import PackedEngine, resolve
 from qwen3_ranker_plugins.engines.packed.options import PackedOptions
 from qwen3_ranker_plugins.engines.packed.size_classes import SizeClassRunner
-from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder
+from qwen3_ranker_plugins.models import read_spec
+from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder, load_tokenizer
 
 from . import plain_kernels
 
@@ -58,7 +59,9 @@ def requests(rng: np.random.Generator, encoder: PromptEncoder, counts: list[int]
 
 def plain_runner(tiny: Path, engine: PackedEngine, budget: int, size_classes: int) -> SizeClassRunner:
     """As the engine makes it on a GPU, on the CPU."""
-    weights = take_weights(load_causal_lm(tiny, torch.float32).model, engine._label_direction, CPU)
+    weights = take_weights(
+        load_model(tiny, read_spec(tiny), load_tokenizer(tiny), torch.float32).decoder, engine._direction, CPU
+    )
     options = PackedOptions(compile=True, size_classes=size_classes, cuda_graphs=False)
     return SizeClassRunner(Decoder(weights, plain_kernels, plain_kernels.attend), CPU, options, budget)
 
@@ -118,7 +121,7 @@ def test_a_pass_above_the_budget_and_one_of_tiny_documents_are_right(tiny: Path,
 def test_fused_weights_are_the_separate_ones_and_nothing_is_in_memory_twice(
     tiny: Path, tiny_engine: PackedEngine
 ) -> None:
-    model = load_causal_lm(tiny, torch.float32).model
+    model = load_model(tiny, read_spec(tiny), load_tokenizer(tiny), torch.float32).decoder
     originals = [weakref.ref(weight) for name, weight in model.named_parameters() if "proj" in name]
     layer = model.layers[0]
     hidden = torch.randn(5, model.config.hidden_size)
@@ -129,7 +132,7 @@ def test_fused_weights_are_the_separate_ones_and_nothing_is_in_memory_twice(
         gate = silu(layer.mlp.gate_proj(hidden)) * layer.mlp.up_proj(hidden)
         norm = layer.input_layernorm(hidden)
     del layer
-    weights = take_weights(model, tiny_engine._label_direction, CPU)
+    weights = take_weights(model, tiny_engine._direction, CPU)
     first = weights.layers[0]
     torch.testing.assert_close(hidden @ first.query_key_value.t(), torch.cat(attention, dim=1))
     torch.testing.assert_close(plain_kernels.gated(hidden @ first.gate_up.t()), gate)

@@ -14,10 +14,11 @@ from torch.nn.attention.flex_attention import flex_attention
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION
 from qwen3_ranker_plugins.engines.attention.flex import FlexLayout, many_lengths
 from qwen3_ranker_plugins.engines.attention.layout import pack, padded_length
-from qwen3_ranker_plugins.engines.packed.checkpoint import load_causal_lm
+from qwen3_ranker_plugins.engines.packed.checkpoint import load_model
 from qwen3_ranker_plugins.engines.packed.engine import PackedEngine
 from qwen3_ranker_plugins.engines.packed.model_layers import ModelLayers
-from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder
+from qwen3_ranker_plugins.models import read_spec
+from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder, load_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -35,7 +36,9 @@ def test_flex_attention_gives_the_margins_of_the_cpu_path(tiny: Path, tiny_token
     ]
     engine = PackedEngine(tiny, device="cpu")
     packed = pack(requests)
-    layers = ModelLayers(load_causal_lm(tiny, torch.float32).model, engine._label_direction, CPU)
+    layers = ModelLayers(
+        load_model(tiny, read_spec(tiny), load_tokenizer(tiny), torch.float32).decoder, engine._direction, CPU
+    )
     margins = layers.margins(packed, FlexLayout(packed, CPU))
     np.testing.assert_allclose(margins.numpy(), engine.forward(packed).numpy(), rtol=0, atol=1e-4)
 

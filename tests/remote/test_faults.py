@@ -38,7 +38,9 @@ def asked(service: Faulty, times: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", [status(429), status(502), status(503, "<html>"), status(504), reset, broken_off], ids=str
+    "fault",
+    [status(429), status(502), status(503, "<html>"), status(504), reset, broken_off],
+    ids=["429", "502", "503", "504", "reset", "broken off"],
 )
 def test_what_passes_is_tried_again(fault: Reply) -> None:
     with Faulty(fault, fault) as service, ask(service) as reranker:

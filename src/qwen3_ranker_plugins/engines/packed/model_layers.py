@@ -23,7 +23,7 @@ class ModelLayers:
     """Computes the margins of a pass.
 
     Args:
-        model: a Qwen3Model whose layers pass `packed` on to our attention, see `checkpoint.load_causal_lm`.
+        model: a Qwen3Model whose layers pass `packed` on to our attention, see `checkpoint.load_model`.
         label_direction: float32 [width], the difference of the output matrix's rows for yes and no.
         device: to which the model is moved.
 
