@@ -354,7 +354,7 @@ def test_passes_in_flight_on_a_gpu_have_their_own_margins(
     options = PackedOptions(compile=True, size_classes=1, cuda_graphs=cuda_graphs)
     engine = PackedEngine(tiny, device="cuda", token_budget=2048, options=options)
     assert engine._runner is not None
-    assert engine.passes_in_flight == 2
+    assert engine.capabilities.passes_in_flight == 2
     rng = np.random.default_rng(8)
     made = [requests(rng, encoder, [count], longest=60)[0] for count in (12, 13, 11, 1, 30, 12, 2, 14)]
     expected = [one_at_a_time(request) for request in made]
