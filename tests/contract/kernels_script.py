@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -15,10 +16,11 @@ import torch
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION
 from qwen3_ranker_plugins.engines.attention.layout import PackedPass, pack
 from qwen3_ranker_plugins.engines.attention.triton_nvidia import attend
+from qwen3_ranker_plugins.engines.attention.varlen import find_long_segments, to_device
 from qwen3_ranker_plugins.engines.attention.work_items import list_work_items, tokens_per_item
 from qwen3_ranker_plugins.engines.packed import kernels
 from qwen3_ranker_plugins.engines.packed.checkpoint import load_model
-from qwen3_ranker_plugins.engines.packed.decoder import Decoder, take_weights
+from qwen3_ranker_plugins.engines.packed.decoder import Attend, Decoder, take_weights
 from qwen3_ranker_plugins.engines.packed.engine import PackedEngine
 from qwen3_ranker_plugins.engines.packed.float8 import Float8Decoder
 from qwen3_ranker_plugins.engines.packed.options import PackedOptions
@@ -81,17 +83,28 @@ def attention_difference(heads: int, kv_heads: int, head_dim: int) -> float:
     angles = positions[:, None] * 10000.0 ** -torch.linspace(0, 1, head_dim // 2)
     cosines, sines = angles.cos(), angles.sin()
     expected = expected_attention(products, packed, cosines, sines, norms, heads, kv_heads)
-    empty = np.zeros((3, 5), dtype=np.int32)
-    items = torch.from_numpy(np.concatenate([list_work_items(packed, tokens_per_item(heads, kv_heads)), empty]))
     segment_start = torch.from_numpy(np.pad(packed.segment_start, (0, 37)))
+    kinds: tuple[tuple[ModuleType, Attend], ...] = (kernels, attend), (plain_kernels, plain_kernels.attend)
     differences = []
-    for rotate_keys, attention in ((kernels.rotate_keys, attend), (plain_kernels.rotate_keys, plain_kernels.attend)):
-        states = products.clone()
-        rotate_keys(states, cosines, sines, norms[1], heads=heads, kv_heads=kv_heads, epsilon=EPSILON)
-        found = attention(
-            states, items, segment_start, cosines, sines, norms[0], heads=heads, kv_heads=kv_heads, epsilon=EPSILON
-        )
-        differences.append(float((found[: packed.num_tokens].float() - expected).abs().max()))
+    for shortest in (None, 100):
+        listed = list_work_items(packed, tokens_per_item(heads, kv_heads), shortest)
+        items = torch.from_numpy(np.concatenate([listed, np.zeros((3, 5), dtype=np.int32)]))
+        for module, attention in kinds:
+            states, output, others = products.clone(), None, None
+            shape = {"heads": heads, "kv_heads": kv_heads, "epsilon": EPSILON}
+            if shortest is not None:
+                found_long = find_long_segments(packed, shortest)
+                if found_long is None or len(found_long.query_bounds) != 2 * 2:
+                    raise AssertionError("two documents are long")
+                long = to_device(found_long, CPU)
+                keys, values = module.gather_keys(states, long.keys, cosines, sines, norms[1], **shape)
+                module.rotate_queries(states, long.queries, cosines, sines, norms[0], heads=heads, epsilon=EPSILON)
+                query = states[:, : heads * head_dim].unflatten(1, (heads, head_dim))
+                varlen = plain_kernels.varlen_kernel(shortest)
+                output, others = varlen.attend(query, keys, values, long.sequences).flatten(1), long.others
+            module.rotate_keys(states, cosines, sines, norms[1], tokens=others, **shape)
+            found = attention(states, items, segment_start, cosines, sines, norms[0], output=output, **shape)
+            differences.append(float((found[: packed.num_tokens].float() - expected).abs().max()))
     return max(differences)
 
 
@@ -140,7 +153,8 @@ def margins_difference(folder: Path, kind: type[Decoder]) -> float:
         load_model(folder, read_spec(folder), load_tokenizer(folder), torch.float16).decoder, engine._direction, CPU
     )
     options = PackedOptions(compile=True, size_classes=8, cuda_graphs=False)
-    runner = SizeClassRunner(kind(weights, kernels, attend), CPU, options, token_budget=512)
+    varlen = plain_kernels.varlen_kernel(20)
+    runner = SizeClassRunner(kind(weights, kernels, attend, varlen), CPU, options, token_budget=512)
     encoder = PromptEncoder(tokenizer)
     requests = [
         encoder.encode("what is the capital of France?", ["Paris", "Berlin is in Germany", "a"], DEFAULT_INSTRUCTION),

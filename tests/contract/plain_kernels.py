@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import silu
 
+from qwen3_ranker_plugins.engines.attention.varlen import Sequences, VarlenKernel
+
 
 def rms_norm(states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     wide = states.float()
@@ -22,12 +24,56 @@ def gated(gate_up: torch.Tensor) -> torch.Tensor:
 
 def rotate_keys(
     products: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, key_norm: torch.Tensor, *,
-    heads: int, kv_heads: int, epsilon: float,
+    heads: int, kv_heads: int, epsilon: float, tokens: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
     head_dim = len(key_norm)
     keys = products[:, heads * head_dim : (heads + kv_heads) * head_dim]
-    rotated = rotate(keys.unflatten(1, (kv_heads, head_dim)), cosines, sines, key_norm, epsilon)
-    keys.copy_(rotated.flatten(1))
+    rows = torch.arange(len(products)) if tokens is None else tokens.long()
+    rotated = rotate(keys[rows].unflatten(1, (kv_heads, head_dim)), cosines[rows], sines[rows], key_norm, epsilon)
+    keys[rows] = rotated.flatten(1).to(keys.dtype)
+
+
+def rotate_queries(
+    products: torch.Tensor, tokens: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor,
+    query_norm: torch.Tensor, *, heads: int, epsilon: float,
+) -> None:  # fmt: skip
+    rotate_keys(products, cosines, sines, query_norm, heads=0, kv_heads=heads, epsilon=epsilon, tokens=tokens)
+
+
+def gather_keys(
+    products: torch.Tensor, tokens: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor,
+    key_norm: torch.Tensor, *, heads: int, kv_heads: int, epsilon: float,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    rows, head_dim = tokens.long(), len(key_norm)
+    _, keys, values = (
+        part.unflatten(1, (-1, head_dim))
+        for part in products[rows].split([heads * head_dim, kv_heads * head_dim, kv_heads * head_dim], dim=1)
+    )
+    return rotate(keys, cosines[rows], sines[rows], key_norm, epsilon).to(keys.dtype), values
+
+
+def varlen_kernel(shortest: int) -> VarlenKernel:
+    """Follows the sequences literally, one after another."""
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+        output = torch.full(query.shape, torch.nan, dtype=query.dtype)
+        copies = query.shape[1] // key.shape[1]
+        key, value = (states.float().repeat_interleave(copies, dim=1) for states in (key, value))
+        bounds = sequences.query_bounds.tolist(), sequences.key_bounds.tolist()
+        for number, queries in enumerate(sequences.query_lengths.tolist()):
+            first, start, end = bounds[0][number], bounds[1][number], bounds[1][number + 1]
+            if queries == 0:
+                assert start == end
+                continue
+            assert queries <= sequences.most_queries
+            assert queries <= end - start <= sequences.most_keys
+            seen = torch.ones(queries, end - start, dtype=torch.bool).tril(end - start - queries)
+            scores = torch.einsum("qhd,khd->hqk", query[first : first + queries].float(), key[start:end])
+            weights = (scores * query.shape[2] ** -0.5).masked_fill(~seen, -torch.inf).softmax(dim=-1)
+            output[first : first + queries] = torch.einsum("hqk,khd->qhd", weights, value[start:end]).to(output.dtype)
+        return output
+
+    return VarlenKernel("plain torch", shortest, attend)
 
 
 def rotate(
@@ -42,6 +88,7 @@ def rotate(
 def attend(
     products: torch.Tensor, work_items: torch.Tensor, segment_start: torch.Tensor, cosines: torch.Tensor,
     sines: torch.Tensor, query_norm: torch.Tensor, *, heads: int, kv_heads: int, epsilon: float,
+    output: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     head_dim = len(query_norm)
     query, key, value = (
@@ -51,7 +98,9 @@ def attend(
     query = rotate(query, cosines, sines, query_norm, epsilon)
     key, value = (states.float().repeat_interleave(heads // kv_heads, dim=1) for states in (key, value))
     # Rows without a work item are the padding's, which must not reach any margin.
-    output = torch.full_like(query, torch.nan)
+    if output is None:
+        output = torch.full_like(products[:, : heads * head_dim], torch.nan)
+    rows = output.unflatten(1, (heads, head_dim))
     for first, end, prefix_start, prefix_end, own_start in work_items.tolist():
         if first == end:
             continue
@@ -61,5 +110,5 @@ def attend(
         seen = in_prefix | ((keys >= segment_start[first:end, None]) & (keys <= tokens))
         scores = torch.einsum("qhd,khd->hqk", query[first:end], key[keys]) * head_dim**-0.5
         weights = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1)
-        output[first:end] = torch.einsum("hqk,khd->qhd", weights, value[keys])
-    return output.flatten(1).to(products.dtype)
+        rows[first:end] = torch.einsum("hqk,khd->qhd", weights, value[keys]).to(rows.dtype)
+    return output

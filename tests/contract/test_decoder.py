@@ -57,13 +57,16 @@ def requests(rng: np.random.Generator, encoder: PromptEncoder, counts: list[int]
     ]
 
 
-def plain_runner(tiny: Path, engine: PackedEngine, budget: int, size_classes: int) -> SizeClassRunner:
+def plain_runner(
+    tiny: Path, engine: PackedEngine, budget: int, size_classes: int, shortest_long: int | None = None
+) -> SizeClassRunner:
     """As the engine makes it on a GPU, on the CPU."""
+    varlen = None if shortest_long is None else plain_kernels.varlen_kernel(shortest_long)
     weights = take_weights(
         load_model(tiny, read_spec(tiny), load_tokenizer(tiny), torch.float32).decoder, engine._direction, CPU
     )
     options = PackedOptions(compile=True, size_classes=size_classes, cuda_graphs=False)
-    return SizeClassRunner(Decoder(weights, plain_kernels, plain_kernels.attend), CPU, options, budget)
+    return SizeClassRunner(Decoder(weights, plain_kernels, plain_kernels.attend, varlen), CPU, options, budget)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +85,34 @@ def test_margins_of_the_decoder(
         margins = np.split(runner.run(pack(mixed)).numpy(), np.cumsum(counts)[:-1])
         for request, found in zip(mixed, margins, strict=True):
             np.testing.assert_allclose(found, one_at_a_time(request), rtol=0, atol=1e-4)
+
+
+def test_long_documents_take_their_own_path_and_keep_their_margins(
+    tiny: Path, tiny_engine: PackedEngine, encoder: PromptEncoder, one_at_a_time: Reference
+) -> None:
+    """Requests with long documents only, with none, with both, and one whose prefix is longer than its documents."""
+    runner = plain_runner(tiny, tiny_engine, budget=1024, size_classes=1, shortest_long=40)
+    plain = plain_runner(tiny, tiny_engine, budget=1024, size_classes=1)
+    rng = np.random.default_rng(7)
+    for counts, longest in (([3, 1, 8], 60), ([4], 10), ([1], 200), ([2, 5, 2], 80)):
+        mixed = requests(rng, encoder, counts, longest)
+        packed = pack(mixed)
+        margins = runner.run(packed).numpy().copy()
+        np.testing.assert_allclose(margins, plain.run(packed).numpy(), rtol=0, atol=1e-4)
+        for request, found in zip(mixed, np.split(margins, np.cumsum(counts)[:-1]), strict=True):
+            np.testing.assert_allclose(found, one_at_a_time(request), rtol=0, atol=1e-4)
+    assert "plain torch for documents of 40 tokens or more" in runner.decoder.description
+
+
+def test_the_margin_of_a_document_does_not_depend_on_the_path_of_its_neighbours(
+    tiny: Path, tiny_engine: PackedEngine
+) -> None:
+    runner = plain_runner(tiny, tiny_engine, budget=1024, size_classes=1, shortest_long=40)
+    prefix, short, long = [5, 6, 7], [[8 + n] * (4 + n) for n in range(5)], [[9 + n] * (40 + 7 * n) for n in range(5)]
+    [alone_short] = np.split(runner.run(pack([EncodedRequest(prefix, short, [0] * 5)])).numpy().copy(), 1)
+    [alone_long] = np.split(runner.run(pack([EncodedRequest(prefix, long, [0] * 5)])).numpy().copy(), 1)
+    together = runner.run(pack([EncodedRequest(prefix, [*short, *long], [0] * 10)])).numpy()
+    np.testing.assert_allclose(together, [*alone_short, *alone_long], rtol=0, atol=1e-4)
 
 
 def test_the_warm_up_prepares_the_longest_size_class_and_others_come_when_needed(

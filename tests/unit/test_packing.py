@@ -12,7 +12,8 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from qwen3_ranker_plugins.engines.attention.flex import TILE, FlexLayout
 from qwen3_ranker_plugins.engines.attention.layout import PackedPass, pack, padded_length
-from qwen3_ranker_plugins.engines.attention.varlen import find_long_segments
+from qwen3_ranker_plugins.engines.attention.varlen import find_long_segments, to_device
+from qwen3_ranker_plugins.engines.attention.work_items import list_work_items
 from qwen3_ranker_plugins.engines.packed.buffers import PassBuffers, size_class
 from qwen3_ranker_plugins.prompt import EncodedRequest
 
@@ -125,19 +126,40 @@ def test_causal_attention_over_the_sequences_of_long_documents_is_the_rule(
     """With the mask of FlashAttention's kernels, which is aligned to the last query and the last key."""
     packed = pack(make(shapes))
     long = find_long_segments(packed, shortest)
-    expected, seen = visible(packed), np.zeros((packed.num_tokens,) * 2, dtype=int)
-    lengths, key_lengths = np.diff(long.query_bounds), np.diff(long.key_bounds)
-    assert (long.longest_query, long.longest_key) == (max(lengths, default=0), max(key_lengths, default=0))
-    for first, queries, start, keys in zip(long.query_bounds, lengths, long.key_bounds, key_lengths, strict=False):
-        causal = np.tri(queries, keys, keys - queries, dtype=int)
-        rows, columns = long.queries[first : first + queries], long.keys[start : start + keys]
-        seen[np.ix_(rows, columns)] += causal
-    assert (lengths >= shortest).all()
+    lengths = [
+        length for prefix, documents in shapes for length in sorted(documents) if length >= max(shortest, prefix)
+    ]
+    if long is None:
+        assert not lengths
+        return
+    tensors = to_device(long, torch.device("cpu"))
     taken = np.zeros(packed.num_tokens, dtype=bool)
     taken[long.queries] = True
-    assert len(long.queries) == sum(length for _, documents in shapes for length in documents if length >= shortest)
-    assert (seen[taken] == expected[taken]).all()
-    assert not seen[~taken].any()
+    assert len(long.queries) == sum(lengths)
+    assert (np.sort([*long.queries, *long.others]) == np.arange(packed.num_tokens)).all()
+    assert len(long.keys) <= 2 * packed.num_tokens
+    expected = visible(packed)
+    for sequences, computed in ((tensors.sequences, long.queries), (tensors.last_sequences, tensors.last_queries)):
+        seen = np.zeros((packed.num_tokens,) * 2, dtype=int)
+        keys_of = np.diff(sequences.key_bounds.numpy())
+        for number, (queries, keys) in enumerate(zip(sequences.query_lengths.tolist(), keys_of, strict=True)):
+            first, start = int(sequences.query_bounds[number]), int(sequences.key_bounds[number])
+            assert first + queries <= sequences.query_bounds[number + 1]  # what a kernel without lengths would compute
+            if number % 2:
+                assert queries == keys == 0
+                continue
+            assert queries <= sequences.most_queries
+            assert keys <= sequences.most_keys
+            columns = tensors.keys.numpy()[start : start + keys]
+            seen[np.ix_(range(first, first + queries), columns)] += np.tri(queries, keys, keys - queries, dtype=int)
+        rows = np.asarray(computed)
+        assert (seen[rows] == expected[rows]).all()
+        assert seen.sum() == expected[rows].sum()
+    tokens = 8
+    items = np.zeros(packed.num_tokens, dtype=int)
+    for start, end, *_ in list_work_items(packed, tokens, shortest).tolist():
+        items[start:end] += 1
+    assert (items == ~taken).all()
 
 
 def check_mask(mask: BlockMask, packed: PackedPass) -> None:

@@ -38,6 +38,7 @@ def attend(
     heads: int,
     kv_heads: int,
     epsilon: float,
+    output: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of a packed row.
 
@@ -50,12 +51,14 @@ def attend(
         cosines, sines: float32 [tokens, head_dim / 2], of the rotary embeddings.
         query_norm: [head_dim], weight of the queries' RMSNorm.
         heads, kv_heads, epsilon: as in the model's configuration.
+        output: where the result is written; None for a new tensor.
 
     Returns:
         [tokens, heads * head_dim]; rows without a work item are not written.
     """
     head_dim = len(query_norm)
-    output = products.new_empty(len(products), heads * head_dim)
+    if output is None:
+        output = products.new_empty(len(products), heads * head_dim)
     _attend[(kv_heads, len(work_items))](
         products, output, work_items, segment_start, cosines, sines, query_norm, head_dim**-0.5 * _LOG2_E, epsilon,
         STRIDE=products.shape[1], HEADS=heads, KV_HEADS=kv_heads, HALF=head_dim // 2, GROUP=heads // kv_heads,

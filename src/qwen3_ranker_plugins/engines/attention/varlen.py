@@ -1,61 +1,170 @@
-"""Shared-prefix attention of long documents through a library's kernel for sequences of any length.
+"""Shared-prefix attention of long documents through a library's kernel for sequences of different lengths.
 
 A kernel such as FlashAttention's `varlen` functions takes sequences one after another. Its causal mask is aligned to
 the end: of n queries and m keys, query i sees the first m - n + i + 1 keys. A document becomes one sequence whose keys
 are the prefix's and then its own, so that all its queries see the whole prefix. The prefix's keys and values are copied
 for each document, which costs little where documents are many times longer than the prefix.
+
+Queries and outputs stay where they are in the pass. The tokens between two long documents are a sequence without keys,
+whose outputs are overwritten afterwards.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from .layout import PackedPass
+    from .layout import Block, PackedPass, SegmentGroup
+
+# Parts of a transfer begin at multiples of this many int32, so that Triton, which compiles a kernel anew for a pointer
+# that is not a multiple of 16 bytes, always sees one.
+_ALIGNMENT = 32
+
+
+class Sequences(NamedTuple):
+    """Queries and keys of each sequence: document, gap, document, ..., gap, document.
+
+    Attributes:
+        query_bounds: int32 [sequences + 1], where the queries of each sequence begin in the pass; the last one is the
+            end.
+        query_lengths: int32 [sequences], how many of these queries count; 0 for a gap.
+        key_bounds: int32 [sequences + 1], the same for the gathered keys. A gap has none.
+        most_queries, most_keys: upper bounds of a document's.
+    """
+
+    query_bounds: torch.Tensor
+    query_lengths: torch.Tensor
+    key_bounds: torch.Tensor
+    most_queries: int
+    most_keys: int
+
+
+@dataclass(frozen=True)
+class VarlenKernel:
+    """A library's kernel.
+
+    Attributes:
+        name: for people.
+        shortest: documents with at least this many tokens are computed with it.
+        attend: (queries [tokens, heads, head_dim], which need not be contiguous, keys and values
+            [key tokens, kv_heads, head_dim], sequences) -> [tokens, heads, head_dim], in which the rows of a gap and
+            those outside of all sequences are undefined.
+    """
+
+    name: str
+    shortest: int
+    attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Sequences], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class LongSegments:
-    """The documents of a pass that have at least a given length, as sequences for a kernel.
+    """The long documents of a pass.
 
     Attributes:
-        queries: int64 [query tokens], positions in the pass of the documents' tokens, sequence by sequence.
-        keys: int64 [key tokens], positions of each document's prefix and then of its own tokens.
-        query_bounds, key_bounds: int32 [sequences + 1], where each sequence begins in `queries` and `keys`; the last
-            one is the end.
-        longest_query, longest_key: tokens of the longest sequence; 0 if there is none.
+        keys: int32 [key tokens], positions in the pass of each document's prefix and then of its own tokens.
+        queries: int32 [query tokens], positions of the documents' tokens.
+        others: int32, positions of the other tokens of the pass.
+        query_bounds, key_bounds: see `Sequences`.
     """
 
-    queries: NDArray[np.int64]
-    keys: NDArray[np.int64]
+    keys: NDArray[np.int32]
+    queries: NDArray[np.int32]
+    others: NDArray[np.int32]
     query_bounds: NDArray[np.int32]
     key_bounds: NDArray[np.int32]
-    longest_query: int
-    longest_key: int
 
 
-def find_long_segments(packed: PackedPass, shortest: int) -> LongSegments:
-    """The documents with at least `shortest` tokens, prefix not counted, in the order of the pass."""
+class LongTensors(NamedTuple):
+    """`LongSegments` on a device.
+
+    Attributes:
+        keys, queries, others: see `LongSegments`.
+        last_queries: int32 [documents], positions of the documents' last tokens.
+        sequences: with all queries of the documents.
+        last_sequences: with the last query of each document only.
+    """
+
+    keys: torch.Tensor
+    queries: torch.Tensor
+    others: torch.Tensor
+    last_queries: torch.Tensor
+    sequences: Sequences
+    last_sequences: Sequences
+
+
+def is_long(block: Block, group: SegmentGroup, shortest: int) -> bool:
+    """Whether the documents of a group are long: at least `shortest` tokens, and no shorter than their prefix.
+
+    Because of the second condition, the gathered keys are at most twice as many as the tokens of the pass.
+    """
+    return group.length >= max(shortest, block.prefix_length)
+
+
+def find_long_segments(packed: PackedPass, shortest: int) -> LongSegments | None:
+    """The long documents of a pass, in its order; None if there are none."""
     bounds = [
         (block.prefix_start, block.prefix_end, start, start + group.length)
         for block in packed.blocks
         for group in block.groups
-        if group.length >= shortest
+        if is_long(block, group, shortest)
         for start in range(group.start, group.end, group.length)
     ]
-    ranges = np.asarray(bounds, dtype=np.int64).reshape(-1, 4)
-    lengths = ranges[:, 3] - ranges[:, 2]
-    key_lengths = lengths + ranges[:, 1] - ranges[:, 0]
-    empty = [np.empty(0, dtype=np.int64)]
+    if not bounds:
+        return None
+    ranges = np.asarray(bounds, dtype=np.int32)
+    key_ends = np.cumsum(ranges[:, 3] - ranges[:, 2] + ranges[:, 1] - ranges[:, 0], dtype=np.int32)
+    long = np.zeros(packed.num_tokens, dtype=bool)
+    for _, _, start, end in bounds:
+        long[start:end] = True
     return LongSegments(
-        queries=np.concatenate([*empty, *(np.arange(start, end) for _, _, start, end in bounds)]),
-        keys=np.concatenate([*empty, *(part for a, b, c, d in bounds for part in (np.arange(a, b), np.arange(c, d)))]),
-        query_bounds=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
-        key_bounds=np.concatenate([[0], np.cumsum(key_lengths)]).astype(np.int32),
-        longest_query=int(lengths.max(initial=0)),
-        longest_key=int(key_lengths.max(initial=0)),
+        keys=np.concatenate(
+            [
+                np.arange(*part, dtype=np.int32)
+                for start, end, first, last in bounds
+                for part in ((start, end), (first, last))
+            ]
+        ),
+        queries=np.flatnonzero(long).astype(np.int32),
+        others=np.flatnonzero(~long).astype(np.int32),
+        query_bounds=ranges[:, 2:].flatten(),
+        key_bounds=np.concatenate([[0], np.repeat(key_ends, 2)[:-1]]).astype(np.int32),
+    )
+
+
+def to_device(long: LongSegments, device: torch.device) -> LongTensors:
+    """A copy on the device, in one transfer; the host does not wait for a GPU."""
+    starts, ends = long.query_bounds[::2], long.query_bounds[1::2]
+    last_bounds = np.stack([ends - 1, ends], axis=1).flatten()
+
+    def lengths(bounds: NDArray[np.int32]) -> NDArray[np.int32]:
+        counted = np.diff(bounds)
+        counted[1::2] = 0
+        return counted
+
+    parts = [
+        *(long.keys, long.queries, long.others, ends - 1, long.key_bounds),
+        *(long.query_bounds, lengths(long.query_bounds), last_bounds, lengths(last_bounds)),
+    ]
+    begins = [0, *accumulate(-(-len(part) // _ALIGNMENT) * _ALIGNMENT for part in parts)]
+    on_host = torch.zeros(begins[-1], dtype=torch.int32, pin_memory=device.type == "cuda")
+    array = on_host.numpy()
+    for part, begin in zip(parts, begins, strict=False):
+        array[begin : begin + len(part)] = part
+    on_device = on_host.to(device, non_blocking=True)
+    keys, queries, others, last_queries, key_bounds, bounds, counts, last, last_counts = (
+        on_device[begin : begin + len(part)] for part, begin in zip(parts, begins, strict=False)
+    )
+    # The same upper bounds for both, because a library may compile or choose another kernel for a single query.
+    most = int((ends - starts).max()), int(np.diff(long.key_bounds).max())
+    return LongTensors(
+        *(keys, queries, others, last_queries),
+        sequences=Sequences(bounds, counts, key_bounds, *most),
+        last_sequences=Sequences(last, last_counts, key_bounds, *most),
     )

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..attention.layout import padded_length
+from ..attention.varlen import LongTensors, find_long_segments, to_device
 from ..attention.work_items import FIELDS, list_work_items, most_items
 
 if TYPE_CHECKING:
@@ -56,17 +57,24 @@ class PassBuffers:
         length: tokens that there is room for, see `size_class`.
         device: a CPU or a GPU.
         tokens_per_item: largest number of tokens of a work item, see `work_items.list_work_items`.
+        shortest_long: documents of at least this many tokens get no work items, see `varlen.is_long`; None gives work
+            items to all. Not for buffers that a CUDA graph is recorded over: `long` is new for each pass.
 
     Attributes:
         token_ids, position_ids: int32 [length]; 0 in the padding.
         last_positions: int32 [length / TOKENS_PER_DOCUMENT], where documents end; 0 where there is none.
         segment_start: int32 [length], see `PackedPass`.
         work_items: int32 [room, FIELDS], see `work_items.list_work_items`; 0 where there is none.
+        long: the long documents; None if the pass has none.
     """
 
-    def __init__(self, length: int, device: torch.device, tokens_per_item: int) -> None:
+    def __init__(
+        self, length: int, device: torch.device, tokens_per_item: int, shortest_long: int | None = None
+    ) -> None:
         self.length = length
-        self._tokens_per_item = tokens_per_item
+        self.long: LongTensors | None = None
+        self._device = device
+        self._tokens_per_item, self._shortest_long = tokens_per_item, shortest_long
         shapes: dict[str, tuple[int, ...]] = {
             "token_ids": (length,),
             "position_ids": (length,),
@@ -104,7 +112,7 @@ class PassBuffers:
                 f"{packed.num_tokens} tokens and {packed.num_documents} documents in buffers for {self.length} and "
                 f"{len(self.last_positions)}"
             )
-        items = list_work_items(packed, self._tokens_per_item)
+        items = list_work_items(packed, self._tokens_per_item, self._shortest_long)
         if len(items) > len(self.work_items):
             raise ValueError(f"{len(items)} work items in buffers for {len(self.work_items)}")
         if self._transferred is not None:
@@ -122,3 +130,5 @@ class PassBuffers:
         self._on_device.copy_(self._on_host, non_blocking=True)
         if self._transferred is not None:
             self._transferred.record()
+        long = None if self._shortest_long is None else find_long_segments(packed, self._shortest_long)
+        self.long = None if long is None else to_device(long, self._device)

@@ -16,6 +16,7 @@ from torch.nn.functional import embedding, rms_norm
 from ..attention.work_items import tokens_per_item
 
 if TYPE_CHECKING:
+    from ..attention.varlen import LongTensors, VarlenKernel
     from .buffers import PassBuffers
 
 
@@ -86,8 +87,36 @@ class Kernels(Protocol):
         heads: int,
         kv_heads: int,
         epsilon: float,
+        tokens: torch.Tensor | None = None,
     ) -> None:
         """RMSNorm and rotary embeddings of the keys, in place; arguments as in `kernels.rotate_keys`."""
+
+    def rotate_queries(
+        self,
+        products: torch.Tensor,
+        tokens: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        query_norm: torch.Tensor,
+        *,
+        heads: int,
+        epsilon: float,
+    ) -> None:
+        """The same for the queries of some tokens; arguments as in `kernels.rotate_queries`."""
+
+    def gather_keys(
+        self,
+        products: torch.Tensor,
+        tokens: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        key_norm: torch.Tensor,
+        *,
+        heads: int,
+        kv_heads: int,
+        epsilon: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotated keys and values of some tokens; arguments and result as in `kernels.gather_keys`."""
 
 
 class Attend(Protocol):
@@ -105,6 +134,7 @@ class Attend(Protocol):
         heads: int,
         kv_heads: int,
         epsilon: float,
+        output: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Arguments and result as in `attention.triton_nvidia.attend`."""
 
@@ -155,11 +185,14 @@ class Decoder:
         weights: see `take_weights`.
         kernels: for the device of the weights.
         attend: for the device of the weights.
+        varlen: attention of long documents; None leaves them to `attend`, too.
     """
 
-    def __init__(self, weights: DecoderWeights, kernels: Kernels, attend: Attend) -> None:
+    def __init__(
+        self, weights: DecoderWeights, kernels: Kernels, attend: Attend, varlen: VarlenKernel | None = None
+    ) -> None:
         self.weights = weights
-        self._kernels, self._attend = kernels, attend
+        self._kernels, self._attend, self._varlen = kernels, attend, varlen
 
     @property
     def tokens_per_item(self) -> int:
@@ -167,9 +200,16 @@ class Decoder:
         return tokens_per_item(self.weights.heads, self.weights.kv_heads)
 
     @property
+    def shortest_long(self) -> int | None:
+        """Tokens from which on a document is long, see `PassBuffers`; None if none is."""
+        return None if self._varlen is None else self._varlen.shortest
+
+    @property
     def description(self) -> str:
         """For people: which layers run."""
-        return "ours, with our kernels"
+        if self._varlen is None:
+            return "ours, with our kernels"
+        return f"ours, with our kernels and {self._varlen.name} for documents of {self._varlen.shortest} tokens or more"
 
     def __call__(self, buffers: PassBuffers) -> torch.Tensor:
         """Margins, float32 [documents that the buffers have room for]. Nothing in here waits for the device."""
@@ -189,7 +229,7 @@ class Decoder:
         buffers: PassBuffers,
     ) -> torch.Tensor:
         """The final layer and what follows it. After its attention, only the last token of each document is needed."""
-        attended = self._attention(hidden, layer, rotary, buffers)
+        attended = self._attention(hidden, layer, rotary, buffers, final=True)
         hidden, attended = (states.index_select(0, buffers.last_positions) for states in (hidden, attended))
         hidden = self._feed_forward(hidden.addmm_(attended, layer.output.t()), layer)
         norm = self.weights.norm
@@ -207,10 +247,12 @@ class Decoder:
         layer: LayerWeights,
         rotary: tuple[torch.Tensor, torch.Tensor],
         buffers: PassBuffers,
+        *,
+        final: bool = False,
     ) -> torch.Tensor:
         """Norm, product with q/k/v, and attention: [tokens, heads * head_dim]."""
         normed = self._kernels.rms_norm(hidden, layer.input_norm, self.weights.epsilon)
-        return self._attend_products(normed @ layer.query_key_value.t(), layer, rotary, buffers)
+        return self._attend_products(normed @ layer.query_key_value.t(), layer, rotary, buffers, final=final)
 
     def _attend_products(
         self,
@@ -218,21 +260,54 @@ class Decoder:
         layer: LayerWeights,
         rotary: tuple[torch.Tensor, torch.Tensor],
         buffers: PassBuffers,
+        *,
+        final: bool = False,
     ) -> torch.Tensor:
-        """Attention from the product with q/k/v, [tokens, (heads + 2 * kv_heads) * head_dim], whose keys it changes.
+        """Attention from the product with q/k/v, [tokens, (heads + 2 * kv_heads) * head_dim], which it changes.
 
-        The computation of attention is chosen here, for each pass: today every work item goes to the one kernel. A
-        second one for long documents (`attention/varlen.py`) would take its segments out of the buffers' work items.
+        Args:
+            products: the product.
+            layer, rotary, buffers: as everywhere here.
+            final: in the final layer. Of a long document, only the last token's row of the result is defined.
         """
-        weights, (cosines, sines) = self.weights, rotary
+        weights, (cosines, sines), long = self.weights, rotary, buffers.long
         heads, kv_heads, epsilon = weights.heads, weights.kv_heads, weights.epsilon
+        output, others = None, None
+        if long is not None:
+            output, others = self._attend_long(products, layer, rotary, long, final=final), long.others
         self._kernels.rotate_keys(
-            products, cosines, sines, layer.key_norm, heads=heads, kv_heads=kv_heads, epsilon=epsilon
+            products, cosines, sines, layer.key_norm, heads=heads, kv_heads=kv_heads, epsilon=epsilon, tokens=others
         )
         return self._attend(
             products, buffers.work_items, buffers.segment_start, cosines, sines, layer.query_norm,
-            heads=heads, kv_heads=kv_heads, epsilon=epsilon,
+            heads=heads, kv_heads=kv_heads, epsilon=epsilon, output=output,
         )  # fmt: skip
+
+    def _attend_long(
+        self,
+        products: torch.Tensor,
+        layer: LayerWeights,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        long: LongTensors,
+        *,
+        final: bool,
+    ) -> torch.Tensor:
+        """Attention of the long documents: [tokens, heads * head_dim], in which other rows are undefined.
+
+        Changes their queries in `products`, not the keys.
+        """
+        weights, (cosines, sines) = self.weights, rotary
+        heads, kv_heads, head_dim, epsilon = weights.heads, weights.kv_heads, weights.head_dim, weights.epsilon
+        if self._varlen is None:
+            raise ValueError("the buffers leave long documents out, but the decoder has no kernel for them")
+        keys, values = self._kernels.gather_keys(
+            products, long.keys, cosines, sines, layer.key_norm, heads=heads, kv_heads=kv_heads, epsilon=epsilon
+        )
+        queries = long.last_queries if final else long.queries
+        self._kernels.rotate_queries(products, queries, cosines, sines, layer.query_norm, heads=heads, epsilon=epsilon)
+        query = products[:, : heads * head_dim].view(-1, heads, head_dim)
+        sequences = long.last_sequences if final else long.sequences
+        return self._varlen.attend(query, keys, values, sequences).flatten(1)
 
     def _feed_forward(self, hidden: torch.Tensor, layer: LayerWeights) -> torch.Tensor:
         normed = self._kernels.rms_norm(hidden, layer.feed_forward_norm, self.weights.epsilon)

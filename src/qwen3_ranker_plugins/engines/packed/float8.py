@@ -17,6 +17,7 @@ from torch.nn.functional import embedding
 from .decoder import Attend, Decoder, DecoderWeights, Kernels, LayerWeights
 
 if TYPE_CHECKING:
+    from ..attention.varlen import VarlenKernel
     from .buffers import PassBuffers
 
 _LARGEST = 448.0  # of e4m3
@@ -57,10 +58,13 @@ class Float8Decoder(Decoder):
         weights: in bfloat16. The matrices that are used in float8 are not kept.
         kernels: for the device of the weights.
         attend: for the device of the weights.
+        varlen: see `Decoder`.
     """
 
-    def __init__(self, weights: DecoderWeights, kernels: Float8Kernels, attend: Attend) -> None:
-        super().__init__(replace(weights, layers=weights.layers[-1:]), kernels, attend)
+    def __init__(
+        self, weights: DecoderWeights, kernels: Float8Kernels, attend: Attend, varlen: VarlenKernel | None = None
+    ) -> None:
+        super().__init__(replace(weights, layers=weights.layers[-1:]), kernels, attend, varlen)
         self._float8_kernels = kernels
         self._layers = [_float8_layer(layer) for layer in weights.layers[:-1]]
 

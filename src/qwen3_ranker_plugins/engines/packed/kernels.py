@@ -78,6 +78,7 @@ def rotate_keys(
     heads: int,
     kv_heads: int,
     epsilon: float,
+    tokens: torch.Tensor | None = None,
 ) -> None:
     """RMSNorm and rotary embeddings of the keys, in place.
 
@@ -86,12 +87,63 @@ def rotate_keys(
         cosines, sines: float32 [tokens, head_dim / 2].
         key_norm: [head_dim].
         heads, kv_heads, epsilon: as in the model's configuration.
+        tokens: int32, the rows to change; None for all.
     """
-    rows, head_dim = len(products) * kv_heads, len(key_norm)
+    _rotate_heads(products, tokens, cosines, sines, key_norm, heads, kv_heads, epsilon)
+
+
+def rotate_queries(
+    products: torch.Tensor,
+    tokens: torch.Tensor,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+    query_norm: torch.Tensor,
+    *,
+    heads: int,
+    epsilon: float,
+) -> None:
+    """RMSNorm and rotary embeddings of the queries of some tokens, in place; arguments as of `rotate_keys`."""
+    _rotate_heads(products, tokens, cosines, sines, query_norm, 0, heads, epsilon)
+
+
+def _rotate_heads(
+    products: torch.Tensor, tokens: torch.Tensor | None, cosines: torch.Tensor, sines: torch.Tensor,
+    norm: torch.Tensor, before: int, heads: int, epsilon: float,
+) -> None:  # fmt: skip
+    """The heads after the first `before` of `products`."""
+    rows, head_dim = len(products if tokens is None else tokens) * heads, len(norm)
     _rotate[(triton.cdiv(rows, _ROTATED_ROWS),)](
-        products, cosines, sines, key_norm, rows, epsilon,
+        products, products if tokens is None else tokens, cosines, sines, norm, rows, epsilon,
+        LISTED=tokens is not None, STRIDE=products.shape[1], FIRST=before * head_dim, HEADS=heads, HALF=head_dim // 2,
+        ROWS=_ROTATED_ROWS,
+    )  # fmt: skip
+
+
+def gather_keys(
+    products: torch.Tensor,
+    tokens: torch.Tensor,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+    key_norm: torch.Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    epsilon: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The keys of some tokens, normalised and rotated, and their values: each [len(tokens), kv_heads, head_dim].
+
+    Args:
+        products: before `rotate_keys`; is not changed.
+        tokens: int32; a token may occur several times.
+        cosines, sines, key_norm, heads, kv_heads, epsilon: as for `rotate_keys`.
+    """
+    rows, head_dim = len(tokens) * kv_heads, len(key_norm)
+    keys, values = products.new_empty(2, len(tokens), kv_heads, head_dim).unbind()
+    _gather_keys[(triton.cdiv(rows, _ROTATED_ROWS),)](
+        products, tokens, keys, values, cosines, sines, key_norm, rows, epsilon,
         STRIDE=products.shape[1], FIRST=heads * head_dim, HEADS=kv_heads, HALF=head_dim // 2, ROWS=_ROTATED_ROWS,
     )  # fmt: skip
+    return keys, values
 
 
 @triton.jit
@@ -170,16 +222,39 @@ def _gated_float8(gate_up, output, scales, WIDTH: tl.constexpr, COLUMNS: tl.cons
 
 @triton.jit(do_not_specialize=["rows"])
 def _rotate(
-    products, cosines, sines, norm, rows, epsilon,
+    products, tokens, cosines, sines, norm, rows, epsilon, LISTED: tl.constexpr,
     STRIDE: tl.constexpr, FIRST: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """A row is a head of a token; the heads of a token begin at column FIRST."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, HALF)
     token, head = row // HEADS, row % HEADS
+    if LISTED:
+        token = tl.load(tokens + token, mask=row < rows, other=0)
     real = (row < rows)[:, None]
     places = products + token.to(tl.int64)[:, None] * STRIDE + FIRST + head[:, None] * (2 * HALF) + column[None, :]
     low, high = rotated(places, token, real, cosines, sines, norm, epsilon, HALF)
     kind = products.dtype.element_ty
     tl.store(places, low.to(kind), mask=real)
     tl.store(places + HALF, high.to(kind), mask=real)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _gather_keys(
+    products, tokens, keys, values, cosines, sines, norm, rows, epsilon,
+    STRIDE: tl.constexpr, FIRST: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """A row is a kv head of a token; the keys of a token begin at column FIRST."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, HALF)
+    token, head = tl.load(tokens + row // HEADS, mask=row < rows, other=0), row % HEADS
+    real = (row < rows)[:, None]
+    places = products + token.to(tl.int64)[:, None] * STRIDE + FIRST + head[:, None] * (2 * HALF) + column[None, :]
+    low, high = rotated(places, token, real, cosines, sines, norm, epsilon, HALF)
+    kind = products.dtype.element_ty
+    target = row.to(tl.int64)[:, None] * (2 * HALF) + column[None, :]
+    tl.store(keys + target, low.to(kind), mask=real)
+    tl.store(keys + target + HALF, high.to(kind), mask=real)
+    places += HEADS * 2 * HALF
+    tl.store(values + target, tl.load(places, mask=real), mask=real)
+    tl.store(values + target + HALF, tl.load(places + HALF, mask=real), mask=real)

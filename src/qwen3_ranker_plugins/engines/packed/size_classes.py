@@ -142,10 +142,18 @@ class SizeClassRunner:
 
     def _prepare(self, length: int) -> None:
         """Make the buffers of a size class, and its graph if it has one. The first pass compiles the kernels."""
+        shortest_long = None if self._has_graph(length) else self.decoder.shortest_long
         with self._on_device(), self._compiling(), torch.inference_mode():
-            buffers = PassBuffers(length, self.device, self.decoder.tokens_per_item)
-            if self._has_graph(length) or not self._buffers:
-                buffers.write(pack([EncodedRequest([0], [[0] * (length - 1)], [0])]))
+            buffers = PassBuffers(length, self.device, self.decoder.tokens_per_item, shortest_long)
+            # Without a graph, the first pass compiles what all of them use: one document, which is long where any is,
+            # and then what runs if none is.
+            documents = [length - 1]
+            if not self._has_graph(length):
+                documents.append(1)
+                if any(not self._has_graph(other) for other in self._buffers):
+                    documents = []
+            for document in documents:
+                buffers.write(pack([EncodedRequest([0], [[0] * document], [0])]))
                 self.decoder(buffers)
             if self._has_graph(length):
                 self._graphs[length] = self._recorded(buffers)
