@@ -122,6 +122,89 @@ def write_qwen2(tokenizer: Path, target: Path) -> Path:
     return target
 
 
+#: How a checkpoint in float8 is written: suffix of its scales, rows and columns of a scale, its configuration.
+FLOAT8: dict[str, tuple[str, tuple[int, int] | None, dict[str, Any]]] = {
+    "block": (
+        "weight_scale_inv",
+        (32, 32),
+        {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [32, 32], "fmt": "e4m3"},
+    ),
+    "fbgemm": ("weight_scale", None, {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}),
+}
+
+
+def write_float8(causal: Path, target: Path, style: str, plain: Path) -> Path:
+    """In float8 as its style has it, and in `plain` the numbers that these stand for, in float32."""
+    suffix, block, config = FLOAT8[style]
+    copy_of(causal, target)
+    copy_of(causal, plain)
+    weights = load_file(causal / "model.safetensors")
+    same = dict(weights)
+    for name in [each for each in weights if each.endswith("_proj.weight")]:
+        weight = weights[name].float()
+        rows, columns = block or (1, weight.shape[1])
+        tiles = weight.unflatten(0, (-1, rows)).unflatten(2, (-1, columns))
+        scale = tiles.abs().amax((1, 3), keepdim=True) / 448
+        stored = (tiles / scale).to(torch.float8_e4m3fn)
+        weights[name] = stored.reshape(weight.shape)
+        weights[f"{name.removesuffix('weight')}{suffix}"] = scale[:, 0, :, 0].contiguous()
+        same[name] = (stored.float() * scale).reshape(weight.shape)
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    save_file(same, plain / "model.safetensors", {"format": "pt"})
+    edit_json(target / "config.json", quantization_config=config)
+    return target
+
+
+#: Schemes of compressed-tensors: weights, activations.
+COMPRESSED: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
+    "int8": ({"num_bits": 8, "type": "int", "strategy": "channel"}, None),
+    "int4 in groups": ({"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}, None),
+    "int8 with int8 activations": (
+        {"num_bits": 8, "type": "int", "strategy": "channel"},
+        {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True},
+    ),
+    "float8 with float8 activations": (
+        {"num_bits": 8, "type": "float", "strategy": "channel"},
+        {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True},
+    ),
+}
+
+
+def write_compressed(causal: Path, target: Path, scheme: str) -> Path:
+    """Quantised by the compressed-tensors library, rounded to nearest."""
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import (
+        QuantizationArgs,
+        QuantizationConfig,
+        QuantizationScheme,
+        apply_quantization_config,
+    )
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    weights, activations = COMPRESSED[scheme]
+    arguments = QuantizationArgs(**weights)
+    group = QuantizationScheme(
+        targets=["Linear"],
+        weights=arguments,
+        input_activations=None if activations is None else QuantizationArgs(**activations),
+    )
+    model = AutoModelForCausalLM.from_pretrained(causal, dtype=torch.float32)
+    config = QuantizationConfig(config_groups={"group_0": group}, quantization_status="frozen", ignore=["lm_head"])
+    apply_quantization_config(model, config)
+    for module in model.modules():
+        if getattr(module, "quantization_scheme", None) is not None:
+            weight = module.weight.data
+            parts = weight if arguments.group_size is None else weight.unflatten(1, (-1, arguments.group_size))
+            scale, _ = calculate_qparams(parts.amin(-1), parts.amax(-1), arguments)
+            module.weight_scale.data.copy_(scale.reshape(module.weight_scale.shape))
+    compressor = ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    model.save_pretrained(target)
+    compressor.update_config(str(target))
+    AutoTokenizer.from_pretrained(causal).save_pretrained(target)
+    return target
+
+
 def change_weights(folder: Path, **changes: torch.Tensor | None) -> None:
     """Replace tensors of model.safetensors; None takes one out. Dots are written as double underscores."""
     weights = load_file(folder / "model.safetensors")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,13 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from qwen3_ranker_plugins import Reranker, UnsupportedModelError
+from qwen3_ranker_plugins.engines.packed.checkpoint import load_model, read_config
+from qwen3_ranker_plugins.engines.packed.decoder import take_weights
 from qwen3_ranker_plugins.models import read_spec
 from qwen3_ranker_plugins.prompt import load_tokenizer
 from tests.forms import (
+    COMPRESSED,
+    FLOAT8,
     NO,
     YES,
     ZERANK_CHAT,
@@ -25,7 +28,9 @@ from tests.forms import (
     edit_json,
     write_adapter,
     write_classifier,
+    write_compressed,
     write_cross_encoder,
+    write_float8,
     write_merged,
     write_qwen2,
     write_with_added_words,
@@ -207,15 +212,15 @@ def test_qwen3_vl_reranker_for_texts(qwen3_folder: Path, tmp_path: Path) -> None
 
 
 def quantised(tiny: Path, target: Path, method: str) -> Path:
-    """The model as transformers writes it in a quantised form."""
-    from transformers import BitsAndBytesConfig, FineGrainedFP8Config
+    """The model as transformers and bitsandbytes write it."""
+    from transformers import BitsAndBytesConfig
 
-    configs: dict[str, Callable[[], Any]] = {
-        "nf4": lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-        "int8": lambda: BitsAndBytesConfig(load_in_8bit=True),
-        "fp8": lambda: FineGrainedFP8Config(weight_block_size=(32, 32)),
-    }
-    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, quantization_config=configs[method]())
+    config = (
+        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+        if method == "nf4"
+        else BitsAndBytesConfig(load_in_8bit=True)
+    )
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, quantization_config=config)
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(tiny).save_pretrained(target)
     return target
@@ -223,9 +228,43 @@ def quantised(tiny: Path, target: Path, method: str) -> Path:
 
 @pytest.mark.parametrize("method", ["nf4", "int8"])
 def test_bitsandbytes(tiny: Path, tmp_path: Path, method: str) -> None:
+    """Within 0.05 of bitsandbytes' own products, which in 8 bits quantise the activations too."""
     folder = quantised(tiny, tmp_path / method, method)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert margins(folder) == pytest.approx(difference(model, folder), abs=0.05)
+    check_plain_weights(folder)
+
+
+@pytest.mark.parametrize("scheme", list(COMPRESSED))
+def test_compressed_tensors(tiny: Path, tmp_path: Path, scheme: str) -> None:
+    """Transformers' own quantised forward pass is the reference; it rounds activations as the scheme says."""
+    folder = write_compressed(tiny, tmp_path / "compressed", scheme)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert margins(folder) == pytest.approx(difference(model, folder), abs=0.005)
+    check_plain_weights(folder)
+
+
+@pytest.mark.parametrize("style", list(FLOAT8))
+def test_float8(tiny: Path, tmp_path: Path, style: str) -> None:
+    folder = write_float8(tiny, tmp_path / "float8", style, tmp_path / "plain")
+    assert margins(folder) == pytest.approx(margins(tmp_path / "plain"), abs=TOLERANCE)
+    assert margins(folder) != pytest.approx(margins(tiny), abs=TOLERANCE)
+    check_plain_weights(folder)
+    if style == "block":  # transformers reads the other style on a GPU only
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        assert margins(folder) == pytest.approx(difference(model, folder), abs=TOLERANCE)
+
+
+def check_plain_weights(folder: Path) -> None:
+    """What our decoder fuses on a GPU: matrices in its own dtype."""
+    loaded = load_model(folder, read_spec(folder), load_tokenizer(folder), torch.bfloat16)
+    weights = take_weights(loaded.decoder, loaded.direction, torch.device("cpu"))
+    config = read_config(folder)
+    rows = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    for layer in weights.layers:
+        assert layer.query_key_value.shape == (rows, config.hidden_size)
+        assert layer.gate_up.shape == (2 * config.intermediate_size, config.hidden_size)
+        assert {layer.query_key_value.dtype, layer.gate_up.dtype, layer.down.dtype} == {torch.bfloat16}
 
 
 def test_an_unknown_quantisation_is_refused_with_the_engine_that_takes_it(tiny: Path, tmp_path: Path) -> None:

@@ -28,6 +28,12 @@ _HUB_FILES = [
 ]
 
 
+_GGUF = (
+    "a GGUF conversion, which says neither its labels nor its prompt: use the checkpoint that it was made from, such "
+    "as Qwen/Qwen3-Reranker-0.6B, or serve it with llama.cpp and give engine='remote'"
+)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Everything on this machine that a model is loaded from, and what it is.
@@ -67,7 +73,13 @@ def resolve_checkpoint(
     folder = _find(name, _HUB_FILES)
     if adapter is None and is_adapter(folder) and not (folder / "config.json").exists():
         adapter, name = folder, base_of(folder)
-        folder = _find(name, _HUB_FILES)
+        try:
+            folder = _find(name, _HUB_FILES)
+        except ModelNotFoundError as error:
+            raise ModelNotFoundError(
+                f"{adapter} is an adapter, and its base is not here ({error}): give the base as model and this folder "
+                "as adapter"
+            ) from error
     _check(folder)
     spec = read_spec(folder, name=name, scoring=scoring)
     if adapter is not None:
@@ -133,6 +145,8 @@ def _find(name: str, patterns: list[str]) -> Path:
         return _bundled(name)
     if (local := Path(name).expanduser()).is_dir():
         return local.resolve()
+    if local.suffix == ".gguf":
+        raise UnsupportedModelError(f"model={name!r} is {_GGUF}")
     if _looks_like_path(name):
         raise ModelNotFoundError(
             f"model={name!r}: there is no folder {local.absolute()}; give an existing folder, a hub name such as "
@@ -185,12 +199,14 @@ def _from_hub(name: str, patterns: list[str]) -> Path:
 
 def _check(folder: Path) -> None:
     """Refuse what could only fail later, or would run code from the folder."""
+    ggufs = sorted(path.name for path in folder.glob("*.gguf"))
+    if ggufs and not any(folder.glob("*.safetensors")):
+        raise UnsupportedModelError(f"{folder} holds {ggufs[0]}, {_GGUF}")
     if not (folder / "config.json").is_file():
-        ggufs = sorted(path.name for path in folder.glob("*.gguf"))
-        if ggufs:
+        if (folder / "adapter_config.json").exists():
             raise UnsupportedModelError(
-                f"{folder} holds {ggufs[0]}, a GGUF conversion, which says neither its labels nor its prompt: use the "
-                "checkpoint that it was made from"
+                f"{folder} is an adapter without adapter_model.safetensors (an adapter_model.bin can run code when it "
+                "is loaded): load it with peft where you trust it, and store it with save_pretrained()"
             )
         raise UnsupportedModelError(f"{folder} has no config.json: give the folder of a transformers model")
     if not read_headers(folder):

@@ -32,7 +32,6 @@ _DEQUANTISED = {
     "bitsandbytes": ("bitsandbytes", "pip install bitsandbytes"),
     "compressed-tensors": ("compressed_tensors", "pip install compressed-tensors"),
     "fp8": (None, ""),
-    "fbgemm_fp8": (None, ""),
 }
 
 
@@ -88,6 +87,7 @@ def load_model(
         model = _load_with_transformers(folder, spec, dtype)
     if adapter is not None:
         model = _merged(model, adapter)
+    _check_plain(folder, model, dtype)
     model.requires_grad_(False)
     model.eval()
     offset = 0.0
@@ -130,13 +130,16 @@ def _load_with_transformers(folder: Path, spec: ModelSpec, dtype: torch.dtype) -
             kind = getattr(transformers, spec.architecture)
         if spec.scoring.is_score_head:
             config.num_labels = 1
-        if spec.quantization is not None:
+        if spec.quantization == "fbgemm_fp8":  # transformers reads it on a GPU with fbgemm-gpu only
+            del config.quantization_config
+            arguments["state_dict"] = _scaled_rows(folder)
+        elif spec.quantization is not None:
             config.quantization_config = _dequantising(folder, spec.quantization, config)
     with _without_adapter(folder) as plain, _damage_explained(folder), _quiet():
         model: Any
         loaded: dict[str, Any]
         model, loaded = kind.from_pretrained(
-            plain,
+            None if "state_dict" in arguments else plain,
             config=config,
             dtype=dtype,
             attn_implementation=ATTENTION_NAME,
@@ -181,6 +184,49 @@ def _dequantising(folder: Path, method: str, config: Any) -> Any:
         raise MissingDependencyError(f"{folder} holds weights quantised as {method!r}: {command}")
     found = config.quantization_config
     return dict(found) if method == "bitsandbytes" else dict(found) | {"dequantize": True}
+
+
+def _check_plain(folder: Path, model: Any, dtype: torch.dtype) -> None:
+    """Make sure that no weight is still packed or quantised: our decoder reads the matrices themselves.
+
+    Raises:
+        UnsupportedModelError: one is.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+            weight = module.weight
+            expected = (
+                (module.out_features, module.in_features)
+                if isinstance(module, torch.nn.Linear)
+                else (module.num_embeddings, module.embedding_dim)
+            )
+            if weight.dtype != dtype or tuple(weight.shape) != expected:
+                raise UnsupportedModelError(
+                    f"{folder}: {name}.weight is {weight.dtype} {tuple(weight.shape)} after loading, where {dtype} "
+                    f"{expected} was expected: use engine='vllm_score' or the unquantised checkpoint"
+                )
+
+
+def _scaled_rows(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a folder, those in float8 multiplied with the scale of each of their rows, in float32."""
+    from safetensors.torch import load_file
+
+    found: dict[str, torch.Tensor] = {}
+    for path in sorted({path for path, _ in read_headers(folder).values() if not path.name.startswith("adapter_")}):
+        found |= load_file(path)
+    scales = {name: found.pop(name) for name in list(found) if name.endswith(".weight_scale")}
+    for name, tensor in found.items():
+        if tensor.dtype == torch.float8_e4m3fn:
+            scale = scales.pop(f"{name}_scale", None)
+            if scale is None or scale.numel() not in (1, len(tensor)):
+                raise UnsupportedModelError(
+                    f"{folder}: {name} is in float8 without a scale for each of its {len(tensor)} rows "
+                    f"({name}_scale); download the checkpoint again"
+                )
+            found[name] = tensor.float() * scale.float().reshape(-1, 1)
+    if scales:
+        raise UnsupportedModelError(f"{folder}: {min(scales)} belongs to no float8 weight: download it again")
+    return found
 
 
 def _checked_config(folder: Path) -> Any:
