@@ -9,6 +9,7 @@ from ..errors import InvalidInputError
 from .latency.matrix import MatrixResult
 from .latency.requests import LatencyResult
 from .latency.requests import evaluate as evaluate_latency
+from .load.results import LoadResult, result_rate_within, step_figures
 from .quality.reranking import QualityResult
 from .quality.reranking import evaluate as evaluate_quality
 from .report import Report, Table
@@ -60,6 +61,7 @@ _NOTES = {
     "throughput": "Pairs/s: higher is better. Milliseconds and MiB: lower is better.",
     "latency": "Milliseconds, lower is better.",
     "matrix": "Milliseconds, lower is better.",
+    "load": "Items/s: higher is better. Milliseconds and failed requests: lower is better.",
     "tune": "Lower is better.",
 }
 
@@ -134,6 +136,8 @@ def _figures(result: Result) -> dict[str, float]:
                 if cell.result is not None
                 for name, value in _latency_figures(cell.result, f"{cell.label}: ").items()
             }
+        case LoadResult():
+            return _load_figures(result)
         case TuneResult():
             trial = chosen_trial(result)
             memory = (("host", trial.memory.host_mib), ("device", trial.memory.device_mib))
@@ -152,3 +156,20 @@ def _latency_figures(result: LatencyResult, prefix: str) -> dict[str, float]:
         if each["n"]
         for label, name in (("median", "p50"), ("max", "max"))
     }
+
+
+def _load_figures(result: LoadResult) -> dict[str, float]:
+    """Of each step, and the rate within the limit."""
+    figures: dict[str, float] = {}
+    for step, found in zip(result.steps, step_figures(result), strict=True):
+        name = (
+            f"{step.clients} clients"
+            if step.requests_per_second is None
+            else f"{step.requests_per_second:g} requests/s"
+        )
+        figures[f"{name}, items/s answered"] = found.items_per_second
+        figures |= {f"{name}, {label} ms": value for label, value in (("P50", found.p50), ("P99", found.p99)) if value}
+        figures[f"{name}, failed"] = found.all_failed
+    if (within := result_rate_within(result)) is not None:
+        figures[f"items/s at P99 <= {result.settings['p99_limit_ms']:g} ms"] = within.items_per_second
+    return figures

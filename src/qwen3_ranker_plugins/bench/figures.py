@@ -219,3 +219,54 @@ def latency_lines(series: Mapping[str, Mapping[int, Sequence[float]]], title: st
     figure.suptitle(title, fontsize=13, fontweight="bold")
     figure.supxlabel("\n".join(footer), fontsize=8, color="#50575e")
     return _png(figure)
+
+
+@dataclass(frozen=True)
+class LoadPoint:
+    """One step of a load test.
+
+    Attributes:
+        label: the step in words.
+        items_per_second: its place on the x axis.
+        p50, p99: milliseconds of answered requests; None if there is none.
+        failed: share of the requests that failed.
+    """
+
+    label: str
+    items_per_second: float
+    p50: float | None
+    p99: float | None
+    failed: float
+
+
+def load_lines(points: Sequence[LoadPoint], x: str, limit_ms: float | None, title: str, footer: Sequence[str]) -> bytes:
+    """P50 and P99 over items per second on a logarithmic axis, with the limit of P99 and the share that failed.
+
+    Lines differ in marker and dash as well as in colour.
+    """
+    figure = _figure(9, 5.5)
+    axes = figure.subplots()
+    _plain(axes, "", x, "ms, from the scheduled arrival" if limit_ms is not None else "ms, from the sending")
+    ordered = sorted(points, key=lambda point: point.items_per_second)
+    for name, colour, marker, style in (("p50", _BLUE, "o", "-"), ("p99", _ORANGE, "s", "--")):
+        shown = [(point.items_per_second, value) for point in ordered if (value := getattr(point, name)) is not None]
+        if shown:
+            axes.plot(*zip(*shown, strict=True), color=colour, marker=marker, linestyle=style, label=name.upper())
+    for point in ordered:
+        notes = [] if limit_ms is not None else [point.label]
+        notes += [f"{point.failed:.0%} failed"] if point.failed else []
+        if notes and point.p99 is not None:
+            place = (point.items_per_second, point.p99)
+            axes.annotate(", ".join(notes), place, textcoords="offset points", xytext=(0, 8), ha="center", fontsize=8)
+    if limit_ms is not None:
+        axes.axhline(limit_ms, color=_GREY, linewidth=1.2, linestyle=":", label=f"limit of P99: {limit_ms:g} ms")
+    if any(point.p50 is not None for point in points):
+        axes.set_yscale("log")
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter(lambda value, _: f"{value:,g}")
+    axes.margins(x=0.08, y=0.12)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure.supxlabel("\n".join(footer), fontsize=8, color="#50575e")
+    return _png(figure)

@@ -34,3 +34,16 @@ LATENCY: dict[str, tuple[float, ...]] = {
     "T4 score / compact, auto attention": (178.5, 351.7, 688.2, 1024.0, 1375.8, 1752.4),
     "T4 score / standard, auto attention": (198.4, 386.4, 762.8, 1174.6, 1540.1, 1970.1),
 }
+
+ITEMS_WORKLOAD = "120+180x10"
+
+ITEMS_SOURCE = (
+    "Published figures of multi-item scoring on an H100 with requests of this size, not measured here. Another device "
+    "and server: for orientation only."
+)
+
+#: system -> items per second, and P99 in ms at that rate if it was published
+ITEMS_PER_SECOND: dict[str, tuple[str, str]] = {
+    "SGLang, multi-item scoring": ("1,200", "511"),
+    "LinkedIn": ("2,200", "-"),
+}

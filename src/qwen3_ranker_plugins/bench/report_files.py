@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from ..errors import InvalidInputError, MissingDependencyError
 from .latency import matrix, requests
+from .load import report as load_report
+from .load import results as load_results
 from .quality import reranking
 from .report import Report
 from .results import FORMAT, Result, make_folder, plain, write_result, write_text
@@ -33,6 +35,7 @@ _KINDS = {
         _Kind(batch_sizes.ThroughputResult, batch_sizes.throughput_report, batch_sizes.evaluate),
         _Kind(requests.LatencyResult, requests.latency_report, requests.evaluate),
         _Kind(matrix.MatrixResult, matrix.matrix_report),
+        _Kind(load_results.LoadResult, load_report.load_report, load_results.evaluate),
         _Kind(search.TuneResult, search.tune_report),
     )
 }

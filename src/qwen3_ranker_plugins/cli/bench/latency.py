@@ -141,7 +141,7 @@ def latency(
     about = environment()
     if about.warning is not None:
         say(about.warning)
-    key = None if api_key_file is None else _key(api_key_file)
+    key = None if api_key_file is None else read_key(api_key_file)
     with ExitStack() as stack:
         if url is None:
             server = _server_settings(settings, max(*plan.counts, plan.warmup_documents), timeout)
@@ -312,7 +312,8 @@ def _refuse_with_url(own: Mapping[str, object]) -> None:
             raise InvalidInputError(name, value, "is for a server of our own: leave it out, or leave out --url")
 
 
-def _key(path: Path) -> str:
+def read_key(path: Path) -> str:
+    """The first line of a file that is not blank."""
     from ...bench.titles import read_titles
 
     return read_titles(path)[0]

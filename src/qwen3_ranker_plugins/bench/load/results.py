@@ -1,0 +1,220 @@
+"""The steps of a load test: raw values of every request, and the figures computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..results import Result
+from .workloads import Workload
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Requests in the order of their arrivals, a value of each request in each list.
+
+    Attributes:
+        scheduled: seconds from the start to the scheduled arrival; in a closed loop, to the sending.
+        lag_ms: milliseconds from the scheduled arrival to the sending: what the client was late.
+        milliseconds: from the scheduled arrival to the last byte of the answer, or to the failure.
+        shapes: place of the request's shape in the workload.
+        failures: kind -> places of the requests that failed so.
+        messages: kind -> what the first of them saw.
+    """
+
+    scheduled: list[float] = field(default_factory=list)
+    lag_ms: list[float] = field(default_factory=list)
+    milliseconds: list[float] = field(default_factory=list)
+    shapes: list[int] = field(default_factory=list)
+    failures: dict[str, list[int]] = field(default_factory=dict)
+    messages: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoadStep:
+    """One rate, or one number of clients.
+
+    Attributes:
+        requests_per_second: offered in the open loop; None in a closed one.
+        clients: of the closed loop; None in the open one.
+        requests: the measured ones.
+        beside: those of the other workload that was sent meanwhile.
+    """
+
+    requests_per_second: float | None
+    clients: int | None
+    requests: Requests
+    beside: Requests | None = None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is computed from the requests of a step.
+
+    Attributes:
+        requests: how many were sent.
+        failed: kind -> how many failed so.
+        items_per_second: documents of answered requests, over the time from the start to the last answer.
+        p50, p90, p99, highest: milliseconds of the answered requests, from their scheduled arrivals; None if none was.
+        p99_of_all: the same percentile with failed requests as slower than any other; None if that is one of those.
+        lag_p99: milliseconds from the scheduled arrival to the sending.
+    """
+
+    requests: int
+    failed: dict[str, int]
+    items_per_second: float
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    highest: float | None
+    p99_of_all: float | None
+    lag_p99: float
+
+    @property
+    def all_failed(self) -> int:
+        """Requests without a usable answer."""
+        return sum(self.failed.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadResult(Result):
+    """Raw values of all steps.
+
+    Attributes:
+        tag: the user's name for it.
+        steps: in the order in which they were run.
+        figures: of `evaluate`.
+    """
+
+    kind: ClassVar[str] = "load"
+
+    tag: str | None
+    steps: list[LoadStep]
+    figures: Any = None
+
+    @property
+    def workload(self) -> Workload:
+        """Of the measured requests."""
+        return Workload.named(self.settings["workload"])
+
+    @property
+    def beside(self) -> Workload | None:
+        """The other workload that was sent meanwhile."""
+        name = self.settings["beside"]
+        return None if name is None else Workload.named(name)
+
+    @property
+    def failed(self) -> int:
+        """Measured requests without a usable answer."""
+        return sum(each.all_failed for each in step_figures(self))
+
+
+def figures_of(requests: Requests, workload: Workload, shape: int | None = None) -> Figures:
+    """The figures of requests.
+
+    Args:
+        requests: the raw values.
+        workload: what they were drawn from.
+        shape: only requests of this shape; None for all.
+    """
+    shapes = np.asarray(requests.shapes, dtype=np.intp)
+    chosen = np.ones(len(shapes), dtype=bool) if shape is None else shapes == shape
+    answered = chosen.copy()
+    failed = {}
+    for kind, places in requests.failures.items():
+        answered[places] = False
+        if count := int(chosen[places].sum()):
+            failed[kind] = count
+    latency = np.asarray(requests.milliseconds)
+    scheduled = np.asarray(requests.scheduled)
+    p50 = p90 = p99 = highest = p99_of_all = None
+    rate = 0.0
+    if answered.any():
+        p50, p90, p99, highest = map(float, np.percentile(latency[answered], (50, 90, 99, 100)))
+        # A measured value: between one and infinity there is nothing to interpolate.
+        ranked = float(np.percentile(np.where(answered, latency, np.inf)[chosen], 99, method="inverted_cdf"))
+        p99_of_all = ranked if np.isfinite(ranked) else None
+        items = np.asarray([each.items for each in workload.shapes])[shapes[answered]].sum()
+        rate = float(items / (scheduled + latency / 1000)[answered].max())
+    lag = float(np.percentile(np.asarray(requests.lag_ms)[chosen], 99)) if chosen.any() else 0.0
+    return Figures(int(chosen.sum()), failed, rate, p50, p90, p99, highest, p99_of_all, lag)
+
+
+def step_figures(result: LoadResult) -> list[Figures]:
+    """Of the measured requests of each step."""
+    return [figures_of(step.requests, result.workload) for step in result.steps]
+
+
+def beside_figures(result: LoadResult) -> list[Figures]:
+    """Of the other workload in each step; empty if there was none."""
+    beside = result.beside
+    if beside is None:
+        return []
+    return [figures_of(step.beside, beside) for step in result.steps if step.beside is not None]
+
+
+@dataclass(frozen=True)
+class RateWithin:
+    """The highest offered rate whose P99 is within a limit.
+
+    Attributes:
+        items_per_second: documents per second; 0 if the lowest rate is beyond the limit already.
+        how: how it was found, in words.
+    """
+
+    items_per_second: float
+    how: str
+
+
+def rate_within(points: Sequence[tuple[float, float | None]], limit_ms: float) -> RateWithin | None:
+    """Documents per second at P99 <= `limit_ms`, by linear interpolation between two measured rates.
+
+    Failed requests count as slower than any other. Where so many failed that P99 is one of them, there is nothing to
+    interpolate to, and the last measured rate within the limit is returned.
+
+    Args:
+        points: (offered documents per second, P99 of all requests or None if that is a failed one).
+        limit_ms: milliseconds.
+
+    Returns:
+        The rate; None if there are no points.
+    """
+    ordered = sorted(points, key=lambda point: point[0])
+    if not ordered:
+        return None
+    within = [p99 is not None and p99 <= limit_ms for _, p99 in ordered]
+    if not within[0]:
+        return RateWithin(0.0, f"P99 is beyond the limit at the lowest rate, {ordered[0][0]:,.0f}, already")
+    for place, ((rate, p99), (next_rate, next_p99)) in enumerate(pairwise(ordered)):
+        if within[place + 1]:
+            continue
+        if next_p99 is None or p99 is None:
+            return RateWithin(rate, f"measured; at {next_rate:,.0f} more than 1 % of the requests failed")
+        share = (limit_ms - p99) / (next_p99 - p99)
+        how = f"interpolated between P99 {p99:,.0f} ms at {rate:,.0f} and {next_p99:,.0f} ms at {next_rate:,.0f}"
+        return RateWithin(rate + share * (next_rate - rate), how)
+    return RateWithin(ordered[-1][0], "at least: no higher rate was offered")
+
+
+def result_rate_within(result: LoadResult) -> RateWithin | None:
+    """`rate_within` of an open loop; None for a closed one."""
+    items = result.workload.items
+    points = [
+        (step.requests_per_second * items, figures.p99_of_all)
+        for step, figures in zip(result.steps, step_figures(result), strict=True)
+        if step.requests_per_second is not None
+    ]
+    return rate_within(points, result.settings["p99_limit_ms"])
+
+
+def evaluate(result: LoadResult) -> dict[str, Any]:
+    """Figures of each step, and the rate within the limit."""
+    within = result_rate_within(result)
+    return {
+        "steps": [asdict(each) for each in step_figures(result)],
+        "within_limit": None if within is None else asdict(within),
+    }
