@@ -31,13 +31,15 @@ class InThisProcess:
     runner: Runner
     running = True
 
-    def __init__(self, load: LoadModel, environment: Mapping[str, str], **_watching: object) -> None:
+    def __init__(self, _program: str, environment: Mapping[str, str], **_watching: object) -> None:
         os.environ.update(environment)
-        InThisProcess.runner = Runner(load)
-        self.facts = self.runner.facts()
         self.pid = os.getpid()
 
-    def score(self, prompts: ScorePrompts) -> PromptMargins:
+    def load(self, message: LoadModel) -> dict[str, str]:
+        InThisProcess.runner = Runner(message)
+        return self.runner.facts()
+
+    def call(self, prompts: ScorePrompts, _reply: type[PromptMargins]) -> PromptMargins:
         return self.runner.score(prompts)
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import lru_cache
@@ -34,6 +34,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 MODEL_VARIABLE = "QWEN3_RANKER_MODEL"
 DEVICE_VARIABLE = "QWEN3_RANKER_DEVICE"
+DEVICES_VARIABLE = "QWEN3_RANKER_DEVICES"
 API_KEY_VARIABLE = "QWEN3_RANKER_API_KEY"
 #: Every setting of the server is also read from the variable of this name and its own in capitals.
 VARIABLE_PREFIX = "QWEN3_RANKER_"
@@ -100,6 +101,8 @@ class RerankerSettings:
         engine_options: the engine's own options, by name; what can be written as JSON. The engine checks them.
         adapter: a LoRA adapter for the model: a folder or a hub name; "none" to leave out one that lies in its folder.
         scoring: how the model judges, in place of what its checkpoint says, such as "yes - no"; see `models.Scoring`.
+        devices: an engine in a process of its own on each of these: "all" for every visible GPU, or a list such as
+            "cuda:0,cuda:1" or ["cpu", "cpu"], stored as text. None for one engine in this process, on `device`.
 
     Raises:
         InvalidInputError: names the setting, its value and the remedy.
@@ -116,8 +119,10 @@ class RerankerSettings:
     engine_options: Mapping[str, object] = field(default_factory=dict, hash=False)
     adapter: str | None = None
     scoring: str | None = None
+    devices: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "devices", canonical_devices(self.devices))
         _make_plain(self)
         check_text("model", self.model)
         object.__setattr__(self, "engine", canonical_engine(self.engine))
@@ -125,6 +130,12 @@ class RerankerSettings:
         kind, _, number = self.device.partition(":") if isinstance(self.device, str) else ("", "", "")
         if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
             raise InvalidInputError("device", self.device, "use 'auto', 'cpu', 'cuda' or 'cuda:N'")
+        if self.devices is not None and self.device != "auto":
+            raise InvalidInputError(
+                "devices", self.devices, f"contradicts device={self.device!r}: set only one of them"
+            )
+        if self.devices is not None and self.engine == "remote":
+            raise InvalidInputError("devices", self.devices, "has no effect on the remote engine: leave it out")
         Template.named(self.template)
         if self.adapter is not None:
             check_text("adapter", self.adapter)
@@ -204,6 +215,31 @@ def _make_plain(settings: RerankerSettings | RankingOptions) -> None:
         object.__setattr__(settings, each.name, plain(getattr(settings, each.name)))
 
 
+def canonical_devices(devices: object) -> str | None:
+    """Devices as settings store them: None, "all", or names such as "cuda:0,cuda:1".
+
+    Args:
+        devices: None, or such a text, or a sequence of names.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    if devices is None:
+        return None
+    names = devices.split(",") if isinstance(devices, str) else devices
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise InvalidInputError("devices", devices, "use 'all', or names such as 'cuda:0,cuda:1' or ['cpu', 'cpu']")
+    names = [str(name).strip() for name in names]
+    if names == ["all"]:
+        return "all"
+    for name in names:
+        if not _NAMED_DEVICE.fullmatch(name):
+            raise InvalidInputError("devices", devices, f"{name!r} is none of 'cpu' and 'cuda:N', or 'all' alone")
+    if not names:
+        raise InvalidInputError("devices", devices, "name at least one device, or leave it out")
+    return ",".join(names)
+
+
 def canonical_engine(engine: str) -> str:
     """The name under which an engine is registered; "auto" stays as it is.
 
@@ -280,6 +316,8 @@ def check_json(argument: str, value: object) -> str:
         raise InvalidInputError(argument, value, f"use values that JSON can write ({error})") from error
 
 
+_NAMED_DEVICE = re.compile(r"cpu|cuda:\d+")
+
 # The last word of a name decides: `api_key` and `hf_token` hold a secret; `api_key_env`, `tokenizer`, `max_tokens` and
 # `pad_token_id` do not.
 _HOLDS_SECRET = re.compile(
@@ -340,6 +378,11 @@ def secret_from_environment(variable: str) -> str | None:
 def device_from_environment() -> str:
     """QWEN3_RANKER_DEVICE, or "auto"."""
     return os.environ.get(DEVICE_VARIABLE) or "auto"
+
+
+def devices_from_environment() -> str | None:
+    """QWEN3_RANKER_DEVICES, or None."""
+    return os.environ.get(DEVICES_VARIABLE) or None
 
 
 def variables() -> dict[str, str]:

@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -22,9 +23,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import DEFAULT_MODEL, RankingOptions, RerankerSettings
-from .dispatch import Lease, PassListener, Progress
-from .engines import choose_engine, engine_module
+from .config import DEFAULT_MODEL, EngineConfig, RankingOptions, RerankerSettings, canonical_devices
+from .dispatch import Engines, Lease, PassListener, Progress, ReplicaState
+from .engines import choose_engine, device_names, engine_module
 from .engines.base import EngineDescription, Margins
 from .errors import InvalidInputError
 from .prompt import DEFAULT_MAX_LENGTH, EncodedRequest
@@ -69,6 +70,9 @@ class Reranker:
         max_length: longest prompt in tokens; longer documents are cut at their end and say so.
         token_budget: tokens of one forward pass, which bounds memory; None chooses by device.
         engine_options: the engine's own options by name, see docs/engines.md and docs/remote.md; None for its defaults.
+        devices: run an engine in a process of its own on each of these: "all" for every visible GPU, or a list such as
+            "cuda:0,cuda:1" or ["cpu", "cpu"]. They serve one queue, a long request is split over those that are idle,
+            and one that dies or hangs is replaced. None for one engine in this process, on `device`.
         top_k, score_threshold, min_confidence: defaults of `rerank`, see `RankingOptions`.
         adapter: a LoRA adapter for the model, which is merged into its weights: a folder or a hub name; "none" to leave
             out one that lies in the model's folder.
@@ -92,6 +96,7 @@ class Reranker:
         max_length: int = DEFAULT_MAX_LENGTH,
         token_budget: int | None = None,
         engine_options: Mapping[str, object] | None = None,
+        devices: str | Sequence[str] | None = None,
         top_k: int | None = None,
         score_threshold: float | None = None,
         min_confidence: float | None = None,
@@ -110,6 +115,7 @@ class Reranker:
             engine_options={} if engine_options is None else engine_options,
             adapter=os.fspath(adapter) if isinstance(adapter, os.PathLike) else adapter,
             scoring=scoring,
+            devices=canonical_devices(devices),
         )
         self._start(settings, RankingOptions(top_k, score_threshold, min_confidence))
 
@@ -127,11 +133,21 @@ class Reranker:
         self.settings = settings
         self.options = options
         self.engine_name, self.engine_reason = choose_engine(settings.engine)
-        resolved = engine_module(self.engine_name).resolve(self.engine_name, settings)
+        module = engine_module(self.engine_name)
+        if settings.devices is None:
+            resolved = module.resolve(self.engine_name, settings)
+            engines: Engines = resolved.config
+        else:
+            of_each = {
+                device: module.resolve(self.engine_name, replace(settings, device=device, devices=None))
+                for device in device_names(settings.devices)
+            }
+            engines = _alike([of_each[device].config for device in device_names(settings.devices)])
+            resolved = next(iter(of_each.values()))
         #: The local folder with the model, or with its tokenizer; None if the engine needs neither.
         self.model_path: Path | None = resolved.folder
         self._encoder = resolved.encoder
-        self._lease = Lease(resolved.config)
+        self._lease = Lease(engines)
 
     def rerank(
         self,
@@ -290,10 +306,19 @@ class Reranker:
     def running(self) -> bool:
         """Whether the engine's threads and processes are alive.
 
-        If a thread has ended, every call raises EngineClosedError. If a process has ended or hung, `submit` raises it,
-        and the methods that return scores start another process.
+        If a thread has ended, every call raises EngineClosedError. If the process of the only engine, or of every
+        replica, has ended or hung, `submit` raises it, and the methods that return scores wait for another process.
         """
         return self._lease.running
+
+    @property
+    def replaces(self) -> bool:
+        """Whether engines whose process has ended are started again by themselves; so it is with `devices`."""
+        return self._lease.replaces
+
+    def replicas(self) -> list[ReplicaState]:
+        """What each engine does, and has done: one engine, or one on each of `devices`."""
+        return self._lease.replicas()
 
     def on_pass(self, listener: PassListener) -> None:
         """Call `listener(PassReport)` after every forward pass, from the thread of the engine that ran it."""
@@ -366,6 +391,22 @@ class Reranker:
 
 def _make_again(kind: type[Reranker], settings: RerankerSettings, options: RankingOptions) -> Reranker:
     return kind.from_settings(settings, options)
+
+
+def _alike(configs: Sequence[EngineConfig]) -> tuple[EngineConfig, ...]:
+    """The configurations of replicas, which have to give the same margins.
+
+    Raises:
+        InvalidInputError: they differ in more than the device.
+    """
+    dtypes = {each.device: each.dtype for each in configs}
+    if len(set(dtypes.values())) > 1:
+        raise InvalidInputError("devices", ",".join(dtypes), f"their dtypes differ ({dtypes}): set dtype")
+    if len({replace(each, device="") for each in configs}) > 1:
+        raise InvalidInputError(
+            "devices", ",".join(dtypes), "an engine would run with different options on them: use devices of one kind"
+        )
+    return tuple(configs)
 
 
 def _checked_requests(requests: Sequence[Request]) -> Sequence[Request]:

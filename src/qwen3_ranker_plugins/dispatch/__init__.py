@@ -1,7 +1,8 @@
 """From requests to forward passes: the queue of an engine, and who shares it."""
 
 from .dispatcher import Dispatcher, PassListener, PassReport
-from .sharing import Lease
+from .replicas import ReplicaState
+from .sharing import Engines, Lease
 from .submission import Progress, Submission
 
-__all__ = ["Dispatcher", "Lease", "PassListener", "PassReport", "Progress", "Submission"]
+__all__ = ["Dispatcher", "Engines", "Lease", "PassListener", "PassReport", "Progress", "ReplicaState", "Submission"]

@@ -1,4 +1,4 @@
-"""The queue of an engine and the threads that run it: one, or several for an engine that takes overlapping calls.
+"""The queue of one or several engines and the threads that run them.
 
 Callers queue encoded requests, whose submissions have futures. While a pass runs, requests gather; the worker fills
 the next pass from all of them in turns, with as many documents of each as fit the engine's token budget. So concurrent
@@ -6,10 +6,14 @@ callers share passes without a timer, and a long list does not hold up a short o
 
 An engine on a GPU may have two workers (`EngineCapabilities.passes_in_flight`): while one waits for its pass, the
 other lays out and queues the next. No request is held back for that: an idle worker takes whatever waits.
+
+Several engines with the same model are replicas: the least busy one takes the next pass, and idle ones share what
+waits. A replica whose process ends is started again by a thread that keeps it; meanwhile its passes go to the others.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -24,7 +28,15 @@ from ..engines.base import Engine, Margins
 from ..errors import EngineClosedError, EngineError, RankerError
 from ..prompt import EncodedRequest
 from .filling import ByLength, fill_in_turns, halves
+from .replicas import Replica, ReplicaState, may_take, share_of_pass
 from .submission import Submission
+
+_logger = logging.getLogger(__name__)
+
+#: Seconds between looks at whether a replica's process runs.
+_LOOK_EVERY = 0.25
+#: A request fails if this many replicas ended while they computed it: it may be what ends them.
+_MOST_ENDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +48,7 @@ class PassReport:
         tokens: that went into it.
         seconds: wall time of the pass; of one that was queued behind another on the same device, from that one's end.
         error: what it raised, or None.
+        replica: number of the engine that ran it.
     """
 
     requests: int
@@ -43,6 +56,7 @@ class PassReport:
     tokens: int
     seconds: float
     error: BaseException | None = None
+    replica: int = 0
 
 
 PassListener = Callable[[PassReport], None]
@@ -67,30 +81,56 @@ _Pass = Sequence[tuple[_Queued, list[int]]]
 """What a forward pass is filled with: documents of some requests."""
 
 
-class Dispatcher:
-    """Owns an engine and the thread, or the threads, that run it.
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """A pass to be computed again, with one request: so that if it ends another replica, it does so alone.
 
-    Args:
-        engine: closed together with the dispatcher.
+    Attributes:
+        batch: what it holds.
+        ends: number of replicas that ended while they computed it.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    batch: _Pass
+    ends: int
+
+
+class Dispatcher:
+    """Owns one or several engines and the threads that run them.
+
+    Args:
+        engine, others: with the same model; closed together with the dispatcher.
+        devices: of the engines, if these are replicas, each of which is started again when its process has ended. None
+            for an engine that its owner replaces.
+    """
+
+    def __init__(self, engine: Engine, *others: Engine, devices: Sequence[str] | None = None) -> None:
+        #: The first of them.
         self.engine = engine
+        engines = [engine, *others]
+        places = [each.describe().device for each in engines] if devices is None else devices
+        self._replicas = [Replica(*each) for each in zip(range(len(engines)), engines, places, strict=True)]
+        self._replaces = devices is not None
+        self._again: deque[_Again] = deque()
         self._waiting: deque[_Queued] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._listeners: list[PassListener] = []
         self._process = os.getpid()
+        self._reporting = threading.Lock()
+        self._closed = threading.Event()
         # Daemons, so that a program that forgets close() can end; the registry joins them at exit.
         self._workers = [
-            threading.Thread(target=self._run, name=f"qwen3-ranker-{engine.name}", daemon=True)
-            for _ in range(engine.capabilities.workers * engine.capabilities.passes_in_flight)
+            threading.Thread(target=self._run, args=(each,), name=f"qwen3-ranker-{engine.name}", daemon=True)
+            for each in self._replicas
+            for _ in range(each.threads)
         ]
-        self._working = len(self._workers)
-        self._reporting = threading.Lock()
-        self._last_end = 0.0
-        for worker in self._workers:
-            worker.start()
+        self._keepers = [
+            threading.Thread(target=self._keep, args=(each,), name=f"qwen3-ranker-keeper-{each.number}", daemon=True)
+            for each in self._replicas
+            if self._replaces
+        ]
+        for thread in (*self._workers, *self._keepers):
+            thread.start()
 
     def queue(self, submission: Submission, request: EncodedRequest, first: int = 0, *, restart: bool = True) -> None:
         """Queue documents of a submission: all of them, or a part that is followed by others.
@@ -99,11 +139,11 @@ class Dispatcher:
             submission: settled when its last document is scored. If it is cancelled, what no pass has taken is dropped.
             request: with at least one document.
             first: place of its first document among those of the submission.
-            restart: if the engine's process has ended, wait until the engine has started another one.
+            restart: if no engine runs because its process has ended, wait until one was started again.
 
         Raises:
-            EngineClosedError: closed, or called in a process forked from the one that made it, or the engine's process
-                has ended and `restart` is False.
+            EngineClosedError: closed, or called in a process forked from the one that made it, or no engine runs and
+                `restart` is False.
         """
         if os.getpid() != self._process:
             raise EngineClosedError(
@@ -114,10 +154,11 @@ class Dispatcher:
         with self._changed:
             if self._closing:
                 raise EngineClosedError("the reranker is closed: make a new one")
-            if not restart and not self.engine.running:
-                raise EngineClosedError(f"the process of engine {self.engine.name!r} has ended: make a new reranker")
+            if not restart and not self.can_score:
+                remedy = "it is being started again" if self._replaces else "make a new reranker"
+                raise EngineClosedError(f"the process of engine {self.engine.name!r} has ended: {remedy}")
             self._waiting.append(queued)
-            self._changed.notify()
+            self._wake()
         submission.future.add_done_callback(partial(self._forget_cancelled, queued))
 
     def _forget_cancelled(self, queued: _Queued, future: Future[Margins]) -> None:
@@ -140,74 +181,121 @@ class Dispatcher:
         if os.getpid() != self._process:
             return  # the thread and the engine are the parent's
         with self._changed:
-            self._closing = True
-            self._changed.notify_all()
+            self._close()
         if wait and threading.current_thread() not in self._workers:
-            for worker in self._workers:
-                worker.join()
+            for thread in (*self._workers, *self._keepers):
+                thread.join()
 
     @property
     def running(self) -> bool:
         """Whether a thread is alive."""
         return any(worker.is_alive() for worker in self._workers)
 
-    def _run(self) -> None:
-        batch: _Pass = ()
+    @property
+    def can_score(self) -> bool:
+        """Whether a process of an engine runs, or none is needed."""
+        return any(each.runs for each in self._replicas)
+
+    @property
+    def replaces(self) -> bool:
+        """Whether engines are started again when their processes have ended."""
+        return self._replaces
+
+    def replicas(self) -> list[ReplicaState]:
+        """The state of each engine."""
+        with self._changed:
+            return [each.state() for each in self._replicas]
+
+    def _close(self) -> None:
+        self._closing = True
+        self._closed.set()
+        self._changed.notify_all()
+
+    def _wake(self) -> None:
+        """Wake a worker that may take what waits. Of several replicas' workers, each looks whether it is its turn."""
+        if len(self._replicas) == 1:
+            self._changed.notify()
+        else:
+            self._changed.notify_all()
+
+    def _run(self, replica: Replica) -> None:
+        work = _Again((), 0)
         try:
-            while batch := self._next_pass():
-                self._score(batch)
+            while (work := self._next_pass(replica)).batch:
+                self._score(replica, work)
+                with self._changed:
+                    replica.in_flight -= 1
+                    replica.requests -= len(work.batch)
         finally:  # also if something other than an Exception ends this thread: nobody may wait forever
             with self._changed:
-                self._closing = True
-                self._changed.notify_all()
-                stranded = [*(queued for queued, _ in batch), *self._waiting]
-                self._waiting.clear()
-                self._working -= 1
-                last = self._working == 0
+                self._close()
+                stranded = [*(queued for queued, _ in work.batch), *self._take_all()]
+                replica.threads -= 1
+                last = replica.threads == 0
             for queued in stranded:
                 queued.submission.fail(EngineClosedError("the reranker was closed while this call was waiting"))
             if last:
-                self.engine.close()
+                replica.engine.close()
 
-    def _next_pass(self) -> _Pass:
-        """Wait for work and fill one pass; empty when closing."""
+    def _next_pass(self, replica: Replica) -> _Again:
+        """Wait for work and fill one pass; an empty one when closing."""
+
+        def can_begin() -> bool:
+            if self._closing:
+                return True
+            if not (self._waiting or self._again):
+                return False
+            return not self._replaces or may_take(replica, self._replicas)
+
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._waiting or self._closing)
+                self._changed.wait_for(can_begin)
                 if self._closing:
-                    return ()
-                self._waiting = deque(each for each in self._waiting if not each.submission.settled)
-                if batch := fill_in_turns(self._waiting, self.engine.capabilities):
-                    if self._waiting:
-                        self._changed.notify()  # another worker may go on with what is left
-                    return batch
+                    return _Again((), 0)
+                if (work := self._fill(replica)).batch:
+                    replica.in_flight += 1
+                    replica.requests += len(work.batch)
+                    if self._waiting or self._again:
+                        self._wake()  # another worker may go on with what is left
+                    return work
 
-    def _score(self, batch: _Pass) -> None:
+    def _fill(self, replica: Replica) -> _Again:
+        """The next pass; empty if nothing that waits is wanted any more."""
+        while self._again:
+            work = self._again.popleft()
+            if not work.batch[0][0].submission.settled:
+                return work
+        self._waiting = deque(each for each in self._waiting if not each.submission.settled)
+        return _Again(fill_in_turns(self._waiting, share_of_pass(replica, self._replicas, self._waiting)), 0)
+
+    def _score(self, replica: Replica, work: _Again) -> None:
+        batch, engine = work.batch, replica.engine
         requests = [
             queued.request if len(indices) == len(queued.request.segments) else queued.request.take(indices)
             for queued, indices in batch
         ]
-        started = time.perf_counter()
+        started, process = time.perf_counter(), engine.worker_pid
         try:
-            if self.engine.capabilities.workers == 1:
-                results = self.engine.score(requests)
+            if engine.capabilities.workers == 1:
+                results = engine.score(requests)
             else:
-                results = self.engine.score_until(requests, batch[0][0].submission.future)
+                results = engine.score_until(requests, batch[0][0].submission.future)
         except Exception as error:  # noqa: BLE001 - it belongs to the callers; this thread has to live on
-            self._report(requests, started, error)
-            failure = error if isinstance(error, RankerError) else _engine_error(self.engine, error)
-            if not self.engine.running:
-                self._fail_all(batch, failure)
+            self._report(replica, requests, started, error)
+            failure = error if isinstance(error, RankerError) else _engine_error(engine, error)
+            # By now its keeper may have started it again.
+            if not engine.running or (self._replaces and engine.worker_pid != process):
+                self._give_to_others(replica, work, failure)
             elif parts := halves(batch):
                 for part in parts:
-                    self._score(part)
+                    self._score(replica, _Again(part, work.ends))
             else:
                 batch[0][0].submission.fail(failure)
             return
         except BaseException as error:  # the thread ends with it
-            self._report(requests, started, error)
+            self._report(replica, requests, started, error)
             raise
-        self._report(requests, started)
+        self._report(replica, requests, started)
         for (queued, indices), margins in zip(batch, results, strict=True):
             submission, first = queued.submission, queued.first
             if not submission.settled:
@@ -216,28 +304,93 @@ class Dispatcher:
                 except Exception as error:  # noqa: BLE001 - the caller's progress function raised
                     submission.fail(error)
 
-    def _fail_all(self, batch: _Pass, error: RankerError) -> None:
-        """Fail a pass and everything that waits: starting an engine's process again takes longer than callers wait."""
+    def _give_to_others(self, replica: Replica, work: _Again, error: RankerError) -> None:
+        """After a replica ended in a pass: another one computes it. If none is left, everything that waits fails."""
+        ends = work.ends + 1
         with self._changed:
-            failed = [*(queued for queued, _ in batch), *self._waiting]
-            self._waiting.clear()
+            if self._replaces and not replica.engine.running:
+                replica.ends(error)
+            if ends < _MOST_ENDS and self._replaces and self.can_score:
+                self._again.extend(_Again([share], ends) for share in work.batch)
+                failed = []
+            else:
+                failed = [queued for queued, _ in work.batch]
+            failed += self._fail_if_none_is_left()
+            self._changed.notify_all()
         for queued in failed:
             queued.submission.fail(error)
 
-    def _report(self, requests: list[EncodedRequest], started: float, error: BaseException | None = None) -> None:
+    def _fail_if_none_is_left(self) -> list[_Queued]:
+        """What waits, if no replica runs: starting a process again takes longer than callers wait."""
+        return [] if self.can_score else self._take_all()
+
+    def _take_all(self) -> list[_Queued]:
+        """Everything that waits, out of the queue."""
+        taken = [*(work.batch[0][0] for work in self._again), *self._waiting]
+        self._again.clear()
+        self._waiting.clear()
+        return taken
+
+    def _keep(self, replica: Replica) -> None:
+        """Start a replica again, whenever it has ended, until the dispatcher is closed."""
+        while not self._closed.wait(_LOOK_EVERY):
+            if replica.engine.running:
+                continue
+            with self._changed:
+                # If it ended in a pass, those who waited then were told, and those who came since do wait for it.
+                unnoticed = replica.ends("its worker process has ended")
+                stranded = self._fail_if_none_is_left() if unnoticed else []
+                pause = replica.next_pause()
+                self._changed.notify_all()
+            _logger.error("replica %d on %s has ended: %s", replica.number, replica.device, replica.state().error)
+            for queued in stranded:
+                queued.submission.fail(EngineError("every replica has ended; they are being started again"))
+            if self._closed.wait(pause):
+                return
+            self._start_again(replica)
+
+    def _start_again(self, replica: Replica) -> None:
+        started = time.perf_counter()
+        try:
+            replica.engine.restart()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on and this one is tried again
+            with self._changed:
+                replica.fails(error)
+                stranded = self._fail_if_none_is_left()
+            if not self._closing:
+                message = "replica %d on %s cannot be started again: %s"
+                _logger.error(message, replica.number, replica.device, error)  # noqa: TRY400 - it says what is needed
+            for queued in stranded:
+                queued.submission.fail(error)
+            return
+        with self._changed:
+            replica.starts()
+            self._changed.notify_all()
+        seconds = time.perf_counter() - started
+        _logger.warning("replica %d on %s was started again in %.1f s", replica.number, replica.device, seconds)
+
+    def _report(
+        self, replica: Replica, requests: list[EncodedRequest], started: float, error: BaseException | None = None
+    ) -> None:
         ended = time.perf_counter()
+        documents = sum(len(request.segments) for request in requests)
+        tokens = sum(request.num_tokens for request in requests)
         with self._reporting:
-            if self.engine.capabilities.workers == 1:  # one device, which was busy with the pass before until then
-                started = max(started, self._last_end)
+            if replica.engine.capabilities.workers == 1:  # a device, which was busy with the pass before until then
+                started = max(started, replica.last_end)
             if error is None:
-                self._last_end = ended
+                replica.last_end = ended
+                replica.count(documents, tokens)
+            else:
+                replica.failed_passes += 1
         if self._listeners:
             report = PassReport(
                 requests=len(requests),
-                documents=sum(len(request.segments) for request in requests),
-                tokens=sum(request.num_tokens for request in requests),
+                documents=documents,
+                tokens=tokens,
                 seconds=max(0.0, ended - started),
                 error=error,
+                replica=replica.number,
             )
             for listener in self._listeners:
                 listener(report)

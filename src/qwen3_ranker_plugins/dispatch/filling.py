@@ -31,6 +31,11 @@ class ByLength:
         #: Documents that no pass has taken.
         self.left = len(self._order)
 
+    @property
+    def tokens_left(self) -> int:
+        """Tokens of those documents, without the prefix."""
+        return self._tokens_before[-1] - self._tokens_before[self._taken]
+
     def take(self, budget: int, limit: int, *, at_least: int = 0) -> tuple[list[int], int]:
         """The next documents that fit a pass.
 

@@ -6,15 +6,22 @@ import atexit
 import os
 import threading
 import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 
 from ..config import EngineConfig
 from ..engines import create_engine
 from ..engines.base import Engine
+from ..engines.replica import create_replica
 from ..errors import EngineClosedError
 from ..prompt import EncodedRequest
 from .dispatcher import Dispatcher, PassListener
+from .replicas import ReplicaState
 from .submission import Submission
+
+#: What rerankers share: an engine in this process, or replicas, each in a process of its own.
+Engines = EngineConfig | tuple[EngineConfig, ...]
 
 
 class _Shared:
@@ -35,10 +42,10 @@ class _Registry:
     def forget(self) -> None:
         """Start without engines, as a forked child does: it has none of its parent's threads."""
         self._lock = threading.RLock()
-        self._entries: dict[EngineConfig, _Shared] = {}
+        self._entries: dict[Engines, _Shared] = {}
         self._ending: list[Dispatcher] = []  # closed by the garbage collector, which did not wait for their threads
 
-    def enter(self, config: EngineConfig) -> _Shared:
+    def enter(self, config: Engines) -> _Shared:
         """One more lease on a configuration's entry."""
         with self._lock:
             entry = self._entries.setdefault(config, _Shared())
@@ -46,7 +53,7 @@ class _Registry:
             # A garbage collection between those two lines may have closed what the first one returned.
             return entry if self._entries.get(config) is entry else self.enter(config)
 
-    def leave(self, config: EngineConfig, entry: _Shared, *, wait: bool) -> None:
+    def leave(self, config: Engines, entry: _Shared, *, wait: bool) -> None:
         """One lease less; the last one ends the engine, and may wait until it has."""
         with self._lock:
             entry.leases -= 1
@@ -74,21 +81,24 @@ atexit.register(_registry.close_all)
 class Lease:
     """A share in the one dispatcher of a configuration, given back by `close` or when it is garbage.
 
+    Args:
+        config: of an engine in this process; or of several replicas, each in a process of its own.
+
     Raises:
         RankerError: the engine could not be started.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: Engines) -> None:
         entry = _registry.enter(config)
         try:
             with entry.ready:  # the first lease loads the model; the others wait for it here
                 if entry.dispatcher is None or not entry.dispatcher.running:  # not loaded yet, or dead
-                    entry.dispatcher = Dispatcher(create_engine(config))
+                    entry.dispatcher = _start(config)
         except BaseException:
             _registry.leave(config, entry, wait=True)
             raise
         self._dispatcher = entry.dispatcher
-        #: The shared engine.
+        #: The shared engine, or the first of its replicas.
         self.engine: Engine = entry.dispatcher.engine
         self._give_back = partial(_registry.leave, config, entry)
         # The garbage collector may run in any thread, an event loop's or a worker's: it must not wait for a pass.
@@ -97,8 +107,17 @@ class Lease:
 
     @property
     def running(self) -> bool:
-        """Whether this lease is held, and the engine's thread and process are alive."""
-        return self._finalizer.alive and self._dispatcher.running and self._dispatcher.engine.running
+        """Whether this lease is held, and threads and a process of an engine are alive."""
+        return self._finalizer.alive and self._dispatcher.running and self._dispatcher.can_score
+
+    @property
+    def replaces(self) -> bool:
+        """See `Dispatcher.replaces`."""
+        return self._finalizer.alive and self._dispatcher.running and self._dispatcher.replaces
+
+    def replicas(self) -> list[ReplicaState]:
+        """See `Dispatcher.replicas`."""
+        return self._dispatcher.replicas()
 
     def on_pass(self, listener: PassListener) -> None:
         """See `Dispatcher.on_pass`; it hears of the passes of everybody who shares the engine."""
@@ -118,3 +137,42 @@ class Lease:
         """Give the share back; the last one ends the engine. Repeating it does nothing."""
         if self._finalizer.detach() is not None:
             self._give_back(wait=True)
+
+
+def _start(config: Engines) -> Dispatcher:
+    """The dispatcher of a configuration, once every engine of it can score.
+
+    Raises:
+        RankerError: an engine could not be started.
+    """
+    if isinstance(config, EngineConfig):
+        return Dispatcher(create_engine(config))
+    on_cpu = sum(each.device == "cpu" for each in config)
+    threads = max(1, (os.cpu_count() or 1) // on_cpu) if on_cpu else None
+    engines = _all_of([_in_a_thread(partial(create_replica, each, threads=threads)) for each in config])
+    return Dispatcher(*engines, devices=[each.device for each in config])
+
+
+def _in_a_thread(make: Callable[[], Engine]) -> Future[Engine]:
+    """An engine that is being made: replicas load at the same time."""
+    made: Future[Engine] = Future()
+
+    def run() -> None:
+        try:
+            made.set_result(make())
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            made.set_exception(error)
+
+    # A daemon: a program that ends while it loads does not wait, and the processes end with it.
+    threading.Thread(target=run, name="qwen3-ranker-start", daemon=True).start()
+    return made
+
+
+def _all_of(starting: Sequence[Future[Engine]]) -> list[Engine]:
+    """The engines when all have started; if one fails, the others are ended."""
+    try:
+        return [each.result() for each in starting]
+    except BaseException:
+        for each in starting:
+            each.add_done_callback(lambda made: None if made.exception() else made.result().close())
+        raise

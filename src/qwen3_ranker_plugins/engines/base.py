@@ -126,9 +126,21 @@ class Engine(ABC):
     def running(self) -> bool:
         """Whether the engine can score; False after a process that it needs has ended or hung.
 
-        A call of `score` may start that process again. Read by any thread.
+        Read by any thread.
         """
         return True
+
+    @property
+    def worker_pid(self) -> int | None:
+        """Id of the process in which the model is; None if that is this one, or has ended."""
+        return None
+
+    def restart(self) -> None:  # noqa: B027 - an engine without a process has nothing to start
+        """Start again what `running` says has ended; returns when the engine can score. `close` ends the wait.
+
+        Raises:
+            EngineError: it cannot be started.
+        """
 
     @abstractmethod
     def close(self) -> None:

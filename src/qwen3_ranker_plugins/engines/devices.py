@@ -36,3 +36,17 @@ def resolve_device(device: str, dtype: str) -> tuple[str, str]:
 def capability(device: torch.device) -> tuple[int, int] | None:
     """Compute capability of a GPU, such as (9, 0); None for a CPU."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def all_gpus() -> list[str]:
+    """The devices that "all" stands for: every GPU that torch sees.
+
+    Raises:
+        InvalidInputError: there is none.
+    """
+    count = torch.cuda.device_count()
+    if not count:
+        raise InvalidInputError(
+            "devices", "all", f"torch {torch.__version__} sees no GPU: leave it out, or name devices such as 'cpu,cpu'"
+        )
+    return [f"cuda:{number}" for number in range(count)]

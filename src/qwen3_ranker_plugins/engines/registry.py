@@ -34,11 +34,14 @@ class EngineEntry:
         module: absolute name of the module with the functions of `EngineModule`, imported at the first use.
         requires: modules that it imports. They are looked for before `module` is imported.
         install: the command that installs them.
+        own_process: the engine runs its model in a process that it starts itself, so that each of several replicas
+            needs no other one around it.
     """
 
     module: str
     requires: tuple[str, ...]
     install: str
+    own_process: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,3 +141,16 @@ def create_engine(config: EngineConfig) -> Engine:
         RankerError: it cannot be started; the message says what to do.
     """
     return engine_module(config.engine).create(config)
+
+
+def device_names(devices: str) -> list[str]:
+    """The devices that `RerankerSettings.devices` stands for on this machine.
+
+    Raises:
+        InvalidInputError: "all", and there is no GPU.
+    """
+    if devices != "all":
+        return devices.split(",")
+    from .devices import all_gpus  # imports torch
+
+    return all_gpus()

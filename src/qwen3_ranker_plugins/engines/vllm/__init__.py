@@ -7,4 +7,5 @@ VLLM = EngineEntry(
     module=f"{__name__}.engine",
     requires=("vllm", "torch", "transformers"),
     install='pip install "qwen3-ranker-plugins[vllm]"',
+    own_process=True,
 )

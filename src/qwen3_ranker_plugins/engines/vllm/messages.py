@@ -1,7 +1,6 @@
-"""What this process and its vLLM worker send each other: pickled, over one pipe.
+"""What this process and its vLLM worker send each other in addition to `workers.messages`.
 
-The worker gets a `LoadModel` and answers `ModelLoaded` or `WorkerFailed`. From then on it answers each `ScorePrompts`
-with `PromptMargins` or `WorkerFailed`, and sends a `Heartbeat` every second. None asks it to end.
+The worker gets a `LoadModel` first, and answers each `ScorePrompts` with `PromptMargins`.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-SECONDS_BETWEEN_HEARTBEATS = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,17 +36,6 @@ class LoadModel:
     no_id: int
     label_logprobs: str = "auto"
     marker_id: int = -1
-
-
-@dataclass(frozen=True)
-class ModelLoaded:
-    """vLLM has started.
-
-    Attributes:
-        facts: device, dtype, versions and other facts by name.
-    """
-
-    facts: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -85,25 +71,3 @@ class PromptMargins:
     margins: NDArray[np.float32]
     cached_tokens: NDArray[np.int64]
     failures: dict[int, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Heartbeat:
-    """The worker is alive.
-
-    Attributes:
-        steps: number of scheduler steps that vLLM has finished since it started.
-    """
-
-    steps: int
-
-
-@dataclass(frozen=True)
-class WorkerFailed:
-    """The worker cannot go on, and ends.
-
-    Attributes:
-        message: the exception with its class, one line for it and one for each of its causes.
-    """
-
-    message: str

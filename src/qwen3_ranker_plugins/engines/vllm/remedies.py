@@ -73,6 +73,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
             "leave engine_options['quantization'] out"
         ),
     ),
+    (r"was not ready after", "raise engine_options['start_timeout'], or set enforce_eager, which starts faster"),
     (
         r"sent no heartbeat",
         "if it was only slow, give it a processor that is not overloaded, or raise engine_options['heartbeat_timeout']",

@@ -33,12 +33,15 @@ class Runner:
 
     Attributes:
         steps: number of scheduler steps that vLLM has finished.
+        calls_at_once: one, since vLLM's engine belongs to one thread.
         engine: vLLM's LLMEngine.
 
     Raises:
         RuntimeError: this build of vLLM does not run on the device, or is too old.
         Exception: whatever vLLM raises while it loads the model.
     """
+
+    calls_at_once = 1
 
     def __init__(self, load: LoadModel) -> None:
         import vllm

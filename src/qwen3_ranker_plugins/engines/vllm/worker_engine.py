@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from ...config import EngineConfig
-from ...errors import EngineError
 from ...prompt import EncodedRequest, ModelTokenizer, length_order, load_tokenizer
-from ..base import Engine, EngineCapabilities, EngineDescription, Margins
+from ..base import EngineCapabilities, EngineDescription, Margins
+from ..workers.engine import WorkerEngine, visible_gpus
+from ..workers.process import WorkerEndedError, WorkerProcess
 from .messages import LoadModel, PromptMargins, ScorePrompts
 from .options import VllmOptions, engine_arguments, read_model_config
-from .process import WorkerEndedError, WorkerProcess
 from .remedies import first_line, remedy, root_cause
+
+_PROGRAM = "from qwen3_ranker_plugins.engines.vllm.worker import main; main({descriptor})"
 
 
 @dataclass(frozen=True)
@@ -36,41 +38,30 @@ class RequestPrompts:
     documents: list[list[int]]
 
 
-class VllmEngine(Engine):
+class VllmEngine(WorkerEngine):
     """vLLM in a worker process.
 
-    If the process ends or hangs, the call that waits raises and `running` is False. The next call starts another one.
+    vLLM has a process of its own so that nothing of it (CUDA context, signal handlers, environment variables, threads)
+    gets into the user's process, and so that closing frees everything. If the process ends or hangs, the call that
+    waits raises and `running` is False. The next call starts another one.
 
     Args:
         config: as `resolve` returns it.
-
-    Attributes:
-        restarts: how often the process was started again.
 
     Raises:
         EngineError: vLLM could not be started; the message ends in the remedy.
     """
 
+    facts: dict[str, str]
+
     def __init__(self, config: EngineConfig) -> None:
+        super().__init__()
         self.name = config.engine
         self._config = config
         self._options = VllmOptions.stored(config.engine_options)
         budget = self._options.default_token_budget if config.token_budget is None else config.token_budget
         self.capabilities = EngineCapabilities(token_budget=budget)
-        self._worker: WorkerProcess | None = self._start()
-        self._facts = self._worker.facts
-        self.restarts = 0
-
-    @property
-    def worker_pid(self) -> int | None:
-        """The worker process; None after it has ended, until the next call."""
-        return None if self._worker is None else self._worker.pid
-
-    @property
-    def running(self) -> bool:
-        """Whether the worker process is there and was not found to hang."""
-        worker = self._worker
-        return worker is not None and worker.running
+        self.start()
 
     def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
         """Margins by vLLM. If vLLM refuses a prompt or answers it with an error, the documents in it are failures.
@@ -81,7 +72,9 @@ class VllmEngine(Engine):
         prompts = [self._prompts(request) for request in requests]
         counts = [len(documents) for each in prompts for documents in each.documents]
         asked = [(each.prefix, each.continuations) for each in prompts]
-        answer = self._ask(ScorePrompts(asked, counts, self._options.infer_batch_size))
+        if not self.running:
+            self.restart()
+        answer = self._call(ScorePrompts(asked, counts, self._options.infer_batch_size), PromptMargins)
         results: list[Margins] = []
         first_prompt = first_margin = 0
         for request, each in zip(requests, prompts, strict=True):
@@ -100,15 +93,9 @@ class VllmEngine(Engine):
             first_prompt, first_margin = end, first_margin + len(order)
         return results
 
-    def close(self) -> None:
-        """End vLLM and every process that it has started; their memory is free afterwards."""
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
-
     def describe(self) -> EngineDescription:
         """Device, dtype, attention backend, cache, memory after loading, and versions."""
-        details = dict(self._facts)
+        details = dict(self.facts)
         device, dtype = details.pop("device"), details.pop("dtype")
         versions = {name: details.pop(name) for name in ("vllm", "torch", "transformers")}
         return EngineDescription(
@@ -119,24 +106,6 @@ class VllmEngine(Engine):
             details=details,
             versions=versions,
         )
-
-    def _ask(self, prompts: ScorePrompts) -> PromptMargins:
-        if self._worker is None:
-            self._worker = self._start()
-            self.restarts += 1
-        worker = self._worker
-        try:
-            return worker.score(prompts)
-        except WorkerEndedError as error:
-            self._worker = None
-            worker.kill()
-            raise EngineError(
-                f"engine {self.name!r}: its worker process ended: {_reason(error)}; the next call starts another one"
-            ) from error
-        except BaseException:  # the answer may still come, and must not be taken for that to the next call
-            self._worker = None
-            worker.kill()
-            raise
 
     def _prompts(self, request: EncodedRequest) -> RequestPrompts:
         segments = request.segments
@@ -164,7 +133,7 @@ class VllmEngine(Engine):
         """The message with what only this engine's scoring task needs."""
         return replace(load, label_logprobs=self._options.label_logprobs)
 
-    def _start(self) -> WorkerProcess:
+    def _launch(self) -> tuple[WorkerProcess, LoadModel]:
         config, options = self._config, self._options
         folder = config.model_folder
         tokenizer = load_tokenizer(folder if options.tokenizer is None else Path(options.tokenizer))
@@ -175,17 +144,21 @@ class VllmEngine(Engine):
         self._adapt(arguments, environment, positions=model.get("max_position_embeddings", sys.maxsize))
         labels = (tokenizer.yes_id, tokenizer.no_id)
         load = self._load_message(LoadModel(config.engine, arguments, device, [*labels, labels[0]], *labels), tokenizer)
-        try:
-            return WorkerProcess(
-                load,
-                environment,
-                start_timeout=options.start_timeout,
-                heartbeat_timeout=options.heartbeat_timeout,
-                step_timeout=float("inf") if options.step_timeout is None else options.step_timeout,
-                show_log=options.show_log,
-            )
-        except WorkerEndedError as error:
-            raise EngineError(f"engine {self.name!r} could not be started: {_reason(error)}") from error
+        worker = WorkerProcess(
+            _PROGRAM,
+            environment,
+            start_timeout=options.start_timeout,
+            heartbeat_timeout=options.heartbeat_timeout,
+            step_timeout=float("inf") if options.step_timeout is None else options.step_timeout,
+            show_log=options.show_log,
+        )
+        return worker, load
+
+    def _reason(self, error: WorkerEndedError) -> str:
+        """The first line of the message, the first error in the log, and what to do about it."""
+        message = str(error)
+        first, cause = first_line(message), root_cause(error.log)
+        return f"{first}{f' ({cause})' if cause and cause not in message else ''}: {remedy(message, error.log)}"
 
 
 def _environment(config: EngineConfig, options: VllmOptions) -> dict[str, str]:
@@ -197,17 +170,4 @@ def _environment(config: EngineConfig, options: VllmOptions) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": os.environ.get("VLLM_NO_USAGE_STATS", "1"),
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "INFO" if options.show_log else "WARNING"),
     }
-    kind, _, number = config.device.partition(":")
-    if kind == "cuda":
-        visible = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
-        first, count = int(number), options.tensor_parallel_size or 1
-        chosen = [visible[index] if visible else str(index) for index in range(first, first + count)]
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
-    return environment
-
-
-def _reason(error: WorkerEndedError) -> str:
-    """The first line of the message, the first error in the log, and what to do about it."""
-    message = str(error)
-    first, cause = first_line(message), root_cause(error.log)
-    return f"{first}{f' ({cause})' if cause and cause not in message else ''}: {remedy(message, error.log)}"
+    return environment | visible_gpus(config.device, options.tensor_parallel_size or 1)

@@ -12,10 +12,9 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from qwen3_ranker_plugins.engines.vllm import process
-from qwen3_ranker_plugins.engines.vllm.messages import LoadModel, ScorePrompts
-from qwen3_ranker_plugins.engines.vllm.process import WorkerEndedError, WorkerProcess
+from qwen3_ranker_plugins.engines.vllm.messages import LoadModel, PromptMargins, ScorePrompts
 from qwen3_ranker_plugins.engines.vllm.remedies import remedy
+from qwen3_ranker_plugins.engines.workers.process import WorkerEndedError, WorkerProcess
 
 LOAD = LoadModel("vllm_score", {}, "cpu", [1], 1, 2)
 PROMPTS = ScorePrompts([([], [[1]])], [1], 1)
@@ -25,6 +24,7 @@ import os, sys, threading, time
 from multiprocessing.connection import Connection
 import numpy as np
 from qwen3_ranker_plugins.engines.vllm.messages import *
+from qwen3_ranker_plugins.engines.workers.messages import *
 connection = Connection({descriptor})
 lock = threading.Lock()
 steps = 0
@@ -42,17 +42,18 @@ ANSWERS = LOADED + "while connection.recv() is not None: send(PromptMargins(np.o
 
 
 @contextmanager
-def worker(
-    monkeypatch: pytest.MonkeyPatch, program: str, *, start: float = 60, heartbeat: float = 60, step: float = 60
-) -> Iterator[WorkerProcess]:
+def worker(program: str, *, start: float = 60, heartbeat: float = 60, step: float = 60) -> Iterator[WorkerProcess]:
     # Wide enough for a machine that is busy; the programs import numpy only.
-    monkeypatch.setattr(
-        process, "_PROGRAM", program.replace("{", "{{").replace("}", "}}").replace("{{descriptor}}", "{descriptor}")
-    )
     started = WorkerProcess(
-        LOAD, {}, start_timeout=start, heartbeat_timeout=heartbeat, step_timeout=step, show_log=False
+        program.replace("{", "{{").replace("}", "}}").replace("{{descriptor}}", "{descriptor}"),
+        {},
+        start_timeout=start,
+        heartbeat_timeout=heartbeat,
+        step_timeout=step,
+        show_log=False,
     )
     try:
+        assert started.load(LOAD) in ({}, {"device": "cpu"})
         yield started
     finally:
         started.kill()
@@ -63,22 +64,21 @@ def failure(running: WorkerProcess) -> tuple[str, float]:
     """(the message, seconds until it came) of a call that fails."""
     began = time.monotonic()
     with pytest.raises(WorkerEndedError) as caught:
-        running.score(PROMPTS)
+        running.call(PROMPTS, PromptMargins)
     assert not running.running
     return str(caught.value), time.monotonic() - began
 
 
-def test_an_answer_and_an_end_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    with worker(monkeypatch, ANSWERS) as running:
-        assert running.facts == {"device": "cpu"}
-        assert running.score(PROMPTS).margins.tolist() == [1.0]
+def test_an_answer_and_an_end_on_request() -> None:
+    with worker(ANSWERS) as running:
+        assert running.call(PROMPTS, PromptMargins).margins.tolist() == [1.0]
         assert running.running
         running.close()
         assert not running.running
 
 
-def test_a_stopped_worker_is_killed_even_if_no_call_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    with worker(monkeypatch, ANSWERS, heartbeat=2) as running:
+def test_a_stopped_worker_is_killed_even_if_no_call_waits() -> None:
+    with worker(ANSWERS, heartbeat=2) as running:
         time.sleep(3)  # longer than the timeout: heartbeats count
         assert running.running
         os.kill(running.pid, signal.SIGSTOP)
@@ -92,19 +92,19 @@ def test_a_stopped_worker_is_killed_even_if_no_call_waits(monkeypatch: pytest.Mo
         assert "heartbeat_timeout" in remedy(message)
 
 
-def test_a_call_that_cannot_even_be_sent_to_a_stopped_worker_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_cannot_even_be_sent_to_a_stopped_worker_fails() -> None:
     """More than a pipe holds: writing it blocks until somebody reads."""
-    with worker(monkeypatch, ANSWERS, heartbeat=2) as running:
+    with worker(ANSWERS, heartbeat=2) as running:
         os.kill(running.pid, signal.SIGSTOP)
         with pytest.raises(WorkerEndedError, match="sent no heartbeat for 2 s"):
-            running.score(ScorePrompts([([], [list(range(1_000_000))])], [1], 1))
+            running.call(ScorePrompts([([], [list(range(1_000_000))])], [1], 1), PromptMargins)
 
 
-def test_steps_that_do_not_end_are_a_hang_and_long_calls_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_that_do_not_end_are_a_hang_and_long_calls_are_not() -> None:
     works = LOADED + "connection.recv()\nfor _ in range(8): time.sleep(0.5); steps += 1\n"
     works += "send(PromptMargins(np.ones(1, np.float32), np.zeros(1)))\nconnection.recv()\ntime.sleep(600)\n"
-    with worker(monkeypatch, works, step=2) as running:
-        running.score(PROMPTS)  # takes four seconds
+    with worker(works, step=2) as running:
+        running.call(PROMPTS, PromptMargins)  # takes four seconds
         time.sleep(3)  # no call waits
         assert running.running
         message, seconds = failure(running)
@@ -113,41 +113,42 @@ def test_steps_that_do_not_end_are_a_hang_and_long_calls_are_not(monkeypatch: py
         assert "step_timeout" in remedy(message)
 
 
-def test_a_death_is_reported_at_once_and_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_death_is_reported_at_once_and_with_its_cause() -> None:
     silent = LOADED + "time.sleep(600)\n"
-    with worker(monkeypatch, silent) as running:
+    with worker(silent) as running:
         threading.Timer(0.5, os.kill, (running.pid, signal.SIGKILL)).start()
         message, seconds = failure(running)
         assert message == "it was killed by SIGKILL"
         assert seconds < 10
         assert failure(running)[1] < 1
     exits = LOADED + "connection.recv()\nprint('ValueError: last words', flush=True)\nos._exit(7)\n"
-    with worker(monkeypatch, exits) as running:
+    with worker(exits) as running:
         with pytest.raises(WorkerEndedError) as caught:
-            running.score(PROMPTS)
+            running.call(PROMPTS, PromptMargins)
         assert str(caught.value) == "it ended with exit code 7"
         assert "ValueError: last words" in caught.value.log
 
 
-def test_a_worker_that_says_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_says_it_failed() -> None:
     program = LOADED + "connection.recv()\nsend(WorkerFailed('RuntimeError: out of memory'))\n"
-    with worker(monkeypatch, program) as running, pytest.raises(WorkerEndedError, match="RuntimeError: out of memory"):
-        running.score(PROMPTS)
+    with worker(program) as running, pytest.raises(WorkerEndedError, match="RuntimeError: out of memory"):
+        running.call(PROMPTS, PromptMargins)
 
 
-def test_a_message_that_cannot_be_read_ends_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_that_cannot_be_read_ends_the_call() -> None:
     garbage = LOADED + "connection.recv()\nwith lock: connection.send_bytes(b'no pickle')\ntime.sleep(600)\n"
-    with worker(monkeypatch, garbage) as running:
+    with worker(garbage) as running:
         assert failure(running)[0].startswith("its message could not be read: UnpicklingError")
 
 
-def test_loading_has_a_time_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_has_a_time_limit_of_its_own() -> None:
     loads = PREAMBLE + "time.sleep(600)\n"
     with (
-        pytest.raises(WorkerEndedError, match=r"not ready after 1 s: raise engine_options\['start_timeout'\]"),
-        worker(monkeypatch, loads, start=1, heartbeat=600),
+        pytest.raises(WorkerEndedError, match="not ready after 1 s") as caught,
+        worker(loads, start=1, heartbeat=600),
     ):
         pytest.fail("it cannot be ready")
+    assert "raise engine_options['start_timeout']" in remedy(str(caught.value))
     slow = PREAMBLE + "time.sleep(3)\nsend(ModelLoaded({}))\nthreading.Thread(target=beat).start()\n"
-    with worker(monkeypatch, slow, start=60, heartbeat=2) as running:  # heartbeats begin when the model is loaded
+    with worker(slow, start=60, heartbeat=2) as running:  # heartbeats begin when the model is loaded
         assert running.running

@@ -1,8 +1,8 @@
 """The worker process as its parent sees it: started, asked, watched, and ended without anything left.
 
-vLLM runs in a process of its own for three reasons: nothing of it (CUDA context, signal handlers, environment
-variables, threads) gets into the user's process, a script needs no `if __name__ == "__main__"` guard, and closing frees
-everything. The worker leads a process group to which all processes that vLLM starts belong, and the group is killed.
+The process is started with `subprocess` and not with `multiprocessing`, so that a script needs no
+`if __name__ == "__main__"` guard. It leads a process group to which all processes that it starts belong, and the group
+is killed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from .messages import Heartbeat, LoadModel, ModelLoaded, PromptMargins, ScorePrompts, WorkerFailed
+from .messages import Heartbeat, ModelLoaded, WorkerFailed
 
-_PROGRAM = "from qwen3_ranker_plugins.engines.vllm.worker import main; main({descriptor})"
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_END_BY_ITSELF = 15.0
 _SECONDS_TO_BE_GONE = 10.0
@@ -36,7 +36,7 @@ class WorkerEndedError(Exception):
     """The worker process has ended, or cannot go on.
 
     Attributes:
-        log: the end of vLLM's log.
+        log: the end of what the process printed, if it is kept.
     """
 
     def __init__(self, message: str, log: str = "") -> None:
@@ -45,25 +45,22 @@ class WorkerEndedError(Exception):
 
 
 class WorkerProcess:
-    """A worker that has loaded its model.
+    """A worker process, which loads when it is told to.
 
-    A thread watches it, whether or not a call waits: when the process ends, a waiting call fails at once; when it
-    hangs, it is killed. It hangs if no heartbeat arrives for `heartbeat_timeout`, or if a call waits and vLLM finishes
+    A thread watches it, whether or not a call waits: when the process ends, waiting calls fail at once; when it hangs,
+    it is killed. It hangs if no heartbeat arrives for `heartbeat_timeout`, or if a call waits and the worker finishes
     no step for `step_timeout`. Time during which this process did not run itself does not count.
 
     Args:
-        load: the model to load.
+        program: Python source of what it runs, with `{descriptor}` in place of the file descriptor of its connection.
         environment: variables to set for it, in addition to those of this process.
         start_timeout, heartbeat_timeout, step_timeout: seconds.
-        show_log: send vLLM's log to standard error instead of keeping its end for error messages.
-
-    Raises:
-        WorkerEndedError: it could not be started; the message is vLLM's.
+        show_log: send what it prints to standard error instead of keeping its end for error messages.
     """
 
     def __init__(
         self,
-        load: LoadModel,
+        program: str,
         environment: Mapping[str, str],
         *,
         start_timeout: float,
@@ -79,7 +76,7 @@ class WorkerProcess:
         try:
             # -P: a file in the working directory must not replace a module of the same name.
             self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-P", "-c", _PROGRAM.format(descriptor=theirs.fileno())],
+                [sys.executable, "-P", "-c", program.format(descriptor=theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=2 if self._log is None else self._log,
                 stderr=2 if self._log is None else self._log,
@@ -89,17 +86,15 @@ class WorkerProcess:
             )
         finally:
             theirs.close()
-        self._replies: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self._loaded = self._scoring = False
+        self._loaded = False
         self._ended: WorkerEndedError | None = None
+        # Each call that waits has a queue for its answer; the worker answers in the order of the calls.
+        self._calls: deque[queue.SimpleQueue[object]] = deque()
+        self._calling = threading.Lock()  # sends in the order of `_calls`
+        self._answering = threading.Lock()  # guards `_calls` and `_ended`, and is never held for long
+        self._killing = threading.Lock()
         self._watcher = threading.Thread(target=self._watch, name=f"qwen3-ranker-watch-{self.pid}", daemon=True)
         self._watcher.start()
-        try:
-            self.facts = self._ask(load, ModelLoaded).facts
-        except BaseException:  # also an interrupt while it loads
-            self.kill()
-            raise
-        self._loaded = True
 
     @property
     def pid(self) -> int:
@@ -108,20 +103,47 @@ class WorkerProcess:
 
     @property
     def running(self) -> bool:
-        """Whether the process is there; False as soon as it has ended, and as soon as it was found to hang."""
-        return self._ended is None and self._process.poll() is None
+        """Whether the process is there and has loaded; False as soon as it has ended or was found to hang."""
+        return self._loaded and self._ended is None and self._process.poll() is None
 
-    def score(self, prompts: ScorePrompts) -> PromptMargins:
-        """The answer to some prompts.
+    def load(self, message: object) -> Any:
+        """Send the first message, and wait until the worker has loaded what it asks for; the process is killed if not.
+
+        Returns:
+            What the worker says about itself.
+
+        Raises:
+            WorkerEndedError: it could not load it; the message is the worker's.
+        """
+        try:
+            facts = self.call(message, ModelLoaded).facts
+        except BaseException:  # also an interrupt while it loads
+            self.kill()
+            raise
+        self._loaded = True
+        return facts
+
+    def call(self, message: object, reply: type[_Reply]) -> _Reply:
+        """The answer to a message. Calls of several threads may overlap.
 
         Raises:
             WorkerEndedError: the process has ended, was killed because it hung, or its engine failed.
         """
-        self._scoring = True
-        try:
-            return self._ask(prompts, PromptMargins)
-        finally:
-            self._scoring = False
+        answers: queue.SimpleQueue[object] = queue.SimpleQueue()
+        with self._calling:
+            with self._answering:
+                if self._ended is not None:
+                    raise self._ended
+                self._calls.append(answers)
+            with contextlib.suppress(OSError):  # the process has ended, and the watcher says how
+                self._connection.send(message)
+        answer = answers.get()
+        if isinstance(answer, reply):
+            return answer
+        if isinstance(answer, WorkerEndedError):
+            raise answer
+        text = answer.message if isinstance(answer, WorkerFailed) else f"it sent {type(answer).__name__}"
+        raise WorkerEndedError(text, self._log_tail())
 
     def close(self) -> None:
         """End the process and all processes that it has started; returns when they are gone."""
@@ -132,26 +154,14 @@ class WorkerProcess:
         self.kill()
 
     def kill(self) -> None:
-        """Kill the process group, and wait until it is gone."""
+        """Kill the process group, and wait until it is gone. Any thread may do so, more than once."""
         self._kill_group()
         self._process.wait()
         self._watcher.join()
-        self._connection.close()
-        if self._log is not None:
-            self._log.close()
-
-    def _ask(self, message: object, reply: type[_Reply]) -> _Reply:
-        if self._ended is not None:
-            raise self._ended
-        with contextlib.suppress(OSError):  # the process has ended, and the watcher says how
-            self._connection.send(message)
-        answer = self._replies.get()
-        if isinstance(answer, reply):
-            return answer
-        if isinstance(answer, WorkerEndedError):
-            raise answer
-        text = answer.message if isinstance(answer, WorkerFailed) else f"it sent {type(answer).__name__}"
-        raise WorkerEndedError(text, self._log_tail())
+        with self._killing:
+            self._connection.close()
+            if self._log is not None:
+                self._log.close()
 
     def _watch(self) -> None:
         reason: str | None = None
@@ -160,8 +170,22 @@ class WorkerProcess:
         except Exception as error:  # noqa: BLE001 - whatever it is, a call must not wait for a reply that nobody reads
             reason = f"its message could not be read: {type(error).__name__}: {error}"
             self._kill_group()
-        self._ended = WorkerEndedError(reason or self._exit(), self._log_tail())
-        self._replies.put(self._ended)
+        ended = WorkerEndedError(reason or self._exit(), self._log_tail())
+        with self._answering:
+            self._ended = ended
+            waiting = list(self._calls)
+            self._calls.clear()
+        for answers in waiting:
+            answers.put(ended)
+
+    def _answer(self, message: object) -> None:
+        """Give an answer to the call that has waited longest; if the worker has failed, to all of them."""
+        with self._answering:
+            waiting = [
+                self._calls.popleft() for _ in range(len(self._calls) if isinstance(message, WorkerFailed) else 1)
+            ]
+        for answers in waiting:
+            answers.put(message)
 
     def _pass_replies_on(self) -> str | None:
         """Return when the process has ended, with the reason if it was killed because it hung."""
@@ -172,7 +196,7 @@ class WorkerProcess:
             started = time.monotonic()
             try:
                 arrived = self._connection.poll(_SECONDS_BETWEEN_LOOKS)
-                # A process that vLLM forked may keep the worker's end of the connection open.
+                # A process that the worker forked may keep the worker's end of the connection open.
                 if not arrived and self._process.poll() is not None and not self._connection.poll(0):
                     return hang
                 message = self._connection.recv() if arrived else None
@@ -181,12 +205,12 @@ class WorkerProcess:
             # If this process was suspended or starved, the worker may have been, too.
             passed = min(time.monotonic() - started, 2 * _SECONDS_BETWEEN_LOOKS)
             silent = 0.0 if arrived else silent + passed
-            stalled = stalled + passed if self._scoring else 0.0
+            stalled = stalled + passed if self._calls else 0.0
             if isinstance(message, Heartbeat):
                 stalled = stalled if message.steps == steps else 0.0
                 steps = message.steps
             elif message is not None:
-                self._replies.put(message)
+                self._answer(message)
             if hang is None and (hang := self._hang(silent, stalled)) is not None:
                 self._kill_group()
 
@@ -199,7 +223,7 @@ class WorkerProcess:
         """
         if not self._loaded:
             if silent > self._start_timeout:
-                return f"it was not ready after {self._start_timeout:g} s: raise engine_options['start_timeout']"
+                return f"it was not ready after {self._start_timeout:g} s"
         elif silent > self._heartbeat_timeout:
             return f"it hung and was killed: it sent no heartbeat for {self._heartbeat_timeout:g} s"
         elif stalled > self._step_timeout:
@@ -226,7 +250,7 @@ class WorkerProcess:
         return f"it was killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
 
     def _log_tail(self) -> str:
-        """The end of vLLM's log, if it is kept."""
+        """The end of what the process printed, if it is kept."""
         if self._log is None or self._log.closed:
             return ""
         size = os.fstat(self._log.fileno()).st_size

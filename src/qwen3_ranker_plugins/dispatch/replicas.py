@@ -1,0 +1,176 @@
+"""The engines of a dispatcher: which of them takes the next pass, how much goes into it, and what each has done."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..engines.base import Engine, EngineCapabilities
+from .filling import ByLength
+
+ReplicaStatus = Literal["running", "restarting", "failed"]
+
+#: Seconds over which `documents_per_second` is averaged.
+_RATE_SECONDS = 10.0
+#: Seconds after which the end of a replica counts as the first one again.
+_STEADY_SECONDS = 60.0
+#: Seconds of the longest pause before a replica is started again.
+_LONGEST_PAUSE = 60.0
+#: A pass that is split over idle replicas has at least the token budget divided by this: smaller ones take as long.
+_LEAST_SHARE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaState:
+    """What one engine of a reranker does, and has done.
+
+    Attributes:
+        number: from 0, in the order of the devices.
+        device: "cpu" or "cuda:N".
+        status: "running" can score; "restarting" has ended and is being started again; "failed" could not be started,
+            and is tried again after a pause.
+        process: id of its process; None if it runs in this one, or has ended.
+        requests: number of requests in the passes that it computes now.
+        passes, documents, tokens: scored since it was made, restarts included.
+        failed_passes: number of passes that raised.
+        documents_per_second: average of about the last ten seconds.
+        restarts: number of times that it was started again.
+        error: why it ended or could not be started; None while it runs.
+    """
+
+    number: int
+    device: str
+    status: ReplicaStatus
+    process: int | None
+    requests: int
+    passes: int
+    documents: int
+    tokens: int
+    failed_passes: int
+    documents_per_second: float
+    restarts: int
+    error: str | None
+
+
+class Replica:
+    """An engine of a dispatcher, which guards it with its locks.
+
+    Args:
+        number: its place among the engines of the dispatcher.
+        engine: running.
+        device: "cpu" or "cuda:N".
+    """
+
+    def __init__(self, number: int, engine: Engine, device: str) -> None:
+        self.number = number
+        self.engine = engine
+        self.device = device
+        self.threads = engine.capabilities.workers * engine.capabilities.passes_in_flight
+        #: Passes that its threads have taken and not finished.
+        self.in_flight = 0
+        #: Requests in these passes.
+        self.requests = 0
+        self.passes = self.documents = self.tokens = self.failed_passes = self.restarts = 0
+        #: When its last pass ended.
+        self.last_end = 0.0
+        self._rate = _Rate()
+        self._status: ReplicaStatus = "running"
+        self._error: str | None = None
+        self._started = time.monotonic()
+        self._pause = 0.0
+
+    @property
+    def runs(self) -> bool:
+        """Whether it can score."""
+        return self._status == "running" and self.engine.running
+
+    def count(self, documents: int, tokens: int) -> None:
+        """Record a pass."""
+        self.passes += 1
+        self.documents += documents
+        self.tokens += tokens
+        self._rate.add(documents)
+
+    def ends(self, error: object) -> bool:
+        """It has ended; the first reason counts, for which this returns True."""
+        if self._status != "running":
+            return False
+        self._status, self._error = "restarting", str(error)
+        return True
+
+    def fails(self, error: object) -> None:
+        """It could not be started again."""
+        self._status, self._error = "failed", str(error)
+
+    def starts(self) -> None:
+        """It was started again."""
+        self._status, self._error = "running", None
+        self._started = time.monotonic()
+        self.restarts += 1
+
+    def next_pause(self) -> float:
+        """Seconds to wait before it is started: none at first, and longer each time that it ends soon after."""
+        steady = time.monotonic() - self._started > _STEADY_SECONDS and self._status == "restarting"
+        pause = 0.0 if steady else self._pause
+        self._pause = min(max(1.0, 2 * pause), _LONGEST_PAUSE)
+        return pause
+
+    def state(self) -> ReplicaState:
+        """As others see it."""
+        status: ReplicaStatus = "restarting" if self._status == "running" and not self.engine.running else self._status
+        return ReplicaState(
+            number=self.number,
+            device=self.device,
+            status=status,
+            process=self.engine.worker_pid,
+            requests=self.requests,
+            passes=self.passes,
+            documents=self.documents,
+            tokens=self.tokens,
+            failed_passes=self.failed_passes,
+            documents_per_second=self._rate.per_second,
+            restarts=self.restarts,
+            error=self._error,
+        )
+
+
+class _Rate:
+    """A count per second, in which what is longer ago weighs less."""
+
+    def __init__(self) -> None:
+        self._weighted = 0.0
+        self._at = time.monotonic()
+
+    def add(self, count: int) -> None:
+        self._weighted = self._decayed() + count
+        self._at = time.monotonic()
+
+    @property
+    def per_second(self) -> float:
+        return self._decayed() / _RATE_SECONDS
+
+    def _decayed(self) -> float:
+        return self._weighted * math.exp((self._at - time.monotonic()) / _RATE_SECONDS)
+
+
+def may_take(replica: Replica, replicas: Sequence[Replica]) -> bool:
+    """Whether the next pass is this replica's: none of the others is less busy."""
+    return replica.runs and not any(each.in_flight < replica.in_flight and each.runs for each in replicas)
+
+
+def share_of_pass(replica: Replica, replicas: Sequence[Replica], waiting: Collection[ByLength]) -> EngineCapabilities:
+    """What a pass of this replica may hold, so that replicas that are as idle have a share of what waits.
+
+    Each share has the prefix once more. A share is not so small that its pass would take as long as a larger one.
+    """
+    capabilities = replica.engine.capabilities
+    idle = sum(each.in_flight == replica.in_flight and each.runs for each in replicas)
+    if idle <= 1 or not waiting:
+        return capabilities
+    tokens = sum(each.request.prefix_length + each.tokens_left for each in waiting)
+    prefix = next(iter(waiting)).request.prefix_length
+    share = max(-(-tokens // idle) + prefix, capabilities.token_budget // _LEAST_SHARE)
+    return replace(capabilities, token_budget=min(share, capabilities.token_budget))
