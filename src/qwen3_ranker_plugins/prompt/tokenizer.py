@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from ..errors import UnsupportedModelError
 
@@ -43,6 +44,9 @@ class ModelTokenizer:
             added = specification["added_tokens"]
             ordinary = [token for token in added if not (token["special"] or _IN_BRACKETS.fullmatch(token["content"]))]
             self.vocabulary: tuple[str, ...] = tuple(token["content"] for token in ordinary)
+            self._depends_on_neighbours = {
+                token["content"] for token in ordinary if token["lstrip"] or token["rstrip"] or token["single_word"]
+            }
             self.control: dict[str, int] = {
                 token["content"]: token["id"] for token in added if token["content"] not in self.vocabulary
             }
@@ -127,15 +131,37 @@ class ModelTokenizer:
         return pieces
 
     def splits_vocabulary(self, text: str, position: int) -> bool:
-        """Whether a cut at `position` may lie inside a word of `vocabulary`, which may end after `text` does."""
+        """Whether a cut at `position` may lie inside a word of `vocabulary`, which may end after `text` does.
+
+        A word that counts only between certain neighbours must not touch the cut either.
+        """
         for word in self.vocabulary:
-            start = max(0, position - len(word) + 1)
+            neighbours = 1 if word in self._depends_on_neighbours else 0
+            start = max(0, position - len(word) + 1 - neighbours)
             if any(
                 text.startswith(word, first) or (word.startswith(text[first:]) and first < len(text))
-                for first in range(start, position)
+                for first in range(start, position + neighbours)
             ):
                 return True
         return False
+
+    @cached_property
+    def longest_added(self) -> int:
+        """Characters of the longest word of `vocabulary`; 0 if there is none."""
+        return max(map(len, self.vocabulary), default=0)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Symbols of the longest token that merges lead to; with a byte-level tokenizer, a symbol is a byte."""
+        return max(map(len, self.plain.get_vocab(with_added_tokens=False)))
+
+    @cached_property
+    def split_piece(self) -> Callable[[str], list[str]] | None:
+        """Splits the symbols of a piece of the pre-tokenizer into tokens; None if not by priority of merges alone."""
+        model = self.plain.model
+        if not isinstance(model, BPE) or model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix:
+            return None
+        return lambda symbols: [token.value for token in model.tokenize(symbols)]
 
     def normalize(self, text: str) -> str:
         """The text as the tokenizer's normalizer leaves it (NFC for Qwen3)."""

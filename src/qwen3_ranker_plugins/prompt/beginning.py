@@ -1,0 +1,195 @@
+"""The first ids of texts, without encoding what is not read of a long one.
+
+A text is encoded in slices until enough ids are known. They equal the first ids of the whole text, for one of three
+reasons, which are tried in this order:
+
+1. The slice is the rest of the text.
+2. The slice is cut where a piece of the pre-tokenizer ends whatever follows. A piece that is not the last one was ended
+   by the characters after it; those are known unless they are white space, which looks ahead to the end of its run. So
+   a cut needs a character that is not white space on one of its sides.
+3. The slice lies within one piece, such as a run of one letter. Byte pair encoding merges by priority, so if a merge
+   never crosses a place in a piece, the ids before that place are those of the text before it. The whole piece has a
+   token boundary among any n consecutive bytes, where n is the length of the longest token. If for each of the last n
+   bytes of the slice the ids of the slice up to there have a boundary at an earlier place, the whole piece has one too.
+
+What none of them covers is cut by definition at the end of a slice: text without a place where Unicode normalization
+starts afresh in 256 characters (Unicode's stream-safe format allows 30), white space with line breaks and then more
+blanks than a slice holds, and runs that consist of overlapping added tokens.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from tokenizers import Encoding
+
+from .tokenizer import ModelTokenizer, as_utf8
+
+#: Texts of at most this many characters are encoded whole; longer ones in slices of at most this many.
+SLICE = 65_536
+# One batch of the tokenizer holds at most this many characters: its results take some 40 bytes for each.
+_BATCH = 1_000_000
+# How far back from the end of a slice a place is looked for where normalization starts afresh.
+_LONGEST_SEQUENCE = 256
+# Characters that decide whether the next one is composed with them: three in Unicode.
+_COMPOSING = 8
+
+
+class Beginning(NamedTuple):
+    """The first ids of a text.
+
+    Attributes:
+        ids: at least as many as were asked for, or all.
+        whole: they are all ids of the text; otherwise the text has at least one more.
+    """
+
+    ids: list[int]
+    whole: bool
+
+
+def encode_beginnings(
+    tokenizer: ModelTokenizer, texts: Sequence[str], count: int, *, slice_length: int = SLICE
+) -> list[Beginning]:
+    """The first ids of each text, none of them a control token.
+
+    Args:
+        tokenizer: of the model that will read the ids.
+        texts: of any length.
+        count: how many ids are read of each.
+        slice_length: in characters; at least a few times the longest token.
+    """
+    beginnings: list[Beginning] = []
+    for group in _groups(texts, slice_length):
+        readers = {place: _Reader(tokenizer, text) for place, text in enumerate(group) if len(text) > slice_length}
+        unfinished = list(readers.values())
+        while unfinished:
+            slices = [reader.next_slice(slice_length) for reader in unfinished]
+            for reader, encoding in zip(unfinished, tokenizer.plain.encode_batch(slices, add_special_tokens=False)):
+                reader.take(encoding)
+            unfinished = [reader for reader in unfinished if not reader.whole and len(reader.ids) < count]
+        short = iter(tokenizer.encode_batch([text for text in group if len(text) <= slice_length]))
+        for place in range(len(group)):
+            reader = readers.get(place)
+            beginnings.append(Beginning(next(short), True) if reader is None else Beginning(reader.ids, reader.whole))
+    return beginnings
+
+
+def _groups(texts: Sequence[str], slice_length: int) -> Iterator[Sequence[str]]:
+    """The texts in groups, of which the slices of each fit one batch."""
+    first = characters = 0
+    for place, text in enumerate(texts):
+        length = min(len(text), slice_length)
+        if characters + length > _BATCH:
+            yield texts[first:place]
+            first, characters = place, 0
+        characters += length
+    if first < len(texts):
+        yield texts[first:]
+
+
+class _Reader:
+    """A long text, of which slices are encoded from its beginning on.
+
+    Attributes:
+        ids: of what has been read, certain whatever follows.
+        whole: nothing is left.
+    """
+
+    def __init__(self, tokenizer: ModelTokenizer, text: str) -> None:
+        self._tokenizer = tokenizer
+        self._text = as_utf8(text)
+        self._position = 0
+        self._end = 0
+        self.ids: list[int] = []
+        self.whole = False
+
+    def next_slice(self, length: int) -> str:
+        """The text to be encoded next."""
+        self._end = min(len(self._text), self._position + length)
+        if self._end < len(self._text):
+            ends = range(self._end, max(self._position, self._end - _LONGEST_SEQUENCE), -1)
+            self._end = next(filter(self._starts_afresh, ends), self._end)
+        return self._text[self._position : self._end]
+
+    def take(self, encoding: Encoding) -> None:
+        """Keep the ids of the slice that are certain, and go on where they end."""
+        kept, length = len(encoding.ids), self._end - self._position
+        if self._end < len(self._text):
+            offsets, words = encoding.offsets, encoding.word_ids
+            found = self._end_of_piece(offsets, words) or self._end_within_piece(offsets, words, encoding.tokens)
+            if found:
+                kept, length = found, offsets[found][0]
+        self.ids += encoding.ids[:kept]
+        self._position += length
+        self.whole = self._position == len(self._text)
+
+    def _end_of_piece(self, offsets: list[tuple[int, int]], words: list[int | None]) -> int:
+        """How many ids end with the last piece that ends whatever follows; 0 if there is none."""
+        for kept in range(len(words) - 1, 0, -1):
+            place = self._position + offsets[kept][0]
+            if (
+                words[kept] != words[kept - 1]
+                and offsets[kept - 1][1] <= offsets[kept][0]
+                and not (self._text[place - 1].isspace() and self._text[place].isspace())
+                and self._can_be_cut(place)
+            ):
+                return kept
+        return 0
+
+    def _end_within_piece(self, offsets: list[tuple[int, int]], words: list[int | None], tokens: list[str]) -> int:
+        """How many ids of the first piece are certain, if it fills half of the slice; 0 if it does not."""
+        split = self._tokenizer.split_piece
+        last = next((place for place, word in enumerate(words) if word != words[0]), len(words))
+        piece = self._text[self._position : self._position + offsets[last - 1][1]]
+        blank = piece.isspace()
+        # The rest of a piece has to be a piece as well: not the line breaks at the end of punctuation.
+        uniform = blank or not any(map(str.isspace, piece[1:]))
+        if split is None or not uniform or 2 * len(piece) < self._end - self._position:
+            return 0
+        symbols = "".join(tokens[:last])
+        # A word that follows may take the last blank.
+        size = len(symbols) - (len(piece[-1].encode()) if blank and last == len(words) else 0)
+        longest = self._tokenizer.longest_token
+        starts = list(accumulate(map(len, tokens[: last - 1]), initial=0))
+        for distance in (4 * longest, 16 * longest):
+            kept = bisect_right(starts, size - longest - distance) - 1
+            while kept > 0 and not (
+                offsets[kept - 1][1] <= offsets[kept][0] and self._can_be_cut(self._position + offsets[kept][0])
+            ):
+                kept -= 1
+            if kept <= 0:
+                break
+            first_tokens = {split(symbols[starts[kept] : end])[0] for end in range(size - longest + 1, size + 1)}
+            before = tokens[kept - 1]
+            if all(split(before + after) == [before, after] for after in first_tokens):
+                return kept
+        return 0
+
+    def _can_be_cut(self, place: int) -> bool:
+        """Whether neither normalization nor an added token spans a place."""
+        if not self._starts_afresh(place):
+            return False
+        reach = self._tokenizer.longest_added
+        if not reach:
+            return True
+        before, after = self._text[max(0, place - reach) : place], self._text[place : place + reach]
+        normalized = self._tokenizer.normalize(before), self._tokenizer.normalize(after)
+        return not any(
+            self._tokenizer.splits_vocabulary(left + right, len(left)) for left, right in {(before, after), normalized}
+        )
+
+    def _starts_afresh(self, place: int) -> bool:
+        """Whether normalization does not combine the character at a place with what precedes it."""
+        character = self._text[place]
+        if character.isascii():
+            return True
+        # Python may know fewer characters than the tokenizer's version of Unicode.
+        if unicodedata.combining(character) or unicodedata.category(character) == "Cn":
+            return False
+        before = self._text[max(0, place - _COMPOSING) : place]
+        normalize = self._tokenizer.normalize
+        return normalize(before + character) == normalize(before) + normalize(character)
