@@ -15,7 +15,7 @@ class Request:
         query: what the user asked; not empty.
         documents: texts in any order; may be empty.
         instruction: the task, as in the model's prompt; None means as configured.
-        max_document_tokens: cut each document to so many tokens; None cuts only what does not fit the prompt.
+        max_document_tokens: cut each document to at most this many tokens; None cuts only what does not fit the prompt.
     """
 
     query: str
@@ -34,7 +34,8 @@ class ScoredDocument:
         score: P(yes) = sigmoid(margin), in [0, 1].
         margin: logit(yes) - logit(no); orders documents whose scores both round to 1.0.
         confidence: |P(yes) - P(no)| = tanh(|margin| / 2), in [0, 1]: how decided the model is, either way.
-        truncated_tokens: tokens cut off the end of the document so that the prompt fits; 0 if it was read whole.
+        truncated_tokens: tokens cut off the end of the document so that the prompt fits; 0 if it was read whole. At
+            least so many for a document of more than 65,536 characters, which is tokenized only as far as it is read.
     """
 
     index: int

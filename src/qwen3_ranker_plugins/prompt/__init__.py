@@ -1,5 +1,6 @@
 """Texts to token ids: templates, the tokenizer, and the encoder that puts them together."""
 
+from .beginning import encode_beginnings
 from .encoder import EncodedRequest, Encoder, PromptEncoder, length_order
 from .template import DEFAULT_INSTRUCTION, DEFAULT_MAX_LENGTH, TEMPLATES, Template
 from .tokenizer import ModelTokenizer, as_utf8, load_tokenizer
@@ -14,6 +15,7 @@ __all__ = [
     "PromptEncoder",
     "Template",
     "as_utf8",
+    "encode_beginnings",
     "length_order",
     "load_tokenizer",
 ]

@@ -35,7 +35,7 @@ SLICE = 65_536
 _BATCH = 1_000_000
 # How far back from the end of a slice a place is looked for where normalization starts afresh.
 _LONGEST_SEQUENCE = 256
-# Characters that decide whether the next one is composed with them: three in Unicode.
+# More characters than Unicode composes to one.
 _COMPOSING = 8
 
 
@@ -68,13 +68,14 @@ def encode_beginnings(
         unfinished = list(readers.values())
         while unfinished:
             slices = [reader.next_slice(slice_length) for reader in unfinished]
-            for reader, encoding in zip(unfinished, tokenizer.plain.encode_batch(slices, add_special_tokens=False)):
+            encodings = tokenizer.plain.encode_batch(slices, add_special_tokens=False)
+            for reader, encoding in zip(unfinished, encodings, strict=True):
                 reader.take(encoding)
             unfinished = [reader for reader in unfinished if not reader.whole and len(reader.ids) < count]
         short = iter(tokenizer.encode_batch([text for text in group if len(text) <= slice_length]))
         for place in range(len(group)):
-            reader = readers.get(place)
-            beginnings.append(Beginning(next(short), True) if reader is None else Beginning(reader.ids, reader.whole))
+            long = readers.get(place)
+            beginnings.append(Beginning(next(short), True) if long is None else Beginning(long.ids, long.whole))
     return beginnings
 
 
@@ -141,32 +142,34 @@ class _Reader:
         return 0
 
     def _end_within_piece(self, offsets: list[tuple[int, int]], words: list[int | None], tokens: list[str]) -> int:
-        """How many ids of the first piece are certain, if it fills half of the slice; 0 if it does not."""
-        split = self._tokenizer.split_piece
-        last = next((place for place, word in enumerate(words) if word != words[0]), len(words))
-        piece = self._text[self._position : self._position + offsets[last - 1][1]]
+        """How many ids are certain if a long piece, or white space, reaches to the end of the slice; 0 if none does."""
+        split, longest = self._tokenizer.split_piece, self._tokenizer.longest_token
+        first, last = words.index(words[-1]), len(words)
+        piece = self._text[self._position + offsets[first][0] : self._end]
         blank = piece.isspace()
-        # The rest of a piece has to be a piece as well: not the line breaks at the end of punctuation.
-        uniform = blank or not any(map(str.isspace, piece[1:]))
-        if split is None or not uniform or 2 * len(piece) < self._end - self._position:
+        if blank:  # line breaks that follow would make one piece of all of it, up to the last of them
+            first, last = 0, next((place for place, word in enumerate(words) if word != words[0]), last)
+            piece = self._text[self._position : self._position + offsets[last - 1][1]]
+        # What is left of a piece has to be a piece as well: not the line breaks at the end of punctuation.
+        if split is None or (not piece.isspace() if blank else "\n" in piece[1:] or "\r" in piece[1:]):
             return 0
-        symbols = "".join(tokens[:last])
+        symbols = "".join(tokens[first:last])
         # A word that follows may take the last blank.
         size = len(symbols) - (len(piece[-1].encode()) if blank and last == len(words) else 0)
-        longest = self._tokenizer.longest_token
-        starts = list(accumulate(map(len, tokens[: last - 1]), initial=0))
-        for distance in (4 * longest, 16 * longest):
+        starts = list(accumulate(map(len, tokens[first : last - 1]), initial=0))
+        for distance in (2 * longest, 8 * longest, 32 * longest):
             kept = bisect_right(starts, size - longest - distance) - 1
             while kept > 0 and not (
-                offsets[kept - 1][1] <= offsets[kept][0] and self._can_be_cut(self._position + offsets[kept][0])
+                offsets[first + kept - 1][1] <= offsets[first + kept][0]
+                and self._can_be_cut(self._position + offsets[first + kept][0])
             ):
                 kept -= 1
             if kept <= 0:
                 break
-            first_tokens = {split(symbols[starts[kept] : end])[0] for end in range(size - longest + 1, size + 1)}
-            before = tokens[kept - 1]
-            if all(split(before + after) == [before, after] for after in first_tokens):
-                return kept
+            before = tokens[first + kept - 1]
+            afterwards = {split(symbols[starts[kept] : end])[0] for end in range(size - longest + 1, size + 1)}
+            if all(split(before + after) == [before, after] for after in afterwards):
+                return first + kept
         return 0
 
     def _can_be_cut(self, place: int) -> bool:
@@ -183,13 +186,28 @@ class _Reader:
         )
 
     def _starts_afresh(self, place: int) -> bool:
-        """Whether normalization does not combine the character at a place with what precedes it."""
-        character = self._text[place]
-        if character.isascii():
+        """Whether the text up to a place is normalized without regard to what follows."""
+        text = self._text
+        if text[place].isascii():
             return True
+        before = _step_over_marks(text, place - 1, -1)
+        after = _step_over_marks(text, place, 1)
         # Python may know fewer characters than the tokenizer's version of Unicode.
-        if unicodedata.combining(character) or unicodedata.category(character) == "Cn":
+        if (
+            before is None
+            or after is None
+            or any(unicodedata.category(each) == "Cn" for each in text[place : after + 1])
+        ):
             return False
-        before = self._text[max(0, place - _COMPOSING) : place]
+        left, right = text[max(0, before - _COMPOSING) : place], text[place : after + 1]
         normalize = self._tokenizer.normalize
-        return normalize(before + character) == normalize(before) + normalize(character)
+        return normalize(left + right) == normalize(left) + normalize(right)
+
+
+def _step_over_marks(text: str, place: int, step: int) -> int | None:
+    """The next place, in steps of 1 or -1, of a character that normalization does not move; None if it is far away."""
+    for _ in range(_LONGEST_SEQUENCE):
+        if not 0 <= place < len(text) or not unicodedata.combining(text[place]):
+            return min(max(place, 0), len(text))
+        place += step
+    return None

@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import PromptTooLongError
+from .beginning import SLICE, Beginning, encode_beginnings
 from .template import BOUNDARY, DEFAULT_INSTRUCTION, DEFAULT_MAX_LENGTH, Template
 from .tokenizer import ModelTokenizer
 
@@ -31,7 +32,8 @@ class EncodedRequest:
     Attributes:
         prefix: ids that all documents of the request share.
         segments: for each document its ids and the suffix; `prefix + segments[i]` is prompt i.
-        truncated_tokens: for each document, how many of its tokens were cut off at the end.
+        truncated_tokens: for each document, how many of its tokens were cut off at the end; at least so many for a
+            document of more than 65,536 characters, which is encoded only as far as it is read.
     """
 
     prefix: list[int]
@@ -134,6 +136,9 @@ class PromptEncoder:
         """
         instruction = self.instruction if instruction is None else instruction
         prompt = self._without_instruction if instruction is None else self._with_instruction
+        self._check_length("query", query)
+        if instruction is not None and prompt.has_instruction:
+            self._check_length("instruction", instruction)
         prefix, before_document = prompt.encode_prefix({"instruction": instruction or "", "query": query})
         room = self.max_length - len(prefix) - len(prompt.suffix_ids)
         if room < 1:
@@ -148,6 +153,20 @@ class PromptEncoder:
         texts = [before_document + (document or self._empty_document) for document in documents]
         segments, truncated = prompt.encode_documents(texts, room, whole=max_document_tokens is None)
         return EncodedRequest(prefix=prefix, segments=segments, truncated_tokens=truncated)
+
+    def _check_length(self, argument: str, text: str) -> None:
+        """Refuse a text that cannot fit the prompt without encoding all of it.
+
+        Raises:
+            PromptTooLongError: it has more than `max_length` tokens.
+        """
+        if len(text) > SLICE and not encode_beginnings(self.tokenizer, [text], self.max_length)[0].whole:
+            raise PromptTooLongError(
+                argument,
+                text,
+                f"its {len(text)} characters take more than max_length={self.max_length} tokens; shorten it or raise "
+                "max_length",
+            )
 
 
 class _Prompt:
@@ -164,6 +183,11 @@ class _Prompt:
         self._rest_ids = [token_id for pieces in (first, *others) for token_id in self._encode_pieces(pieces)]
         self.suffix_ids = [*self._encode_pieces([self._after_document]), *self._rest_ids]
 
+    @property
+    def has_instruction(self) -> bool:
+        """Whether the prompt holds the instruction."""
+        return any(field == "instruction" for _, field in self._parts)
+
     def encode_documents(self, texts: Sequence[str], room: int, *, whole: bool) -> tuple[list[list[int]], list[int]]:
         """(ids of each document and its suffix, how many of its tokens were cut off its end).
 
@@ -173,23 +197,25 @@ class _Prompt:
             whole: whether `room` is what the prompt leaves; otherwise it limits the document alone.
         """
         if not self._after_document:
-            segments = self._tokenizer.encode_batch(texts)
-            truncated = [max(0, len(ids) - room) for ids in segments]
+            beginnings = encode_beginnings(self._tokenizer, texts, room)
+            truncated = [_cut_off(each, room) for each in beginnings]
+            segments = [ids for ids, _ in beginnings]
             for ids in segments:
                 del ids[room:]
                 ids.extend(self.suffix_ids)
             return segments, truncated
-        segments = self._tokenizer.encode_batch([text + self._after_document for text in texts])
-        truncated = [0] * len(texts)
         longest = room + len(self.suffix_ids) - len(self._rest_ids)
-        for place, ids in enumerate(segments):
-            if whole and len(ids) <= longest:
+        beginnings = encode_beginnings(self._tokenizer, [text + self._after_document for text in texts], longest)
+        truncated = [0] * len(texts)
+        segments = [ids for ids, _ in beginnings]
+        for place, (ids, all_encoded) in enumerate(beginnings):
+            if whole and all_encoded and len(ids) <= longest:
                 ids.extend(self._rest_ids)
                 continue
-            document = self._tokenizer.encode(texts[place])
-            if len(document) > room:
-                truncated[place] = len(document) - room
-                segments[place] = document[:room] + self.suffix_ids
+            [document] = encode_beginnings(self._tokenizer, texts[place : place + 1], room)
+            truncated[place] = _cut_off(document, room)
+            if truncated[place]:
+                segments[place] = document.ids[:room] + self.suffix_ids
             else:
                 ids.extend(self._rest_ids)
         return segments, truncated
@@ -234,6 +260,11 @@ class _Prompt:
         for piece in pieces:
             ids += [piece] if isinstance(piece, int) else self._tokenizer.encode(piece)
         return ids
+
+
+def _cut_off(beginning: Beginning, room: int) -> int:
+    """How many tokens of a document do not fit; at least so many, if it was not encoded whole."""
+    return max(0, len(beginning.ids) - room) if beginning.whole else len(beginning.ids) - room + 1
 
 
 def length_order(request: EncodedRequest) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ...errors import InvalidInputError
-from ...prompt import DEFAULT_INSTRUCTION, EncodedRequest, PromptEncoder, as_utf8
+from ...prompt import DEFAULT_INSTRUCTION, EncodedRequest, PromptEncoder, as_utf8, encode_beginnings
 from .options import RemoteOptions
 
 # What a service's tokenizer reads as a control token. The tokenizer that `load_tokenizer` returns does not.
@@ -140,7 +140,7 @@ class RenderedEncoder:
         The decoded text is encoded again, because ids that were cut within a character decode to another text.
         """
         tokenizer = self._encoder.tokenizer
-        [ids] = tokenizer.encode_batch([text])
+        [(ids, _)] = encode_beginnings(tokenizer, [text], room)
         length = room
         while True:
             shorter = tokenizer.plain.decode(ids[: max(0, length)], skip_special_tokens=False).rstrip("\ufffd")

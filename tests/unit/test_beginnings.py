@@ -1,0 +1,124 @@
+"""The first ids of a long text are those of the whole text, and the rest of it costs nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen3_ranker_plugins import PromptTooLongError
+from qwen3_ranker_plugins.prompt import DEFAULT_INSTRUCTION, ModelTokenizer, PromptEncoder
+from qwen3_ranker_plugins.prompt.beginning import SLICE, encode_beginnings
+
+MOTIFS = [
+    *(" ", "\n", "\r\n", "\t", "\u3000", "\x85", "\x1c", "a", "A", "aab", "ab", "the ", "word ", "don't ", "'s", "'ll"),
+    *("!", "=", "-", "...", "1", "12", "3.14 ", "中", "中文字，", "日本語。", "カ\u3099", "é", "e\u0301", "क\u093c"),
+    *(
+        "\u0958",
+        "हिन्दी ",
+        "ไทยกก็",
+        "한국",
+        "\u1100\u1161\u11a8",
+        "👩\u200d👧",
+        "Ａ",
+        "\u212b",
+        "x\u0338",
+        "<",
+        "</think>",
+    ),
+    *("\ud83d", "\u200b", "ſ", "ß", "\U0001d15e", "Fluxomat", "Fluxomat ", "XJ 9000", "é12"),
+]
+runs = st.tuples(st.sampled_from(MOTIFS) | st.characters(), st.sampled_from([1, 1, 1, 2, 3, 10, 100, 1000, 3000]))
+
+
+def cut_by_definition(text: str) -> bool:
+    """More line breaks after punctuation, or blanks after line breaks, than the slices of these tests may hold."""
+    return any(blank * 100 in text.replace("\r\n", "\n") for blank in "\n\x85\r")
+
+
+texts = st.lists(runs, min_size=1, max_size=12).map(lambda parts: "".join(motif * times for motif, times in parts))
+texts = texts.filter(lambda text: not cut_by_definition(text))
+
+
+@pytest.fixture(scope="module")
+def added_tokenizer(qwen3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelTokenizer:
+    """The tokenizer of a fine-tune that was taught words: some count anywhere, some between blanks only."""
+    folder = tmp_path_factory.mktemp("added")
+    specification = json.loads((qwen3_folder / "tokenizer.json").read_text())
+    first = max(token["id"] for token in specification["added_tokens"]) + 1
+    words = [("Fluxomat", True), ("XJ 9000", False), ("é12", False)]
+    for token_id, (content, alone) in enumerate(words, start=first):
+        specification["added_tokens"].append(
+            {"id": token_id, "content": content, "single_word": alone, "lstrip": False, "rstrip": alone}
+            | {"normalized": content == "é12", "special": False}
+        )
+    (folder / "tokenizer.json").write_text(json.dumps(specification))
+    return ModelTokenizer(folder)
+
+
+@settings(max_examples=40)
+@given(text=texts, count=st.sampled_from([1, 5, 50, 500]), slice_length=st.sampled_from([1200, 2000, 4000]))
+@pytest.mark.parametrize("which", ["tiny_tokenizer", "qwen3_tokenizer", "added_tokenizer"])
+def test_they_are_those_of_the_whole_text(
+    request: pytest.FixtureRequest, which: str, text: str, count: int, slice_length: int
+) -> None:
+    tokenizer: ModelTokenizer = request.getfixturevalue(which)
+    [whole] = tokenizer.encode_batch([text])
+    [(ids, all_encoded)] = encode_beginnings(tokenizer, [text], count, slice_length=slice_length)
+    assert ids == whole[: len(ids)]
+    assert (len(ids) == len(whole)) if all_encoded else (count <= len(ids) < len(whole))
+
+
+@pytest.mark.parametrize(
+    "motif",
+    ["the quick brown fox ", "a", "ab", " ", "=", "\n", "中", "e\u0301", "0", "👩\u200d👧", "ไทยกก็"],
+)
+@pytest.mark.parametrize("which", ["tiny_tokenizer", "qwen3_tokenizer"])
+def test_hundreds_of_thousands_of_characters_are_read_as_far_as_they_count(
+    request: pytest.FixtureRequest, which: str, motif: str
+) -> None:
+    """Among them runs that are a single piece of the pre-tokenizer."""
+    tokenizer: ModelTokenizer = request.getfixturevalue(which)
+    text = motif * (300_000 // len(motif))
+    [(ids, whole)] = encode_beginnings(tokenizer, [text], 1_000)
+    assert not whole
+    assert 1_000 <= len(ids) <= 1_000 + 3 * SLICE, "one slice more than was asked for, at most"
+    [expected] = tokenizer.encode_batch([text[: 2 * SLICE]])
+    assert ids[:1_000] == expected[:1_000]
+
+
+def test_long_and_short_texts_of_a_request(qwen3_tokenizer: ModelTokenizer) -> None:
+    """Both kinds share batches; what is read whole has an exact count, the rest says "at least"."""
+    encoder = PromptEncoder(qwen3_tokenizer, max_length=600)
+    documents = ["short", "word " * 1_000, "word " * 300_000, "", "wörd " * 200_000, "a" * 1_000_000]
+    request = encoder.encode("q", documents, DEFAULT_INSTRUCTION)
+    alone = [encoder.encode("q", [document[:50_000]], DEFAULT_INSTRUCTION) for document in documents]
+    assert request.segments == [each.segments[0] for each in alone]
+    assert request.truncated_tokens[:2] == alone[0].truncated_tokens + alone[1].truncated_tokens
+    assert request.truncated_tokens[3] == 0
+    for short, cut in zip(alone[2:], request.truncated_tokens[2:], strict=True):
+        assert short.truncated_tokens[0] <= cut
+    assert request.truncated_tokens[2] >= 10_000
+
+
+def test_text_after_a_long_document(qwen3_tokenizer: ModelTokenizer) -> None:
+    encoder = PromptEncoder(qwen3_tokenizer, "{query}\n{document}\nRelevant:<|im_end|>", max_length=600)
+    long, cut = "word " * 100_000, "word " * 10_000
+    assert encoder.encode("q", [long], None).segments == encoder.encode("q", [cut], None).segments
+    limited = encoder.encode("q", [long], None, max_document_tokens=7)
+    assert limited.segments == encoder.encode("q", [cut], None, max_document_tokens=7).segments
+    assert limited.truncated_tokens[0] >= 10_000
+
+
+@pytest.mark.parametrize("argument", ["query", "instruction"])
+def test_a_query_of_megabytes_is_refused_without_being_encoded(qwen3_tokenizer: ModelTokenizer, argument: str) -> None:
+    encoder = PromptEncoder(qwen3_tokenizer)
+    arguments = {"query": "q", "instruction": "i"} | {argument: "word " * 1_000_000}
+    with pytest.raises(PromptTooLongError, match=f"{argument}=.*5000000 characters.*max_length=8192"):
+        encoder.encode(arguments["query"], ["document"], arguments["instruction"])
+    compact = PromptEncoder(qwen3_tokenizer, "{query} {document}<|im_end|>")
+    if argument == "instruction":
+        assert compact.encode("q", ["document"], arguments["instruction"]).truncated_tokens == [0]
