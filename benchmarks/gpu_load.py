@@ -97,7 +97,7 @@ def plans(system: str, arguments: argparse.Namespace) -> dict[str, LoadPlan]:
         **{name: replace(base, workload=scaled(name, scale), seconds=seconds / 2) for name in TITLES},
         "open loop": replace(base, rates=rates, clients=(), processes=several, warmup=20),
         **{
-            f"closed loop, {clients} clients": replace(
+            f"closed loop, {clients}": replace(
                 base, workload=scaled(CHUNKS, scale), clients=[clients], processes=min(clients, several), timeout=60
             )
             for clients in (1, 8, 32)
@@ -299,7 +299,7 @@ def open_rows(servers: dict[str, dict[str, LoadResult]]) -> list[list[str]]:
     for system, parts in servers.items():
         if (part := parts.get("open loop")) is not None:
             for step, found in zip(part.steps, step_figures(part), strict=True):
-                rows.append([f"{system}, {(step.requests_per_second or 0) * part.workload.items:,.0f}", *cells(found)])
+                rows.append([f"{system}, {step.label(part.workload)}", *cells(found)])
             if (within := result_rate_within(part)) is not None:
                 label = f"{system}, at P99 <= 500 ms ({within.how})"
                 rows.append([label, f"{within.items_per_second:,.0f}", *[""] * (len(MEASURES) - 2)])

@@ -6,12 +6,19 @@ import argparse
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_vllm
+from benchmarks import gpu_load, gpu_vllm
 from benchmarks.systems import CASES, write_model
+from qwen3_ranker_plugins.bench.load.run import LoadPlan, measure_load
+from qwen3_ranker_plugins.bench.load.target import Target
+from qwen3_ranker_plugins.bench.load.workloads import Workload
+from qwen3_ranker_plugins.bench.machine import environment
+
+from .slow_server import Answer, SlowServer, scores
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,3 +119,38 @@ def test_a_copied_script_that_fails_is_tried_with_the_engine_core_in_its_process
     found = gpu_vllm.run("copied", gpu_vllm.System("copied_generate"), arguments, tmp_path)
     assert found["failed"] == "exit code 1: RuntimeError: fork"
     assert {"fork", "other"} <= set(found["log"])
+
+
+def test_tables_of_a_run_under_load_name_what_failed(tmp_path: Path) -> None:
+    async def at_once(_number: int, count: int) -> Answer:
+        return scores(count)
+
+    base = LoadPlan(Workload.named("6+5x3"), clients=[1], seconds=0.3, warmup=1)
+    plans = {
+        "1000-titles": replace(base, workload=Workload.named("4-titles")),
+        "open loop": replace(base, rates=[20], clients=()),
+        "ten beside long": replace(base, beside=Workload.named("6+5x9")),
+    }
+    with SlowServer(at_once) as slow:
+        parts = {name: measure_load(Target.at(slow.url, "jina"), plan, environment()) for name, plan in plans.items()}
+    results = {
+        gpu_load.OURS: {"parts": parts, "failed": {"long alone": "not run: the 470 seconds were over"}},
+        gpu_load.VLLM: {"parts": {}, "failed": {"server": "the server ended with code 1"}},
+        gpu_load.ENGINE: {"parts": {}, "failed": {}, "titles_ms": {"1000-titles": [0.5, 0.5, 0.6]}},
+    }
+    arguments = argparse.Namespace(
+        output=tmp_path / "found.json", commit="0123", device="cpu", shape="tiny", scale=1, step_seconds=1, processes=1
+    )
+    text = gpu_load.write(arguments, results)
+    assert text == (tmp_path / "found.md").read_text(encoding="utf-8")
+    assert "| qwen3-ranker serve, long alone | not run: the 470 seconds were over |" in text
+    assert "| vllm serve, server | the server ended with code 1 |" in text
+    assert "| 4-titles, qwen3-ranker serve | " in text
+    assert " | 0.5 | +" in text
+    assert "| qwen3-ranker serve, 60 items/s | " in text
+    assert "| qwen3-ranker serve, the long ones meanwhile | " in text
+    figures = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["results"][gpu_load.OURS]["parts"]
+    assert figures["open loop"]["steps"][0]["requests"] == 6
+    assert figures["ten beside long"]["beside"][0]["requests"] > 0
+    raw = json.loads((tmp_path / "found.raw.json").read_text(encoding="utf-8"))["results"][gpu_load.OURS]["parts"]
+    assert len(raw["open loop"]["steps"][0]["requests"]["milliseconds"]) == 6

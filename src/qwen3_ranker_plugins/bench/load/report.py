@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from .. import published
 from ..figures import LoadPoint, load_lines
 from ..report import Report, Table, about_lines
-from .results import Figures, LoadResult, LoadStep, beside_figures, figures_of, result_rate_within, step_figures
+from .results import Figures, LoadResult, beside_figures, figures_of, result_rate_within, step_figures
 
 #: Milliseconds of lateness (P99) from which the client may have been the limit, and the share of P50 below which not.
 _LATE_MS = 10.0
@@ -54,7 +54,7 @@ def load_report(result: LoadResult) -> Report:
         rows = [[name, *values] for name, values in published.ITEMS_PER_SECOND.items()]
         tables.append(Table("Published elsewhere", ["system", "items/s", "P99 ms"], rows, published.ITEMS_SOURCE))
     points = [
-        LoadPoint(_label(step, result), found.items_per_second if step.requests_per_second is None
+        LoadPoint(step.label(result.workload), found.items_per_second if step.requests_per_second is None
                   else step.requests_per_second * workload.items, found.p50, found.p99,
                   found.all_failed / max(1, found.requests))
         for step, found in zip(result.steps, step_figures(result), strict=True)
@@ -69,26 +69,23 @@ def load_report(result: LoadResult) -> Report:
     return Report(title, lines, tables, (picture, "Milliseconds over items per second"))
 
 
-def _label(step: LoadStep, result: LoadResult) -> str:
-    if step.requests_per_second is None:
-        return f"{step.clients} client{'s' if step.clients != 1 else ''}"
-    return f"{step.requests_per_second * result.workload.items:,.0f} items/s"
-
-
 def _rows(result: LoadResult) -> Iterator[list[str]]:
     for step, found in zip(result.steps, step_figures(result), strict=True):
-        yield [_label(step, result), *_cells(found)]
+        yield [step.label(result.workload), *_cells(found)]
 
 
 def _shape_rows(result: LoadResult) -> Iterator[list[str]]:
     for step in result.steps:
         for place, shape in enumerate(result.workload.shapes):
-            yield [f"{_label(step, result)}, {shape.name}", *_cells(figures_of(step.requests, result.workload, place))]
+            yield [
+                f"{step.label(result.workload)}, {shape.name}",
+                *_cells(figures_of(step.requests, result.workload, place)),
+            ]
 
 
 def _beside_rows(result: LoadResult) -> Iterator[list[str]]:
     for step, found in zip(result.steps, beside_figures(result), strict=True):
-        yield [_label(step, result), *_cells(found)]
+        yield [step.label(result.workload), *_cells(found)]
 
 
 def _cells(found: Figures) -> list[str]:
@@ -103,13 +100,13 @@ def _failures(result: LoadResult) -> Iterator[list[str]]:
         for name, requests in (("", step.requests), ("beside, ", step.beside)):
             if requests is not None:
                 for kind, places in requests.failures.items():
-                    yield [f"{name}{_label(step, result)}", kind, str(len(places)), requests.messages[kind]]
+                    yield [f"{name}{step.label(result.workload)}", kind, str(len(places)), requests.messages[kind]]
 
 
 def _late(result: LoadResult) -> str | None:
     """A warning if the client sent later than it should have."""
     late = [
-        f"{_label(step, result)}: {found.lag_p99:,.0f} ms"
+        f"{step.label(result.workload)}: {found.lag_p99:,.0f} ms"
         for step, found in zip(result.steps, step_figures(result), strict=True)
         if found.lag_p99 > max(_LATE_MS, _LATE_SHARE * (found.p50 or 0.0))
     ]

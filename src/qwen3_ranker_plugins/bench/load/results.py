@@ -50,6 +50,12 @@ class LoadStep:
     requests: Requests
     beside: Requests | None = None
 
+    def label(self, workload: Workload) -> str:
+        """What was offered, in words."""
+        if self.requests_per_second is None:
+            return "1 client" if self.clients == 1 else f"{self.clients} clients"
+        return f"{self.requests_per_second * workload.items:,.0f} items/s"
+
 
 @dataclass(frozen=True)
 class Figures:

@@ -223,10 +223,6 @@ def _processes(count: int) -> Iterator[Callable[[list[Share]], tuple[list[Sent],
 
 def _line(step: LoadStep, workload: Workload) -> str:
     found = figures_of(step.requests, workload)
-    asked = (
-        f"{step.clients} clients"
-        if step.requests_per_second is None
-        else f"{step.requests_per_second * workload.items:,.0f} items/s offered"
-    )
+    asked = step.label(workload) + ("" if step.requests_per_second is None else " offered")
     times = "none answered" if found.p50 is None else f"P50 {found.p50:.1f} ms, P99 {found.p99:.1f} ms"
     return f"{asked}: {found.items_per_second:,.0f} items/s answered, {times}, {found.all_failed} requests failed"
