@@ -38,6 +38,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from benchmarks.gpu_vllm import errors_of
 from benchmarks.systems import SHAPES, write_model
 from qwen3_ranker_plugins.bench.errors import BenchError
 from qwen3_ranker_plugins.bench.latency.server_process import RunningServer, free_port
@@ -176,8 +177,8 @@ def run(system: str, arguments: argparse.Namespace, model: Path, results: Result
     except (RankerError, OSError) as error:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
         found["failed"]["server"] = str(error).splitlines()[0]
-        found["log"] = lines[-25:]
-        print(f"{system}: {error}", *lines[-25:], sep="\n    ", flush=True)
+        found["log"] = [*errors_of(lines), "", "The last lines:", *lines[-25:]]
+        print(f"{system}: {error}", *found["log"], sep="\n    ", flush=True)
     write(arguments, results)
 
 
