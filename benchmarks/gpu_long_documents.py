@@ -26,12 +26,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.gpu_bench import synchronize
 from benchmarks.systems import SHAPES, WORDS, query, write_model
+
+if TYPE_CHECKING:
+    import torch
+
+    from qwen3_ranker_plugins.engines.attention.varlen import Sequences, VarlenKernel
 
 #: label -> (documents, words of each) groups. A word has 1.15 tokens.
 CASES: dict[str, list[tuple[int, int]]] = {
@@ -42,9 +47,8 @@ CASES: dict[str, list[tuple[int, int]]] = {
     "1000 titles": [(1000, 16)],
     "mixed": [(300, 16), (40, 325), (20, 1660), (4, 5440)],
 }
-#: A path's name and the shortest document that takes it, from the command line.
-PATHS = {"ours": (None, 1), "FlashAttention 4": ("flash_attention_4", 2), "torch": ("torch_flash_attention", 2)}
-SHORTEST = {"FlashAttention 4": (512, 256), "torch": (512,), "ours": (None,)}
+#: The paths, and from how many tokens on documents take it in calls.
+PATHS: dict[str, tuple[int | None, ...]] = {"ours": (None,), "FlashAttention 4": (512, 256), "torch": (512,)}
 LENGTHS = (64, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048, 4096, 8000)
 CHECKED = 4  # documents of each group of a case that are computed in float32
 LIMITS = {"reference": 60, "ours": 90, "FlashAttention 4": 130, "torch": 90}  # seconds
@@ -101,7 +105,7 @@ def path(arguments: Namespace, keep: Callable[..., None]) -> None:
     name = arguments.one
     with Reranker(arguments.model, engine="packed", device=arguments.device) as ranker:
         keep("describe", ranker.describe().as_dict())
-        for shortest in SHORTEST[name]:
+        for shortest in PATHS[name]:
             choose(ranker, name, shortest)
             for label in CASES:
                 if shortest == 256 and label not in ("100 x 390 tokens", "mixed"):
@@ -116,7 +120,7 @@ def path(arguments: Namespace, keep: Callable[..., None]) -> None:
                 margins = [hit.margin for hit in sorted(hits, key=lambda hit: hit.index)]
                 row = {"median_ms": statistics.median(times), "times_ms": times, "margins": margins}
                 keep("calls", f"{label} @ {shortest}", row)
-        choose(ranker, name, PATHS[name][1])
+        choose(ranker, name, 2)
         engine = ranker._lease.engine  # noqa: SLF001
         for length in LENGTHS:
             keep("passes", str(length), pass_ms(arguments, engine, length))
@@ -126,21 +130,37 @@ def path(arguments: Namespace, keep: Callable[..., None]) -> None:
 
 def choose(ranker: Any, name: str, shortest: int | None) -> None:
     """Make the engine's decoder compute documents of at least `shortest` tokens on a path."""
-    from qwen3_ranker_plugins.engines.attention import varlen_kernels
+    from qwen3_ranker_plugins.engines.attention.varlen_kernels import flash_attention_4
 
+    kernels: dict[str, Callable[[], VarlenKernel] | None]
+    kernels = {"ours": None, "FlashAttention 4": flash_attention_4, "torch": torch_flash_attention}
     runner = ranker._lease.engine._runner  # noqa: SLF001
     if runner is None:  # a CPU
-        if PATHS[name][0] is not None:
+        if kernels[name] is not None:
             raise RuntimeError(f"{name} needs a GPU")
         return
-    function = PATHS[name][0]
-    kernel = None if function is None else replace(getattr(varlen_kernels, function)(), shortest=shortest)
+    make = kernels[name]
+    kernel = None if make is None else replace(make(), shortest=shortest)
     runner.decoder._varlen = kernel  # noqa: SLF001
     for length in [length for length in runner._buffers if length not in runner._graphs]:  # noqa: SLF001
         del runner._buffers[length]  # noqa: SLF001
     started = time.perf_counter()
     runner.warm_up()
     print(f"{name} from {shortest} tokens on: {time.perf_counter() - started:.1f} s to compile", flush=True)
+
+
+def torch_flash_attention() -> VarlenKernel:
+    """FlashAttention 2 as torch has it built in. Its operator, because that takes fewer kv heads in all releases."""
+    import torch
+
+    from qwen3_ranker_plugins.engines.attention.varlen import VarlenKernel
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+        bounds = sequences.query_bounds, sequences.key_bounds, sequences.most_queries, sequences.most_keys
+        output: torch.Tensor = torch.ops.aten._flash_attention_forward(query, key, value, *bounds, 0.0, True, False)[0]  # noqa: SLF001
+        return output
+
+    return VarlenKernel("torch's FlashAttention 2", 512, attend)
 
 
 def one_length(arguments: Namespace, engine: Any, length: int) -> Any:

@@ -13,6 +13,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from torch.nn.functional import silu
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, EngineError, InvalidInputError
 from qwen3_ranker_plugins.config import RerankerSettings
+from qwen3_ranker_plugins.engines.attention import varlen_kernels
 from qwen3_ranker_plugins.engines.attention.layout import pack
 from qwen3_ranker_plugins.engines.packed.buffers import TOKENS_PER_DOCUMENT, PassBuffers, size_class, size_classes
 from qwen3_ranker_plugins.engines.packed.checkpoint import load_model
@@ -295,6 +297,23 @@ def test_without_a_compiler_the_models_layers_run(monkeypatch: pytest.MonkeyPatc
         PackedOptions(compile=True).resolved(*given)
 
 
+def test_a_flash_attention_that_cannot_be_imported_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "flash_attn_4-4.0.0b36.dist-info").mkdir()
+    (tmp_path / "flash_attn_4-4.0.0b36.dist-info" / "METADATA").write_text("Name: flash-attn-4\nVersion: 4.0.0b36\n")
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    (tmp_path / "flash_attn" / "cute" / "__init__.py").write_text("import cutlass_that_is_missing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert varlen_kernels.choose_kernel((9, 0)) is None
+    [warning] = caplog.messages
+    assert "flash-attn-4 4.0.0b36 cannot be imported (ModuleNotFoundError: No module named 'cutlass_that" in warning
+    assert "pip install --upgrade 'qwen3-ranker-plugins[flash]'" in warning
+    caplog.clear()
+    assert varlen_kernels.choose_kernel((8, 6)) is None
+    assert not caplog.messages
+
+
 @pytest.mark.usefixtures("compilers")
 def test_float8_is_for_gpus_that_have_it() -> None:
     asked = PackedOptions(compile=True, float8=True)
@@ -343,6 +362,27 @@ def test_margins_on_a_gpu(
     rng = np.random.default_rng(7)
     mixed = [requests(rng, encoder, counts, longest=60) for counts in ([3, 1, 12], [1], [30, 20])]
     for one in [*mixed, *reversed(mixed)]:
+        for request, margins in zip(one, engine.score(one), strict=True):
+            np.testing.assert_allclose(margins.values, one_at_a_time(request), rtol=0, atol=0.05)
+    engine.close()
+
+
+@pytest.mark.gpu
+@needs_gpu
+@quiet
+@pytest.mark.timeout(900)
+def test_margins_of_long_documents_on_a_gpu(
+    tiny: Path, encoder: PromptEncoder, one_at_a_time: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short and long documents of several requests in one pass, and the same documents in passes of their own."""
+    pytest.importorskip("flash_attn.cute", reason="needs the extra flash")
+    varlen = replace(varlen_kernels.flash_attention_4(), shortest=200)
+    monkeypatch.setattr(varlen_kernels, "choose_kernel", lambda _capability: varlen)
+    options = PackedOptions(compile=True, size_classes=1, cuda_graphs=False)
+    engine = PackedEngine(tiny, device="cuda", token_budget=4096, options=options)
+    rng = np.random.default_rng(7)
+    mixed = requests(rng, encoder, [9, 1, 12], longest=500)
+    for one in (mixed, *([request] for request in mixed), [requests(rng, encoder, [5], longest=20)[0], mixed[1]]):
         for request, margins in zip(one, engine.score(one), strict=True):
             np.testing.assert_allclose(margins.values, one_at_a_time(request), rtol=0, atol=0.05)
     engine.close()

@@ -6,7 +6,8 @@
     flex.py            any CUDA GPU: FlexAttention with a block mask
     work_items.py      how a pass is divided among the thread blocks of a kernel of our own
     triton_nvidia.py   such a kernel for NVIDIA GPUs from Ampere on
-    varlen.py          long documents as sequences for a library's kernel (not yet chosen by any engine)
+    varlen.py          long documents as sequences for a library's kernel
+    varlen_kernels.py  such a kernel, and the GPUs that get it
 
 A kernel for another GPU is a module like `triton_nvidia`, chosen in `packed/engine.py`.
 """

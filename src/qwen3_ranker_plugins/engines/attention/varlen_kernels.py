@@ -1,10 +1,38 @@
-"""The libraries' kernels that `varlen.py` prepares sequences for, and which of them a GPU gets."""
+"""The library's kernel that `varlen.py` prepares sequences for, and the GPUs that get it."""
 
 from __future__ import annotations
 
+import logging
+from importlib.metadata import PackageNotFoundError, version
+
 import torch
 
+from ...errors import EngineError
 from .varlen import Sequences, VarlenKernel
+
+_logger = logging.getLogger(__name__)
+
+# Compute capabilities, major part, that FlashAttention 4 has tuned kernels for: Hopper and Blackwell's B200.
+_FLASH_4 = (9, 10)
+
+
+def choose_kernel(capability: tuple[int, int]) -> VarlenKernel | None:
+    """The kernel for long documents on a GPU of a compute capability; None if our own is the fastest there.
+
+    FlashAttention 4 where it is installed and made for the GPU. The FlashAttention 2 inside torch was slower than our
+    kernel on an H200 (docs/performance.md). Both use the same instructions on Ampere and Ada, so the same is expected
+    there, where it was not measured.
+    """
+    if capability[0] in _FLASH_4 and (installed := _installed("flash-attn-4")):
+        try:
+            return flash_attention_4()
+        except Exception as error:  # noqa: BLE001 - its imports load compiled libraries, which fail in many ways
+            _logger.warning(
+                "flash-attn-4 %s cannot be imported (%s: %s), so long documents take longer: run "
+                "pip install --upgrade 'qwen3-ranker-plugins[flash]', or pip uninstall flash-attn-4",
+                *(installed, type(error).__name__, error),
+            )
+    return None
 
 
 def flash_attention_4() -> VarlenKernel:
@@ -16,42 +44,32 @@ def flash_attention_4() -> VarlenKernel:
     from flash_attn.cute import flash_attn_varlen_func
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sequences: Sequences) -> torch.Tensor:
-        output: torch.Tensor = flash_attn_varlen_func(
-            query,
-            key,
-            value,
-            cu_seqlens_q=sequences.query_bounds,
-            cu_seqlens_k=sequences.key_bounds,
-            seqused_q=sequences.query_lengths,
-            max_seqlen_q=sequences.most_queries,
-            max_seqlen_k=sequences.most_keys,
-            causal=True,
-        )[0]
+        try:
+            output: torch.Tensor = flash_attn_varlen_func(
+                query,
+                key,
+                value,
+                cu_seqlens_q=sequences.query_bounds,
+                cu_seqlens_k=sequences.key_bounds,
+                seqused_q=sequences.query_lengths,
+                max_seqlen_q=sequences.most_queries,
+                max_seqlen_k=sequences.most_keys,
+                causal=True,
+            )[0]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise EngineError(
+                f"flash-attn-4 {_installed('flash-attn-4')} failed ({type(error).__name__}: {error}): run pip install "
+                "--upgrade 'qwen3-ranker-plugins[flash]', or pip uninstall flash-attn-4"
+            ) from error
         return output
 
     return VarlenKernel("FlashAttention 4", 512, attend)
 
 
-def torch_flash_attention() -> VarlenKernel:
-    """FlashAttention 2 as torch has it built in.
-
-    Its operator, because `torch.nn.attention.varlen` is younger than the oldest torch that the extra `packed` allows
-    and changed its arguments with every release.
-    """
-
-    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sequences: Sequences) -> torch.Tensor:
-        output: torch.Tensor = torch.ops.aten._flash_attention_forward(  # noqa: SLF001
-            query,
-            key,
-            value,
-            sequences.query_bounds,
-            sequences.key_bounds,
-            sequences.most_queries,
-            sequences.most_keys,
-            0.0,  # dropout
-            True,  # causal
-            False,  # no debug mask
-        )[0]
-        return output
-
-    return VarlenKernel("torch's FlashAttention 2", 1024, attend)
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
