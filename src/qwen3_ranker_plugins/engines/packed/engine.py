@@ -198,7 +198,7 @@ def create(config: EngineConfig) -> PackedEngine:
         device=config.device,
         dtype=config.dtype,
         token_budget=config.token_budget,
-        options=PackedOptions.parse(config.engine, config.engine_options),
+        options=PackedOptions.from_config(config),
         spec=config.spec,
         adapter=config.adapter,
     )

@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
 from ...config import check_text
 from ...errors import InvalidInputError
+from ..options import EngineOptions, argument, check_switch, checked, one_of
 
 #: Values of `size_classes`.
 SIZE_CLASSES = (1, 2, 4, 8, 16, 32, 64)
@@ -28,7 +28,7 @@ _OF_COMPILE = ("float8", "warm_up", "size_classes", "cuda_graphs", "compile_cach
 
 
 @dataclass(frozen=True)
-class PackedOptions:
+class PackedOptions(EngineOptions):
     """Options as given; None leaves the choice to `resolved`.
 
     Attributes:
@@ -44,51 +44,24 @@ class PackedOptions:
         InvalidInputError: names the option and its value.
     """
 
-    compile: bool | None = None
-    float8: bool | None = None
-    warm_up: bool | None = None
-    size_classes: int | None = None
-    cuda_graphs: bool | None = None
-    compile_cache: str | None = None
+    parses_none: ClassVar[bool] = False
 
-    @classmethod
-    def parse(cls, engine: str, options: Mapping[str, object]) -> Self:
-        """From `engine_options`.
-
-        Raises:
-            InvalidInputError: there is no such option, its value is unusable, or it has no effect without `compile`.
-        """
-        names = [each.name for each in fields(cls)]
-        for name, value in options.items():
-            if name not in names:
-                raise InvalidInputError(
-                    _argument(name), value, f"engine {engine!r} has no such option: use one of {', '.join(names)}"
-                )
-            if value is None:
-                raise InvalidInputError(_argument(name), value, "leave it out for the default")
-        given: dict[str, Any] = dict(options)
-        return cls(**given)
+    compile: bool | None = field(default=None, metadata=checked(check_switch))
+    float8: bool | None = field(default=None, metadata=checked(check_switch))
+    warm_up: bool | None = field(default=None, metadata=checked(check_switch))
+    size_classes: int | None = field(default=None, metadata=checked(one_of(*SIZE_CLASSES)))
+    cuda_graphs: bool | None = field(default=None, metadata=checked(check_switch))
+    compile_cache: str | None = field(default=None, metadata=checked(check_text))
 
     def __post_init__(self) -> None:
-        for name in ("compile", "float8", "warm_up", "cuda_graphs"):
-            value = getattr(self, name)
-            if not isinstance(value, bool | None):
-                raise InvalidInputError(_argument(name), value, "use true or false")
-        if self.size_classes is not None and (
-            isinstance(self.size_classes, bool) or self.size_classes not in SIZE_CLASSES
-        ):
-            raise InvalidInputError(
-                _argument("size_classes"), self.size_classes, f"use one of {', '.join(map(str, SIZE_CLASSES))}"
-            )
-        if self.compile_cache is not None:
-            check_text(_argument("compile_cache"), self.compile_cache)
+        super().__post_init__()
         if self.compile is False:
             self._refuse_without_compile("has no effect unless compile is true: set that to true, or leave this out")
 
     def _refuse_without_compile(self, why: str) -> None:
         for name in _OF_COMPILE:
             if (value := getattr(self, name)) is not None:
-                raise InvalidInputError(_argument(name), value, why)
+                raise InvalidInputError(argument(name), value, why)
 
     def resolved(
         self, device: str, dtype: str, capability: tuple[int, int] | None = None, config: Any = None
@@ -107,7 +80,7 @@ class PackedOptions:
         obstacle = _obstacle(device, dtype, capability, config)
         if self.compile and obstacle:
             raise InvalidInputError(
-                _argument("compile"), True, f"{obstacle}: leave it out, and the model's own layers run"
+                argument("compile"), True, f"{obstacle}: leave it out, and the model's own layers run"
             )
         if self.compile is False or obstacle:
             self._refuse_without_compile(
@@ -116,7 +89,7 @@ class PackedOptions:
             return PackedOptions(compile=False)
         if self.float8 and not (dtype == "bfloat16" and capability is not None and capability >= _FLOAT8_CAPABILITY):
             raise InvalidInputError(
-                _argument("float8"),
+                argument("float8"),
                 True,
                 "needs dtype='bfloat16' and a GPU of compute capability 8.9 or more, Ada or Hopper "
                 f"(here: {dtype} on {device}): leave it out",
@@ -130,11 +103,6 @@ class PackedOptions:
             size_classes=self.size_classes or SIZE_CLASSES[-1],
             cuda_graphs=True if self.cuda_graphs is None else self.cuda_graphs,
         )
-
-    @property
-    def as_dict(self) -> dict[str, Any]:
-        """The options that are not left out, as `parse` takes them."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def _obstacle(device: str, dtype: str, capability: tuple[int, int] | None, config: Any) -> str | None:
@@ -173,7 +141,3 @@ def can_compile() -> bool:
         and any(name and shutil.which(name) for name in compilers)
         and Path(sysconfig.get_paths()["include"], "Python.h").exists()
     )
-
-
-def _argument(name: str) -> str:
-    return f"engine_options[{name!r}]"

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import httpx
 
-from ...config import EngineConfig, RerankerSettings
+from ...config import EngineConfig, RerankerSettings, check_json
 from ...models import resolve_tokenizer
 from ...prompt import EncodedRequest, Encoder, PromptEncoder, load_tokenizer
 from .. import ResolvedSettings
@@ -146,7 +146,7 @@ def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:
         device="remote",
         dtype="remote",
         token_budget=settings.token_budget,
-        options=options.as_json(),
+        options=check_json("engine_options", options.as_dict),
     )
     return ResolvedSettings(folder=folder, encoder=encoder, config=config)
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from numbers import Real
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from typing import Self
 from urllib.parse import urlsplit
 
 from ...config import (
     API_KEY_VARIABLE,
     RerankerSettings,
-    check_choice,
     check_positive,
     check_text,
     secret_from_environment,
 )
 from ...errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from ...config import EngineConfig
+from ..options import EngineOptions, argument, check_seconds, check_switch, checked, one_of
 
 
 @dataclass(frozen=True)
@@ -62,21 +58,43 @@ SERVICES: dict[str, Service] = {
     "jina": Service({"rerank": "/v1/rerank"}, "probability", documents_per_request=1000),
 }
 
-_SCORES = ("probability", "logit")
 #: documents_per_request of route "packed", where the tokens of a row are the tighter limit.
 _DOCUMENTS_PER_ROW = 4096
+#: Routes on which prompts are sent as token ids.
+_TAKE_PROMPTS = ("classify", "packed")
+
+_ADDRESS = "give the address of the service, such as 'http://host:8001'"
+
+_check_any_text = partial(check_text, may_be_empty=True)
+
+
+def _check_url(name: str, url: object) -> None:
+    if not isinstance(url, str):
+        raise InvalidInputError(name, url, _ADDRESS)
+    try:
+        address = urlsplit(url)
+        host, _port = address.hostname, address.port  # reading the port checks it
+    except ValueError as error:
+        raise InvalidInputError(name, "(hidden)", f"{_ADDRESS} ({error})") from None
+    if address.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
+        raise InvalidInputError(name, url, _ADDRESS)
+
+
+def _check_path(name: str, path: object) -> None:
+    if not isinstance(path, str) or (path and not path.startswith("/")):
+        raise InvalidInputError(name, path, "use a path such as '/v1/rerank'")
 
 
 @dataclass(frozen=True)
-class RemoteOptions:
-    """What a request depends on in addition to its texts. Holds no key, only the name of the variable with the key.
+class RemoteOptions(EngineOptions):
+    """Where requests go, in what form, and how long they may take. Holds the name of the key's variable, not the key.
 
     Attributes:
         url: address of the service, without the route.
         kind: a name from SERVICES.
         route: a route of this kind of service; None for its first one.
         path: replaces the route's path.
-        served_model: the service's name of the model; "" leaves it out of requests.
+        served_model: the service's name of the model; None and "" leave it out of requests.
         scores: "probability" or "logit"; None for what this kind of service returns.
         prompts_are_ours: send prompts in the reranker's template (true) or the bare texts (false); None for what this
             kind of service needs.
@@ -92,23 +110,23 @@ class RemoteOptions:
         max_retry_wait: seconds that a retry waits at most, even if the service asks for more.
     """
 
-    url: str
-    kind: str = "server"
-    route: str | None = None
-    path: str | None = None
-    served_model: str = ""
-    scores: str | None = None
-    prompts_are_ours: bool | None = None
-    truncate: bool = True
-    marker_id: int | None = None
-    api_key_env: str = API_KEY_VARIABLE
-    documents_per_request: int | None = None
-    concurrency: int = 8
-    max_attempts: int = 4
-    connect_timeout: float = 5.0
-    read_timeout: float = 60.0
-    total_timeout: float = 120.0
-    max_retry_wait: float = 30.0
+    url: str = field(metadata=checked(_check_url, if_missing=_ADDRESS))
+    kind: str = field(default="server", metadata=checked(one_of(*SERVICES)))
+    route: str | None = field(default=None, metadata=checked(_check_any_text))
+    path: str | None = field(default=None, metadata=checked(_check_path))
+    served_model: str | None = field(default=None, metadata=checked(_check_any_text))
+    scores: str | None = field(default=None, metadata=checked(one_of("probability", "logit")))
+    prompts_are_ours: bool | None = field(default=None, metadata=checked(check_switch))
+    truncate: bool = field(default=True, metadata=checked(check_switch))
+    marker_id: int | None = field(default=None, metadata=checked(check_positive))
+    api_key_env: str = field(default=API_KEY_VARIABLE, metadata=checked(check_text))
+    documents_per_request: int | None = field(default=None, metadata=checked(check_positive))
+    concurrency: int = field(default=8, metadata=checked(check_positive))
+    max_attempts: int = field(default=4, metadata=checked(check_positive))
+    connect_timeout: float = field(default=5.0, metadata=checked(check_seconds))
+    read_timeout: float = field(default=60.0, metadata=checked(check_seconds))
+    total_timeout: float = field(default=120.0, metadata=checked(check_seconds))
+    max_retry_wait: float = field(default=30.0, metadata=checked(check_seconds))
 
     @classmethod
     def of(cls, settings: RerankerSettings) -> Self:
@@ -117,27 +135,38 @@ class RemoteOptions:
         Raises:
             InvalidInputError: an option is unknown, missing or unusable, or a setting has no effect on the service.
         """
-        given = dict(settings.engine_options)
-        for name, value in given.items():
-            if name not in _NAMES:
-                raise InvalidInputError(
-                    _argument(name), value, f"the remote engine has no such option; use {', '.join(_NAMES)}"
-                )
-        if "url" not in given:
-            raise InvalidInputError(_argument("url"), None, "give the address of the service: 'http://host:8001'")
-        given.setdefault("served_model", settings.model)
-        options = cls(**cls._complete(given))
-        options._check_settings(settings)
+        options = cls.parse("remote", {"served_model": settings.model, **settings.engine_options}).completed()
+        options.check_settings(settings)
         return options
 
-    @classmethod
-    def from_config(cls, config: EngineConfig) -> Self:
-        """From `as_json`."""
-        return cls(**json.loads(config.options))
+    def completed(self) -> Self:
+        """The options with the defaults of this kind of service; those that mean the same become equal.
 
-    def as_json(self) -> str:
-        """Canonical JSON: equal options give equal texts."""
-        return json.dumps(asdict(self), sort_keys=True)
+        Raises:
+            InvalidInputError: the service has no such route, or the route needs prompts that are made here.
+        """
+        route = self.route or next(iter(self.service.routes))
+        one_of(*self.service.routes)(argument("route"), route)
+        path = self.path or self.service.routes[route]
+        if route in _TAKE_PROMPTS and self.prompts_are_ours is False:
+            raise InvalidInputError(
+                argument("prompts_are_ours"), False, f"route {route!r} takes prompts: use route 'score' or 'rerank'"
+            )
+        documents = _DOCUMENTS_PER_ROW if route == "packed" else self.service.documents_per_request
+        return replace(
+            self,
+            url=_base_url(self.url, path),
+            route=route,
+            path=path,
+            served_model=self.served_model or "",
+            scores=self.scores or self.service.scores,
+            prompts_are_ours=self.service.prompts_are_ours if self.prompts_are_ours is None else self.prompts_are_ours,
+            documents_per_request=self.documents_per_request or documents,
+            connect_timeout=float(self.connect_timeout),
+            read_timeout=float(self.read_timeout),
+            total_timeout=float(self.total_timeout),
+            max_retry_wait=float(self.max_retry_wait),
+        )
 
     @property
     def service(self) -> Service:
@@ -152,7 +181,7 @@ class RemoteOptions:
     @property
     def sends_ids(self) -> bool:
         """Whether prompts are sent as token ids."""
-        return self.route in ("classify", "packed")
+        return self.route in _TAKE_PROMPTS
 
     def api_key(self) -> str | None:
         """The key; None if `api_key_env` was left out and its default is not set.
@@ -162,62 +191,18 @@ class RemoteOptions:
         """
         key = secret_from_environment(self.api_key_env)
         if key is None and self.api_key_env != API_KEY_VARIABLE:
-            raise InvalidInputError(_argument("api_key_env"), self.api_key_env, "this variable is not set: export it")
+            raise InvalidInputError(argument("api_key_env"), self.api_key_env, "this variable is not set: export it")
         if key is not None and not (key.isascii() and key.isprintable()):
             raise InvalidInputError(
-                _argument("api_key_env"), self.api_key_env, "its value has line breaks or characters beyond ASCII"
+                argument("api_key_env"), self.api_key_env, "its value has line breaks or characters beyond ASCII"
             )
         return key
 
-    @classmethod
-    def _complete(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """The options with the defaults that depend on the kind of service."""
-        kind = given.setdefault("kind", "server")
-        check_choice(_argument("kind"), kind, tuple(SERVICES))
-        service = SERVICES[kind]
-        route = given["route"] = given.get("route") or next(iter(service.routes))
-        check_choice(_argument("route"), route, tuple(service.routes))
-        path = given["path"] = given.get("path") or service.routes[route]
-        if not isinstance(path, str) or not path.startswith("/"):
-            raise InvalidInputError(_argument("path"), path, "use a path such as '/v1/rerank'")
-        given["url"] = _base_url(given["url"], path)
-        given["served_model"] = given["served_model"] or ""
-        for name, default in (
-            ("scores", service.scores),
-            ("prompts_are_ours", service.prompts_are_ours),
-            ("documents_per_request", _DOCUMENTS_PER_ROW if route == "packed" else service.documents_per_request),
-        ):
-            if given.get(name) is None:
-                given[name] = default
-        return given
-
-    def __post_init__(self) -> None:
-        check_choice(_argument("scores"), self.scores, _SCORES)
-        check_text(_argument("served_model"), self.served_model, may_be_empty=True)
-        check_text(_argument("api_key_env"), self.api_key_env)
-        for name in ("documents_per_request", "concurrency", "max_attempts"):
-            if getattr(self, name) is None:
-                raise InvalidInputError(_argument(name), None, "use a positive integer")
-            check_positive(_argument(name), getattr(self, name))
-        check_positive(_argument("marker_id"), self.marker_id)
-        for name in ("connect_timeout", "read_timeout", "total_timeout", "max_retry_wait"):
-            _check_seconds(name, getattr(self, name))
-            object.__setattr__(self, name, float(getattr(self, name)))  # 5 and 5.0 are one engine
-        for name in ("prompts_are_ours", "truncate"):
-            if not isinstance(getattr(self, name), bool):
-                raise InvalidInputError(_argument(name), getattr(self, name), "use true or false")
-        if self.sends_ids and not self.prompts_are_ours:
-            raise InvalidInputError(
-                _argument("prompts_are_ours"),
-                False,
-                f"route {self.route!r} takes prompts: use route 'score' or 'rerank'",
-            )
-
-    def _check_settings(self, settings: RerankerSettings) -> None:
-        """Refuse settings that would have no effect."""
+    def check_settings(self, settings: RerankerSettings) -> None:
+        """Raise InvalidInputError for a setting that would have no effect."""
         where = f"the remote service decides ({self.kind})"
         ignored = ["device", "dtype"] if self.prompts_are_ours else ["device", "dtype", "template", "max_length"]
-        defaults = {field.name: field.default for field in fields(RerankerSettings)}
+        defaults = {each.name: each.default for each in fields(RerankerSettings)}
         for name in ignored:
             if getattr(settings, name) != defaults[name]:
                 raise InvalidInputError(name, getattr(settings, name), f"{where}: leave it out")
@@ -230,29 +215,7 @@ class RemoteOptions:
         return bool(self.prompts_are_ours) or self.service.takes_instruction
 
 
-_NAMES = tuple(field.name for field in fields(RemoteOptions))
-
-
-def _argument(name: str) -> str:
-    return f"engine_options[{name!r}]"
-
-
-def _base_url(url: object, path: str) -> str:
+def _base_url(url: str, path: str) -> str:
     """The address without the route, a version or a slash at its end."""
-    remedy = "use an address such as 'http://host:8001'"
-    if not isinstance(url, str):
-        raise InvalidInputError(_argument("url"), url, remedy)
-    try:
-        address = urlsplit(url)
-        host, _port = address.hostname, address.port  # reading the port checks it
-    except ValueError as error:
-        raise InvalidInputError(_argument("url"), "(hidden)", f"{remedy} ({error})") from None
-    if address.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
-        raise InvalidInputError(_argument("url"), url, remedy)
     base = url.rstrip("/").removesuffix(path)
     return re.sub(r"/v[12]$", "", base.rstrip("/"))
-
-
-def _check_seconds(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < float("inf"):
-        raise InvalidInputError(_argument(name), value, "use a positive number of seconds")

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
-from numbers import Real
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
-from ...config import RerankerSettings, check_choice, check_json, check_positive, check_text
+from ...config import RerankerSettings, check_json, check_positive, check_text
 from ...errors import InvalidInputError
+from ..options import EngineOptions, argument, check_share, check_switch, checked, one_of
 
 #: Each is the name of a template.
 INSTRUCTION_FORMATS = ("standard", "compact")
@@ -28,47 +27,11 @@ _SMALL_MODEL = 1024  # hidden size of Qwen3-Reranker-0.6B
 #: list does not delay a short one for long.
 _STEPS_PER_CALL = 4
 
-#: Options that `vllm_packed` lacks: it has no prefix cache, and its prompts are rows of documents.
-_NOT_OF_PACKED = ("enable_prefix_caching", "block_size", "infer_batch_size", "sort_by_doc_length", "label_logprobs")
-_ELSEWHERE = {"model": "model", "model_name": "model", "dtype": "dtype", "device": "device"}
-
-
-def _check_switch(argument: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise InvalidInputError(argument, value, "use true or false")
-
-
-def _check_share(argument: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 1:
-        raise InvalidInputError(argument, value, "use a share greater than 0 and at most 1")
-
-
-_CHECKS: dict[str, Callable[[str, Any], object]] = {
-    "tokenizer": check_text,
-    "tensor_parallel_size": check_positive,
-    "max_model_len": check_positive,
-    "gpu_memory_utilization": _check_share,
-    "enable_prefix_caching": _check_switch,
-    "enforce_eager": _check_switch,
-    "infer_batch_size": check_positive,
-    "sort_by_doc_length": _check_switch,
-    "instruction_format": partial(check_choice, choices=INSTRUCTION_FORMATS),
-    "max_num_batched_tokens": check_positive,
-    "max_num_seqs": check_positive,
-    "quantization": check_text,
-    "block_size": check_positive,
-    "label_logprobs": partial(check_choice, choices=LABEL_LOGPROBS),
-    "multiprocessing": _check_switch,
-    "start_timeout": check_positive,
-    "heartbeat_timeout": check_positive,
-    "step_timeout": check_positive,
-    "show_log": _check_switch,
-    "engine_kwargs": check_json,
-}
+_PACKED = "vllm_packed"  # it has no prefix cache, and its prompts are rows of documents
 
 
 @dataclass(frozen=True)
-class VllmOptions:
+class VllmOptions(EngineOptions):
     """Options as given. None leaves the choice to `resolved` or to vLLM.
 
     Attributes:
@@ -97,70 +60,33 @@ class VllmOptions:
         InvalidInputError: names the option and its value.
     """
 
-    tokenizer: str | None = None
-    tensor_parallel_size: int | None = None
-    max_model_len: int | None = None
-    gpu_memory_utilization: float | None = None
-    enable_prefix_caching: bool = True
-    enforce_eager: bool | None = None
-    infer_batch_size: int = 1024
-    sort_by_doc_length: bool = True
-    instruction_format: str | None = None
-    max_num_batched_tokens: int | None = None
-    max_num_seqs: int | None = None
-    quantization: str | None = None
-    block_size: int | None = None
-    label_logprobs: str = "auto"
-    multiprocessing: bool = False
-    start_timeout: int = 1800
-    heartbeat_timeout: int = 30
-    step_timeout: int | None = None
-    show_log: bool = False
-    engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    unknown_hint: ClassVar[str] = ", or put an argument of vLLM into engine_kwargs"
 
-    @classmethod
-    def parse(cls, engine: str, options: Mapping[str, object]) -> Self:
-        """From `engine_options`.
-
-        Raises:
-            InvalidInputError: the engine has no such option, or its value is unusable.
-        """
-        names = [each.name for each in fields(cls) if engine != "vllm_packed" or each.name not in _NOT_OF_PACKED]
-        for name, value in options.items():
-            if name in _ELSEWHERE:
-                remedy = f"is a setting, not an option of an engine: set Reranker({_ELSEWHERE[name]}=...)"
-                raise InvalidInputError(f"engine_options[{name!r}]", value, remedy)
-            if name not in names:
-                remedy = (
-                    f"engine {engine!r} has no such option: use one of {', '.join(names)}, or put an argument of vLLM "
-                    "into engine_kwargs"
-                )
-                raise InvalidInputError(f"engine_options[{name!r}]", value, remedy)
-        given: dict[str, Any] = dict(options)
-        return cls(**given)
-
-    @classmethod
-    def stored(cls, options: Mapping[str, Any]) -> Self:
-        """From `as_dict`."""
-        return cls(**options)
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            value, argument = getattr(self, each.name), f"engine_options[{each.name!r}]"
-            if value is not None:
-                _CHECKS[each.name](argument, value)
-            elif each.default is not None:
-                raise InvalidInputError(argument, value, "leave it out for the default")
+    tokenizer: str | None = field(default=None, metadata=checked(check_text))
+    tensor_parallel_size: int | None = field(default=None, metadata=checked(check_positive))
+    max_model_len: int | None = field(default=None, metadata=checked(check_positive))
+    gpu_memory_utilization: float | None = field(default=None, metadata=checked(check_share))
+    enable_prefix_caching: bool = field(default=True, metadata=checked(check_switch, not_of=(_PACKED,)))
+    enforce_eager: bool | None = field(default=None, metadata=checked(check_switch))
+    infer_batch_size: int = field(default=1024, metadata=checked(check_positive, not_of=(_PACKED,)))
+    sort_by_doc_length: bool = field(default=True, metadata=checked(check_switch, not_of=(_PACKED,)))
+    instruction_format: str | None = field(default=None, metadata=checked(one_of(*INSTRUCTION_FORMATS)))
+    max_num_batched_tokens: int | None = field(default=None, metadata=checked(check_positive))
+    max_num_seqs: int | None = field(default=None, metadata=checked(check_positive))
+    quantization: str | None = field(default=None, metadata=checked(check_text))
+    block_size: int | None = field(default=None, metadata=checked(check_positive, not_of=(_PACKED,)))
+    label_logprobs: str = field(default="auto", metadata=checked(one_of(*LABEL_LOGPROBS), not_of=(_PACKED,)))
+    multiprocessing: bool = field(default=False, metadata=checked(check_switch))
+    start_timeout: int = field(default=1800, metadata=checked(check_positive))
+    heartbeat_timeout: int = field(default=30, metadata=checked(check_positive))
+    step_timeout: int | None = field(default=None, metadata=checked(check_positive))
+    show_log: bool = field(default=False, metadata=checked(check_switch))
+    engine_kwargs: Mapping[str, Any] = field(default_factory=dict, metadata=checked(check_json))
 
     @property
     def default_token_budget(self) -> int:
         """Tokens of one call of `score`, of options that `resolved` returned."""
         return _STEPS_PER_CALL * (self.max_num_batched_tokens or 0)
-
-    @property
-    def as_dict(self) -> dict[str, Any]:
-        """The options by name, as JSON stores them."""
-        return asdict(self)
 
 
 def apply_to_prompts(engine: str, settings: RerankerSettings) -> tuple[VllmOptions, str, int]:
@@ -174,7 +100,7 @@ def apply_to_prompts(engine: str, settings: RerankerSettings) -> tuple[VllmOptio
     if options.instruction_format is not None:
         if template not in ("standard", options.instruction_format):
             raise InvalidInputError(
-                "engine_options['instruction_format']",
+                argument("instruction_format"),
                 options.instruction_format,
                 f"contradicts template={template!r}: set only one of them",
             )
@@ -204,7 +130,7 @@ def resolved(options: VllmOptions, model: Mapping[str, Any], *, gpus: int, windo
     )
     if parallel > max(1, gpus) or not _divides(parallel, heads, int(model["num_key_value_heads"])):
         raise InvalidInputError(
-            "engine_options['tensor_parallel_size']",
+            argument("tensor_parallel_size"),
             parallel,
             f"{gpus} GPUs are visible and the model has {heads} attention heads: use a number that fits both",
         )

@@ -58,7 +58,7 @@ class VllmEngine(WorkerEngine):
         super().__init__()
         self.name = config.engine
         self._config = config
-        self._options = VllmOptions.stored(config.engine_options)
+        self._options = VllmOptions.from_config(config)
         budget = self._options.default_token_budget if config.token_budget is None else config.token_budget
         self.capabilities = EngineCapabilities(token_budget=budget)
         self.start()
