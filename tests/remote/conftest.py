@@ -23,7 +23,7 @@ def server_url() -> Iterator[str]:
     """`qwen3-ranker serve` with the bundled model."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("QWEN3_RANKER_")}
     with subprocess.Popen(
-        [sys.executable, "-m", "qwen3_ranker_plugins.cli", "serve", "--port", "0"],
+        [sys.executable, "-m", "qwen3_ranker_plugins.cli", "serve", "--port", "0", "--strict-model-names"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
