@@ -34,7 +34,7 @@ def test_the_tree_is_the_package() -> None:
     picture = ARCHITECTURE.partition("src/qwen3_ranker_plugins/\n")[2].partition("    integrations/")[0]
     drawn = set(re.findall(r"^      (?:  )?([a-z0-9_]+(?:\.py|/)(?: +[a-z_]+\.py)*)", picture, re.MULTILINE))
     names = {name for each in drawn for name in each.split() if name not in {"base.py", "options.py", "token_rows.py"}}
-    below = {"attention/", "packed/", "vllm/", "remote/"}
+    below = {"attention/", "packed/", "vllm/", "remote/", "workers/"}
     there = {
         f"{path.name}/" for path in PACKAGE.iterdir() if path.is_dir() and path.name not in {"assets", "__pycache__"}
     }
