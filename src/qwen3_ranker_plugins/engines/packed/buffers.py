@@ -65,6 +65,7 @@ class PassBuffers:
         last_positions: int32 [length / TOKENS_PER_DOCUMENT], where documents end; 0 where there is none.
         segment_start: int32 [length], see `PackedPass`.
         work_items: int32 [room, FIELDS], see `work_items.list_work_items`; 0 where there is none.
+        num_items: number of work items of the pass.
         long: the long documents; None if the pass has none.
     """
 
@@ -72,6 +73,7 @@ class PassBuffers:
         self, length: int, device: torch.device, tokens_per_item: int, shortest_long: int | None = None
     ) -> None:
         self.length = length
+        self.num_items = 0
         self.long: LongTensors | None = None
         self._device = device
         self._tokens_per_item, self._shortest_long = tokens_per_item, shortest_long
@@ -115,6 +117,7 @@ class PassBuffers:
         items = list_work_items(packed, self._tokens_per_item, self._shortest_long)
         if len(items) > len(self.work_items):
             raise ValueError(f"{len(items)} work items in buffers for {len(self.work_items)}")
+        self.num_items = len(items)
         if self._transferred is not None:
             self._transferred.synchronize()
         values: dict[str, NDArray[Any]] = {

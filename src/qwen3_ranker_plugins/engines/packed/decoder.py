@@ -272,14 +272,15 @@ class Decoder:
         """
         weights, (cosines, sines), long = self.weights, rotary, buffers.long
         heads, kv_heads, epsilon = weights.heads, weights.kv_heads, weights.epsilon
-        output, others = None, None
+        output, others, items = None, None, buffers.work_items
         if long is not None:
             output, others = self._attend_long(products, layer, rotary, long, final=final), long.others
+            items = items[: buffers.num_items]  # thousands of thread blocks without work would take 0.04 ms a layer
         self._kernels.rotate_keys(
             products, cosines, sines, layer.key_norm, heads=heads, kv_heads=kv_heads, epsilon=epsilon, tokens=others
         )
         return self._attend(
-            products, buffers.work_items, buffers.segment_start, cosines, sines, layer.query_norm,
+            products, items, buffers.segment_start, cosines, sines, layer.query_norm,
             heads=heads, kv_heads=kv_heads, epsilon=epsilon, output=output,
         )  # fmt: skip
 
