@@ -88,13 +88,16 @@ class PackedEngine(Engine):
     def _make_runner(self, model: Any) -> SizeClassRunner:
         """Our decoder. The kernels are chosen here: a GPU of another maker gets modules of its own."""
         from ..attention.triton_nvidia import attend
+        from ..attention.varlen_kernels import choose_kernel
         from . import kernels
         from .decoder import Decoder, take_weights
         from .float8 import Float8Decoder
         from .size_classes import SizeClassRunner
 
         weights = take_weights(model, self._direction, self.device)
-        decoder = (Float8Decoder if self.options.float8 else Decoder)(weights, kernels, attend)
+        decoder = (Float8Decoder if self.options.float8 else Decoder)(
+            weights, kernels, attend, choose_kernel(torch.cuda.get_device_capability(self.device))
+        )  # fmt: skip
         runner = SizeClassRunner(decoder, self.device, self.options, self.capabilities.token_budget)
         if self.options.warm_up:
             runner.warm_up()
