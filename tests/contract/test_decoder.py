@@ -370,6 +370,7 @@ def test_margins_on_a_gpu(
 @pytest.mark.gpu
 @needs_gpu
 @quiet
+@pytest.mark.filterwarnings("ignore:Argument aux_data:UserWarning")  # of flash-attn-4 while it compiles
 @pytest.mark.timeout(900)
 def test_margins_of_long_documents_on_a_gpu(
     tiny: Path, encoder: PromptEncoder, one_at_a_time: Reference, monkeypatch: pytest.MonkeyPatch

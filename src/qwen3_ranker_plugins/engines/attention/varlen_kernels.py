@@ -12,6 +12,10 @@ from .varlen import Sequences, VarlenKernel
 
 _logger = logging.getLogger(__name__)
 
+# On an H200, a pass of documents of 512 tokens takes 2 % longer with FlashAttention 4 than with our kernel, copies of
+# the prefix included; of 768 tokens as long; of 1024 4 % less (docs/performance.md).
+_SHORTEST = 768
+
 # Compute capabilities, major part, that FlashAttention 4 has tuned kernels for: Hopper and Blackwell's B200.
 _FLASH_4 = (9, 10)
 
@@ -65,7 +69,7 @@ def flash_attention_4() -> VarlenKernel:
             ) from error
         return output
 
-    return VarlenKernel("FlashAttention 4", 512, attend)
+    return VarlenKernel("FlashAttention 4", _SHORTEST, attend)
 
 
 def _installed(name: str) -> str | None:
