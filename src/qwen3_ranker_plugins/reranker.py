@@ -28,7 +28,7 @@ from .dispatch import Engines, Lease, PassListener, Progress, ReplicaState
 from .engines import choose_engine, device_names, engine_module
 from .engines.base import EngineDescription, Margins
 from .errors import InvalidInputError
-from .prompt import DEFAULT_MAX_LENGTH, EncodedRequest
+from .prompt import DEFAULT_MAX_LENGTH, SLICE, EncodedRequest
 from .ranking import PreparedRequest
 from .types import Request, RerankResult
 
@@ -39,6 +39,9 @@ _LONG_REQUEST = 40_000
 PARTS = (0.08, 0.3, 1.0)
 # The suffix after each text counts as this many characters, at four characters a token.
 _SUFFIX = 36
+
+# Encoding stops to look whether anybody still waits when this many characters are encoded, a tenth of a second.
+_LONGEST_ENCODED = 262_144
 
 _LONGEST_TURN = 0.02  # seconds
 _encoding = threading.Lock()
@@ -255,8 +258,15 @@ class Reranker:
         Raises:
             PromptTooLongError: query and instruction leave no room for a document.
         """
-        encoded = self._encode(prepared, prepared.distinct)
+        first, *others = _turns(prepared.distinct) or [[]]
+        encoded = self._encode(prepared, first)
         prepared.add(encoded)
+        for turn in others:
+            if prepared.submission.settled:  # cancelled meanwhile
+                break
+            more = self._encode(prepared, turn)
+            prepared.add(more)
+            encoded = encoded.followed_by(more)
         return encoded
 
     def submit(
@@ -282,25 +292,46 @@ class Reranker:
             PromptTooLongError: query and instruction leave no room for a document.
             EngineClosedError: the reranker is closed, or its engine has ended and `restart` is False.
         """
+        for _ in self.submit_in_turns(prepared, on_progress, encoded=encoded, restart=restart):
+            pass
+        return prepared.submission.future
+
+    def submit_in_turns(
+        self,
+        prepared: PreparedRequest,
+        on_progress: Progress | None = None,
+        *,
+        encoded: EncodedRequest | None = None,
+        restart: bool = False,
+    ) -> Iterator[None]:
+        """`submit` in steps of a fraction of a second each, for callers that have other requests to encode as well.
+
+        Yields between two parts of a request, and ends when all is queued or the request was cancelled.
+
+        Args: as `submit`.
+        Raises: as `submit`.
+        """
         submission = prepared.submission
         submission.on_progress = on_progress
         if encoded is not None:
             if not submission.settled:  # cancelled meanwhile, or there is nothing to score
                 self._lease.queue(submission, encoded, restart=restart)
-            return submission.future
+            return
         parts = [prepared.distinct]
         if self._lease.engine.capabilities.encodes_meanwhile:
             parts = _parts(prepared.distinct)
+        turns = [turn for part in parts for turn in _turns(part)]
         try:
-            for part in parts:
+            for number, turn in enumerate(turns):
+                if number:
+                    yield
                 if submission.settled:
                     break
-                encoded = self._encode(prepared, part)
+                encoded = self._encode(prepared, turn)
                 self._lease.queue(submission, encoded, prepared.add(encoded), restart=restart)
         except BaseException:
             prepared.cancel()
             raise
-        return submission.future
 
     @property
     def running(self) -> bool:
@@ -425,6 +456,20 @@ def _parts(texts: list[str]) -> list[list[str]]:
         return [texts]
     ends = [min(bisect_left(work, share * work[-1]) + 1, len(texts)) for share in PARTS]
     return [texts[start:end] for start, end in pairwise([0, *ends]) if start < end]
+
+
+def _turns(texts: list[str]) -> list[list[str]]:
+    """The texts in groups that take a fraction of a second to encode; whoever cancels stops before the next one."""
+    turns: list[list[str]] = []
+    left = 0
+    for text in texts:
+        read = min(len(text), SLICE) + _SUFFIX
+        if read > left:
+            turns.append([])
+            left = max(_LONGEST_ENCODED, read)
+        turns[-1].append(text)
+        left -= read
+    return turns
 
 
 class _ProgressBar:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3_ranker_plugins import PromptTooLongError
+from qwen3_ranker_plugins import PromptTooLongError, Request, Reranker
 from qwen3_ranker_plugins.prompt import DEFAULT_INSTRUCTION, ModelTokenizer, PromptEncoder
 from qwen3_ranker_plugins.prompt.beginning import SLICE, encode_beginnings
 
@@ -122,3 +122,17 @@ def test_a_query_of_megabytes_is_refused_without_being_encoded(qwen3_tokenizer: 
     compact = PromptEncoder(qwen3_tokenizer, "{query} {document}<|im_end|>")
     if argument == "instruction":
         assert compact.encode("q", ["document"], arguments["instruction"]).truncated_tokens == [0]
+
+
+def test_a_cancelled_request_is_not_encoded_to_its_end(reranker: Reranker) -> None:
+    prepared = reranker.prepare(Request("q", [f"{number} " + "word " * 60_000 for number in range(40)]))
+    turns = reranker.submit_in_turns(prepared)
+    next(turns)
+    read = prepared.num_tokens
+    assert 0 < read < 40 * 8_192 / 4
+    prepared.cancel()
+    assert list(turns) == []
+    assert prepared.num_tokens == read
+    whole = reranker.prepare(Request("q", [f"{number} " + "word " * 60_000 for number in range(6)]))
+    assert reranker.encode(whole).truncated_tokens == [cut for _, cut in whole.truncated]
+    assert len(whole.truncated) == 6

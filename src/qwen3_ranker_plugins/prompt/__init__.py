@@ -1,6 +1,6 @@
 """Texts to token ids: templates, the tokenizer, and the encoder that puts them together."""
 
-from .beginning import encode_beginnings
+from .beginning import SLICE, encode_beginnings
 from .encoder import EncodedRequest, Encoder, PromptEncoder, length_order
 from .template import DEFAULT_INSTRUCTION, DEFAULT_MAX_LENGTH, TEMPLATES, Template
 from .tokenizer import ModelTokenizer, as_utf8, load_tokenizer
@@ -8,6 +8,7 @@ from .tokenizer import ModelTokenizer, as_utf8, load_tokenizer
 __all__ = [
     "DEFAULT_INSTRUCTION",
     "DEFAULT_MAX_LENGTH",
+    "SLICE",
     "TEMPLATES",
     "EncodedRequest",
     "Encoder",

@@ -13,9 +13,9 @@ are not marked special, among them `</think>`, active.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -65,6 +65,14 @@ class EncodedRequest:
             prefix=self.prefix,
             segments=[self.segments[i] for i in indices],
             truncated_tokens=[self.truncated_tokens[i] for i in indices],
+        )
+
+    def followed_by(self, other: Self) -> Self:
+        """The same request with the documents of another part of it as well."""
+        return replace(
+            self,
+            segments=self.segments + other.segments,
+            truncated_tokens=self.truncated_tokens + other.truncated_tokens,
         )
 
 

@@ -12,7 +12,7 @@ from .errors import ApiError, unavailable
 from .settings import ServerSettings
 
 #: A guess for texts that are not encoded yet, on the low side for English: what passes is counted exactly afterwards.
-_BYTES_PER_TOKEN = 5
+BYTES_PER_TOKEN = 5
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Admission:
             raise ApiError(
                 413, "too_many_documents", f"{documents} documents; one request may hold {limit}", param="documents"
             )
-        place = Place(documents, text_bytes // _BYTES_PER_TOKEN)
+        place = Place(documents, text_bytes // BYTES_PER_TOKEN)
         self._check(place)
         self.requests += 1
         self.documents += place.documents

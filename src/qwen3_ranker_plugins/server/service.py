@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 from ..config import RankingOptions
+from ..prompt import EncodedRequest
 from ..ranking import PreparedRequest
 from ..reranker import Reranker
 from ..types import Request, RerankResult
-from .admission import Admission
+from .admission import BYTES_PER_TOKEN, Admission
 from .errors import ApiError
 from .metrics import Metrics
 from .supervisor import EngineSupervisor
@@ -68,13 +68,17 @@ class Service:
         started = time.perf_counter()
         reranker = self._supervisor.reranker
         documents = sum(len(request.documents) for request in requests)
-        characters = sum(len(request.query) + sum(map(len, request.documents)) for request in requests)
+        characters = sum(_readable(request, reranker.settings.max_length) for request in requests)
         with self._admission.place(documents, characters) as place:
             loop = asyncio.get_running_loop()
             prepared = await loop.run_in_executor(self._encoders, _prepare, reranker, requests)
             try:
-                await loop.run_in_executor(self._encoders, partial(_submit, reranker, prepared, may_cut=may_cut))
-                self._admission.count_tokens(place, sum(each.num_tokens for each in prepared))
+                turns = _submit_in_turns(reranker, prepared, may_cut=may_cut)
+                encoding = True
+                while encoding:  # one step at a time, so that other requests get the thread in between
+                    encoding = await loop.run_in_executor(self._encoders, next, turns, False)
+                    tokens = sum(each.num_tokens for each in prepared)
+                    self._admission.count_tokens(place, max(tokens, place.tokens) if encoding else tokens)
                 futures = [asyncio.wrap_future(each.submission.future) for each in prepared]
                 await self._supervisor.while_running(asyncio.gather(*futures))
             finally:
@@ -106,18 +110,34 @@ def _prepare(reranker: Reranker, requests: Sequence[Request]) -> list[PreparedRe
     return [reranker.prepare(request) for request in requests]
 
 
-def _submit(reranker: Reranker, prepared: Sequence[PreparedRequest], *, may_cut: bool) -> None:
-    """Queue requests. If documents must not be cut, all of them are encoded before any is queued.
+def _readable(request: Request, max_length: int) -> int:
+    """Characters of a request that can be scored: those of at most `max_length` tokens of each document."""
+    most = BYTES_PER_TOKEN * min(max_length, request.max_document_tokens or max_length)
+    return min(len(request.query), BYTES_PER_TOKEN * max_length) + sum(
+        min(len(document), most) for document in request.documents
+    )
+
+
+def _submit_in_turns(reranker: Reranker, prepared: Sequence[PreparedRequest], *, may_cut: bool) -> Iterator[bool]:
+    """Queue requests; yields True where there is more to encode.
+
+    If documents must not be cut, all of them are encoded before any is queued.
 
     Raises:
         ApiError: 413, a document does not fit.
     """
-    encoded = [None if may_cut else reranker.encode(each) for each in prepared]
-    cut = [] if may_cut else [index for each in prepared for index, _ in each.truncated]
-    if cut:
-        shown = ", ".join(map(str, cut[:10])) + (", ..." if len(cut) > 10 else "")
-        raise ApiError(
-            413, "text_too_long", f"texts at positions {shown} do not fit, and the request forbids to cut them"
-        )
+    encoded: list[EncodedRequest | None] = [None] * len(prepared)
+    if not may_cut:
+        for place, each in enumerate(prepared):
+            if place:
+                yield True
+            encoded[place] = reranker.encode(each)
+        cut = [index for each in prepared for index, _ in each.truncated]
+        if cut:
+            shown = ", ".join(map(str, cut[:10])) + (", ..." if len(cut) > 10 else "")
+            raise ApiError(
+                413, "text_too_long", f"texts at positions {shown} do not fit, and the request forbids to cut them"
+            )
     for each, whole in zip(prepared, encoded, strict=True):
-        reranker.submit(each, encoded=whole)
+        for _ in reranker.submit_in_turns(each, encoded=whole):
+            yield True

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 from ...errors import InvalidInputError
 from ...prompt import DEFAULT_INSTRUCTION, EncodedRequest, PromptEncoder, as_utf8, encode_beginnings
@@ -55,6 +56,10 @@ class TextRequest(EncodedRequest):
             truncated_tokens=[self.truncated_tokens[i] for i in indices],
             documents=[self.documents[i] for i in indices],
         )
+
+    def followed_by(self, other: Self) -> Self:
+        """The same request with the documents of another part of it as well."""
+        return replace(super().followed_by(other), documents=self.documents + other.documents)
 
 
 class TextEncoder:
