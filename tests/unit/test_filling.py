@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_ranker_plugins.config import is_secret
-from qwen3_ranker_plugins.dispatch.filling import ByLength, fill_in_order, fill_in_turns, halves
+from qwen3_ranker_plugins.dispatch.filling import ByLength, Owner, Turns, fill_in_order, fill_in_turns, halves
 from qwen3_ranker_plugins.engines.base import EngineCapabilities
 from qwen3_ranker_plugins.prompt import EncodedRequest
 
@@ -46,13 +46,61 @@ def test_passes_in_turns_hold_each_document_once(
     sizes: list[tuple[int, list[int]]], capabilities: EngineCapabilities
 ) -> None:
     everybody = [ByLength(encoded(*each)) for each in sizes]
-    waiting, taken = deque(everybody), []
+    waiting, taken, turns = deque(everybody), [], Turns()
     while waiting:
-        filled = fill_in_turns(waiting, capabilities)
+        filled = fill_in_turns(waiting, capabilities, turns)
         assert filled, "every pass takes something"
         assert all(indices == sorted(indices) for _, indices in filled)
         taken += [(everybody.index(each), index) for each, indices in filled for index in indices]
     assert sorted(taken) == [(n, i) for n, (_, lengths) in enumerate(sizes) for i in range(len(lengths))]
+
+
+def tokens(filled: list[tuple[ByLength, list[int]]]) -> int:
+    return sum(each.request.prefix_length + sum(each.request.lengths[i] for i in indices) for each, indices in filled)
+
+
+@given(REQUESTS, st.integers(200, 400))
+def test_passes_in_turns_keep_the_budget(sizes: list[tuple[int, list[int]]], budget: int) -> None:
+    waiting, turns = deque(ByLength(encoded(*each)) for each in sizes), Turns()
+    while waiting:
+        assert tokens(fill_in_turns(waiting, EngineCapabilities(token_budget=budget), turns)) <= budget
+
+
+def test_who_has_had_nothing_comes_first_and_gets_a_share() -> None:
+    long, other, short = (ByLength(encoded(5, [10] * count)) for count in (1000, 1000, 10))
+    waiting, capabilities = deque([long, other]), EngineCapabilities(token_budget=1200)
+    first = dict(fill_in_turns(waiting, capabilities))
+    assert [len(first[each]) for each in (long, other)] == [60, 59]
+    waiting.append(short)
+    second = fill_in_turns(waiting, capabilities)
+    assert second[0] == (short, list(range(10)))
+    assert [each for each, _ in second[1:]] == [long, other]
+    assert tokens(second) > 1190, "what the short one does not need goes to the others"
+    many = deque(ByLength(encoded(5, [10] * 1000)) for _ in range(20))
+    assert len(fill_in_turns(many, capabilities)) == 4, "each prefix costs tokens, so a share is not split further"
+
+
+def test_parts_of_a_request_have_one_share() -> None:
+    owner = Owner()
+    parts = [ByLength(encoded(5, [10] * count), owner) for count in (20, 60, 500)]
+    alone = ByLength(encoded(5, [10] * 500))
+    filled = dict(fill_in_turns(deque([*parts, alone]), EngineCapabilities(token_budget=1200)))
+    assert sum(len(filled.get(part, [])) for part in parts) <= len(filled[alone]) + 1
+    fresh = ByLength(encoded(5, [10] * 10))
+    waiting = deque([parts[2], fresh])
+    assert fill_in_turns(waiting, EngineCapabilities(token_budget=1200))[0][0] is fresh, "a part that waits is not new"
+
+
+def test_passes_are_small_while_short_requests_come() -> None:
+    capabilities, turns = EngineCapabilities(token_budget=1200), Turns()
+    waiting = deque([ByLength(encoded(5, [10] * 5000))])
+    assert tokens(fill_in_turns(waiting, capabilities, turns)) > 1190
+    waiting.append(ByLength(encoded(5, [10] * 10)))
+    sizes = [tokens(fill_in_turns(waiting, capabilities, turns)) for _ in range(8)]
+    assert all(size <= 400 for size in sizes[:6]), "the next short request would wait for less"
+    assert all(size > 1190 for size in sizes[6:]), "none came"
+    crowd = deque([ByLength(encoded(5, [10] * 5000)), *(ByLength(encoded(5, [10] * 10)) for _ in range(20))])
+    assert tokens(fill_in_turns(crowd, capabilities, Turns())) > 1100, "many short requests need a full pass"
 
 
 def test_a_failed_pass_is_halved_down_to_one_request() -> None:

@@ -27,7 +27,7 @@ from functools import partial
 from ..engines.base import Engine, Margins
 from ..errors import EngineClosedError, EngineError, RankerError
 from ..prompt import EncodedRequest
-from .filling import ByLength, fill_in_turns, halves
+from .filling import ByLength, Turns, fill_in_turns, halves
 from .replicas import Replica, ReplicaState, may_take, share_of_pass
 from .submission import Submission
 
@@ -72,7 +72,7 @@ class _Queued(ByLength):
     """
 
     def __init__(self, submission: Submission, request: EncodedRequest, first: int) -> None:
-        super().__init__(request)
+        super().__init__(request, submission)
         self.submission = submission
         self.first = first
 
@@ -112,6 +112,7 @@ class Dispatcher:
         self._replaces = devices is not None
         self._again: deque[_Again] = deque()
         self._waiting: deque[_Queued] = deque()
+        self._turns = Turns()
         self._changed = threading.Condition()
         self._closing = False
         self._listeners: list[PassListener] = []
@@ -266,7 +267,9 @@ class Dispatcher:
             if not work.batch[0][0].submission.settled:
                 return work
         self._waiting = deque(each for each in self._waiting if not each.submission.settled)
-        return _Again(fill_in_turns(self._waiting, share_of_pass(replica, self._replicas, self._waiting)), 0)
+        return _Again(
+            fill_in_turns(self._waiting, share_of_pass(replica, self._replicas, self._waiting), self._turns), 0
+        )
 
     def _score(self, replica: Replica, work: _Again) -> None:
         batch, engine = work.batch, replica.engine

@@ -8,12 +8,43 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
 
 from ..engines.base import EngineCapabilities
 from ..prompt import EncodedRequest, length_order
+
+# What one request is given at least, as a share of the pass: each request in a pass costs its prefix once more.
+_LEAST_SHARE = 4
+# A request of at most this share of a full pass is short. While short requests come and long ones wait, passes have
+# this share of a full one, so that a short request waits for little; the fixed cost of more passes is a few percent.
+_SHORT = 6
+_SMALL_PASS = 3
+# A client that sends one short request after another is expected again for so many small passes.
+_SMALL_PASSES = 6
+
+
+class Owner:
+    """A request, of which one or more parts wait.
+
+    Attributes:
+        served: a pass has taken some of its documents.
+    """
+
+    served: bool = False
+
+
+@dataclass
+class Turns:
+    """What `fill_in_turns` remembers from one pass to the next.
+
+    Attributes:
+        small_passes: how many of the next passes are small, because a short request came lately.
+    """
+
+    small_passes: int = 0
 
 
 class ByLength:
@@ -21,10 +52,12 @@ class ByLength:
 
     Args:
         request: with at least one document.
+        owner: what the request is a part of, if it comes in several parts.
     """
 
-    def __init__(self, request: EncodedRequest) -> None:
+    def __init__(self, request: EncodedRequest, owner: Owner | None = None) -> None:
         self.request = request
+        self.owner = Owner() if owner is None else owner
         self._order = length_order(request)
         self._tokens_before = [0, *accumulate(request.lengths[index] for index in self._order)]
         self._taken = 0
@@ -54,6 +87,7 @@ class ByLength:
         if end <= first:
             return [], 0
         self._taken = end
+        self.owner.served = True
         self.left = len(self._order) - end
         return self._order[first:end], prefix + before[end] - before[first]
 
@@ -61,37 +95,69 @@ class ByLength:
 Waiting = TypeVar("Waiting", bound=ByLength)
 
 
-def fill_in_turns(waiting: deque[Waiting], capabilities: EngineCapabilities) -> list[tuple[Waiting, list[int]]]:
-    """One pass: each request that waits contributes documents in turn, until the budget is used.
+def fill_in_turns(
+    waiting: deque[Waiting], capabilities: EngineCapabilities, turns: Turns | None = None
+) -> list[tuple[Waiting, list[int]]]:
+    """One pass. Requests that have had nothing come first, and those that wait share the budget of the pass.
 
-    The first request gets at least one document, and enough documents to be worth a long prefix: a quarter of the
-    budget. Afterwards `waiting` holds what is left: requests that got nothing come first next time, requests that got
-    something last.
+    A share is at least a quarter of the pass. The first request gets at least one document, and enough documents to be
+    worth a long prefix. What a request does not need goes to the others. Afterwards `waiting` holds what is left, with
+    the requests that got something last.
+
+    Args:
+        waiting: requests, or parts of them, in the order in which they came or had their turn.
+        capabilities: of the engine.
+        turns: what is remembered between passes; None makes every pass a full one.
 
     Returns:
-        For each request in the pass, the indices of its documents in ascending order; a service that ranks may break
+        For each part in the pass, the indices of its documents in ascending order; a service that ranks may break
         ties by their order.
     """
-    budget, limit = capabilities.token_budget, capabilities.documents_per_pass or sys.maxsize
-    shared = capabilities.workers == 1
-    filled: list[tuple[Waiting, list[int]]] = []
-    skipped: list[Waiting] = []
-    served: list[Waiting] = []
-    while waiting and budget > 0 and limit > 0 and (shared or not filled):
-        documents = waiting.popleft()
-        room = budget if filled else max(budget, documents.request.prefix_length + budget // 4)
-        indices, tokens = documents.take(room, limit, at_least=0 if filled else 1)
-        if not indices:
-            skipped.append(documents)
-            continue
-        budget -= tokens
-        limit -= len(indices)
-        filled.append((documents, sorted(indices)))
-        if documents.left:
-            served.append(documents)
-    waiting.extendleft(reversed(skipped))
-    waiting.extend(served)
-    return filled
+    limit = capabilities.documents_per_pass or sys.maxsize
+    owners: dict[Owner, list[Waiting]] = {}
+    for each in sorted(waiting, key=lambda each: each.owner.served):
+        owners.setdefault(each.owner, []).append(each)
+    budget = capabilities.token_budget
+    if capabilities.workers > 1:  # requests gain nothing from sharing a call
+        owners = dict(list(owners.items())[:1])
+    elif turns is not None:
+        budget = _pass_budget(owners, budget, turns)
+    least = budget // _LEAST_SHARE
+    share = max(budget // len(owners), least) if owners else 0
+    taken: dict[Waiting, list[int]] = {}
+    for shares in (True, False):  # what the shares leave is given out in the same order
+        for parts in owners.values():
+            room = min(budget, share) if shares else budget
+            for part in parts:
+                at_least = 0 if taken else 1
+                known = part.request.prefix_length if part in taken else 0
+                if not taken:
+                    room = max(room, part.request.prefix_length + capabilities.token_budget // _LEAST_SHARE)
+                indices, tokens = part.take(room + known, limit, at_least=at_least) if part.left else ([], 0)
+                if not indices:
+                    continue
+                taken.setdefault(part, []).extend(indices)
+                room -= tokens - known
+                budget -= tokens - known
+                limit -= len(indices)
+    left = [each for each in waiting if each.left]
+    waiting.clear()
+    waiting.extend(sorted(left, key=lambda each: each in taken))
+    return [(part, sorted(indices)) for part, indices in taken.items()]
+
+
+def _pass_budget(owners: Mapping[Owner, Sequence[ByLength]], full: int, turns: Turns) -> int:
+    """Tokens of the next pass: fewer while short requests come and long ones wait."""
+    needs = {
+        owner: sum(each.request.prefix_length + each.tokens_left for each in parts) for owner, parts in owners.items()
+    }
+    short = sum(tokens for owner, tokens in needs.items() if not owner.served and tokens <= full // _SHORT)
+    if short and any(tokens > full // _SMALL_PASS for tokens in needs.values()):
+        turns.small_passes = _SMALL_PASSES
+    if not turns.small_passes:
+        return full
+    turns.small_passes -= 1
+    return min(full, max(full // _SMALL_PASS, short + full // _SHORT))
 
 
 def fill_in_order(

@@ -10,11 +10,12 @@ from concurrent.futures import Future
 import numpy as np
 
 from ..engines.base import Margins
+from .filling import Owner
 
 Progress = Callable[[int], None]
 
 
-class Submission:
+class Submission(Owner):
     """Collects the margins of a request's documents and settles one future when the last of them is scored.
 
     Cancelling the future drops every document that no pass has taken.
