@@ -1,4 +1,4 @@
-"""Keys: who is let in, and that nothing but /health is open."""
+"""Keys: who is let in, and that nothing but what probes ask is open."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def guarded(reranker: Reranker) -> Iterator[Running]:
         yield running
 
 
-def test_every_route_but_health_asks_for_a_key(guarded: Running) -> None:
+def test_every_route_but_those_of_probes_asks_for_a_key(guarded: Running) -> None:
     with guarded.client() as client:
         schema = client.get("/openapi.json", headers={"Authorization": f"Bearer {KEYS[0]}"}).json()
         routes = [(method, path) for path, methods in schema["paths"].items() for method in methods]
         assert len(routes) >= 11
-        others = ["/openapi.json", "/docs", "/nothing", "//health", "/health/", "/HEALTH", "/health%2f.."]
+        others = ["/openapi.json", "/docs", "/nothing", "//health", "/health/", "/HEALTH", "/health%2f..", "/ready/", "/ready%2f..", "//ping"]
         for method, path in [*routes, ("options", "/rerank"), *(("get", other) for other in others)]:
             answer = client.request(method, path.replace("{", "").replace("}", ""))
-            if path == "/health":
+            if path in {"/health", "/ready", "/ping"}:
                 assert answer.status_code == 200
                 continue
             assert answer.status_code == 401, path

@@ -29,7 +29,7 @@ from .settings import ServerSettings
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLIENT_CLOSED = 499  # nginx's number for a client that did not wait; it is logged and counted, never sent
-_OPEN_ROUTE = b"/health"
+_OPEN_ROUTES = frozenset({b"/health", b"/ready", b"/ping"})  # probes of Kubernetes cannot have a key
 
 
 class _ClientGone(Exception):  # noqa: N818 - it ends an exchange, and nobody hears of it
@@ -143,7 +143,7 @@ class Guard:
             self._record(scope, reply, facts, time.perf_counter() - started)
 
     async def _exchange(self, scope: Scope, receive: Receive, reply: _Reply, headers: Mapping[bytes, bytes]) -> None:
-        if self._keys and scope["raw_path"] != _OPEN_ROUTE:
+        if self._keys and scope["raw_path"] not in _OPEN_ROUTES:
             self._check_key(headers, reply)
         if scope["method"] != "POST":
             await self._run(scope, receive, _replay(b""), reply, None)

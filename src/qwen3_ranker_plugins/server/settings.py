@@ -52,7 +52,8 @@ class ServerSettings(BaseModel):
         served_model_names: further names of the model; the first one stands in answers. "*" serves any name.
         strict_model_names: requests for other names get 404. Otherwise they are served, and the answer names the model.
         return_documents: whether results hold their document where the request does not say.
-        api_key_file: a file with one key on each line; every route but /health then asks for a key.
+        api_key_file: a file with one key on each line; every route but
+            /health, /ready and /ping then asks for a key.
         cors_origins: origins whose pages may call the server from a browser; "*" for any.
         max_documents, max_request_tokens, max_body_bytes: limits of one request; above them 413.
         max_queue_documents, max_queue_tokens: limits of all requests that are not answered yet; above them 503.

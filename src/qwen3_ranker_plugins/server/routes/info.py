@@ -82,7 +82,7 @@ class ModelList(BaseModel):
 
 @router.get("/health", responses={503: {"model": Health, "description": "The engine has failed."}})
 async def health(request: Request, response: Response) -> Health:
-    """Whether the process is alive and its engine answers; the one route without a key."""
+    """Whether the process is alive and its engine answers. It needs no key."""
     state = state_of(request)
     supervisor, settings, queue = state.supervisor, state.settings, state.admission
     if supervisor.status == "unhealthy":
@@ -111,7 +111,7 @@ async def health(request: Request, response: Response) -> Health:
 @router.get("/ready", responses={503: {"model": Ready, "description": "Send requests elsewhere, or later."}})
 @router.get("/ping", responses={503: {"model": Ready, "description": "Send requests elsewhere, or later."}})
 async def ready(request: Request, response: Response) -> Ready:
-    """Whether to send requests here; /ping is the name that vLLM and SageMaker have for it."""
+    """Whether to send requests here; /ping is the name that vLLM and SageMaker have for it. Neither needs a key."""
     state = state_of(request)
     status = "draining" if state.lifecycle.draining else state.supervisor.status
     if status != "healthy":
