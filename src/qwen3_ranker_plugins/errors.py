@@ -17,6 +17,7 @@ RankerError
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,8 @@ class InvalidInputError(RankerError, ValueError):
 
     def __init__(self, argument: str, value: object, remedy: str) -> None:
         shown = repr(value)
-        if len(shown) > 80:
-            shown = f"{shown[:77]}..."
+        if len(shown) > 80:  # both ends are shown: paths differ at their end
+            shown = f"{shown[:38]}...{shown[-39:]}"
         super().__init__(f"{argument}={shown}: {remedy}")
         self.argument = argument
         self.value = value
@@ -113,3 +114,10 @@ class ScoringError(EngineError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.failures, self.margins))
+
+
+def remedy_of_reading(error: Exception) -> str:
+    """What to do about a file of a model that could not be read: only a damaged one has to be fetched again."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+        return "the file may be sound: make it readable on this machine, and try again"
+    return "download it again"

@@ -264,6 +264,9 @@ def test_an_asterisk_serves_any_name(reranker: Reranker) -> None:
     [
         (b"{", 400), (b"", 422), (b'{"query": NaN}', 400), (b"\xff\xfe", 400), (b"[" * 100_000, 400),
         (b'{"query": "q", "documents": ["d"], "top_k": ' + b"9" * 5000 + b"}", 400),
+        (b'{"query": "q", "documents": ["d"], "documents": ["e"]}', 400),
+        (b'{"query": "q", "documents": [{"text": "d", "text": "e"}], "model": "m"}', 400),
+        (b'{"query": "q", "documents": [{"text": "d", "weight": 1e999}], "model": "m"}', 400),
     ],
 )  # fmt: skip
 def test_what_is_no_json_is_said_to_be_none(content: bytes, status: int, client: httpx.Client) -> None:

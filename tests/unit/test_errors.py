@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
 
@@ -31,3 +32,17 @@ def test_errors_can_be_pickled() -> None:
 
 def test_long_values_are_shortened() -> None:
     assert len(str(InvalidInputError("query", "x" * 10_000, "shorten it"))) < 120
+
+
+def test_both_ends_of_a_long_value_are_shown() -> None:
+    """Paths differ at their end."""
+    shown = str(InvalidInputError("INPUT", f"FILE=/{'folder/' * 40}last.jsonl", "give another"))
+    assert shown.startswith("INPUT='FILE=/folder/")
+    assert "/folder/last.jsonl': give another" in shown
+
+
+def test_only_a_damaged_file_has_to_be_fetched_again() -> None:
+    sound = (PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EMFILE, "Too many open files"))
+    assert all("download" not in errors.remedy_of_reading(error) for error in sound)
+    damaged = (ValueError("no JSON"), OSError("not a safetensors file"), FileNotFoundError(errno.ENOENT, "gone"))
+    assert {errors.remedy_of_reading(error) for error in damaged} == {"download it again"}

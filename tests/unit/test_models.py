@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from qwen3_ranker_plugins import ModelNotFoundError, Reranker, UnsupportedModelError
 from qwen3_ranker_plugins.config import DEFAULT_MODEL
+from qwen3_ranker_plugins.engines.packed.checkpoint import damage_explained
+from qwen3_ranker_plugins.errors import ModelError
 from qwen3_ranker_plugins.models import resolve_model
 
 
@@ -144,6 +147,24 @@ def test_weights_that_do_not_fit_are_refused(copy: Path, change: Any, message: s
     change_weights(copy, change)
     with pytest.raises(UnsupportedModelError, match=message):
         Reranker(copy)
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (RuntimeError("Invalid thread pool!"), "set the environment variable OMP_NUM_THREADS"),
+        (MemoryError(), "choose a smaller model"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "choose a smaller model"),
+        (PermissionError(errno.EACCES, "Permission denied"), "make it readable"),
+        (ValueError(""), "download it again"),
+    ],
+    ids=["after a fork", "memory", "memory of a GPU", "not readable", "damaged"],
+)
+def test_a_load_that_fails_says_what_to_do(error: Exception, remedy: str) -> None:
+    """A sound checkpoint does not have to be fetched again."""
+    with pytest.raises(ModelError, match=remedy) as caught, damage_explained(Path("folder")):
+        raise error
+    assert ("download" in str(caught.value)) == (remedy == "download it again")
 
 
 def test_untied_weights_need_their_output_matrix(copy: Path, reranker: Reranker) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..errors import MissingDependencyError, UnsupportedModelError
+from ..errors import MissingDependencyError, UnsupportedModelError, remedy_of_reading
 
 # Characters of a private use area: they stand in no chat template, and no template changes them.
 _QUERY, _DOCUMENT, _INSTRUCTION = "\ue000query\ue001", "\ue000document\ue001", "\ue000instruction\ue001"
@@ -25,8 +25,8 @@ def read_chat_template(folder: Path) -> str | None:
         if (path := folder / name).is_file():
             try:
                 found = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-            except (ValueError, AttributeError) as error:
-                raise UnsupportedModelError(f"{path} cannot be read ({error}); download it again") from error
+            except (OSError, ValueError, AttributeError) as error:
+                raise UnsupportedModelError(f"{path} cannot be read ({error}); {remedy_of_reading(error)}") from error
             if isinstance(found, str):
                 return found
     return None

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InvalidInputError, UnsupportedModelError
+from ..errors import InvalidInputError, UnsupportedModelError, remedy_of_reading
 from .chat_template import read_chat_template, template_of
 from .families import FAMILIES, MXBAI_RERANK_V2, QWEN3_RERANKER, QWEN3_VL_RERANKER, ZERANK, Family
 from .weights import read_rows
@@ -202,7 +202,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.parent} has no {path.name}: give the folder of a transformers model"
         ) from error
     except (OSError, ValueError) as error:
-        raise UnsupportedModelError(f"{path} cannot be read ({error}); download it again") from error
+        raise UnsupportedModelError(f"{path} cannot be read ({error}); {remedy_of_reading(error)}") from error
     if not isinstance(found, dict):
         raise UnsupportedModelError(f"{path} holds no JSON object; download it again")
     return found
@@ -287,7 +287,7 @@ class _Modules:
             modules = json.loads(path.read_text(encoding="utf-8"))
             kinds = [(str(module["type"]).rpartition(".")[2], module["path"]) for module in modules]
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UnsupportedModelError(f"{path} cannot be read ({error!r}); download it again") from error
+            raise UnsupportedModelError(f"{path} cannot be read ({error!r}); {remedy_of_reading(error)}") from error
         for kind, _ in kinds:
             if kind in ("Pooling", "WordEmbeddings", "SpladePooling", "Normalize"):
                 raise UnsupportedModelError(

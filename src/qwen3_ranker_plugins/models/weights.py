@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UnsupportedModelError
+from ..errors import UnsupportedModelError, remedy_of_reading
 
 # As the safetensors library limits it.
 _LONGEST_HEADER = 100_000_000
@@ -39,7 +39,9 @@ def read_headers(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
                 if path.is_symlink()
                 else f"{path} is gone: download the checkpoint again"
             ) from error
-        except (OSError, ValueError, struct.error) as error:
+        except OSError as error:
+            raise UnsupportedModelError(f"{path} cannot be read ({error}): {remedy_of_reading(error)}") from error
+        except (ValueError, struct.error) as error:
             raise UnsupportedModelError(f"{path} is damaged ({error}): download it again") from error
         for name, entry in header.items():
             if name != "__metadata__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from ..errors import UnsupportedModelError
+from ..errors import UnsupportedModelError, remedy_of_reading
 
 _LOOKS_LIKE_CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>|</?think>")
 # Added tokens in brackets steer a model (<|im_end|>, </think>, [INST]), whether they are marked special or not.
@@ -59,7 +59,7 @@ class ModelTokenizer:
             self.plain: Tokenizer = Tokenizer.from_str(json.dumps(specification))
         except Exception as error:  # tokenizers raises nothing more specific
             raise UnsupportedModelError(
-                f"{path} cannot be read ({type(error).__name__}: {error}); download it again"
+                f"{path} cannot be read ({type(error).__name__}: {error}); {remedy_of_reading(error)}"
             ) from error
         for token in ordinary:
             if self.plain.token_to_id(token["content"]) != token["id"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -19,7 +20,7 @@ class JsonRequest(Request):
     async def json(self) -> Any:
         """The body; lone surrogates become U+FFFD, as in the core, because no answer could repeat them."""
         text = (await self.body()).decode("utf-8-sig")
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_number)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_number, object_pairs_hook=_object)
         return _without_surrogates(value) if "\\ud" in text.lower() else value
 
 
@@ -100,7 +101,17 @@ def _not_gzip() -> ApiError:
 def _number(text: str) -> float:
     """A whole number is an integer for JSON Schema, however it is written."""
     value = float(text)
+    if math.isinf(value):  # JSON cannot repeat it: it would come back as null
+        raise ApiError(400, "invalid_json", "the body has a number that is too large")
     return int(value) if value.is_integer() and abs(value) <= 2**53 else value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names differ: of two values under one name, nobody could tell which was meant."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ApiError(400, "invalid_json", "the body has an object with the same name twice")
+    return value
 
 
 def _refuse_constant(name: str) -> float:

@@ -84,6 +84,8 @@ def _is_of_the_request(part: object) -> bool:
 
 def from_http(error: HTTPException) -> ApiError:
     """Errors that the framework raises, such as 404 and 405."""
+    if isinstance(error.__cause__, ApiError):  # FastAPI wraps what reading the body raises
+        return error.__cause__
     kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     message = str(error.detail)
     if error.status_code == 400:

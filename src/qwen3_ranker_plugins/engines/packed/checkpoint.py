@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ...errors import MissingDependencyError, RankerError, UnsupportedModelError
+from ...errors import MissingDependencyError, ModelError, RankerError, UnsupportedModelError, remedy_of_reading
 from ...models import ModelSpec
 from ...models.spec import label_ids
 from ...models.weights import read_headers, read_rows
@@ -56,7 +56,7 @@ def read_config(folder: Path) -> Any:
     Raises:
         UnsupportedModelError: it cannot be read, or is not that of a decoder that the packed engine can run.
     """
-    with _damage_explained(folder):
+    with damage_explained(folder):
         if (plain := qwen3.plain_config(folder)) is not None:
             return plain
         return _checked_config(folder).get_text_config()
@@ -81,7 +81,7 @@ def load_model(
     """
     model: Any = None
     if adapter is None and spec.architecture == "Qwen3ForCausalLM":
-        with _damage_explained(folder):
+        with damage_explained(folder):
             model = qwen3.load(folder, dtype)
     if model is None:
         model = _load_with_transformers(folder, spec, dtype)
@@ -115,7 +115,7 @@ def _load_with_transformers(folder: Path, spec: ModelSpec, dtype: torch.dtype) -
 
     register()
     arguments: dict[str, Any] = {}
-    with _damage_explained(folder):
+    with damage_explained(folder):
         config = _checked_config(folder)
         if spec.decoder == "qwen3_vl":
             # The text decoder is a Qwen3 whose tensors have longer names. Its rotary embeddings for time, height and
@@ -135,7 +135,7 @@ def _load_with_transformers(folder: Path, spec: ModelSpec, dtype: torch.dtype) -
             arguments["state_dict"] = _scaled_rows(folder)
         elif spec.quantization is not None:
             config.quantization_config = _dequantising(folder, spec.quantization, config)
-    with _without_adapter(folder) as plain, _damage_explained(folder), _quiet():
+    with _without_adapter(folder) as plain, damage_explained(folder), _quiet():
         model: Any
         loaded: dict[str, Any]
         model, loaded = kind.from_pretrained(
@@ -274,7 +274,7 @@ def _merged(model: Any, adapter: Path) -> Any:
         raise MissingDependencyError(f"{adapter} is an adapter, which peft merges: pip install peft")
     from peft import PeftModel, get_peft_model_state_dict
 
-    with _damage_explained(adapter):
+    with damage_explained(adapter):
         wrapped = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
         stored, loaded = set(read_headers(adapter)), set(get_peft_model_state_dict(wrapped))
         if strangers := sorted(stored ^ loaded):
@@ -299,15 +299,33 @@ def _without_adapter(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _damage_explained(folder: Path) -> Iterator[None]:
+def damage_explained(folder: Path) -> Iterator[None]:
+    """Turn what a load raises into an error that says what to do.
+
+    Raises:
+        ModelError: memory is short, or torch's threads were made before a fork.
+        UnsupportedModelError: anything else, most likely because the folder is damaged.
+    """
     try:
         yield
     except RankerError:
         raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        reason = str(error).strip() or type(error).__name__
+        raise ModelError(
+            f"{folder} does not fit into the memory that is free ({reason}): end other programs that use it, or choose "
+            "a smaller model, a shorter dtype or another device"
+        ) from error
     except Exception as error:  # a damaged folder makes transformers and what it calls raise almost anything
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        if "Invalid thread pool" in reason:  # torch made its threads in a parent process
+            raise ModelError(
+                f"{folder} cannot be loaded, because torch.set_num_threads was called before a fork ({reason}): set "
+                "the environment variable OMP_NUM_THREADS instead, or start workers with the 'spawn' method"
+            ) from error
+        remedy = f"{remedy_of_reading(error)}, or use a Qwen3-Reranker checkpoint in its original form"
         raise UnsupportedModelError(
-            f"{folder} cannot be loaded ({type(error).__name__}: {str(error).strip().splitlines()[0]}); "
-            "download it again, or use a Qwen3-Reranker checkpoint in its original form"
+            f"{folder} cannot be loaded ({type(error).__name__}: {reason}); {remedy}"
         ) from error
 
 
