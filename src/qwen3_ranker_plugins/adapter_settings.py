@@ -16,7 +16,18 @@ from .errors import InvalidInputError
 from .prompt import DEFAULT_MAX_LENGTH
 from .reranker import Reranker
 
-_RERANKER_SETTINGS = ("model", "engine", "device", "dtype", "template", "max_length", "token_budget", "engine_options")
+_RERANKER_SETTINGS = (
+    "model",
+    "engine",
+    "device",
+    "dtype",
+    "template",
+    "max_length",
+    "token_budget",
+    "engine_options",
+    "adapter",
+    "scoring",
+)
 
 
 class Qwen3Settings(BaseModel):
@@ -48,6 +59,10 @@ class Qwen3Settings(BaseModel):
     """Maximum number of tokens in one forward pass, which bounds memory; None chooses by device."""
     engine_options: dict[str, Any] = Field(default_factory=dict, frozen=True)
     """Options of the engine, by name."""
+    adapter: str | None = Field(default=None, frozen=True)
+    """A LoRA adapter for the model: path of a folder, or name on the hub; "none" for no adapter from its own folder."""
+    scoring: str | None = Field(default=None, frozen=True)
+    """How the model judges, such as "yes - no", in place of what its checkpoint says."""
     instruction: str | None = None
     """The task for which documents are judged; None for the reranker's own."""
     reranker: SkipJsonSchema[Reranker | None] = Field(default=None, exclude=True, repr=False, frozen=True)

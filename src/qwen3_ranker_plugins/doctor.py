@@ -69,6 +69,8 @@ def diagnose(
     engine: str = "auto",
     engine_options: Mapping[str, object] | None = None,
     device: str = "auto",
+    adapter: str | None = None,
+    scoring: str | None = None,
 ) -> bool:
     """Print everything; False if the model scores the probes in the wrong order, or not as it is known to.
 
@@ -89,7 +91,9 @@ def diagnose(
     name, reason = choose_engine(engine)
     console.print(Text(f"\nengine {engine!r} is {name!r}: {reason}"))
     started = time.perf_counter()
-    with Reranker(model, engine=engine, engine_options=engine_options, device=device) as reranker:
+    with Reranker(
+        model, engine=engine, engine_options=engine_options, device=device, adapter=adapter, scoring=scoring
+    ) as reranker:
         console.print(Text(f"{model} loaded in {time.perf_counter() - started:.1f} s:"))
         console.print(_facts(reranker.describe().as_dict() | {"memory_here": _peak_memory()}), highlight=False)
         faults = _probe(console, reranker, known_margins() if reranker.settings.model == BUNDLED_MODEL else {})

@@ -150,6 +150,7 @@ class Reranker:
         #: The local folder with the model, or with its tokenizer; None if the engine needs neither.
         self.model_path: Path | None = resolved.folder
         self._encoder = resolved.encoder
+        self._form = _form(resolved.config, settings)
         self._lease = Lease(engines)
 
     def rerank(
@@ -356,8 +357,9 @@ class Reranker:
         self._lease.on_pass(listener)
 
     def describe(self) -> EngineDescription:
-        """What runs where: the engine's device, dtype, versions and other facts."""
-        return self._lease.engine.describe()
+        """What runs where, the model's form, and where each part of the form was read."""
+        description = self._lease.engine.describe()
+        return replace(description, details={**self._form, **description.details})
 
     def close(self) -> None:
         """Give up the engine; the last reranker that uses it ends its thread. Repeating it does nothing."""
@@ -418,6 +420,20 @@ class Reranker:
         finally:
             if held:
                 _encoding.release()
+
+
+def _form(config: EngineConfig, settings: RerankerSettings) -> dict[str, str]:
+    """How the model judges, for people; nothing for an engine that reads no model."""
+    if config.spec is None:
+        return {}
+    form = config.spec.facts
+    if settings.template != "standard":
+        form["template"] = settings.template if "{" not in settings.template else "given"
+    if settings.instruction is not None:
+        form["instruction"] = f"{settings.instruction} (given)"
+    if config.adapter is not None:
+        form["adapter"] = f"{config.adapter} (merged into the weights)"
+    return form
 
 
 def _make_again(kind: type[Reranker], settings: RerankerSettings, options: RankingOptions) -> Reranker:

@@ -100,6 +100,8 @@ def test_dumps_and_loads(model: str, core: Reranker, documents: list[Document]) 
             "max_length": 8192,
             "token_budget": None,
             "engine_options": {},
+            "adapter": None,
+            "scoring": None,
             "top_k": 2,
             "score_threshold": None,
             "min_confidence": None,

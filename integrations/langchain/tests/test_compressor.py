@@ -363,6 +363,8 @@ def test_model_dump_and_back(model: str, documents: list[Document]) -> None:
         "max_length": 8192,
         "token_budget": None,
         "engine_options": {},
+        "adapter": None,
+        "scoring": None,
         "instruction": None,
         "top_n": 2,
         "score_threshold": None,

@@ -225,6 +225,8 @@ def test_to_dict_and_back(model: str, nodes: list[NodeWithScore]) -> None:
         "max_length": 8192,
         "token_budget": None,
         "engine_options": {},
+        "adapter": None,
+        "scoring": None,
         "instruction": None,
         "top_n": 2,
         "score_threshold": 0.25,

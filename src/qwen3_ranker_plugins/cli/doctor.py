@@ -5,10 +5,12 @@ from __future__ import annotations
 import typer
 
 from .options import (
+    AdapterOption,
     DeviceOption,
     EngineOption,
     EngineOptionsOption,
     ModelOption,
+    ScoringOption,
     device_name,
     model_name,
     read_engine_options,
@@ -18,6 +20,8 @@ from .terminal import output
 
 def doctor(
     model: ModelOption = None,
+    adapter: AdapterOption = None,
+    scoring: ScoringOption = None,
     engine: EngineOption = "auto",
     engine_option: EngineOptionsOption = None,
     device: DeviceOption = None,
@@ -31,5 +35,7 @@ def doctor(
         engine=engine,
         engine_options=read_engine_options(engine_option),
         device=device_name(device),
+        adapter=adapter,
+        scoring=scoring,
     )
     raise typer.Exit(0 if healthy else 1)

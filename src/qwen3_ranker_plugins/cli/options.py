@@ -41,6 +41,22 @@ EngineOptionsOption = Annotated[
         help="Option of the engine itself; can be given several times. VALUE is read as JSON, or else as text.",
     ),
 ]
+AdapterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter",
+        help="LoRA adapter that is merged into the model: a local folder, or a name on the Hugging Face hub; none "
+        "leaves out one that lies in the model's folder.",
+    ),
+]
+ScoringOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scoring",
+        help="How the model judges: label tokens such as 'yes - no' or 'Yes / 5', or score-head. Default: what its "
+        "checkpoint says.",
+    ),
+]
 DeviceOption = Annotated[
     str | None,
     typer.Option("--device", help=f"Device: auto, cpu, cuda or cuda:N. Default: ${DEVICE_VARIABLE}, or auto."),
@@ -126,6 +142,8 @@ def settings_of(
     max_length: int | None = None,
     token_budget: int | None = None,
     engine_options: Mapping[str, object] | None = None,
+    adapter: str | None = None,
+    scoring: str | None = None,
     preset: str | None = None,
 ) -> RerankerSettings:
     """Settings of a reranker: options take precedence over the preset, and the preset over the defaults.
@@ -143,6 +161,8 @@ def settings_of(
         "max_length": max_length,
         "token_budget": token_budget,
         "engine_options": engine_options,
+        "adapter": adapter,
+        "scoring": scoring,
     }
     fields |= {name: value for name, value in given.items() if value is not None}
     return RerankerSettings(model_name(model), engine, device_name(device), **fields)

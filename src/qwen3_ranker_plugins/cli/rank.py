@@ -24,6 +24,7 @@ from ..prompt import DEFAULT_MAX_LENGTH
 from ..reranker import Reranker
 from ..types import RerankResult
 from .options import (
+    AdapterOption,
     DeviceOption,
     DtypeOption,
     EngineOption,
@@ -31,6 +32,7 @@ from .options import (
     InstructionOption,
     MaxLengthOption,
     ModelOption,
+    ScoringOption,
     TemplateOption,
     device_name,
     model_name,
@@ -72,6 +74,8 @@ def rank(
     template: TemplateOption = "standard",
     max_length: MaxLengthOption = DEFAULT_MAX_LENGTH,
     model: ModelOption = None,
+    adapter: AdapterOption = None,
+    scoring: ScoringOption = None,
     engine: EngineOption = "auto",
     engine_option: EngineOptionsOption = None,
     device: DeviceOption = None,
@@ -92,6 +96,8 @@ def rank(
         instruction=instruction,
         max_length=max_length,
         engine_options=read_engine_options(engine_option),
+        adapter=adapter,
+        scoring=scoring,
     )
     options = RankingOptions(top_k, score_threshold, min_confidence)
     documents = [document for name in files or ["-"] for document in _documents(name, by)]

@@ -17,12 +17,14 @@ from rich.console import Console
 from ..config import BUNDLED_MODEL, DEFAULT_MODEL, MODEL_VARIABLE, device_from_environment
 from ..prompt import DEFAULT_MAX_LENGTH
 from .options import (
+    AdapterOption,
     DeviceOption,
     DtypeOption,
     EngineOption,
     EngineOptionsOption,
     InstructionOption,
     MaxLengthOption,
+    ScoringOption,
     TemplateOption,
     TokenBudgetOption,
     read_engine_options,
@@ -58,6 +60,8 @@ def rerank(
             f"${MODEL_VARIABLE} names one.",
         ),
     ] = None,
+    adapter: AdapterOption = None,
+    scoring: ScoringOption = None,
     run: Annotated[str | None, typer.Option(help="A TREC run: the documents of each query.")] = None,
     columns: Annotated[
         str | None,
@@ -137,6 +141,8 @@ def rerank(
             model=model,
             engine=engine,
             engine_options=read_engine_options(engine_option),
+            adapter=adapter,
+            scoring=scoring,
             device=device_from_environment() if device is None else device,
             dtype=dtype,
             template=template,

@@ -9,7 +9,7 @@ import typer
 
 from ..config import BUNDLED_MODEL
 from ..errors import MissingDependencyError
-from .options import EngineOptionsOption, read_engine_options
+from .options import AdapterOption, EngineOptionsOption, ScoringOption, read_engine_options
 
 
 def serve(
@@ -23,6 +23,8 @@ def serve(
     model: Annotated[
         str | None, typer.Option("--model", help=f"Hub name or folder of the model. Default: {BUNDLED_MODEL}.")
     ] = None,
+    adapter: AdapterOption = None,
+    scoring: ScoringOption = None,
     served_model_name: Annotated[
         list[str] | None,
         typer.Option(
@@ -123,6 +125,8 @@ def serve(
         "host": host,
         "port": port,
         "model": model,
+        "adapter": adapter,
+        "scoring": scoring,
         "served_model_names": served_model_name or None,
         "strict_model_names": strict_model_names,
         "return_documents": return_documents,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import (
+    AdapterOption,
     DeviceOption,
     EngineOption,
     EngineOptionsOption,
@@ -18,6 +19,7 @@ from .options import (
     PresetMaxLengthOption,
     PresetTemplateOption,
     QuietOption,
+    ScoringOption,
     SeedOption,
     TagOption,
     read_engine_options,
@@ -46,6 +48,8 @@ def tune(
     ] = 900.0,
     seed: SeedOption = 0,
     model: ModelOption = None,
+    adapter: AdapterOption = None,
+    scoring: ScoringOption = None,
     engine: EngineOption = "auto",
     engine_option: EngineOptionsOption = None,
     device: DeviceOption = None,
@@ -79,6 +83,8 @@ def tune(
         model=model,
         engine=engine,
         engine_options=read_engine_options(engine_option),
+        adapter=adapter,
+        scoring=scoring,
         device=device,
         dtype=dtype,
         template=template,

@@ -129,6 +129,23 @@ class ModelSpec:
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
+    def facts(self) -> dict[str, str]:
+        """The description for people, each part with its source."""
+
+        def with_source(name: str, value: str) -> str:
+            return f"{value} ({self.sources[name]})" if name in self.sources else value
+
+        return {
+            "architecture": with_source("architecture", self.architecture),
+            "family": with_source("family", self.family),
+            "scoring": with_source("scoring", str(self.scoring)),
+            "template": with_source("template", "its own"),
+            "instruction": with_source("instruction", self.instruction or "none"),
+            "max_positions": str(self.max_positions),
+            "quantization": self.quantization or "none",
+        }
+
+    @property
     def fingerprint(self) -> dict[str, str | None]:
         """What a margin depends on besides the weights, for jobs that are resumed and for caches."""
         return {

@@ -52,7 +52,7 @@ WINDOW_CHARACTERS = 4 * 2**20
 #: Of the fingerprint, what the output's metadata say of its scores.
 _MADE_BY = (
     "model_name", "model", "engine", "device", "dtype", "template", "instruction", "max_length", "engine_options",
-    "version",
+    "adapter", "scoring", "version",
 )  # fmt: skip
 
 
@@ -67,8 +67,8 @@ class RerankJob:
         run: the TREC run that says which documents belong to which query.
         model: a hub name, a folder, or "bundled:tiny"; None for the one that QWEN3_RANKER_MODEL names. There is no
             default: a job that runs for hours should not do so with a model that nobody chose.
-        engine, device, dtype, template, instruction, max_length, token_budget, engine_options: as of a
-            `Reranker`.
+        engine, device, dtype, template, instruction, max_length, token_budget, engine_options,
+            adapter, scoring: as of a `Reranker`.
         format: "jsonl", "csv", "parquet" or "trec".
         columns: name in the input -> "query_id", "doc_id", "query", "document", "documents", "id", "title" or "text".
         input_format: "jsonl", "csv", "tsv" or "parquet"; None takes it from the suffix, and JSONL for standard input.
@@ -105,6 +105,8 @@ class RerankJob:
         max_length: int = DEFAULT_MAX_LENGTH,
         token_budget: int | None = None,
         engine_options: Mapping[str, object] | None = None,
+        adapter: str | os.PathLike[str] | None = None,
+        scoring: str | None = None,
         format: str | None = None,  # noqa: A002 - named as the option
         columns: Mapping[str, str] | None = None,
         input_format: str | None = None,
@@ -133,7 +135,17 @@ class RerankJob:
                 f"(a small model for demonstrations), or set {MODEL_VARIABLE}",
             )
         self.settings = RerankerSettings(
-            name, engine, device, dtype, template, instruction, max_length, token_budget, engine_options or {}
+            name,
+            engine,
+            device,
+            dtype,
+            template,
+            instruction,
+            max_length,
+            token_budget,
+            engine_options or {},
+            adapter=None if adapter is None else os.fspath(adapter),
+            scoring=scoring,
         )
         if self.settings.engine == "remote":
             raise InvalidInputError("engine", engine, "a job runs the model itself: use an engine of this machine")
@@ -236,7 +248,7 @@ class RerankJob:
         windows = Windows(source, self.window_pairs, WINDOW_CHARACTERS)
         with self._open_runner() as runner:
             checkpoint.match(runner.facts())
-            made_by = {name: checkpoint.begun[name] for name in _MADE_BY}
+            made_by = {name: checkpoint.begun[name] for name in _MADE_BY if name in checkpoint.begun}
             name, model, engine = made_by["model_name"], made_by["model"], made_by["engine"]
             logger.info("model %s (%s), engine %s, %s, %s", name, model, engine, runner.devices(), made_by["dtype"])
             with metering(show=self.show_progress) as meter:

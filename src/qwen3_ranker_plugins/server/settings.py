@@ -47,7 +47,8 @@ class ServerSettings(BaseModel):
     """The settings of a server. A field's name is its name in YAML; see `load_settings` for other spellings.
 
     Attributes:
-        model, engine, device, dtype, template, instruction, max_length, token_budget, engine_options: as in `Reranker`.
+        model, engine, device, dtype, template, instruction, max_length, token_budget, engine_options,
+        adapter, scoring: as in `Reranker`.
         host, port: the address to listen on.
         served_model_names: further names of the model; the first one stands in answers. "*" serves any name.
         strict_model_names: requests for other names get 404. Otherwise they are served, and the answer names the model.
@@ -80,6 +81,8 @@ class ServerSettings(BaseModel):
     max_length: Count = DEFAULT_MAX_LENGTH
     token_budget: Count | None = None
     engine_options: dict[str, object] = Field(default_factory=dict)
+    adapter: str | None = None
+    scoring: str | None = None
 
     host: str = "127.0.0.1"
     port: int = Field(default=8001, ge=0, le=65535)
@@ -154,6 +157,8 @@ class ServerSettings(BaseModel):
             self.max_length,
             self.token_budget,
             self.engine_options,
+            self.adapter,
+            self.scoring,
         )
 
     def dump(self) -> str:

@@ -332,7 +332,7 @@ def tune_yaml(result: TuneResult) -> str:
         f"# {memory.host_mib:,.0f} MiB on the host{device}",
     ]
     fields = {name: trial.settings[name] for name in ("model", "engine", "device", "dtype", "template",
-                                                      "instruction", "max_length")}  # fmt: skip
+                                                      "instruction", "max_length", "adapter", "scoring")}  # fmt: skip
     fields["token_budget"] = trial.budget
     # A JSON value is a YAML value.
     lines += [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items() if value is not None]

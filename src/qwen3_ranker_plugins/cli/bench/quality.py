@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..options import (
+    AdapterOption,
     DeviceOption,
     EngineOption,
     EngineOptionsOption,
@@ -18,6 +19,7 @@ from ..options import (
     PresetOption,
     PresetTemplateOption,
     QuietOption,
+    ScoringOption,
     SeedOption,
     TagOption,
     TokenBudgetOption,
@@ -54,6 +56,8 @@ def quality(
     ] = None,
     seed: SeedOption = 0,
     model: ModelOption = None,
+    adapter: AdapterOption = None,
+    scoring: ScoringOption = None,
     engine: EngineOption = "auto",
     engine_option: EngineOptionsOption = None,
     device: DeviceOption = None,
@@ -80,6 +84,8 @@ def quality(
         model=model,
         engine=engine,
         engine_options=read_engine_options(engine_option),
+        adapter=adapter,
+        scoring=scoring,
         device=device,
         dtype=dtype,
         template=template,

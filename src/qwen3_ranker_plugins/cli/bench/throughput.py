@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..options import (
+    AdapterOption,
     DeviceOption,
     EngineOption,
     EngineOptionsOption,
@@ -18,6 +19,7 @@ from ..options import (
     PresetOption,
     PresetTemplateOption,
     QuietOption,
+    ScoringOption,
     TagOption,
     TokenBudgetOption,
     numbers,
@@ -49,6 +51,8 @@ def throughput(
     queries: QueriesOption = None,
     relevant_from: RelevantOption = None,
     model: ModelOption = None,
+    adapter: AdapterOption = None,
+    scoring: ScoringOption = None,
     engine: EngineOption = "auto",
     engine_option: EngineOptionsOption = None,
     device: DeviceOption = None,
@@ -73,6 +77,8 @@ def throughput(
         model=model,
         engine=engine,
         engine_options=read_engine_options(engine_option),
+        adapter=adapter,
+        scoring=scoring,
         device=device,
         dtype=dtype,
         template=template,

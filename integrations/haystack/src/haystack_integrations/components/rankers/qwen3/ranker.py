@@ -38,6 +38,8 @@ _PARAMETERS = (
     "max_length",
     "token_budget",
     "engine_options",
+    "adapter",
+    "scoring",
     "top_k",
     "score_threshold",
     "min_confidence",
@@ -83,6 +85,9 @@ class Qwen3Ranker:
         max_length: maximum length of a prompt in tokens; longer documents are truncated at their end.
         token_budget: maximum number of tokens in one forward pass, which bounds memory; None chooses by device.
         engine_options: options of the engine by name; None for its defaults.
+        adapter: a LoRA adapter for the model: path of a folder or name on the hub; "none" leaves out one that lies in
+            the model's folder; None for no other than that one.
+        scoring: how the model judges, such as "yes - no"; None for what its checkpoint says.
         top_k: maximum number of documents to return; None returns all.
         score_threshold: minimum score, in [0, 1], of a returned document; None for no minimum.
         min_confidence: minimum confidence, in [0, 1], of a returned document; None for no minimum.
@@ -110,6 +115,8 @@ class Qwen3Ranker:
         max_length: int = DEFAULT_MAX_LENGTH,
         token_budget: int | None = None,
         engine_options: dict[str, Any] | None = None,
+        adapter: str | os.PathLike[str] | None = None,
+        scoring: str | None = None,
         top_k: int | None = 10,
         score_threshold: float | None = None,
         min_confidence: float | None = None,
@@ -126,6 +133,8 @@ class Qwen3Ranker:
         self.max_length = max_length
         self.token_budget = token_budget
         self.engine_options = {} if engine_options is None else engine_options
+        self.adapter: str | None = plain(adapter)
+        self.scoring = scoring
         self.top_k = top_k
         self.score_threshold = score_threshold
         self.min_confidence = min_confidence
@@ -275,6 +284,8 @@ class Qwen3Ranker:
             max_length=self.max_length,
             token_budget=self.token_budget,
             engine_options=self.engine_options,
+            adapter=self.adapter,
+            scoring=self.scoring,
         )
         self.engine_options = dict(self._settings.engine_options)
         RankingOptions(self.top_k, self.score_threshold, self.min_confidence)
