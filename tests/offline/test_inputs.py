@@ -241,6 +241,21 @@ def test_a_quotation_mark_in_tsv_does_not_swallow_rows(tmp_path: Path) -> None:
     assert [(pair.query, pair.document) for pair in pairs] == [('"what', '"15 inch'), ("what?", "other")]
 
 
+@pytest.mark.parametrize(
+    ("document", "warned"),
+    [('"He said ""hi"""', True), ('"cut here', True), ('"Odyssey" by Homer', False), ('15" screen', False)],
+)
+def test_tsv_that_looks_quoted_is_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, document: str, warned: bool
+) -> None:
+    """pandas quotes such fields; they are read with their quotation marks."""
+    path = tmp_path / "in.tsv"
+    path.write_text("query_id\tdoc_id\tquery\tdocument\n" + f"q\ta\twhat?\t{document}\n" * 2)
+    source = TableSource(InputFile.local(path), Fields(), delimiter="\t")
+    assert [pair.document for pair in [*source, *source]] == [document] * 4
+    assert caplog.text.count("QUOTE_NONE") == warned
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 def test_a_zstd_stream_that_breaks_off_is_an_error_after_what_can_be_read(
     tmp_path: Path, job: Job, suffix: str

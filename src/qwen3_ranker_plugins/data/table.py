@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Iterator
 
 from ..errors import InvalidInputError
 from .files import MAX_LINE_BYTES, InputFile, Unpacked
 from .pairs import FLAT, Fields, Pair, checked, unusable
 from .source import FileSource
+
+_logger = logging.getLogger("qwen3_ranker_plugins.offline")  # what jobs say of themselves
 
 
 class TableSource(FileSource):
@@ -27,6 +30,7 @@ class TableSource(FileSource):
         self._columns = fields.names(*FLAT)
         self._tabs = delimiter == "\t"
         self._fraction = 0.0
+        self._warned = False
         with Unpacked(file, self.size) as unpacked:
             unreadable: tuple[type[Exception], ...] = (csv.Error, *unpacked.errors)
             try:
@@ -78,6 +82,14 @@ class TableSource(FileSource):
                 if len(row) != len(self._heading):
                     yield unusable(number, f"has {len(row)} fields, and the heading has {len(self._heading)}")
                     continue
+                if self._tabs and not self._warned and any(_looks_quoted(field) for field in row):
+                    self._warned = True
+                    _logger.warning(
+                        "%s: row %d looks quoted, as pandas' to_csv writes it, and quotation marks in TSV are read as "
+                        "text: write it with quoting=csv.QUOTE_NONE, or as CSV or JSONL",
+                        self.file.location,
+                        number,
+                    )
                 pair = checked(number, *(row[place] for place in places))
                 broken = any("\udc80" <= character <= "\udcff" for text in pair[1:5] for character in _odd(text))
                 yield unusable(number, "not UTF-8") if broken else pair
@@ -86,6 +98,11 @@ class TableSource(FileSource):
     def fraction(self) -> float:
         """By bytes of the file as it lies on the disk."""
         return min(1.0, self._fraction)
+
+
+def _looks_quoted(field: str) -> bool:
+    """Whether a field begins with a quotation mark, and has another one doubled or its closing one in another row."""
+    return field.startswith('"') and ('""' in field[1:] or field.count('"') % 2 == 1)
 
 
 def _odd(text: str) -> str:
