@@ -177,3 +177,65 @@ def test_a_port_that_is_taken_ends_it() -> None:
     assert done.returncode == 1
     assert "address already in use" in done.stderr.lower()
     assert all(json.loads(line)["level"] for line in done.stderr.splitlines())
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_keys_are_rotated_without_a_lost_request(tmp_path: Path, reranker: Reranker) -> None:
+    """Clients send requests all the time while keys are exchanged and a file without keys is refused."""
+    keys = tmp_path / "keys"
+    keys.write_text("old-key-0123456789\n")
+    with (
+        _process(tmp_path, "--api-key-file", str(keys)) as (process, url, log),
+        ThreadPoolExecutor(4) as pool,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+
+        def status(key: str) -> int:
+            return client.post("/rerank", json=BODY, headers={"X-API-Key": key}).status_code
+
+        def reload(text: str) -> None:
+            before = log.read_text().count("reloaded")
+            keys.write_text(text)
+            process.send_signal(signal.SIGHUP)
+            wait_until(lambda: log.read_text().count("reloaded") == before + 1)
+
+        wait_until(lambda: _status(f"{url}/health") == 200, 120)
+        wait_until(lambda: client.get("/health").json()["status"] == "healthy", 120)
+        stop = time.monotonic() + 30
+        rotated: list[bool] = []
+
+        def load() -> list[int]:
+            """Requests with the old key until both keys are valid, and then with the new one."""
+            statuses = []
+            while len(rotated) < 3 and time.monotonic() < stop:
+                statuses.append(status("new-key-0123456789" if rotated else "old-key-0123456789"))
+            return statuses
+
+        clients = [pool.submit(load) for _ in range(4)]
+        time.sleep(0.5)
+        reload("old-key-0123456789\nnew-key-0123456789\n")
+        rotated.append(True)
+        time.sleep(1)  # requests that were made with the old key are on their way
+        reload("new-key-0123456789\n")
+        rotated.append(True)
+        assert status("old-key-0123456789") == 401
+        reload("# no key\n")
+        assert status("new-key-0123456789") == 200
+        rotated.append(True)
+        statuses = [each for client in clients for each in client.result(60)]
+        assert len(statuses) > 8
+        assert set(statuses) == {200}
+        assert process.poll() is None
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        assert [line["level"] for line in lines if "reloaded" in line["event"]] == ["info", "info", "error"]
+        assert "key-0123456789" not in log.read_text()
+
+
+def test_sighup_without_a_key_file_is_said_and_ends_nothing(tmp_path: Path) -> None:
+    with _process(tmp_path) as (process, url, log):
+        wait_until(lambda: _status(f"{url}/ready") == 200, 120)
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "no keys were reloaded" in log.read_text())
+        health = httpx.get(f"{url}/health").json()
+        assert (health["status"], health["demonstration_model"]) == ("healthy", True)
+        assert "bundled:tiny is a demonstration model" in log.read_text()

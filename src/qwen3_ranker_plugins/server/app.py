@@ -14,7 +14,6 @@ from starlette.middleware.cors import CORSMiddleware
 
 from .._version import __version__
 from ..errors import RankerError
-from .auth import KeyRing
 from .errors import ApiError, from_core, from_http, from_validation
 from .fields import ErrorResponse
 from .middleware import Guard, Lifecycle
@@ -33,6 +32,7 @@ def create_app(configuration: Configuration, *, lifecycle: Lifecycle | None = No
     """
     settings = configuration.settings
     state = ServerState.of(settings, lifecycle or Lifecycle())
+    state.lifecycle.keys.replace(configuration.api_keys)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -60,7 +60,6 @@ def create_app(configuration: Configuration, *, lifecycle: Lifecycle | None = No
     app.add_middleware(
         Guard,
         settings=settings,
-        keys=KeyRing(configuration.api_keys),
         metrics=state.metrics,
         bodies=state.bodies,
         lifecycle=state.lifecycle,

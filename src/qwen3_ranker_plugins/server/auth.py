@@ -18,6 +18,10 @@ class KeyRing:
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
+        self.replace(keys)
+
+    def replace(self, keys: Sequence[str]) -> None:
+        """Accept these keys and no others. Requests that were let in already go on."""
         self._digests = [_digest(key.encode()) for key in keys]
 
     def __bool__(self) -> bool:

@@ -44,10 +44,12 @@ class Lifecycle:
         exchanges: number of requests that are not answered yet.
         fatal: why the model could not be loaded.
         owns_process: the process does nothing but serve.
+        keys: those that clients may send; `Server` replaces them on SIGHUP.
     """
 
     def __init__(self, *, owns_process: bool = False) -> None:
         self.owns_process = owns_process
+        self.keys = KeyRing(())
         self.draining = False
         self.exchanges = 0
         self.fatal: Exception | None = None
@@ -104,14 +106,12 @@ class Guard:
         app: ASGIApp,
         *,
         settings: ServerSettings,
-        keys: KeyRing,
         metrics: Metrics,
         bodies: BodyBudget,
         lifecycle: Lifecycle,
     ) -> None:
         self._app = app
         self._settings = settings
-        self._keys = keys
         self._metrics = metrics
         self._bodies = bodies
         self._lifecycle = lifecycle
@@ -143,7 +143,7 @@ class Guard:
             self._record(scope, reply, facts, time.perf_counter() - started)
 
     async def _exchange(self, scope: Scope, receive: Receive, reply: _Reply, headers: Mapping[bytes, bytes]) -> None:
-        if self._keys and scope["raw_path"] not in _OPEN_ROUTES:
+        if self._lifecycle.keys and scope["raw_path"] not in _OPEN_ROUTES:
             self._check_key(headers, reply)
         if scope["method"] != "POST":
             await self._run(scope, receive, _replay(b""), reply, None)
@@ -166,7 +166,7 @@ class Guard:
             self._bodies.give_back(held)
 
     def _check_key(self, headers: Mapping[bytes, bytes], reply: _Reply) -> None:
-        if not self._keys.opens(headers.get(b"authorization"), headers.get(b"x-api-key")):
+        if not self._lifecycle.keys.opens(headers.get(b"authorization"), headers.get(b"x-api-key")):
             # Browsers know Basic; they ask for a user name (any will do) and a password (the key).
             reply.extra += [(b"www-authenticate", b"Bearer"), (b"www-authenticate", b'Basic realm="key as password"')]
             raise ApiError(401, "unauthorized", "give a valid API key: Authorization: Bearer KEY")

@@ -1,4 +1,4 @@
-"""The process: connections with time limits, signals, and an orderly end."""
+"""The process: connections with time limits, signals, an orderly end, and new API keys on SIGHUP."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ..errors import RankerError
+from ..config import DEFAULT_MODEL
+from ..errors import InvalidInputError, RankerError
 from .app import create_app
 from .logs import configure, describe_error, log
 from .middleware import Lifecycle
 from .settings import Configuration, ServerSettings
+from .sources import read_api_keys
 
 
 class Connection(H11Protocol):
@@ -101,11 +103,12 @@ def _stop(timer: asyncio.TimerHandle | None) -> None:
 class Server(uvicorn.Server):
     """uvicorn's server, which first refuses new work and answers what it has, and only then stops listening."""
 
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_timeout: float) -> None:
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, settings: ServerSettings) -> None:
         super().__init__(config)
         self._lifecycle = lifecycle
-        self._drain_timeout = drain_timeout
+        self._settings = settings
         self._give_up_at = 0.0
+        self._reload = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """The first signal drains, the second one ends at once."""
@@ -114,10 +117,30 @@ class Server(uvicorn.Server):
             return
         log(logging.INFO, "draining", signal=signal.Signals(sig).name, exchanges=self._lifecycle.exchanges)
         self._lifecycle.draining = True
-        self._give_up_at = time.monotonic() + self._drain_timeout
+        self._give_up_at = time.monotonic() + self._settings.drain_timeout
+
+    def handle_reload(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler's signature
+        """SIGHUP asks for the keys to be read again, which happens outside of the signal handler."""
+        self._reload = True
+
+    def _reload_keys(self) -> None:
+        """Read `api_key_file` again. The keys of the environment stay; if the file is unusable, so do all keys."""
+        self._reload = False
+        if self._settings.api_key_file is None:
+            log(logging.WARNING, "SIGHUP has no effect without api_key_file: no keys were reloaded")
+            return
+        try:
+            keys = read_api_keys(self._settings.api_key_file)
+        except InvalidInputError as error:
+            log(logging.ERROR, "API keys were not reloaded: the previous ones stay valid", reason=str(error))
+            return
+        self._lifecycle.keys.replace(keys)
+        log(logging.INFO, "API keys reloaded", keys=len(keys))
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
+        if self._reload:
+            self._reload_keys()
         if self._lifecycle.draining and (not self._lifecycle.exchanges or time.monotonic() > self._give_up_at):
             self.should_exit = True
         self.should_exit |= self._lifecycle.fatal is not None
@@ -138,6 +161,8 @@ def run(configuration: Configuration) -> int:
     _say(configuration)
     lifecycle = Lifecycle(owns_process=True)
     server = make_server(configuration, lifecycle)
+    if hasattr(signal, "SIGHUP"):  # Windows has none
+        signal.signal(signal.SIGHUP, server.handle_reload)
     try:
         # Bound before anything is loaded, so that a port that is taken is known at once.
         server.run(sockets=[server.config.bind_socket()])
@@ -166,7 +191,7 @@ def make_server(configuration: Configuration, lifecycle: Lifecycle) -> Server:
         timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
     )
-    return Server(config, lifecycle, settings.drain_timeout)
+    return Server(config, lifecycle, settings)
 
 
 def _say(configuration: Configuration) -> None:
@@ -174,5 +199,11 @@ def _say(configuration: Configuration) -> None:
     settings = configuration.settings
     for note in configuration.notes:
         log(logging.WARNING, "configuration", note=note)
+    if settings.demonstration_model:
+        log(
+            logging.WARNING,
+            "configuration",
+            note=f"{settings.model} is a demonstration model: choose another one for real use, such as {DEFAULT_MODEL}",
+        )
     if not configuration.api_keys and settings.host not in {"127.0.0.1", "::1", "localhost"}:
         log(logging.WARNING, "configuration", note=f"no API key, and {settings.host} can be reached from elsewhere")

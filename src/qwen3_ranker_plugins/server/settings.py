@@ -137,6 +137,11 @@ class ServerSettings(BaseModel):
         """Names of the model on the wire; the first one stands in answers."""
         return tuple(dict.fromkeys(name for name in (*self.served_model_names, self.model) if name != ANY_NAME))
 
+    @property
+    def demonstration_model(self) -> bool:
+        """Whether the model is the bundled one, which is made for trials and tests."""
+        return self.model == BUNDLED_MODEL
+
     def serves(self, name: str) -> bool:
         """Whether a request may give this name as `model`."""
         return not self.strict_model_names or ANY_NAME in self.served_model_names or name in self.names

@@ -40,6 +40,7 @@ class Health(BaseModel):
     status: Literal["loading", "healthy", "unhealthy", "draining"]
     model_loaded: bool
     model: str
+    demonstration_model: bool = Field(description="Whether the bundled model serves, which is for trials and tests.")
     backend: str = Field(description="The same as engine.")
     engine: str
     engine_facts: dict[str, str]
@@ -93,6 +94,7 @@ async def health(request: Request, response: Response) -> Health:
         status="draining" if state.lifecycle.draining and supervisor.status == "healthy" else supervisor.status,
         model_loaded=supervisor.loaded,
         model=settings.names[0],
+        demonstration_model=settings.demonstration_model,
         backend=engine,
         engine=engine,
         engine_facts=facts,
