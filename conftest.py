@@ -10,6 +10,7 @@ _HEAVY = (
     "tests/bench/test_latency.py",
     "tests/contract/test_engines.py",
     "tests/contract/test_vllm",
+    "tests/deploy/test_ray_serve.py",
     "tests/offline/test_runners.py",
     "tests/remote/test_vllm.py",
 )

@@ -231,9 +231,10 @@ def test_a_services_section_for_a_vllm_engine(write) -> None:
 
 
 def test_the_example_of_the_documentation_is_valid() -> None:
-    example = ROOT / "examples" / "config.yaml"
-    settings = load_settings(example, {}).settings
-    assert settings.model == "bundled:tiny"
+    settings = load_settings(ROOT / "examples" / "config.yaml", {})
+    assert (settings.settings.model, settings.settings.token_budget, settings.notes) == ("bundled:tiny", 32768, ())
+    example = ROOT / "examples" / "services.yaml"
+    assert load_settings(example, {}).settings == settings.settings
     section = yaml.safe_load(example.read_text())["services"]["rerank"]
     assert {"backend", "instruction_format", "max_model_len", "infer_batch_size", "sort_by_doc_length"} <= set(
         section["backends"][section["backend"]]
