@@ -125,7 +125,7 @@ def test_replicas_follow_the_queued_documents() -> None:
     [
         ({"max_replicas": "many"}, "max_replicas"),
         ({"min_replicas": 3, "max_replicas": 2}, "at least min_replicas"),
-        ({"modle": "x"}, "modle"),
+        ({"no_such_setting": "x"}, "no_such_setting"),
     ],
 )
 def test_unusable_arguments_are_named(arguments: dict[str, object], message: str) -> None:

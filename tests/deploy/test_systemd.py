@@ -92,10 +92,10 @@ def test_a_reload_gives_the_server_the_keys_that_root_wrote() -> None:
 
 def test_an_unusable_configuration_is_not_tried_again(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text("modle: x\n", encoding="utf-8")
+    config.write_text("no_such_setting: x\n", encoding="utf-8")
     command = [sys.executable, "-m", "qwen3_ranker_plugins.cli", "serve", "--config", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert "modle" in done.stderr
+    assert "no_such_setting" in done.stderr
     assert [str(done.returncode)] == unit()["RestartPreventExitStatus"]
     assert int(unit()["StartLimitBurst"][0]) > 0
 
