@@ -7,6 +7,7 @@ import copy
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -94,7 +95,8 @@ _LONGEST_LOAD = 60
 
 def _wait_for_loads() -> None:
     locks = [each._lock for each in list(_all.values())]  # noqa: SLF001 - of this module
-    _forking.held = [lock for lock in locks if lock.acquire(timeout=_LONGEST_LOAD)]
+    deadline = time.monotonic() + _LONGEST_LOAD  # one for all: two threads that load and fork wait for each other
+    _forking.held = [lock for lock in locks if lock.acquire(timeout=max(0.0, deadline - time.monotonic()))]
 
 
 def _go_on_in_parent() -> None:
