@@ -9,10 +9,12 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -21,8 +23,9 @@ from rich.text import Text
 
 from .config import BUNDLED_MODEL
 from .engines import choose_engine
-from .errors import ModelNotFoundError
+from .errors import InvalidInputError, ModelNotFoundError
 from .models import resolve_model
+from .prompt import TEMPLATES
 from .reranker import Reranker
 
 DISTRIBUTIONS = (
@@ -71,8 +74,16 @@ def diagnose(
     device: str = "auto",
     adapter: str | None = None,
     scoring: str | None = None,
+    reference: str | None = None,
+    reference_file: Path | None = None,
 ) -> bool:
     """Print everything; False if the model scores the probes in the wrong order, or not as it is known to.
+
+    Args:
+        console: to print to.
+        model, engine, engine_options, device, adapter, scoring: as of a `Reranker`.
+        reference: name of the official checkpoint that the model is a copy of; None for the model's own name.
+        reference_file: with publicly stated scores; None for the package's.
 
     Raises:
         RankerError: the engine or the model cannot be used; the message says what to do.
@@ -97,6 +108,7 @@ def diagnose(
         console.print(Text(f"{model} loaded in {time.perf_counter() - started:.1f} s:"))
         console.print(_facts(reranker.describe().as_dict() | {"memory_here": _peak_memory()}), highlight=False)
         faults = _probe(console, reranker, known_margins() if reranker.settings.model == BUNDLED_MODEL else {})
+        faults += _compare(console, reranker, reference or model, read_reference_scores(reference_file))
         started = time.perf_counter()
     console.print(Text(f"stopped in {time.perf_counter() - started:.1f} s"))
     if not faults:
@@ -120,6 +132,27 @@ def known_margins() -> dict[str, list[float]]:
     text = (files(__package__) / "assets" / "known_margins.json").read_text(encoding="utf-8")
     margins: dict[str, list[float]] = json.loads(text)["margins"]
     return margins
+
+
+def read_reference_scores(path: Path | None = None) -> list[dict[str, Any]]:
+    """Publicly stated scores: what was scored, by which checkpoint, who states it, and how far from it may be.
+
+    Args:
+        path: a JSON file in the form of assets/reference_scores.json; None for that one.
+
+    Raises:
+        InvalidInputError: the file cannot be read.
+    """
+    try:
+        text = (
+            (files(__package__) / "assets" / "reference_scores.json").read_text(encoding="utf-8")
+            if path is None
+            else path.read_text(encoding="utf-8")
+        )
+        found: list[dict[str, Any]] = json.loads(text)["scores"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidInputError("reference_file", str(path), f"give a file like the package's ({error!r})") from error
+    return found
 
 
 def installed_version(distribution: str) -> str | None:
@@ -181,6 +214,52 @@ def _peak_memory() -> str:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return f"{peak / (2**30 if sys.platform == 'darwin' else 2**20):.1f} GiB at most"
+
+
+def _compare(console: Console, reranker: Reranker, name: str, scores: list[dict[str, Any]]) -> list[str]:
+    """Compare with publicly stated scores of the checkpoint and print them; returns a fault if none agrees.
+
+    One that differs is printed as such and is no fault: sources seldom state the dtype and the template.
+
+    Args:
+        console: to print to.
+        reranker: to ask.
+        name: of the checkpoint, or a folder that is called as the checkpoint is.
+        scores: as `read_reference_scores` returns them.
+    """
+    called = name.rstrip("/").rpartition("/")[2].lower()
+    known = [each for each in scores if called in (each["model"].lower(), each["model"].rpartition("/")[2].lower())]
+    if not known:
+        return []
+    table = Table(box=box.SIMPLE_HEAD, title="publicly stated scores")
+    table.add_column("source", overflow="fold")
+    for column in ("kind", "stated", "found", "difference", "verdict"):
+        table.add_column(column, justify="right")
+    agreeing = 0
+    for each in known:
+        # "standard" is the model's own prompt, as of zerank.
+        template = each["template"] if each["template"] in TEMPLATES else "standard"
+        settings = replace(reranker.settings, template=template, instruction=each.get("instruction"))
+        with Reranker.from_settings(settings) as judge:
+            hits = sorted(judge.rerank(each["query"], each["documents"]), key=lambda hit: hit.index)
+        if each["kind"] == "probability":
+            found = [hit.score for hit in hits]
+        else:  # zerank divides the logit by 5
+            factor = 5.0 if each["kind"] == "logit of Yes" else 1.0
+            found = [hit.margin * factor for hit in hits]
+        largest = max(abs(one - other) for one, other in zip(found, each["values"], strict=True))
+        agrees = largest <= each["tolerance"]
+        agreeing += agrees
+        table.add_row(
+            Text(each["source"]),
+            Text(f"{each['kind']}, {template}"),
+            ", ".join(f"{value:.4g}" for value in each["values"]),
+            ", ".join(f"{value:.4g}" for value in found),
+            f"{largest:.3g} of {each['tolerance']:g}",
+            Text("agrees" if agrees else "differs", style="green" if agrees else "red"),
+        )
+    console.print(table)
+    return [] if agreeing else [f"none of {len(known)} publicly stated scores of {known[0]['model']} was found again"]
 
 
 def _probe(console: Console, reranker: Reranker, known: dict[str, list[float]]) -> list[str]:

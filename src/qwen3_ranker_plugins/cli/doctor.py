@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from .options import (
@@ -25,6 +28,16 @@ def doctor(
     engine: EngineOption = "auto",
     engine_option: EngineOptionsOption = None,
     device: DeviceOption = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="Official checkpoint whose publicly stated scores are compared, such as Qwen/Qwen3-Reranker-0.6B. "
+            "Default: the name of the model or of its folder."
+        ),
+    ] = None,
+    reference_file: Annotated[
+        Path | None, typer.Option(help="JSON file with stated scores, in the form of the package's own.")
+    ] = None,
 ) -> None:
     """Show what is installed and usable here, and check that the model scores known pairs as it should."""
     from ..doctor import diagnose
@@ -37,5 +50,7 @@ def doctor(
         device=device_name(device),
         adapter=adapter,
         scoring=scoring,
+        reference=reference,
+        reference_file=reference_file,
     )
     raise typer.Exit(0 if healthy else 1)

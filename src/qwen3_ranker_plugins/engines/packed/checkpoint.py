@@ -271,7 +271,9 @@ def _merged(model: Any, adapter: Path) -> Any:
         UnsupportedModelError: the adapter is not one, or does not fit.
     """
     if find_spec("peft") is None:
-        raise MissingDependencyError(f"{adapter} is an adapter, which peft merges: pip install peft")
+        raise MissingDependencyError(
+            f"{adapter} is an adapter, which peft merges: pip install 'qwen3-ranker-plugins[adapters]'"
+        )
     from peft import PeftModel, get_peft_model_state_dict
 
     with damage_explained(adapter):
