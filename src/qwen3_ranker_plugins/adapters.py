@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .config import check_text
+from .config import RankingOptions, check_text
 from .errors import EngineClosedError, EngineError, InvalidInputError
 from .reranker import Reranker
 from .types import ScoredDocument
@@ -54,6 +54,12 @@ class LazyReranker:
             reranker, self._reranker = self._reranker, None
         if reranker is not None:
             reranker.close()
+
+    def set_options(self, options: RankingOptions) -> None:
+        """Let the reranker, if there is one, use other defaults for the next calls."""
+        with self._lock:
+            if self._reranker is not None:
+                self._reranker.options = options
 
     def drop_ended(self) -> None:
         """Forget the reranker if its engine has ended, so that the next call makes another."""

@@ -178,6 +178,8 @@ class RankingOptions:
         self, top_k: int | None = None, score_threshold: float | None = None, min_confidence: float | None = None
     ) -> RankingOptions:
         """These options with those of a call in place of the configured ones; None keeps the configured one."""
+        if top_k is None and score_threshold is None and min_confidence is None:
+            return self
         return RankingOptions(
             self.top_k if top_k is None else top_k,
             self.score_threshold if score_threshold is None else score_threshold,

@@ -84,7 +84,7 @@ class PreparedRequest:
 
     def scores(self) -> NDArray[np.float32]:
         """P(yes) in input order. Waits for the engine, and raises as `result`."""
-        return _sigmoid(self._margins(self.submission.future.result())).astype(np.float32)
+        return sigmoid(self._margins(self.submission.future.result())).astype(np.float32)
 
     def result(self, options: RankingOptions) -> RerankResult:
         """Order by margin, apply thresholds, cut. Waits for the engine.
@@ -96,7 +96,7 @@ class PreparedRequest:
         """
         margins = self.submission.future.result()
         values = self._margins(margins).astype(np.float64)
-        scores, confidences = _sigmoid(values), np.tanh(np.abs(values) / 2)
+        scores, confidences = sigmoid(values), np.tanh(np.abs(values) / 2)
         keep = np.ones(len(values), dtype=np.bool_)
         if options.score_threshold is not None:
             keep &= scores >= options.score_threshold
@@ -166,6 +166,6 @@ def _scored_documents(*columns: list[Any]) -> tuple[ScoredDocument, ...]:
     return documents
 
 
-def _sigmoid(margins: NDArray[np.floating]) -> NDArray[np.float64]:
+def sigmoid(margins: NDArray[np.floating]) -> NDArray[np.float64]:
     """1 / (1 + exp(-margin)), in the form that does not overflow."""
     return 0.5 * (1.0 + np.tanh(0.5 * margins.astype(np.float64)))

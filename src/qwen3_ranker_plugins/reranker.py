@@ -263,7 +263,7 @@ class Reranker:
         encoded = self._encode(prepared, first)
         prepared.add(encoded)
         for turn in others:
-            if prepared.submission.settled:  # cancelled meanwhile
+            if prepared.submission.future.done():  # cancelled meanwhile
                 break
             more = self._encode(prepared, turn)
             prepared.add(more)
@@ -315,7 +315,7 @@ class Reranker:
         submission = prepared.submission
         submission.on_progress = on_progress
         if encoded is not None:
-            if not submission.settled:  # cancelled meanwhile, or there is nothing to score
+            if not submission.future.done():  # cancelled meanwhile, or there is nothing to score
                 self._lease.queue(submission, encoded, restart=restart)
             return
         parts = [prepared.distinct]
@@ -326,7 +326,7 @@ class Reranker:
             for number, turn in enumerate(turns):
                 if number:
                     yield
-                if submission.settled:
+                if submission.future.done():
                     break
                 encoded = self._encode(prepared, turn)
                 self._lease.queue(submission, encoded, prepared.add(encoded), restart=restart)

@@ -65,7 +65,7 @@ class Usage:
 
     @property
     def shared_tokens(self) -> int:
-        """Tokens that did not have to be computed again: shared heads and equal documents."""
+        """Tokens that did not have to be computed again: shared prefixes and equal documents."""
         return self.prompt_tokens - self.computed_tokens
 
 

@@ -1,4 +1,4 @@
-"""Figures that others published, printed beside ours for orientation and labelled as theirs."""
+"""Figures that others published, printed next to ours for orientation and labelled as theirs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ LATENCY_DOCUMENTS = (100, 200, 400, 600, 800, 1000)
 
 #: backend and format -> mean ms for each of LATENCY_DOCUMENTS
 LATENCY: dict[str, tuple[float, ...]] = {
-    "T4 generate / compact": (213.5, 418.0, 861.4, 1263.4, 1744.3, 2162.2),
-    "T4 generate / standard": (254.9, 475.4, 909.7, 1353.2, 1912.5, 2406.7),
-    "T4 score / compact": (239.2, 480.2, 966.2, 1433.5, 1937.2, 2428.4),
-    "T4 score / standard": (299.6, 591.8, 1178.9, 1773.7, 2341.6, 2931.7),
-    "T4 score / compact, auto attention": (178.5, 351.7, 688.2, 1024.0, 1375.8, 1752.4),
-    "T4 score / standard, auto attention": (198.4, 386.4, 762.8, 1174.6, 1540.1, 1970.1),
+    "Tesla T4 generate / compact": (213.5, 418.0, 861.4, 1263.4, 1744.3, 2162.2),
+    "Tesla T4 generate / standard": (254.9, 475.4, 909.7, 1353.2, 1912.5, 2406.7),
+    "Tesla T4 score / compact": (239.2, 480.2, 966.2, 1433.5, 1937.2, 2428.4),
+    "Tesla T4 score / standard": (299.6, 591.8, 1178.9, 1773.7, 2341.6, 2931.7),
+    "Tesla T4 score / compact, auto attention": (178.5, 351.7, 688.2, 1024.0, 1375.8, 1752.4),
+    "Tesla T4 score / standard, auto attention": (198.4, 386.4, 762.8, 1174.6, 1540.1, 1970.1),
 }
 
 ITEMS_WORKLOAD = "120+180x10"

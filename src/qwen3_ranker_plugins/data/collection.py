@@ -99,12 +99,12 @@ def open_collection(
     Args:
         source: "demo"; a folder in BEIR's form; a .jsonl or .jsonl.gz of candidate lists (`qid`, `query`, `docs` of
             `docid`, `text`, `rel`, and perhaps `all_rels`); "ir_datasets:ID"; or a name from ALIASES.
-        candidates: at most so many of each query.
+        candidates: at most this many for each query.
         run: a TREC run with the candidates; None for BM25, or for the run that an ir_datasets id comes with.
         qrels: judgements, TREC's four columns or BEIR's three; None for those of the source.
         split: which of a folder's qrels/*.tsv.
         relevant_from: None for what the source says, or 1.
-        queries: at most so many, evenly spread.
+        queries: at most this many, evenly spread.
 
     Raises:
         InvalidInputError: names the file, the line and the remedy.

@@ -15,7 +15,7 @@ from .pairs import Pair, checked, unusable
 #: (query_id, doc_id, query, document)
 PairTuple = tuple[str, str, str, str]
 
-#: An input whose first so many records are all unusable is taken for a mistake.
+#: If this many records at the start of an input are all unusable, the input itself is taken for a mistake.
 FIRST_RECORDS = 100
 
 

@@ -46,7 +46,7 @@ class PassReport:
     Attributes:
         requests, documents: how many took part, and with how many documents.
         tokens: that went into it.
-        seconds: wall time of the pass; of one that was queued behind another on the same device, from that one's end.
+        seconds: wall time of the pass; if it waited for another pass on the same device, from the end of that one.
         error: what it raised, or None.
         replica: number of the engine that ran it.
     """
@@ -264,9 +264,9 @@ class Dispatcher:
         """The next pass; empty if nothing that waits is wanted any more."""
         while self._again:
             work = self._again.popleft()
-            if not work.batch[0][0].submission.settled:
+            if not work.batch[0][0].submission.future.done():
                 return work
-        self._waiting = deque(each for each in self._waiting if not each.submission.settled)
+        self._waiting = deque(each for each in self._waiting if not each.submission.future.done())
         return _Again(
             fill_in_turns(self._waiting, share_of_pass(replica, self._replicas, self._waiting), self._turns), 0
         )
@@ -301,7 +301,7 @@ class Dispatcher:
         self._report(replica, requests, started)
         for (queued, indices), margins in zip(batch, results, strict=True):
             submission, first = queued.submission, queued.first
-            if not submission.settled:
+            if not submission.future.done():
                 try:
                     submission.record([first + index for index in indices] if first else indices, margins)
                 except Exception as error:  # noqa: BLE001 - the caller's progress function raised

@@ -21,7 +21,8 @@ class Submission(Owner):
     Cancelling the future drops every document that no pass has taken.
 
     Attributes:
-        future: brings the margins of all documents, in their order.
+        future: brings the margins of all documents, in their order. Once it is done (complete, failed or cancelled),
+            nothing more is wanted of the engine.
         on_progress: called from an engine's thread with the number of documents that a pass has scored; or None.
         finished: `time.perf_counter()` when the last document was scored.
 
@@ -43,11 +44,6 @@ class Submission(Owner):
         self._claimed = False
         if not documents:
             self._complete()
-
-    @property
-    def settled(self) -> bool:
-        """Cancelled, failed or complete: nothing more is wanted."""
-        return self.future.done()
 
     def record(self, indices: list[int], margins: Margins) -> None:
         """Enter the margins of some documents, whose places in the request are given."""
@@ -80,7 +76,7 @@ class Submission(Owner):
     def _claim(self) -> bool:
         """Whether the caller is to settle the future: the first who asks, unless it was cancelled."""
         with self._recording:
-            if self._claimed or self.settled:
+            if self._claimed or self.future.done():
                 return False
             self._claimed = True
         return self.future.set_running_or_notify_cancel()

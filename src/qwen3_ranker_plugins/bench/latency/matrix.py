@@ -227,7 +227,7 @@ def _times(
     )
     if with_published:
         note += (
-            " Rows named T4 are published figures (one Tesla T4, Qwen3-Reranker-0.6B float16, max_model_len 160): "
+            " Rows named Tesla T4 are published figures (one GPU, Qwen3-Reranker-0.6B float16, max_model_len 160): "
             "another device and model, for orientation only."
         )
     return Table(f"{mode.capitalize()} query", ["engine / format, max_length", *(f"n={n}" for n in counts)], rows, note)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...config import RerankerSettings, check_positive
 from ...data.collection import Collection
+from ...ranking import sigmoid
 from ...reranker import Reranker
 from ...types import Request
 from ..figures import SweepPoint, throughput_panels
@@ -288,7 +289,7 @@ def _quality(result: ThroughputResult, entries: Sequence[BatchSizeFigures]) -> T
     names = [MAIN_MEASURE, "MRR@10"]
     rows = []
     for row, each in zip(result.rows, entries, strict=True):
-        difference = np.abs(_sigmoid(np.asarray(row.margins)) - _sigmoid(reference)).max()
+        difference = np.abs(sigmoid(np.asarray(row.margins)) - sigmoid(reference)).max()
         rows.append(
             [
                 str(each.batch_size),
@@ -308,7 +309,3 @@ def _quality(result: ThroughputResult, entries: Sequence[BatchSizeFigures]) -> T
     )
     header = ["batch size", *names, "accuracy", "base rate", "balanced", "max |ΔP(yes)|"]
     return Table("Quality", header, rows, note)
-
-
-def _sigmoid(margins: np.ndarray) -> np.ndarray:
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * margins)))

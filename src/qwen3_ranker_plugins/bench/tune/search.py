@@ -13,6 +13,7 @@ import numpy as np
 from ...config import RerankerSettings, check_positive
 from ...models import resolve_model
 from ...prompt import DEFAULT_INSTRUCTION, PromptEncoder, load_tokenizer
+from ...ranking import sigmoid
 from ..errors import BenchError
 from ..figures import Bar, configuration_bars
 from ..machine import environment
@@ -231,7 +232,7 @@ def undecided(trials: Sequence[Measured]) -> list[str]:
 
 def score_change(a: Measured, b: Measured) -> float:
     """The largest difference of P(yes) of one document."""
-    first, second = (0.5 * (1 + np.tanh(0.5 * np.asarray(each.margins))) for each in (a, b))
+    first, second = (sigmoid(np.asarray(each.margins)) for each in (a, b))
     return float(np.abs(first - second).max())
 
 

@@ -1,4 +1,4 @@
-"""The program of a replica's worker process."""
+"""What a replica's worker process runs."""
 
 from __future__ import annotations
 

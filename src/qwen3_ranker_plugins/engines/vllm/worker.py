@@ -1,4 +1,4 @@
-"""The program of vLLM's worker process."""
+"""What vLLM's worker process runs."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ from functools import cache
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from ...data.demo import DemoCorpus, load_demo_corpus, lower_case_words
+from ...data.bm25 import BM25
+from ...data.demo import DemoCorpus, load_demo_corpus
 from ..errors import ApiError
 from ..fields import ErrorResponse
 
@@ -59,25 +60,25 @@ def _corpus() -> DemoCorpus:
 
 
 @cache
+def _index() -> BM25:
+    return BM25((document_id, each.content) for document_id, each in _corpus().documents.items())
+
+
+@cache
 def _candidates(query_id: str) -> DemoCandidates:
     """The best passages by BM25, best first."""
-    from rank_bm25 import BM25Okapi
-
     corpus = _corpus()
     query = corpus.queries[query_id]
-    documents = list(corpus.documents.values())
-    scores = BM25Okapi([lower_case_words(each.content) for each in documents]).get_scores(lower_case_words(query))
-    best = sorted(range(len(documents)), key=lambda index: -scores[index])[:_CANDIDATES]
     grades = corpus.qrels.get(query_id, {})
     return DemoCandidates(
         query_id=query_id,
         query=query,
         candidates=[
             DemoCandidate(
-                document_id=documents[index].document_id,
-                text=documents[index].content,
-                grade=grades.get(documents[index].document_id, 0),
+                document_id=document_id,
+                text=corpus.documents[document_id].content,
+                grade=grades.get(document_id, 0),
             )
-            for index in best
+            for document_id in _index().search(query, _CANDIDATES)
         ],
     )

@@ -7,7 +7,7 @@ import copy
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, Self
 
@@ -288,7 +288,7 @@ class Qwen3Ranker:
             scoring=self.scoring,
         )
         self.engine_options = dict(self._settings.engine_options)
-        RankingOptions(self.top_k, self.score_threshold, self.min_confidence)
+        self._options = RankingOptions(self.top_k, self.score_threshold, self.min_confidence)
         if not isinstance(self.meta_fields_to_embed, list):
             raise InvalidInputError("meta_fields_to_embed", self.meta_fields_to_embed, "use a list of keys, or None")
         self.meta_fields_to_embed = [plain(key) for key in self.meta_fields_to_embed]
@@ -304,9 +304,11 @@ class Qwen3Ranker:
             self._check()
             if self._settings != loaded_with:
                 self._lazy = LazyReranker()
+            else:
+                self._lazy.set_options(self._options)
 
     def _make_reranker(self) -> Reranker:
-        return Reranker(**asdict(self._settings))
+        return Reranker.from_settings(self._settings, self._options)
 
     def _start(
         self,
@@ -327,11 +329,12 @@ class Qwen3Ranker:
             {
                 "query": query,
                 "documents": distinct,
-                "top_k": self.top_k if top_k is None else top_k,
-                "score_threshold": self.score_threshold if score_threshold is None else score_threshold,
-                "min_confidence": self.min_confidence if min_confidence is None else min_confidence,
+                "top_k": top_k,
+                "score_threshold": score_threshold,
+                "min_confidence": min_confidence,
                 "instruction": instruction,
             },
+            self.top_k if top_k is None else top_k,
         )
         if (missing := missing_query(query)) is not None:
             self._fail(call, missing)
@@ -381,12 +384,14 @@ class _Call:
     Attributes:
         documents: the documents to rank, each id once.
         arguments: arguments of `Reranker.rerank`; its documents are the texts of `documents`, in the same order.
+        top_k: at most this many documents are returned; None for all.
         output: copies of the documents that are returned, once they are known.
         waiting: whether the documents have to be scored for that.
     """
 
     documents: list[Document]
     arguments: dict[str, Any]
+    top_k: int | None
     output: list[Document] = field(default_factory=list)
     waiting: bool = False
 
@@ -398,7 +403,7 @@ class _Call:
 
     def leave_unranked(self, error: Exception) -> None:
         """Output the first documents as they came, marked with what failed."""
-        for document in self.documents[: self.arguments["top_k"]]:
+        for document in self.documents[: self.top_k]:
             self.output.append(_copy(document, document.score, unranked_metadata(document.meta, error)))
 
 
