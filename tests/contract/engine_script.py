@@ -25,7 +25,6 @@ def say(**facts: object) -> None:
 
 reranker = Reranker("bundled:tiny", engine="qwen3_vllm_score", engine_options={"heartbeat_timeout": HEARTBEAT_TIMEOUT})
 engine = reranker._lease.engine
-prepared = reranker.prepare(Request("a server", ["prepares and submits"]))
 
 
 def few() -> list[float]:
@@ -54,7 +53,7 @@ def send_to_worker_under_load(number: signal.Signals) -> None:
     for caller in callers:
         caller.join()
     try:
-        reranker.submit(prepared)
+        reranker.submit(reranker.prepare(Request("a server", ["prepares and submits"])))
         submit = "accepted"
     except EngineError as error:
         submit = type(error).__name__

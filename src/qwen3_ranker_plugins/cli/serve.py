@@ -42,6 +42,14 @@ def serve(
     engine: Annotated[str | None, typer.Option("--engine", help="Name of an engine, or auto. Default: auto.")] = None,
     engine_option: EngineOptionsOption = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N. Default: auto.")] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            "--devices",
+            help="An engine in a process of its own on each of these devices: all, which is every visible GPU, or names "
+            "such as cuda:0,cuda:1. Default: one engine, on --device.",
+        ),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16. Default: auto.")
     ] = None,
@@ -134,6 +142,7 @@ def serve(
         "engine": engine,
         "engine_options": read_engine_options(engine_option) if engine_option else None,
         "device": device,
+        "devices": devices,
         "dtype": dtype,
         "template": template,
         "instruction": instruction,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import (
     CollectorRegistry,
@@ -15,10 +15,12 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 from .._version import __version__
-from ..dispatch import PassReport
+from ..dispatch import PassReport, ReplicaState
 from .admission import Admission
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -76,6 +78,16 @@ class Metrics:
         ):
             Gauge(f"qwen3_ranker_{name}", help_text, registry=self.registry).set_function(read)
 
+    def watch_replicas(self, replicas: Callable[[], list[ReplicaState]], admission: Admission, model: str) -> None:
+        """Metrics of each replica, and the gauges of vLLM that gateways read, whenever they are asked for.
+
+        Args:
+            replicas: returns their states.
+            admission: counts the requests that are accepted and not answered.
+            model: its name on the wire.
+        """
+        self.registry.register(_Replicas(replicas, admission, model))
+
     def on_pass(self, report: PassReport) -> None:
         """Record a forward pass; called from the engine's thread."""
         if report.error is not None:
@@ -95,3 +107,54 @@ class Metrics:
 
     def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(f"qwen3_ranker_{name}", help_text, labels, buckets=buckets, registry=self.registry)
+
+
+class _Replicas(Collector):
+    """Metrics whose values are kept elsewhere; see `Metrics.watch_replicas`."""
+
+    def __init__(self, replicas: Callable[[], list[ReplicaState]], admission: Admission, model: str) -> None:
+        self._replicas = replicas
+        self._admission = admission
+        self._model = model
+
+    def describe(self) -> list[Metric]:
+        """Nothing: the registry does not have to ask for values to know the names."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Called for every scrape."""
+        states = self._replicas()
+        labels = ("replica", "device")
+        up = GaugeMetricFamily("qwen3_ranker_replica_up", "1 if the replica can score.", labels=labels)
+        requests = GaugeMetricFamily("qwen3_ranker_replica_requests", "Requests in its passes.", labels=labels)
+        rate = GaugeMetricFamily(
+            "qwen3_ranker_replica_documents_per_second", "Average of about ten seconds.", labels=labels
+        )
+        passes = CounterMetricFamily("qwen3_ranker_replica_passes", "Forward passes.", labels=labels)
+        documents = CounterMetricFamily("qwen3_ranker_replica_documents", "Documents that it scored.", labels=labels)
+        tokens = CounterMetricFamily("qwen3_ranker_replica_tokens", "Tokens that it computed.", labels=labels)
+        errors = CounterMetricFamily("qwen3_ranker_replica_errors", "Forward passes that failed.", labels=labels)
+        restarts = CounterMetricFamily("qwen3_ranker_replica_restarts", "How often it was restarted.", labels=labels)
+        for state in states:
+            of_this = (str(state.number), state.device)
+            up.add_metric(of_this, float(state.status == "running"))
+            requests.add_metric(of_this, state.requests)
+            rate.add_metric(of_this, state.documents_per_second)
+            passes.add_metric(of_this, state.passes)
+            documents.add_metric(of_this, state.documents)
+            tokens.add_metric(of_this, state.tokens)
+            errors.add_metric(of_this, state.failed_passes)
+            restarts.add_metric(of_this, state.restarts)
+        yield from (up, requests, rate, passes, documents, tokens, errors, restarts)
+        running = min(sum(state.requests for state in states), self._admission.requests)
+        for name, help_text, value in (
+            ("vllm:num_requests_running", "Requests in forward passes, under the name that vLLM gives it.", running),
+            (
+                "vllm:num_requests_waiting",
+                "Accepted requests in no forward pass, under the name that vLLM gives it.",
+                self._admission.requests - running,
+            ),
+        ):
+            gauge = GaugeMetricFamily(name, help_text, labels=("model_name",))
+            gauge.add_metric((self._model,), value)
+            yield gauge

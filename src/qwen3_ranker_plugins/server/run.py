@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
+import sys
+import threading
 import time
 import uuid
 from types import FrameType
@@ -22,6 +25,7 @@ from .logs import configure, describe_error, log
 from .middleware import Lifecycle
 from .settings import Configuration, ServerSettings
 from .sources import read_api_keys
+from .supervisor import LOADING
 
 
 class Connection(H11Protocol):
@@ -168,6 +172,11 @@ def run(configuration: Configuration) -> int:
         server.run(sockets=[server.config.bind_socket()])
     except SystemExit:  # uvicorn's way to say that it cannot listen; its log says why
         return 1
+    if any(thread.name == LOADING for thread in threading.enumerate()):
+        # A signal came while the model was loaded. Nothing can interrupt that, and an interpreter that ends meanwhile
+        # would abort inside torch; worker processes notice that this process has ended.
+        sys.stderr.flush()
+        os._exit(0)
     if isinstance(lifecycle.fatal, RankerError):
         raise lifecycle.fatal
     if lifecycle.fatal is not None:

@@ -17,6 +17,7 @@ from ..config import (
     ENGINE_ALIASES,
     VARIABLE_PREFIX,
     RerankerSettings,
+    canonical_devices,
     is_secret,
     variables,
 )
@@ -47,7 +48,7 @@ class ServerSettings(BaseModel):
     """The settings of a server. A field's name is its name in YAML; see `load_settings` for other spellings.
 
     Attributes:
-        model, engine, device, dtype, template, instruction, max_length, token_budget, engine_options,
+        model, engine, device, devices, dtype, template, instruction, max_length, token_budget, engine_options,
         adapter, scoring: as in `Reranker`.
         host, port: the address to listen on.
         served_model_names: further names of the model; the first one stands in answers. "*" serves any name.
@@ -75,6 +76,7 @@ class ServerSettings(BaseModel):
     model: str = BUNDLED_MODEL
     engine: str = "auto"
     device: str = "auto"
+    devices: str | None = None
     dtype: str = "auto"
     template: str = "standard"
     instruction: str | None = None
@@ -114,6 +116,11 @@ class ServerSettings(BaseModel):
     @classmethod
     def _engine_by_its_name(cls, value: str) -> str:
         return ENGINE_ALIASES.get(value, value)
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _devices_as_text(cls, value: object) -> str | None:
+        return canonical_devices(value)
 
     @field_validator("served_model_names", "cors_origins", mode="before")
     @classmethod
@@ -164,6 +171,7 @@ class ServerSettings(BaseModel):
             self.engine_options,
             self.adapter,
             self.scoring,
+            devices=self.devices,
         )
 
     def dump(self) -> str:
@@ -212,7 +220,13 @@ def load_settings(config: Path | None, flags: Mapping[str, object]) -> Configura
     known = frozenset(ServerSettings.model_fields)
     from_file, notes = ({}, []) if config is None else translate(read_yaml(config), str(config), known)
     from_environment, more_notes = read_environment(known)
-    values: dict[str, object] = {**from_file, **from_environment, **flags}
+    values: dict[str, object] = {}
+    for source in (from_file, from_environment, flags):
+        # The two exclude each other, so one of them from a source replaces the other one of an earlier source.
+        for name, other in (("device", "devices"), ("devices", "device")):
+            if name in source and other not in source:
+                values.pop(other, None)
+        values |= source
     sources = (
         dict.fromkeys(from_file, str(config))
         | {name: f"{VARIABLE_PREFIX}{name.upper()}" for name in from_environment}

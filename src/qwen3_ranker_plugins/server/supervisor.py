@@ -9,12 +9,13 @@ import math
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Literal, TypeVar
 
 from ..config import RerankerSettings
-from ..dispatch import PassReport
+from ..dispatch import PassReport, ReplicaState
 from ..errors import EngineClosedError
 from ..reranker import Reranker
 from .errors import ApiError, unavailable
@@ -24,6 +25,8 @@ from .metrics import Metrics
 Status = Literal["loading", "healthy", "unhealthy"]
 T = TypeVar("T")
 
+#: Name of the thread that loads the model.
+LOADING = "qwen3-ranker-loading"
 #: Seconds between looks at whether the engine runs.
 _LOOK_EVERY = 0.5
 #: Seconds of the longest pause between attempts to start it again.
@@ -118,6 +121,10 @@ class EngineSupervisor:
         """The engine's device, dtype and versions; empty without an engine."""
         return {} if self._reranker is None else self._reranker.describe().as_dict()
 
+    def replicas(self) -> list[ReplicaState]:
+        """The state of each engine; none while the model is loaded."""
+        return [] if self._reranker is None else self._reranker.replicas()
+
     def start(self) -> None:
         """Load in the background; called from the event loop."""
         self._watcher = asyncio.create_task(self._watch())
@@ -143,18 +150,30 @@ class EngineSupervisor:
             if self.status == "healthy" and not suspicious:
                 continue
             self._suspicious.clear()
+            if self._waits_for_a_replica():
+                continue
             if self._reranker is None or not self._reranker.running:
                 # Not probed: the probe would wait until the engine has started its process again.
                 self._fails(EngineClosedError("the engine has ended"))
                 log(logging.ERROR, "the engine has ended")
             elif await self._answers():
                 continue
-            await self._recover()
+            if not self._waits_for_a_replica():
+                await self._recover()
+
+    def _waits_for_a_replica(self) -> bool:
+        """Whether all replicas have ended. Their dispatcher starts them again, with growing pauses."""
+        if self._reranker is None or self._reranker.running or not self._reranker.replaces:
+            return False
+        if self._status == "healthy":
+            self._fails(EngineClosedError("every replica has ended"))
+            log(logging.ERROR, "every replica has ended; they are being started again")
+        return True
 
     async def _load(self) -> None:
         started = time.perf_counter()
         loop = asyncio.get_running_loop()
-        reranker = await asyncio.to_thread(lambda: Reranker(**asdict(self.settings)))
+        reranker = await _in_a_daemon(lambda: Reranker(**asdict(self.settings)))
 
         def listen(report: PassReport) -> None:  # in the engine's thread
             self._metrics.on_pass(report)
@@ -169,6 +188,7 @@ class EngineSupervisor:
             gc.freeze()
         self._reranker = reranker
         self._last_answer = time.monotonic()
+        await self._probe(reranker)  # each of several replicas has scored a document before it counted as loaded
         self._works()
         self._metrics.engine_loads.inc()
         self._metrics.describe_build(self.settings.model, reranker.engine_name)
@@ -259,6 +279,33 @@ class EngineSupervisor:
             await asyncio.wait_for(closed.wait(), _CLOSE_TIMEOUT)
         except TimeoutError:
             log(logging.ERROR, "the engine does not close; its threads are left behind", seconds=_CLOSE_TIMEOUT)
+
+
+async def _in_a_daemon(make: Callable[[], T]) -> T:
+    """What a function returns that may take minutes, in a thread for which the end of the process does not wait."""
+    loop = asyncio.get_running_loop()
+    made: asyncio.Future[T] = loop.create_future()
+
+    def settle(outcome: Future[T]) -> None:
+        if made.done():  # cancelled
+            return
+        error = outcome.exception()
+        if error is None:
+            made.set_result(outcome.result())
+        else:
+            made.set_exception(error)
+
+    def run() -> None:
+        outcome: Future[T] = Future()
+        try:
+            outcome.set_result(make())
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            outcome.set_exception(error)
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, outcome)
+
+    threading.Thread(target=run, name=LOADING, daemon=True).start()
+    return await made
 
 
 def _failed() -> ApiError:

@@ -34,6 +34,21 @@ class Memory(BaseModel):
     gpu_bytes: list[int] = Field(description="Allocated by torch in this process, for each GPU.")
 
 
+class Replica(BaseModel):
+    """One engine: the only one, or one of those that serve the queue together."""
+
+    replica: int
+    device: str
+    state: Literal["running", "restarting", "failed"]
+    process: int | None = Field(description="Id of its process; null if it is the server's own, or has ended.")
+    requests: int = Field(description="Requests in the forward passes that it computes now.")
+    passes: int
+    documents: int
+    documents_per_second: float = Field(description="Average of about the last ten seconds.")
+    restarts: int
+    error: str | None = Field(description="Why it does not run.")
+
+
 class Health(BaseModel):
     """The state of the server and its engine."""
 
@@ -51,6 +66,7 @@ class Health(BaseModel):
     memory: Memory
     memory_usage: float | None = Field(description="Per cent of the machine's memory in use.")
     queue: QueueState
+    replicas: list[Replica]
     version: str
     uptime_seconds: float
 
@@ -105,6 +121,21 @@ async def health(request: Request, response: Response) -> Health:
         memory=Memory(process_bytes=system.resident_bytes(), gpu_bytes=system.gpu_bytes()),
         memory_usage=system.memory_usage(),
         queue=QueueState(requests=queue.requests, documents=queue.documents, tokens=queue.tokens),
+        replicas=[
+            Replica(
+                replica=each.number,
+                device=each.device,
+                state=each.status,
+                process=each.process,
+                requests=each.requests,
+                passes=each.passes,
+                documents=each.documents,
+                documents_per_second=round(each.documents_per_second, 1),
+                restarts=each.restarts,
+                error=each.error,
+            )
+            for each in supervisor.replicas()
+        ],
         version=__version__,
         uptime_seconds=round(time.time() - state.started, 3),
     )
