@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from .adapters import LazyReranker
-from .config import DEFAULT_MODEL, RerankerSettings, plain
+from .config import DEFAULT_MODEL, RerankerSettings, canonical_devices, plain
 from .errors import InvalidInputError
 from .prompt import DEFAULT_MAX_LENGTH
 from .reranker import Reranker
@@ -27,6 +27,7 @@ _RERANKER_SETTINGS = (
     "engine_options",
     "adapter",
     "scoring",
+    "devices",
 )
 
 
@@ -63,6 +64,9 @@ class Qwen3Settings(BaseModel):
     """A LoRA adapter for the model: path of a folder, or name on the hub; "none" for no adapter from its own folder."""
     scoring: str | None = Field(default=None, frozen=True)
     """How the model judges, such as "yes - no", in place of what its checkpoint says."""
+    devices: str | None = Field(default=None, frozen=True)
+    """An engine in a process of its own on each of these: "all" for every visible GPU, or names such as
+    "cuda:0,cuda:1"; a list of names is stored as such a text. None for one engine, on `device`."""
     instruction: str | None = None
     """The task for which documents are judged; None for the reranker's own."""
     reranker: SkipJsonSchema[Reranker | None] = Field(default=None, exclude=True, repr=False, frozen=True)
@@ -70,6 +74,11 @@ class Qwen3Settings(BaseModel):
     cannot be used in a process that was forked from the one that made it."""
 
     _lazy: LazyReranker = PrivateAttr(default_factory=LazyReranker)
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _devices_as_text(cls, value: object) -> str | None:
+        return canonical_devices(value)
 
     @model_validator(mode="before")
     @classmethod

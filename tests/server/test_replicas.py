@@ -1,4 +1,4 @@
-"""`serve --devices`: a server whose workers are killed and stopped under load, its health by replica, and its metrics."""
+"""`serve --devices`: workers that are killed and stopped under load, health by replica, and metrics."""
 
 from __future__ import annotations
 

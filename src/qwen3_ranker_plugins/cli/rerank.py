@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from ..config import BUNDLED_MODEL, DEFAULT_MODEL, MODEL_VARIABLE, device_from_environment
+from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH
 from .options import (
     AdapterOption,
@@ -100,9 +101,15 @@ def rerank(
         typer.Option("--restart", help="Forget what an earlier run of this output left, also if it is unfinished."),
     ] = False,
     runner: Annotated[str, typer.Option(help="local, or ray.")] = "local",
-    gpus: Annotated[
+    devices: Annotated[
         str | None,
-        typer.Option(help="An engine on each of these GPUs: all, or numbers such as 0,1. Not with --runner ray."),
+        typer.Option(
+            help="An engine in a process of its own on each of these devices: all for every visible GPU, or names such "
+            "as cuda:0,cuda:1. Not with --runner ray. Default: one engine, on --device."
+        ),
+    ] = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="The same as --devices, with numbers of GPUs: all, or numbers such as 0,1.")
     ] = None,
     workers: Annotated[
         int | None,
@@ -127,7 +134,6 @@ def rerank(
     from ..data.pairs import parse_columns
     from ..offline.job import RerankJob
     from ..offline.progress import describe
-    from ..offline.runners.processes import cuda_devices
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     _log_to(console, logging.WARNING if quiet else logging.INFO)
@@ -156,7 +162,7 @@ def rerank(
             processing_time=processing_time,
             max_errors=max_errors,
             runner=runner,
-            devices=None if gpus is None else cuda_devices(gpus),
+            devices=_devices(devices, gpus),
             workers=workers,
             ray_address=ray_address,
             overwrite=overwrite,
@@ -184,6 +190,24 @@ def rerank(
                 console.print(f"{results.summary.errors} pairs have no score: see {results.errors_path}", markup=False)
     if results.summary.errors:
         raise typer.Exit(1)
+
+
+def _devices(devices: str | None, gpus: str | None) -> list[str] | None:
+    """The devices that `--devices` or `--gpus` names.
+
+    Raises:
+        InvalidInputError: both are given, or one of them names what is not there.
+    """
+    from ..config import canonical_devices
+    from ..engines import device_names
+    from ..offline.runners.processes import cuda_devices
+
+    if gpus is not None:
+        if devices is not None:
+            raise InvalidInputError("gpus", gpus, "is another name of --devices: give one of them")
+        return cuda_devices(gpus)
+    named = canonical_devices(devices)
+    return None if named is None else device_names(named)
 
 
 def _log_to(console: Console, level: int) -> None:

@@ -46,8 +46,8 @@ def serve(
         str | None,
         typer.Option(
             "--devices",
-            help="An engine in a process of its own on each of these devices: all, which is every visible GPU, or names "
-            "such as cuda:0,cuda:1. Default: one engine, on --device.",
+            help="An engine in a process of its own on each of these devices: all for every visible GPU, or names such "
+            "as cuda:0,cuda:1. Default: one engine, on --device.",
         ),
     ] = None,
     dtype: Annotated[

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from functools import lru_cache
+
 import torch
 
 from ..errors import InvalidInputError
+
+_logger = logging.getLogger(__name__)
 
 
 def resolve_device(device: str, dtype: str) -> tuple[str, str]:
@@ -50,3 +55,21 @@ def all_gpus() -> list[str]:
             "devices", "all", f"torch {torch.__version__} sees no GPU: leave it out, or name devices such as 'cpu,cpu'"
         )
     return [f"cuda:{number}" for number in range(count)]
+
+
+@lru_cache(maxsize=1)  # once for a process
+def report_idle_gpus(used: int) -> None:
+    """Log that some visible GPUs stay idle, and how to use them, if no device was named.
+
+    Args:
+        used: number of GPUs that an engine uses, from "cuda:0" on.
+    """
+    visible = torch.cuda.device_count()
+    if 0 < used < visible:
+        names = ", ".join(f"cuda:{number}" for number in range(used))
+        _logger.warning(
+            "%d GPUs are visible and %s is used: set devices='all' (--devices all) to use all of them, or name one "
+            "with device='cuda:N'",
+            visible,
+            names,
+        )

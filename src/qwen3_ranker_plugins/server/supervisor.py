@@ -60,7 +60,7 @@ class EngineSupervisor:
         owns_process: bool = False,
     ) -> None:
         self.settings = settings
-        self.error: str | None = None
+        self._error: str | None = None
         self._status: Status = "loading"
         self._owns_process = owns_process
         self._metrics = metrics
@@ -80,6 +80,11 @@ class EngineSupervisor:
         if self._status == "healthy" and not (self._reranker is not None and self._reranker.running):
             return "unhealthy"
         return self._status
+
+    @property
+    def error(self) -> str | None:
+        """Why it is unhealthy: the name of the error's class."""
+        return EngineClosedError.__name__ if self._error is None and self.status == "unhealthy" else self._error
 
     @property
     def loaded(self) -> bool:
@@ -196,12 +201,12 @@ class EngineSupervisor:
         log(logging.INFO, "engine ready", seconds=seconds, **reranker.describe().as_dict())
 
     def _works(self) -> None:
-        self._status, self.error = "healthy", None
+        self._status, self._error = "healthy", None
         self._failed.clear()
         self._metrics.engine_up.set(1)
 
     def _fails(self, error: Exception) -> None:
-        self._status, self.error = "unhealthy", type(error).__name__
+        self._status, self._error = "unhealthy", type(error).__name__
         self._failed.set()
         self._metrics.engine_up.set(0)
 

@@ -20,7 +20,7 @@ from .. import ResolvedSettings
 from ..attention.interface import make_layout
 from ..attention.layout import pack
 from ..base import Engine, EngineCapabilities, EngineDescription, Margins
-from ..devices import capability, resolve_device
+from ..devices import capability, report_idle_gpus, resolve_device
 from .checkpoint import load_model, read_config
 from .model_layers import ModelLayers
 from .options import PackedOptions
@@ -179,6 +179,8 @@ def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:
     folder = checkpoint.folder
     encoder = make_encoder(checkpoint.spec, folder, settings.template, settings.max_length)
     device, dtype = resolve_device(settings.device, settings.dtype)
+    if settings.device in ("auto", "cuda"):
+        report_idle_gpus(device.startswith("cuda"))
     options = _resolved_options(options, folder, device, dtype)
     config = EngineConfig(
         engine=engine,

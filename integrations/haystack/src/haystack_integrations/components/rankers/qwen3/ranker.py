@@ -23,7 +23,14 @@ from qwen3_ranker_plugins.adapters import (
     ranked_metadata,
     unranked_metadata,
 )
-from qwen3_ranker_plugins.config import DEFAULT_MODEL, RankingOptions, RerankerSettings, check_text, plain
+from qwen3_ranker_plugins.config import (
+    DEFAULT_MODEL,
+    RankingOptions,
+    RerankerSettings,
+    canonical_devices,
+    check_text,
+    plain,
+)
 from qwen3_ranker_plugins.prompt import DEFAULT_MAX_LENGTH
 
 _logger = logging.getLogger(__name__)
@@ -40,6 +47,7 @@ _PARAMETERS = (
     "engine_options",
     "adapter",
     "scoring",
+    "devices",
     "top_k",
     "score_threshold",
     "min_confidence",
@@ -88,6 +96,8 @@ class Qwen3Ranker:
         adapter: a LoRA adapter for the model: path of a folder or name on the hub; "none" leaves out one that lies in
             the model's folder; None for no other than that one.
         scoring: how the model judges, such as "yes - no"; None for what its checkpoint says.
+        devices: run an engine in a process of its own on each of these: "all" for every visible GPU, or names such as
+            "cuda:0,cuda:1"; a list of names is stored as such a text. None for one engine, on `device`.
         top_k: maximum number of documents to return; None returns all.
         score_threshold: minimum score, in [0, 1], of a returned document; None for no minimum.
         min_confidence: minimum confidence, in [0, 1], of a returned document; None for no minimum.
@@ -117,6 +127,7 @@ class Qwen3Ranker:
         engine_options: dict[str, Any] | None = None,
         adapter: str | os.PathLike[str] | None = None,
         scoring: str | None = None,
+        devices: str | list[str] | None = None,
         top_k: int | None = 10,
         score_threshold: float | None = None,
         min_confidence: float | None = None,
@@ -135,6 +146,7 @@ class Qwen3Ranker:
         self.engine_options = {} if engine_options is None else engine_options
         self.adapter: str | None = plain(adapter)
         self.scoring = scoring
+        self.devices = devices
         self.top_k = top_k
         self.score_threshold = score_threshold
         self.min_confidence = min_confidence
@@ -268,6 +280,7 @@ class Qwen3Ranker:
         """Check and normalise all attributes, and remember them, so that later changes are noticed."""
         for name in _PARAMETERS:
             setattr(self, name, plain(getattr(self, name)))
+        self.devices = canonical_devices(self.devices)
         if self.device is not None and (
             not isinstance(self.device, ComponentDevice) or self.device.has_multiple_devices
         ):
@@ -286,6 +299,7 @@ class Qwen3Ranker:
             engine_options=self.engine_options,
             adapter=self.adapter,
             scoring=self.scoring,
+            devices=self.devices,
         )
         self.engine_options = dict(self._settings.engine_options)
         self._options = RankingOptions(self.top_k, self.score_threshold, self.min_confidence)
