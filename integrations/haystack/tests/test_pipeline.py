@@ -102,6 +102,7 @@ def test_dumps_and_loads(model: str, core: Reranker, documents: list[Document]) 
             "engine_options": {},
             "adapter": None,
             "scoring": None,
+            "devices": None,
             "top_k": 2,
             "score_threshold": None,
             "min_confidence": None,

@@ -456,6 +456,7 @@ def test_to_dict_and_back() -> None:
             "engine_options": {"an_option": [1, "two"]},
             "adapter": None,
             "scoring": None,
+            "devices": None,
             "top_k": 3,
             "score_threshold": 0.25,
             "min_confidence": 0.5,
@@ -575,6 +576,7 @@ def test_defaults_as_a_dict() -> None:
         "engine_options": {},
         "adapter": None,
         "scoring": None,
+        "devices": None,
         "top_k": 10,
         "score_threshold": None,
         "min_confidence": None,
@@ -595,3 +597,14 @@ def test_a_used_component_can_be_copied_and_pickled(
     other = duplicate(ranker)
     assert other.to_dict() == ranker.to_dict()
     assert other.run(QUERY, documents) == expected
+
+
+def test_devices_are_serialised_as_text() -> None:
+    ranker = Qwen3Ranker(model="bundled:tiny", devices=["cpu", "cpu"])
+    data = ranker.to_dict()
+    assert data["init_parameters"]["devices"] == "cpu,cpu"
+    assert Qwen3Ranker.from_dict(data).to_dict() == data
+    with pytest.raises(InvalidInputError, match="devices="):
+        Qwen3Ranker(devices="mps")
+    with pytest.raises(InvalidInputError, match="contradicts device='cpu'"):
+        Qwen3Ranker(device=ComponentDevice.from_str("cpu"), devices="cpu,cpu")

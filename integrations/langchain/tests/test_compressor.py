@@ -365,6 +365,7 @@ def test_model_dump_and_back(model: str, documents: list[Document]) -> None:
         "engine_options": {},
         "adapter": None,
         "scoring": None,
+        "devices": None,
         "instruction": None,
         "top_n": 2,
         "score_threshold": None,
@@ -536,3 +537,11 @@ async def test_a_cancelled_call_leaves_the_compressor_usable(model: str, documen
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await compressor.acompress_documents(documents, QUERY) == expected
+
+
+def test_devices_are_dumped_as_text() -> None:
+    compressor = Qwen3Rerank(model="bundled:tiny", devices=["cpu", "cpu"])  # type: ignore[arg-type]
+    assert compressor.model_dump()["devices"] == "cpu,cpu"
+    assert Qwen3Rerank(**compressor.model_dump()) == compressor
+    with pytest.raises(ValidationError, match="contradicts device='cpu'"):
+        Qwen3Rerank(device="cpu", devices="cpu,cpu")

@@ -227,6 +227,7 @@ def test_to_dict_and_back(model: str, nodes: list[NodeWithScore]) -> None:
         "engine_options": {},
         "adapter": None,
         "scoring": None,
+        "devices": None,
         "instruction": None,
         "top_n": 2,
         "score_threshold": 0.25,
