@@ -172,9 +172,10 @@ def run(configuration: Configuration) -> int:
         server.run(sockets=[server.config.bind_socket()])
     except SystemExit:  # uvicorn's way to say that it cannot listen; its log says why
         return 1
-    if any(thread.name == LOADING for thread in threading.enumerate()):
+    if lifecycle.fatal is None and any(thread.name == LOADING for thread in threading.enumerate()):
         # A signal came while the model was loaded. Nothing can interrupt that, and an interpreter that ends meanwhile
         # would abort inside torch; worker processes notice that this process has ended.
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
     if isinstance(lifecycle.fatal, RankerError):
