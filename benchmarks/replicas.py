@@ -1,0 +1,142 @@
+"""Replicas under load: documents a second, and what a killed and a stopped worker cost. Writes one JSON file.
+
+    python benchmarks/replicas.py --devices cpu,cpu --output docs/results/cpu_replicas.json
+    python benchmarks/replicas.py --model FOLDER --devices cuda:0,cuda:1,cuda:2,cuda:3 --output ...
+    python benchmarks/replicas.py --model FOLDER --devices cuda:0 --sizes 10,100,1000 --output ...
+
+For 1, 2, 4, ... of the devices: milliseconds of one call at a time for lists of several sizes, compared with the same
+engine in this process; then CLIENTS callers, of whose answers none may be missing or wrong, while one worker gets
+SIGKILL and one SIGSTOP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen3_ranker_plugins import Reranker
+
+WORDS = "file python index query vector search engine model token cache rank graph memory kernel batch".split()
+
+
+def titles(count: int) -> list[str]:
+    """Titles of six words; each differs."""
+    rng = np.random.default_rng(count)
+    return [f"{number} {' '.join(rng.choice(WORDS, 6))}" for number in range(count)]
+
+
+def milliseconds(reranker: Reranker, size: int, calls: int) -> float:
+    """Median of calls that are made one after the other, each with a query of its own."""
+    documents, times = titles(size), []
+    for number in range(calls + 2):
+        started = time.perf_counter()
+        reranker.score(f"query {number}", documents)
+        times.append(1000 * (time.perf_counter() - started))
+    return round(statistics.median(times[2:]), 3)
+
+
+class Load:
+    """Callers that check every answer, until `end`."""
+
+    def __init__(self, reranker: Reranker, expected: Any, documents: list[str], clients: int, tolerance: float) -> None:
+        self.scored: list[float] = []  # when each answer came
+        self.errors: list[str] = []
+        self.wrong = 0
+        self._stop = threading.Event()
+        arguments = (reranker, expected, documents, tolerance)
+        self._threads = [threading.Thread(target=self._call, args=arguments) for _ in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _call(self, reranker: Reranker, expected: Any, documents: list[str], tolerance: float) -> None:
+        while not self._stop.is_set():
+            try:
+                scores = reranker.score("query", documents)
+            except Exception as error:  # noqa: BLE001 - it is counted
+                self.errors.append(f"{type(error).__name__}: {error}")
+                continue
+            self.wrong += int(np.abs(scores - expected).max() > tolerance)
+            self.scored.append(time.monotonic())
+
+    def rate(self, seconds: float) -> float:
+        """Answers a second in a time from now on."""
+        before = len(self.scored)
+        time.sleep(seconds)
+        return (len(self.scored) - before) / seconds
+
+    def end(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def under_load(model: str, devices: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Rates before, during and after the loss of a worker, for each signal."""
+    documents = titles(arguments.documents)
+    found: dict[str, Any] = {}
+    with Reranker(model, devices=devices) as reranker:
+        expected = reranker.score("query", documents)
+        load = Load(reranker, expected, documents, arguments.clients, arguments.tolerance)
+        try:
+            load.rate(arguments.seconds / 2)
+            steady = load.rate(arguments.seconds)
+            found["documents_per_second"] = round(steady * arguments.documents, 1)
+            for number in (signal.SIGKILL, signal.SIGSTOP) if len(devices) > 1 else ():
+                victim = reranker.replicas()[0]
+                os.kill(victim.process or 0, number)
+                sent = time.monotonic()
+                while reranker.replicas()[0].status == "running":
+                    time.sleep(0.02)
+                noticed = time.monotonic() - sent
+                while reranker.replicas()[0].status != "running":
+                    time.sleep(0.05)
+                running = time.monotonic() - sent
+                again = load.rate(arguments.seconds)
+                found[number.name] = {
+                    "seconds_until_noticed": round(noticed, 2),
+                    "seconds_until_it_runs_again": round(running, 2),
+                    "documents_per_second_afterwards": round(again * arguments.documents, 1),
+                }
+        finally:
+            load.end()
+        found |= {"answers": len(load.scored), "wrong": load.wrong, "errors": load.errors[:5], "lost": len(load.errors)}
+        found["replicas"] = [[state.documents, state.restarts] for state in reranker.replicas()]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="bundled:tiny")
+    parser.add_argument("--devices", default="cpu,cpu")
+    parser.add_argument("--sizes", default="10,100,1000")
+    parser.add_argument("--calls", type=int, default=20)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--documents", type=int, default=100, help="of each request under load")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--tolerance", type=float, default=0.02, help="of a score; half precision moves it")
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    devices, sizes = arguments.devices.split(","), [int(size) for size in arguments.sizes.split(",")]
+    result: dict[str, Any] = {"model": arguments.model, "devices": devices, "clients": arguments.clients}
+    with Reranker(arguments.model, device=devices[0]) as reranker:
+        result["engine"] = reranker.describe().as_dict()
+        result["in_this_process_ms"] = {size: milliseconds(reranker, size, arguments.calls) for size in sizes}
+    counts = [count for count in (1, 2, 4, 8, 16) if count < len(devices)] + [len(devices)]
+    for count in counts:
+        with Reranker(arguments.model, devices=devices[:count]) as reranker:
+            alone = {size: milliseconds(reranker, size, arguments.calls) for size in sizes}
+        result[f"{count} replicas"] = {"ms": alone, **under_load(arguments.model, devices[:count], arguments)}
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
