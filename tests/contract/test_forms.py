@@ -47,7 +47,7 @@ TOLERANCE = 1e-4
 
 
 def margins(model: Path, **settings: Any) -> NDArray[np.float32]:
-    with Reranker(model, device="cpu", dtype="float32", **settings) as reranker:
+    with Reranker(model, device="cpu", **{"dtype": "float32", **settings}) as reranker:
         result = reranker.rerank(QUERY, DOCUMENTS)
         found = np.empty(len(DOCUMENTS), dtype=np.float32)
         for hit in result:

@@ -26,6 +26,7 @@ class LoadModel:
         yes_id, no_id: ids of the labels.
         label_logprobs: see `GenerateTask`.
         marker_id: see `PackedTask`.
+        classifier: whether the checkpoint has a score head of its own, which no label tokens replace.
     """
 
     engine: str
@@ -36,6 +37,7 @@ class LoadModel:
     no_id: int
     label_logprobs: str = "auto"
     marker_id: int = -1
+    classifier: bool = False
 
 
 @dataclass(frozen=True)

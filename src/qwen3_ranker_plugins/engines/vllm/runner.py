@@ -16,7 +16,7 @@ from .block_hashes import PrefixBlockHasher
 from .generate import GenerateTask
 from .messages import LoadModel, PromptMargins, ScorePrompts
 from .packed.task import PackedTask
-from .score import ScoreTask
+from .score import ClassifierTask, ScoreTask
 
 ScoringTask = ScoreTask | GenerateTask  # a PackedTask is a ScoreTask
 
@@ -206,7 +206,7 @@ class Runner:
 def scoring_task(load: LoadModel) -> ScoringTask:
     """How the engine asks vLLM for margins."""
     if load.engine == "vllm_score":
-        return ScoreTask(load.yes_id, load.no_id)
+        return (ClassifierTask if load.classifier else ScoreTask)(load.yes_id, load.no_id)
     if load.engine == "vllm_packed":
         return PackedTask(load.yes_id, load.no_id, load.marker_id)
     return GenerateTask(load.yes_id, load.no_id, load.label_logprobs)

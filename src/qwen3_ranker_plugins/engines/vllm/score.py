@@ -67,3 +67,11 @@ class ScoreTask:
             raise ValueError(f"vLLM: {getattr(error, 'message', error)}")
         margin: NDArray[np.float32] = output.outputs.data.float().flatten().numpy()
         return margin
+
+
+class ClassifierTask(ScoreTask):
+    """Margins of a checkpoint with one label, whose score head vLLM loads as it is."""
+
+    def engine_arguments(self) -> dict[str, Any]:
+        """Arguments of EngineArgs in addition to those that all tasks share."""
+        return {"runner": "pooling", "convert": "classify", "hf_overrides": {"head_dtype": "float32"}}

@@ -143,7 +143,9 @@ class VllmEngine(WorkerEngine):
         environment = _environment(config, options)
         self._adapt(arguments, environment, positions=model.get("max_position_embeddings", sys.maxsize))
         labels = (tokenizer.yes_id, tokenizer.no_id)
-        load = self._load_message(LoadModel(config.engine, arguments, device, [*labels, labels[0]], *labels), tokenizer)
+        has_head = config.spec is not None and config.spec.scoring.is_score_head
+        plain = LoadModel(config.engine, arguments, device, [*labels, labels[0]], *labels, classifier=has_head)
+        load = self._load_message(plain, tokenizer)
         worker = WorkerProcess(
             _PROGRAM,
             environment,
