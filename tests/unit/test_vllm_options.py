@@ -97,6 +97,12 @@ def test_all_gpus_that_divide_the_heads_are_used(gpus: int, heads: int, key_valu
     assert resolved(VllmOptions(), model, gpus=gpus, window=8192, template="standard").tensor_parallel_size == expected
 
 
+@pytest.mark.parametrize(("needed", "expected"), [(1, 1), (2, 2), (3, 4), (5, 8), (20, 8)])
+def test_a_model_that_fits_into_one_gpu_is_not_split(needed: int, expected: int) -> None:
+    options = resolved(VllmOptions(), SMALL, gpus=8, window=8192, template="standard", gpus_needed=needed)
+    assert options.tensor_parallel_size == expected
+
+
 def test_a_cpu_gets_small_blocks_and_no_more_memory_than_it_needs() -> None:
     options = resolved(VllmOptions(), SMALL, gpus=0, window=8192, template="standard")
     arguments = engine_arguments(Path("model"), options, SMALL, dtype="float32", device="cpu")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ...config import EngineConfig, RerankerSettings, check_json
 from ...models import make_encoder, resolve_checkpoint, resolve_model
 from .. import ResolvedSettings
-from ..devices import resolve_device
+from ..devices import report_idle_gpus, resolve_device
 from .forms import check_form
 from .options import apply_to_prompts, read_model_config, resolved
 from .packed.engine import VllmPackedEngine
@@ -31,7 +33,11 @@ def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:
     device, dtype = resolve_device(settings.device, settings.dtype)
     # A device that was named is the only one; otherwise vLLM may use all visible GPUs.
     gpus = 0 if device == "cpu" else 1 if ":" in settings.device else torch.cuda.device_count()
-    complete = resolved(options, read_model_config(folder), gpus=gpus, window=window, template=template)
+    needed = _gpus_needed(folder, torch.cuda.get_device_properties(device).total_memory) if gpus else 1
+    model = read_model_config(folder)
+    complete = resolved(options, model, gpus=gpus, window=window, template=template, gpus_needed=needed)
+    if gpus > 1:
+        report_idle_gpus(complete.tensor_parallel_size or 1)
     # The instruction format is the encoder's: rerankers that differ only in it share an engine.
     stored = complete.as_dict | {"instruction_format": None}
     if complete.tokenizer is not None:
@@ -52,3 +58,12 @@ def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:
 def create(config: EngineConfig) -> VllmEngine:
     """See `EngineModule`."""
     return ENGINES[config.engine](config)
+
+
+def _gpus_needed(folder: Path, gpu_bytes: int) -> int:
+    """GPUs that have room for the model's weights and as much again for activations, cache and other programs.
+
+    A model that fits into one GPU is slower on several, which have to exchange every layer's activations.
+    """
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return -(-2 * weights // gpu_bytes) or 1

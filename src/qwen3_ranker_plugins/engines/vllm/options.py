@@ -36,7 +36,7 @@ class VllmOptions(EngineOptions):
 
     Attributes:
         tokenizer: folder or name of the model whose tokenizer makes the ids; None for the model itself.
-        tensor_parallel_size: number of GPUs that share the model; None for all visible GPUs that divide its heads.
+        tensor_parallel_size: number of GPUs that share the model; None for as many as it needs to fit.
         max_model_len: longest prompt in tokens, like `max_length`; the smaller one applies.
         gpu_memory_utilization: share of the GPU's memory (on a CPU: of the machine's) that vLLM may take.
         enable_prefix_caching: compute the prefix of a query's documents once.
@@ -108,7 +108,15 @@ def apply_to_prompts(engine: str, settings: RerankerSettings) -> tuple[VllmOptio
     return options, template, min(settings.max_length, options.max_model_len or settings.max_length)
 
 
-def resolved(options: VllmOptions, model: Mapping[str, Any], *, gpus: int, window: int, template: str) -> VllmOptions:
+def resolved(
+    options: VllmOptions,
+    model: Mapping[str, Any],
+    *,
+    gpus: int,
+    window: int,
+    template: str,
+    gpus_needed: int = sys.maxsize,
+) -> VllmOptions:
     """The options with this package's defaults for those that were left out.
 
     Args:
@@ -117,6 +125,7 @@ def resolved(options: VllmOptions, model: Mapping[str, Any], *, gpus: int, windo
         gpus: number of GPUs that vLLM may use; 0 for a CPU.
         window: longest prompt in tokens.
         template: name or text of the prompt's template.
+        gpus_needed: at least this many GPUs share the model by default; all of them if there are not as many.
 
     Raises:
         InvalidInputError: the model or the machine is too small for a value.
@@ -125,9 +134,10 @@ def resolved(options: VllmOptions, model: Mapping[str, Any], *, gpus: int, windo
     if window > positions:
         raise InvalidInputError("max_length", window, f"the model has {positions} positions: use at most that")
     heads = int(model["num_attention_heads"])
-    parallel = options.tensor_parallel_size or max(
-        (count for count in range(1, gpus + 1) if _divides(count, heads, int(model["num_key_value_heads"]))), default=1
-    )
+    fitting = [count for count in range(1, gpus + 1) if _divides(count, heads, int(model["num_key_value_heads"]))] or [
+        1
+    ]
+    parallel = options.tensor_parallel_size or next((count for count in fitting if count >= gpus_needed), fitting[-1])
     if parallel > max(1, gpus) or not _divides(parallel, heads, int(model["num_key_value_heads"])):
         raise InvalidInputError(
             argument("tensor_parallel_size"),
