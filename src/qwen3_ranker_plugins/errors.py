@@ -64,7 +64,7 @@ class ModelError(RankerError):
 
 
 class ModelNotFoundError(ModelError):
-    """The model is neither a folder nor bundled, and the hub has not got it or cannot be reached."""
+    """The model is neither a folder nor bundled, and the hub does not have it or cannot be reached."""
 
 
 class UnsupportedModelError(ModelError):

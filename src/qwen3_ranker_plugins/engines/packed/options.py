@@ -119,12 +119,12 @@ def _obstacle(device: str, dtype: str, capability: tuple[int, int] | None, confi
 
 
 def _obstacle_of_model(config: Any) -> str | None:
+    if getattr(config, "model_type", "qwen3") not in ("qwen3", "qwen3_vl_text"):
+        return f"our decoder is Qwen3's (here: {config.model_type})"
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     # Dimensions of the kernels' tiles are powers of two.
     if heads // kv_heads not in (1, 2, 4, 8) or head_dim not in (32, 64, 128):
         return f"our decoder has no kernels for {heads} heads, {kv_heads} kv heads and head_dim={head_dim}"
-    if getattr(config, "model_type", "qwen3") not in ("qwen3", "qwen3_vl_text"):
-        return f"our decoder is Qwen3's (here: {config.model_type})"
     if config.hidden_act != "silu" or config.attention_bias:
         return (
             f"our decoder has no biases and SiLU only (here: hidden_act={config.hidden_act!r}, "
