@@ -394,3 +394,10 @@ def variables() -> dict[str, str]:
         for name, value in os.environ.items()
         if name.startswith(VARIABLE_PREFIX)
     }
+
+
+def variables_in_other_case() -> list[str]:
+    """Names of environment variables that would be ours if they were written in capitals, which nothing reads."""
+    return [
+        name for name in os.environ if name.upper().startswith(VARIABLE_PREFIX) and not name.startswith(VARIABLE_PREFIX)
+    ]

@@ -129,6 +129,7 @@ def test_a_mistake_of_the_environment_or_a_flag_is_named_too(monkeypatch: pytest
         ("QWEN3_RANKER_APIKEYS", "did you mean QWEN3_RANKER_API_KEYS?"),
         ("QWEN3_RANKER_MAX_DOCUMENT", "did you mean QWEN3_RANKER_MAX_DOCUMENTS?"),
         ("QWEN3_RANKER_XYZZY", "docs/server.md"),
+        ("qwen3_ranker_api_keys", "write it in capitals, QWEN3_RANKER_API_KEYS"),
         ("QWEN3_RANKER_SERVICE_HOSTS", "nothing reads this variable"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..config import VARIABLE_PREFIX, variables
+from ..config import VARIABLE_PREFIX, variables, variables_in_other_case
 from ..errors import InvalidInputError
 
 KEYS_VARIABLE = f"{VARIABLE_PREFIX}API_KEYS"
@@ -81,6 +81,8 @@ def check_variables(known: Collection[str]) -> None:
     Raises:
         InvalidInputError: names the variable and the most similar one that is read.
     """
+    for name in variables_in_other_case():
+        raise InvalidInputError(name, "(hidden)", f"nothing reads this variable: write it in capitals, {name.upper()}")
     for name in variables():
         if name in known or _SERVICE_LINK.fullmatch(name):
             continue
