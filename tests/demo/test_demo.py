@@ -171,7 +171,7 @@ def test_shown_queries_are_spread_and_never_more_than_there_are() -> None:
 def test_corpus_needs_no_framework() -> None:
     """Notebooks and benchmarks load it without Haystack or LangChain."""
     code = (
-        "import sys; from qwen3_ranker_plugins.demo.corpus import load_demo_corpus; corpus = load_demo_corpus()\n"
+        "import sys; from qwen3_ranker_plugins.data.demo import load_demo_corpus; corpus = load_demo_corpus()\n"
         "assert set(corpus.qrels) == set(corpus.queries)\n"
         "assert all(set(grades) <= set(corpus.documents) for grades in corpus.qrels.values())\n"
         "loaded = {'torch', 'haystack', 'langchain_core', 'ir_measures'} & set(sys.modules)\n"

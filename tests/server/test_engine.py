@@ -192,7 +192,7 @@ async def test_a_loaded_engine_is_out_of_the_garbage_collectors_sight() -> None:
     host = EngineSupervisor(settings, Metrics(), lambda _: None, fatal.append, probe_interval=0, owns_process=True)
     host.start()
     try:
-        while not host.loaded:
+        while host.status != "healthy":
             assert not fatal
             await asyncio.sleep(0.05)
         assert gc.get_freeze_count() > 100_000

@@ -174,7 +174,10 @@ async def model(request: Request, model_id: str) -> ModelCard:
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(request: Request) -> Response:
     """Metrics in the text format of Prometheus."""
-    return Response(state_of(request).metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+    state = state_of(request)
+    # An engine may have ended since the supervisor looked last; /health says so at once, and so does this.
+    state.metrics.engine_up.set(state.supervisor.status == "healthy")
+    return Response(state.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
 def _card(state: ServerState, name: str) -> ModelCard:
