@@ -329,7 +329,7 @@ def test_arguments_that_cannot_be_used(arguments: list[str], said: str) -> None:
 
 
 def test_an_address_that_is_none() -> None:
-    with pytest.raises(InvalidInputError, match=r"^url='localhost:8001': use an address"):
+    with pytest.raises(InvalidInputError, match=r"^url='localhost:8001': give the address"):
         Target.at("localhost:8001")
     with pytest.raises(InvalidInputError, match="api_key_file"):
         Target.at("http://x", api_key="ключ")
