@@ -7,7 +7,6 @@ import copy
 import gc
 import math
 import pickle
-import re
 import subprocess
 import sys
 import threading
@@ -455,7 +454,7 @@ def test_out_of_memory_says_what_to_lower_and_the_next_call_works() -> None:
     program = """
 import resource
 from qwen3_ranker_plugins import EngineError, Reranker
-documents = [f"{number} " + "word " * 1000 for number in range(60)]
+documents = [f"{number} " + "a " * 1000 for number in range(60)]  # few characters, so that they are encoded in one turn
 with Reranker("bundled:tiny", device="cpu", dtype="float32", token_budget=100_000) as reranker:
     reranker.score("q", documents[:2])
     pages = int(open("/proc/self/statm").read().split()[0])
@@ -471,7 +470,7 @@ with Reranker("bundled:tiny", device="cpu", dtype="float32", token_budget=100_00
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     message, works = done.stdout.splitlines()
-    assert re.match(r"out of memory on cpu with \d{5} tokens", message)
+    assert message.startswith("out of memory on cpu with 6")
     assert "lower token_budget (now 100000)" in message
     assert works == "(2,)"
 

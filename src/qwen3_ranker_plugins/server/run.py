@@ -31,7 +31,7 @@ from .supervisor import LOADING
 class Connection(H11Protocol):
     """uvicorn's connection, with limits on what a client may leave unfinished.
 
-    uvicorn waits for ever for the rest of a header, and for a client that does not read its answer.
+    uvicorn waits without limit for the rest of a header, and for a client that does not read its answer.
     """
 
     settings: ServerSettings
