@@ -314,4 +314,7 @@ def test_promtool_finds_no_fault_in_the_servers_metrics(guarded: Running) -> Non
     promtool = tool("promtool", "it comes with Prometheus")
     text = httpx.get(f"{guarded.url}/metrics", headers={"X-API-Key": KEY}).text
     done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    # Prometheus reserves colons for recording rules; vLLM names its gauges with one, and gateways read those names.
+    names = {"vllm:num_requests_running", "vllm:num_requests_waiting"}
+    faults = {line for line in done.stderr.splitlines() if line.strip()}
+    assert faults == {f"{name} metric names should not contain ':'" for name in names}, done.stderr
