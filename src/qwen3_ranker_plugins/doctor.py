@@ -72,6 +72,7 @@ def diagnose(
     engine: str = "auto",
     engine_options: Mapping[str, object] | None = None,
     device: str = "auto",
+    devices: str | None = None,
     adapter: str | None = None,
     scoring: str | None = None,
     reference: str | None = None,
@@ -81,7 +82,7 @@ def diagnose(
 
     Args:
         console: to print to.
-        model, engine, engine_options, device, adapter, scoring: as of a `Reranker`.
+        model, engine, engine_options, device, devices, adapter, scoring: as of a `Reranker`.
         reference: name of the official checkpoint that the model is a copy of; None for the model's own name.
         reference_file: with publicly stated scores; None for the package's.
 
@@ -93,7 +94,7 @@ def diagnose(
     facts.add_column(overflow="fold")
     for name in DISTRIBUTIONS:
         facts.add_row(name, installed_version(name) or Text("not installed", style="dim"))
-    for number, found in enumerate(devices()):
+    for number, found in enumerate(visible_devices()):
         facts.add_row("" if number else "devices", found)
     for number, found in enumerate(usable_models()):
         facts.add_row("" if number else "models", found)
@@ -103,7 +104,13 @@ def diagnose(
     console.print(Text(f"\nengine {engine!r} is {name!r}: {reason}"))
     started = time.perf_counter()
     with Reranker(
-        model, engine=engine, engine_options=engine_options, device=device, adapter=adapter, scoring=scoring
+        model,
+        engine=engine,
+        engine_options=engine_options,
+        device=device,
+        devices=devices,
+        adapter=adapter,
+        scoring=scoring,
     ) as reranker:
         console.print(Text(f"{model} loaded in {time.perf_counter() - started:.1f} s:"))
         console.print(_facts(reranker.describe().as_dict() | {"memory_here": _peak_memory()}), highlight=False)
@@ -163,7 +170,7 @@ def installed_version(distribution: str) -> str | None:
         return None
 
 
-def devices() -> list[str]:
+def visible_devices() -> list[str]:
     """One line per device, as torch sees them."""
     lines = [f"cpu: {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"]
     if find_spec("torch") is None:

@@ -109,17 +109,18 @@ class LoggingEngine(NullEngine):
 
 
 class OneArmedEngine(NullEngine):
-    """Has its process killed in its third pass, once: unless the file "marker" is there, which it then makes."""
+    """Sends its process a signal in its third pass, once: unless the file "marker" is there, which it then makes."""
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
         self._marker = Path(str(config.engine_options["marker"]))
+        self._signal = int(str(config.engine_options.get("signal", 9)))
 
     def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
         result = super().score(requests)
         if self.passes == 3 and not self._marker.exists():
             self._marker.touch()
-            os.kill(os.getpid(), 9)
+            os.kill(os.getpid(), self._signal)
         return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from qwen3_ranker_plugins import EngineError, InvalidInputError
 from qwen3_ranker_plugins.offline import RerankJob
 
 from .conftest import Job, make_records, read_jsonl, write_jsonl
-from .engines import CondemnedEngine, FaultyEngine, OneArmedEngine
+from .engines import CondemnedEngine, FaultyEngine, NullEngine, OneArmedEngine
 
 
 def test_a_process_for_each_device_gives_the_same_bytes(tmp_path: Path, job: Job) -> None:
@@ -36,19 +37,30 @@ def test_a_process_for_each_device_with_the_bundled_model(tmp_path: Path) -> Non
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
 
 
-def test_a_worker_that_dies_is_reported_and_the_job_goes_on_later(tmp_path: Path, job: Job) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_ends_or_hangs_is_replaced_and_nothing_is_lost_or_twice(
+    tmp_path: Path, job: Job, number: signal.Signals, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwen3_ranker_plugins.offline.runners.processes.HEARTBEAT_TIMEOUT", 3.0)
+    monkeypatch.setattr(logging.getLogger("qwen3_ranker_plugins.offline"), "propagate", True)
+    source = write_jsonl(tmp_path / "in.jsonl", [*make_records(600), "bad"])
+    options = {"window_pairs": 64, "engine_factory": OneArmedEngine}
+    job(source, "local.jsonl", **options, engine_options={"marker": str(source)}).run()
+    marker = tmp_path / "ended"
+    ending = {"marker": str(marker), "signal": int(number)}
+    summary = job(source, "two.jsonl", **options, engine_options=ending, devices=["cpu", "cpu"]).run().summary
+    assert marker.exists()
+    assert "another process takes its place" in caplog.text
+    assert (summary.pairs, summary.scored, summary.resumed) == (601, 600, 0)
+    assert (tmp_path / "local.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+
+
+def test_a_worker_that_ends_before_it_scores_is_reported_and_the_job_goes_on_later(tmp_path: Path, job: Job) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", make_records(600))
-    options = {
-        "window_pairs": 64,
-        "engine_factory": OneArmedEngine,
-        "engine_options": {"marker": str(tmp_path / "died")},
-        "devices": ["cpu"],
-    }
-    with pytest.raises(EngineError, match=r"worker qwen3-ranker-cpu ended with exit code -9: .* to go on"):
-        job(source, **options).run()
-    summary = job(source, **options).run().summary
-    assert summary.scored == 600
-    assert summary.resumed > 0
+    with pytest.raises(EngineError, match=r"worker qwen3-ranker-cpu ended with exit code -9 before .* to go on"):
+        job(source, window_pairs=64, engine_factory=CondemnedEngine, devices=["cpu"]).run()
+    summary = job(source, window_pairs=64, engine_factory=NullEngine, devices=["cpu"]).run().summary
+    assert (summary.scored, summary.resumed) == (600, 0)
 
 
 def test_what_a_worker_cannot_start_with_is_said(tmp_path: Path, job: Job) -> None:

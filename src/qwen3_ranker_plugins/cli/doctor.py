@@ -10,12 +10,13 @@ import typer
 from .options import (
     AdapterOption,
     DeviceOption,
+    DevicesOption,
     EngineOption,
     EngineOptionsOption,
     ModelOption,
     ScoringOption,
-    device_name,
     model_name,
+    placement,
     read_engine_options,
 )
 from .terminal import output
@@ -28,6 +29,7 @@ def doctor(
     engine: EngineOption = "auto",
     engine_option: EngineOptionsOption = None,
     device: DeviceOption = None,
+    devices: DevicesOption = None,
     reference: Annotated[
         str | None,
         typer.Option(
@@ -42,12 +44,14 @@ def doctor(
     """Show what is installed and usable here, and check that the model scores known pairs as it should."""
     from ..doctor import diagnose
 
+    one, several = placement(device, devices)
     healthy = diagnose(
         output(),
         model=model_name(model),
         engine=engine,
         engine_options=read_engine_options(engine_option),
-        device=device_name(device),
+        device=one,
+        devices=several,
         adapter=adapter,
         scoring=scoring,
         reference=reference,

@@ -12,9 +12,11 @@ import typer
 from ..config import (
     BUNDLED_MODEL,
     DEVICE_VARIABLE,
+    DEVICES_VARIABLE,
     MODEL_VARIABLE,
     RerankerSettings,
     device_from_environment,
+    devices_from_environment,
     model_from_environment,
 )
 from ..errors import InvalidInputError
@@ -60,6 +62,14 @@ ScoringOption = Annotated[
 DeviceOption = Annotated[
     str | None,
     typer.Option("--device", help=f"Device: auto, cpu, cuda or cuda:N. Default: ${DEVICE_VARIABLE}, or auto."),
+]
+DevicesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--devices",
+        help="An engine in a process of its own on each of these devices: all for every visible GPU, or names such as "
+        f"cuda:0,cuda:1. Default: ${DEVICES_VARIABLE}, or one engine on --device.",
+    ),
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help=_DTYPES)]
 InstructionOption = Annotated[
@@ -111,6 +121,13 @@ def device_name(option: str | None) -> str:
     return device_from_environment() if option is None else option
 
 
+def placement(device: str | None, devices: str | None) -> tuple[str, str | None]:
+    """`--device` and `--devices` as `RerankerSettings` takes them; the variables count if neither is given."""
+    if device is None and devices is None:
+        return device_from_environment(), devices_from_environment()
+    return device or "auto", devices
+
+
 def read_engine_options(options: Sequence[str] | None) -> dict[str, object]:
     """`--engine-option` as `RerankerSettings.engine_options` takes them.
 
@@ -136,6 +153,7 @@ def settings_of(
     model: str | None,
     engine: str = "auto",
     device: str | None = None,
+    devices: str | None = None,
     dtype: str | None = None,
     template: str | None = None,
     instruction: str | None = None,
@@ -165,7 +183,8 @@ def settings_of(
         "scoring": scoring,
     }
     fields |= {name: value for name, value in given.items() if value is not None}
-    return RerankerSettings(model_name(model), engine, device_name(device), **fields)
+    one, several = placement(device, devices)
+    return RerankerSettings(model_name(model), engine, one, devices=several, **fields)
 
 
 def numbers(argument: str, text: str) -> list[int]:

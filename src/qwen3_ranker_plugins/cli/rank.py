@@ -26,6 +26,7 @@ from ..types import RerankResult
 from .options import (
     AdapterOption,
     DeviceOption,
+    DevicesOption,
     DtypeOption,
     EngineOption,
     EngineOptionsOption,
@@ -34,8 +35,8 @@ from .options import (
     ModelOption,
     ScoringOption,
     TemplateOption,
-    device_name,
     model_name,
+    placement,
     read_engine_options,
 )
 from .terminal import errors, loading, output
@@ -79,6 +80,7 @@ def rank(
     engine: EngineOption = "auto",
     engine_option: EngineOptionsOption = None,
     device: DeviceOption = None,
+    devices: DevicesOption = None,
     dtype: DtypeOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print each hit as a line of JSON, in UTF-8.")] = False,
 ) -> None:
@@ -87,10 +89,11 @@ def rank(
     Exit code 0: there are hits; 1: no document is a hit, or it cannot be done here; 2: an argument is unusable.
     """
     check_text("query", query)
+    one, several = placement(device, devices)
     settings = RerankerSettings(
         model_name(model),
         engine,
-        device_name(device),
+        one,
         dtype,
         template=template,
         instruction=instruction,
@@ -98,6 +101,7 @@ def rank(
         engine_options=read_engine_options(engine_option),
         adapter=adapter,
         scoring=scoring,
+        devices=several,
     )
     options = RankingOptions(top_k, score_threshold, min_confidence)
     documents = [document for name in files or ["-"] for document in _documents(name, by)]

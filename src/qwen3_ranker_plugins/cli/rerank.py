@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..config import BUNDLED_MODEL, DEFAULT_MODEL, MODEL_VARIABLE, device_from_environment
+from ..config import BUNDLED_MODEL, DEFAULT_MODEL, DEVICES_VARIABLE, MODEL_VARIABLE
 from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH
 from .options import (
@@ -28,6 +28,7 @@ from .options import (
     ScoringOption,
     TemplateOption,
     TokenBudgetOption,
+    placement,
     read_engine_options,
 )
 
@@ -105,7 +106,7 @@ def rerank(
         str | None,
         typer.Option(
             help="An engine in a process of its own on each of these devices: all for every visible GPU, or names such "
-            "as cuda:0,cuda:1. Not with --runner ray. Default: one engine, on --device."
+            f"as cuda:0,cuda:1. Not with --runner ray. Default: ${DEVICES_VARIABLE}, or one engine on --device."
         ),
     ] = None,
     gpus: Annotated[
@@ -135,6 +136,9 @@ def rerank(
     from ..offline.job import RerankJob
     from ..offline.progress import describe
 
+    if gpus is not None:
+        devices = _devices_of_gpus(gpus, devices)
+    one, several = placement(device, devices)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     _log_to(console, logging.WARNING if quiet else logging.INFO)
     to_standard_output = output == _STANDARD_OUTPUT
@@ -149,7 +153,7 @@ def rerank(
             engine_options=read_engine_options(engine_option),
             adapter=adapter,
             scoring=scoring,
-            device=device_from_environment() if device is None else device,
+            device=one,
             dtype=dtype,
             template=template,
             instruction=instruction,
@@ -162,7 +166,7 @@ def rerank(
             processing_time=processing_time,
             max_errors=max_errors,
             runner=runner,
-            devices=_devices(devices, gpus),
+            devices=_named_devices(several if runner == "local" else devices),
             workers=workers,
             ray_address=ray_address,
             overwrite=overwrite,
@@ -192,20 +196,28 @@ def rerank(
         raise typer.Exit(1)
 
 
-def _devices(devices: str | None, gpus: str | None) -> list[str] | None:
-    """The devices that `--devices` or `--gpus` names.
+def _devices_of_gpus(gpus: str, devices: str | None) -> str:
+    """The devices of `--gpus`.
 
     Raises:
-        InvalidInputError: both are given, or one of them names what is not there.
+        InvalidInputError: `--devices` is given too, or there is no such GPU.
+    """
+    from ..offline.runners.processes import cuda_devices
+
+    if devices is not None:
+        raise InvalidInputError("gpus", gpus, "is another name of --devices: give one of them")
+    return ",".join(cuda_devices(gpus))
+
+
+def _named_devices(devices: str | None) -> list[str] | None:
+    """The devices that `--devices` or its variable names.
+
+    Raises:
+        InvalidInputError: one of them is not there.
     """
     from ..config import canonical_devices
     from ..engines import device_names
-    from ..offline.runners.processes import cuda_devices
 
-    if gpus is not None:
-        if devices is not None:
-            raise InvalidInputError("gpus", gpus, "is another name of --devices: give one of them")
-        return cuda_devices(gpus)
     named = canonical_devices(devices)
     return None if named is None else device_names(named)
 

@@ -13,6 +13,7 @@ from ...errors import InvalidInputError
 from ...prompt import Template
 from ..options import (
     DeviceOption,
+    DevicesOption,
     InstructionOption,
     ModelOption,
     OutputOption,
@@ -94,6 +95,7 @@ def latency(
     model: ModelOption = None,
     engine: ServerEngineOption = None,
     device: DeviceOption = None,
+    devices: DevicesOption = None,
     dtype: PresetDtypeOption = None,
     template: PresetTemplateOption = None,
     instruction: InstructionOption = None,
@@ -127,6 +129,7 @@ def latency(
         "model": model,
         "engine": engine,
         "device": device,
+        "devices": devices,
         "dtype": dtype,
         "template": template,
         "instruction": instruction,
@@ -193,6 +196,7 @@ def matrix(
     fresh_queries: FreshOption = None,
     model: ModelOption = None,
     device: DeviceOption = None,
+    devices: DevicesOption = None,
     dtype: PresetDtypeOption = None,
     instruction: InstructionOption = None,
     start_timeout: StartTimeoutOption = 900.0,
@@ -213,7 +217,7 @@ def matrix(
     plan, found, source = _plan(
         counts, repeat, seed, warmup, warmup_documents, timeout, titles, language, query, fresh_queries
     )
-    settings = settings_of(model=model, device=device, dtype=dtype, instruction=instruction)
+    settings = settings_of(model=model, device=device, devices=devices, dtype=dtype, instruction=instruction)
     asked = names("engines", engines)
     for name in asked:  # before a server is started for any of them
         canonical_engine(name)
@@ -293,6 +297,7 @@ def _server_settings(settings: RerankerSettings, documents: int, timeout: float)
     return {
         "model": settings.model,
         "device": settings.device,
+        "devices": settings.devices,
         "dtype": settings.dtype,
         "instruction": settings.instruction,
         "max_documents": max(2000, documents),

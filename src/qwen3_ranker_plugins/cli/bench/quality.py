@@ -9,6 +9,7 @@ import typer
 from ..options import (
     AdapterOption,
     DeviceOption,
+    DevicesOption,
     EngineOption,
     EngineOptionsOption,
     InstructionOption,
@@ -61,6 +62,7 @@ def quality(
     engine: EngineOption = "auto",
     engine_option: EngineOptionsOption = None,
     device: DeviceOption = None,
+    devices: DevicesOption = None,
     dtype: PresetDtypeOption = None,
     template: PresetTemplateOption = None,
     instruction: InstructionOption = None,
@@ -87,6 +89,7 @@ def quality(
         adapter=adapter,
         scoring=scoring,
         device=device,
+        devices=devices,
         dtype=dtype,
         template=template,
         instruction=instruction,

@@ -9,6 +9,7 @@ import typer
 from ..options import (
     AdapterOption,
     DeviceOption,
+    DevicesOption,
     EngineOption,
     EngineOptionsOption,
     InstructionOption,
@@ -56,6 +57,7 @@ def throughput(
     engine: EngineOption = "auto",
     engine_option: EngineOptionsOption = None,
     device: DeviceOption = None,
+    devices: DevicesOption = None,
     dtype: PresetDtypeOption = None,
     template: PresetTemplateOption = None,
     instruction: InstructionOption = None,
@@ -80,6 +82,7 @@ def throughput(
         adapter=adapter,
         scoring=scoring,
         device=device,
+        devices=devices,
         dtype=dtype,
         template=template,
         instruction=instruction,

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import threading
+import time
 from collections.abc import Collection, Generator, Iterator
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from queue import Queue
-from typing import Any, cast
+from typing import Any
 
 from ...config import RerankerSettings
+from ...engines.replica.engine import HEARTBEAT_TIMEOUT
+from ...engines.workers.messages import SECONDS_BETWEEN_HEARTBEATS
 from ...errors import EngineError, InvalidInputError
 from ..scoring import EngineFactory, ScoredPass, Scorer, score_windows
 from ..windows import Window
 from .base import PASSES_AHEAD, WINDOWS_AHEAD, Runner, Todo, prefetch
 
 _COMMITTED = "committed"
+_ALIVE = "alive"
+_SECONDS_BETWEEN_LOOKS = 0.5
 _NAME = "qwen3-ranker-"
+
+logger = logging.getLogger("qwen3_ranker_plugins.offline")
 
 
 class ProcessRunner(Runner):
     """A process with an engine for each device, made with "spawn". One writer, this process, takes what they score.
+
+    A worker that ends, or that sends no heartbeat for HEARTBEAT_TIMEOUT, is replaced, and the passes that it had not
+    handed over are run again. A worker that ends twice without having scored a pass in between ends the job.
 
     Args:
         devices: such as ["cuda:0", "cuda:1"].
@@ -31,23 +42,17 @@ class ProcessRunner(Runner):
     def __init__(
         self, settings: RerankerSettings, factory: EngineFactory, devices: list[str], *, include_text: bool
     ) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._workers: list[tuple[Any, Connection]] = []
+        self._workers: list[_Worker] = []
         try:
             for device in devices:
-                ours, theirs = context.Pipe()
-                arguments = (theirs, replace(settings, device=device), factory, include_text)
-                process = context.Process(target=_serve, args=arguments, name=f"{_NAME}{device}", daemon=True)
-                process.start()
-                theirs.close()  # so that the pipe ends with the worker
-                self._workers.append((process, ours))
-            self._facts = [_receive(process, ours) for process, ours in self._workers]
+                self._workers.append(_Worker(device, (replace(settings, device=device), factory, include_text)))
+            self._facts = [worker.load() for worker in self._workers]
         except BaseException:
             self.close()
             raise
         if any(facts != self._facts[0] for facts in self._facts):
             self.close()
-            raise InvalidInputError("gpus", devices, f"their engines differ: {self._facts}")
+            raise InvalidInputError("devices", devices, f"their engines differ: {self._facts}")
 
     def facts(self) -> dict[str, str]:
         """Of any of them, since all are alike."""
@@ -55,81 +60,183 @@ class ProcessRunner(Runner):
 
     def devices(self) -> str:
         """All of them."""
-        return ", ".join(process.name.removeprefix(_NAME) for process, _ in self._workers)
+        return ", ".join(worker.device for worker in self._workers)
 
     def run(self, todo: Todo) -> Generator[ScoredPass]:
         """As workers finish them. A worker begins a pass while the one before it is committed, and waits then."""
-        workers = {connection: process for process, connection in self._workers}
-        missing: dict[Connection, list[int]] = {connection: [] for connection in workers}
         with closing(prefetch(todo, 1)) as ahead:
-            while self._feed(ahead, missing):
-                for ready in wait([connection for connection in missing if missing[connection]]):
-                    connection = cast("Connection", ready)  # wait() returns what it was given
-                    answer = _receive(workers[connection], connection)
+            while self._feed(ahead):
+                for worker in self._ready():
+                    try:
+                        answer = worker.receive()
+                    except EOFError:
+                        worker.replace(self._facts[0])
+                        continue
                     if isinstance(answer, ScoredPass):
+                        worker.unfinished[answer.window].done.add(answer.number)
+                        worker.has_scored = True
                         yield answer
-                        _tell(connection, _COMMITTED)
-                    else:  # the number of a window that is finished
-                        missing[connection].remove(answer)
+                        worker.tell(_COMMITTED)
+                    elif answer != _ALIVE:  # the number of a window that is finished
+                        del worker.unfinished[answer]
 
-    def _feed(self, ahead: Todo, missing: dict[Connection, list[int]]) -> bool:
+    def _feed(self, ahead: Todo) -> bool:
         """Give windows to whoever has too few; False if all work is done."""
         while True:
-            idle = min(missing, key=lambda connection: len(missing[connection]))
-            if len(missing[idle]) == WINDOWS_AHEAD or (item := next(ahead, None)) is None:
-                return any(missing.values())
-            _tell(idle, item)
-            missing[idle].append(item[0].number)
+            idle = min(self._workers, key=lambda worker: len(worker.unfinished))
+            if len(idle.unfinished) == WINDOWS_AHEAD or (item := next(ahead, None)) is None:
+                return any(worker.unfinished for worker in self._workers)
+            window, done = item
+            idle.unfinished[window.number] = _Unfinished(window, set(done))
+            idle.tell(item)
+
+    def _ready(self) -> list[_Worker]:
+        """Workers that have sent something or have ended; those that hang are killed."""
+        started = time.monotonic()
+        ready = wait([worker.connection for worker in self._workers], timeout=_SECONDS_BETWEEN_LOOKS)
+        # If this process was suspended, the workers may have been, too.
+        passed = min(time.monotonic() - started, 2 * _SECONDS_BETWEEN_LOOKS)
+        for worker in self._workers:
+            worker.silent_seconds = 0.0 if worker.connection in ready else worker.silent_seconds + passed
+            if worker.silent_seconds > HEARTBEAT_TIMEOUT:
+                worker.process.kill()  # its pipe ends, which the next call sees
+        return [worker for worker in self._workers if worker.connection in ready]
 
     def close(self) -> None:
         """End the processes; they notice that their pipe is closed."""
-        for process, connection in self._workers:
-            connection.close()
-            process.join(10)
-            if process.is_alive():
-                process.kill()
-                process.join()
+        for worker in self._workers:
+            worker.close()
 
 
-def _tell(connection: Connection, message: Any) -> None:
-    with suppress(BrokenPipeError, ConnectionResetError):  # the worker has ended; reading from it says how
-        connection.send(message)
+@dataclass
+class _Unfinished:
+    """A window that a worker has, with the numbers of its passes that need not be run."""
 
-
-def _receive(process: Any, connection: Connection) -> Any:
-    try:
-        answer = connection.recv()
-    except (EOFError, ConnectionResetError) as error:
-        process.join(10)
-        raise EngineError(
-            f"worker {process.name} ended with exit code {process.exitcode}: see its output above, then run the same "
-            "command again to go on"
-        ) from error
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+    window: Window
+    done: set[int]
 
 
 class _Worker:
-    """The other side of a `ProcessRunner`: facts first, then the passes of each window and after them its number."""
+    """A worker process, as the process that writes sees it."""
+
+    def __init__(self, device: str, arguments: tuple[RerankerSettings, EngineFactory, bool]) -> None:
+        self.device = device
+        self.unfinished: dict[int, _Unfinished] = {}
+        self._arguments = arguments
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process: Any = context.Process(
+            target=_serve, args=(theirs, *self._arguments), name=f"{_NAME}{self.device}", daemon=True
+        )
+        self.process.start()
+        theirs.close()  # so that the pipe ends with the worker
+        self.has_scored = False
+        self.silent_seconds = 0.0
+
+    def tell(self, message: Any) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # the worker has ended; reading from it says how
+            self.connection.send(message)
+
+    def load(self) -> dict[str, str]:
+        """What the engine says of itself once it has loaded.
+
+        Raises:
+            Exception: whatever the engine cannot start with.
+        """
+        try:
+            facts: dict[str, str] = self.receive()
+        except EOFError as error:
+            raise EngineError(f"{self._how_it_ended()} while it loaded: see its output above") from error
+        return facts
+
+    def receive(self) -> Any:
+        """The next message.
+
+        Raises:
+            EOFError: the process has ended.
+            Exception: what the worker died of, if it could say so.
+        """
+        try:
+            answer = self.connection.recv()
+        except ConnectionResetError as error:
+            raise EOFError from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def replace(self, facts: dict[str, str]) -> None:
+        """Start another process for what this one had not finished.
+
+        Raises:
+            EngineError: this one has scored nothing since it was started, or the other one cannot start.
+        """
+        how = self._how_it_ended()
+        if not self.has_scored:
+            raise EngineError(
+                f"{how} before it had scored a pass: see its output above, then run the same command again to go on"
+            )
+        logger.warning("%s: another process takes its place", how)
+        self.connection.close()
+        self._start()
+        if (found := self.load()) != facts:
+            raise EngineError(f"the engine of {self.process.name} has changed: {found} in place of {facts}")
+        for each in self.unfinished.values():
+            self.tell((each.window, frozenset(each.done)))
+
+    def _how_it_ended(self) -> str:
+        self.process.join(10)
+        code = self.process.exitcode
+        hung = (
+            f" (it had sent no heartbeat for {HEARTBEAT_TIMEOUT:g} s)"
+            if self.silent_seconds > HEARTBEAT_TIMEOUT
+            else ""
+        )
+        return f"worker {self.process.name} ended with exit code {code}{hung}"
+
+    def close(self) -> None:
+        """End the process, which notices that its pipe is closed."""
+        self.connection.close()
+        self.process.join(10)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+class _WorkerLoop:
+    """What a worker process does: facts first, then the passes of each window and after them its number."""
 
     def __init__(self, connection: Connection, scorer: Scorer) -> None:
         self._connection = connection
         self._scorer = scorer
         self._arrived: Queue[tuple[Window, Collection[int]] | None] = Queue()
         self._may_send = threading.Semaphore()
+        self._sending = threading.Lock()
 
     def serve(self) -> None:
         """Until the pipe ends, or an engine has."""
-        self._connection.send(self._scorer.facts())
+        self._send(self._scorer.facts())
         threading.Thread(target=self._receive, name="qwen3-ranker-receive", daemon=True).start()
+        threading.Thread(target=self._send_heartbeats, name="qwen3-ranker-heartbeat", daemon=True).start()
         for step in prefetch(self._steps(), PASSES_AHEAD):
             if isinstance(step, int):
-                self._connection.send(step)
+                self._send(step)
             else:
                 scored = step()
                 self._may_send.acquire()
-                self._connection.send(scored)
+                self._send(scored)
+
+    def _send(self, message: Any) -> None:
+        with self._sending:
+            self._connection.send(message)
+
+    def _send_heartbeats(self) -> None:
+        with suppress(OSError):  # the parent has ended, which `_receive` sees
+            while True:
+                time.sleep(SECONDS_BETWEEN_HEARTBEATS)
+                self._send(_ALIVE)
 
     def _receive(self) -> None:
         with suppress(EOFError, ConnectionResetError, OSError):
@@ -153,7 +260,7 @@ def _serve(connection: Connection, settings: RerankerSettings, factory: EngineFa
     with suppress(BrokenPipeError, ConnectionResetError):
         try:
             scorer = Scorer(settings, factory, include_text=include_text)
-            _Worker(connection, scorer).serve()
+            _WorkerLoop(connection, scorer).serve()
         except (BrokenPipeError, ConnectionResetError):
             raise
         except Exception as error:  # noqa: BLE001 - it belongs to the process that asked
