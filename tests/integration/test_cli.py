@@ -305,6 +305,28 @@ def test_environment_sets_the_defaults_of_model_and_device() -> None:
     assert b"device='tpu'" in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["rank", "-q", QUERY],
+        ["doctor"],
+        ["bench", "quality"],
+        ["bench", "throughput"],
+        ["rerank", "-", "-o", "-", "--model", "bundled:tiny"],
+    ],
+    ids=lambda command: "-".join(command[:2]),
+)
+def test_environment_and_option_name_several_devices(command: list[str]) -> None:
+    done = run_command(*command, stdin=b"a document", QWEN3_RANKER_DEVICES="cpu,tpu")
+    assert done.returncode == 2
+    assert b"devices='cpu,tpu'" in done.stderr
+    if command[0] == "doctor":  # the option, and the variable has no effect on it
+        done = run_command(*command, "--devices", "cpu,cpu", QWEN3_RANKER_DEVICES="cpu,tpu")
+        assert done.returncode == 0
+        assert "usable" in done.stdout.decode()
+
+
 def test_console_script_is_installed_and_knows_its_version() -> None:
     script = Path(sys.executable).with_name("qwen3-ranker")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
