@@ -28,6 +28,7 @@ _RERANKER_SETTINGS = (
     "adapter",
     "scoring",
     "devices",
+    "calibration",
 )
 
 
@@ -67,6 +68,8 @@ class Qwen3Settings(BaseModel):
     devices: str | None = Field(default=None, frozen=True)
     """An engine in a process of its own on each of these: "all" for every visible GPU, or names such as
     "cuda:0,cuda:1"; a list of names is stored as such a text. None for one engine, on `device`."""
+    calibration: str | None = Field(default=None, frozen=True)
+    """File of a calibration, which makes scores that agree with labels and keeps the order; None for P(yes) itself."""
     instruction: str | None = None
     """The task for which documents are judged; None for the reranker's own."""
     reranker: SkipJsonSchema[Reranker | None] = Field(default=None, exclude=True, repr=False, frozen=True)

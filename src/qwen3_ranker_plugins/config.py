@@ -103,6 +103,8 @@ class RerankerSettings:
         scoring: how the model judges, in place of what its checkpoint says, such as "yes - no"; see `models.Scoring`.
         devices: an engine in a process of its own on each of these: "all" for every visible GPU, or a list such as
             "cuda:0,cuda:1" or ["cpu", "cpu"], stored as text. None for one engine in this process, on `device`.
+        calibration: path of a file that makes calibrated scores of margins, see `calibration.Calibration`; None for
+            the model's own scores.
 
     Raises:
         InvalidInputError: names the setting, its value and the remedy.
@@ -120,6 +122,7 @@ class RerankerSettings:
     adapter: str | None = None
     scoring: str | None = None
     devices: str | None = None
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "devices", canonical_devices(self.devices))
@@ -141,6 +144,8 @@ class RerankerSettings:
             check_text("adapter", self.adapter)
         if self.scoring is not None:
             check_text("scoring", self.scoring)
+        if self.calibration is not None:
+            check_text("calibration", self.calibration)
         if self.instruction is not None:
             check_text("instruction", self.instruction)
         if self.max_length is None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .calibration import Calibration
 from .config import RankingOptions, check_positive, check_text
 from .dispatch import Submission
 from .engines.base import Margins
@@ -31,13 +32,17 @@ class PreparedRequest:
     Args:
         request: as the caller gave it.
         configured_instruction: for a request without an instruction of its own.
+        calibration: makes scores of margins; None for their sigmoid.
 
     Raises:
         InvalidInputError: names the argument, its value and the remedy.
     """
 
-    def __init__(self, request: Request, configured_instruction: str | None) -> None:
+    def __init__(
+        self, request: Request, configured_instruction: str | None, calibration: Calibration | None = None
+    ) -> None:
         self._started = time.perf_counter()
+        self._calibration = calibration
         check_text("query", request.query)
         check_positive("max_document_tokens", request.max_document_tokens)
         if request.instruction is not None:
@@ -84,7 +89,7 @@ class PreparedRequest:
 
     def scores(self) -> NDArray[np.float32]:
         """P(yes) in input order. Waits for the engine, and raises as `result`."""
-        return sigmoid(self._margins(self.submission.future.result())).astype(np.float32)
+        return sigmoid(self._log_odds(self._margins(self.submission.future.result()))).astype(np.float32)
 
     def result(self, options: RankingOptions) -> RerankResult:
         """Order by margin, apply thresholds, cut. Waits for the engine.
@@ -96,7 +101,8 @@ class PreparedRequest:
         """
         margins = self.submission.future.result()
         values = self._margins(margins).astype(np.float64)
-        scores, confidences = sigmoid(values), np.tanh(np.abs(values) / 2)
+        log_odds = self._log_odds(values)
+        scores, confidences = sigmoid(log_odds), np.tanh(np.abs(log_odds) / 2)
         keep = np.ones(len(values), dtype=np.bool_)
         if options.score_threshold is not None:
             keep &= scores >= options.score_threshold
@@ -125,6 +131,10 @@ class PreparedRequest:
             values[list(failed)] = np.nan
             raise ScoringError(failed, values)
         return values
+
+    def _log_odds(self, margins: NDArray[np.floating]) -> NDArray[np.floating]:
+        """The logarithm of P(yes) / P(no): the margins, or what the calibration makes of them."""
+        return margins if self._calibration is None else self._calibration.apply(margins)
 
     def _usage(self, margins: Margins) -> Usage:
         prompts = margins.prompt_tokens

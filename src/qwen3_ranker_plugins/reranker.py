@@ -23,11 +23,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from .calibration import Calibration
 from .config import DEFAULT_MODEL, EngineConfig, RankingOptions, RerankerSettings, canonical_devices
 from .dispatch import Engines, Lease, PassListener, Progress, ReplicaState
 from .engines import choose_engine, device_names, engine_module
 from .engines.base import EngineDescription, Margins
 from .errors import InvalidInputError
+from .models import judgement_facts
 from .prompt import DEFAULT_MAX_LENGTH, SLICE, EncodedRequest
 from .ranking import PreparedRequest
 from .types import Request, RerankResult
@@ -80,6 +82,8 @@ class Reranker:
         adapter: a LoRA adapter for the model, which is merged into its weights: a folder or a hub name; "none" to leave
             out one that lies in the model's folder.
         scoring: how the model judges, in place of what its checkpoint says, such as "yes - no"; see `models.Scoring`.
+        calibration: file of a calibration, which makes scores that agree with labels and keeps the order; see
+            docs/thresholds.md. One that was fitted with another model, template or instruction is refused.
 
     Raises:
         InvalidInputError: an argument is unusable.
@@ -105,6 +109,7 @@ class Reranker:
         min_confidence: float | None = None,
         adapter: str | os.PathLike[str] | None = None,
         scoring: str | None = None,
+        calibration: str | os.PathLike[str] | None = None,
     ) -> None:
         settings = RerankerSettings(
             model=os.fspath(model) if isinstance(model, os.PathLike) else model,
@@ -119,6 +124,7 @@ class Reranker:
             adapter=os.fspath(adapter) if isinstance(adapter, os.PathLike) else adapter,
             scoring=scoring,
             devices=canonical_devices(devices),
+            calibration=os.fspath(calibration) if isinstance(calibration, os.PathLike) else calibration,
         )
         self._start(settings, RankingOptions(top_k, score_threshold, min_confidence))
 
@@ -150,7 +156,13 @@ class Reranker:
         #: The local folder with the model, or with its tokenizer; None if the engine needs neither.
         self.model_path: Path | None = resolved.folder
         self._encoder = resolved.encoder
-        self._form = _form(resolved.config, settings)
+        self._config = resolved.config
+        #: What makes scores of margins; None for their sigmoid.
+        self.calibration: Calibration | None = None
+        if settings.calibration is not None:
+            self.calibration = Calibration.read(settings.calibration)
+            self.calibration.check_judgement(self.judgement_facts(), settings.calibration)
+        self._form = _form(resolved.config, settings, self.calibration)
         self._lease = Lease(engines)
 
     def rerank(
@@ -251,7 +263,7 @@ class Reranker:
         Raises:
             InvalidInputError: names the argument and its value.
         """
-        return PreparedRequest(request, self.settings.instruction)
+        return PreparedRequest(request, self.settings.instruction, self.calibration)
 
     def encode(self, prepared: PreparedRequest) -> EncodedRequest:
         """Encode all of a prepared request now, so that its `num_tokens` and `truncated` are known. Then `submit` both.
@@ -361,6 +373,11 @@ class Reranker:
         description = self._lease.engine.describe()
         return replace(description, details={**self._form, **description.details})
 
+    def judgement_facts(self) -> dict[str, str]:
+        """What decides what a margin means, see `models.judgement_facts`; reads the model's files."""
+        config = self._config
+        return judgement_facts(self.settings, config.folder, config.spec, config.adapter)
+
     def close(self) -> None:
         """Give up the engine; the last reranker that uses it ends its thread. Repeating it does nothing."""
         self._lease.close()
@@ -422,10 +439,11 @@ class Reranker:
                 _encoding.release()
 
 
-def _form(config: EngineConfig, settings: RerankerSettings) -> dict[str, str]:
-    """How the model judges, for people; nothing for an engine that reads no model."""
+def _form(config: EngineConfig, settings: RerankerSettings, calibration: Calibration | None) -> dict[str, str]:
+    """How the model judges, for people; of an engine that reads no model, nothing but the calibration."""
+    calibrated = {} if calibration is None else {"calibration": f"{calibration.summary} ({settings.calibration})"}
     if config.spec is None:
-        return {}
+        return calibrated
     form = config.spec.facts
     if settings.template != "standard":
         form["template"] = settings.template if "{" not in settings.template else "given"
@@ -433,7 +451,7 @@ def _form(config: EngineConfig, settings: RerankerSettings) -> dict[str, str]:
         form["instruction"] = f"{settings.instruction} (given)"
     if config.adapter is not None:
         form["adapter"] = f"{config.adapter} (merged into the weights)"
-    return form
+    return form | calibrated
 
 
 def _make_again(kind: type[Reranker], settings: RerankerSettings, options: RankingOptions) -> Reranker:

@@ -31,9 +31,10 @@ class ScoredDocument:
     Attributes:
         index: position in the input.
         document: the text as it was given.
-        score: P(yes) = sigmoid(margin), in [0, 1].
+        score: P(yes) = sigmoid(margin), in [0, 1]; with a calibration, the calibrated P(yes).
         margin: logit(yes) - logit(no); orders documents whose scores both round to 1.0.
-        confidence: |P(yes) - P(no)| = tanh(|margin| / 2), in [0, 1]: how decided the model is, either way.
+        confidence: |P(yes) - P(no)| = tanh(|margin| / 2), in [0, 1]: how decided the model is, either way; with a
+            calibration, of the calibrated P(yes).
         truncated_tokens: tokens cut off the end of the document so that the prompt fits; 0 if it was read whole. At
             least so many for a document of more than 65,536 characters, which is tokenized only as far as it is read.
     """

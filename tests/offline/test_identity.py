@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from qwen3_ranker_plugins import InvalidInputError
+from qwen3_ranker_plugins.content import Sampling
 from qwen3_ranker_plugins.data import source as source_module
-from qwen3_ranker_plugins.data.files import Sampling
 from qwen3_ranker_plugins.data.pairs import Fields
 from qwen3_ranker_plugins.data.source import former_file_identity
 from qwen3_ranker_plugins.offline import CheckpointError
@@ -300,3 +300,13 @@ def test_packed_outputs_and_csv_hold_what_json_lines_hold(tmp_path: Path, job: J
     if "trec" in name:
         job(source, name, restart=True, **texts).run()
         assert (tmp_path / name).read_bytes() == first
+
+
+@pytest.mark.parametrize(("first", "then"), [({}, {"scoring": "no - yes"}), ({"scoring": "no - yes"}, {})])
+def test_a_job_goes_on_neither_with_nor_without_what_only_one_run_has(
+    job: Job, source: Path, monkeypatch: pytest.MonkeyPatch, first: dict[str, str], then: dict[str, str]
+) -> None:
+    interrupt(job, monkeypatch, source, **first)
+    with pytest.raises(CheckpointError, match=r"scoring: (yes - no -> no - yes|no - yes -> yes - no)"):
+        job(source, **SETTINGS, **then).run()
+    job(source, **SETTINGS, **first).run()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
 
 from qwen3_ranker_plugins import Request, Reranker, __version__
+from qwen3_ranker_plugins.calibration import Calibration
 from qwen3_ranker_plugins.server.fields import NOT_BLANK
 
 from .conftest import DOCUMENTS, QUERY, Running, serving
@@ -367,3 +370,62 @@ def test_no_text_of_a_request_is_in_logs_or_errors(client: httpx.Client, caplog:
         assert client.post("/v1/rerank", json={"query": MARK, "documents": [MARK]}).status_code == 200
     assert caplog.records
     assert MARK not in json.dumps([[record.getMessage(), str(record.__dict__)] for record in caplog.records])
+
+
+_SHAPES_WITH_THRESHOLD: list[tuple[str, dict[str, object], str, str]] = [
+    ("/rerank", {"query": QUERY, "documents": DOCUMENTS}, "ranked_documents", "relevance_score"),
+    ("/rerank", {"query": QUERY, "documents": DOCUMENTS, "top_n": 9}, "results", "relevance_score"),
+    ("/v1/rerank", {"query": QUERY, "documents": DOCUMENTS}, "results", "relevance_score"),
+    ("/v2/rerank", {"query": QUERY, "documents": DOCUMENTS}, "results", "relevance_score"),
+    ("/v1/rerank", {"query": QUERY, "documents": DOCUMENTS, "truncation": True, "top_k": 9}, "data", "relevance_score"),
+    ("/rerank", {"query": QUERY, "texts": DOCUMENTS}, "", "score"),
+    ("/infinity/rerank", {"query": QUERY, "documents": DOCUMENTS}, "results", "relevance_score"),
+    (
+        "/v1/ranking",
+        {"query": {"text": QUERY}, "passages": [{"text": each} for each in DOCUMENTS]},
+        "rankings",
+        "logit",
+    ),
+    ("/v1/score", {"text_1": QUERY, "text_2": DOCUMENTS}, "data", "score"),
+    ("/score", {"queries": QUERY, "documents": DOCUMENTS}, "data", "score"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "results", "score"), _SHAPES_WITH_THRESHOLD)
+def test_score_threshold_on_every_shape(
+    client: httpx.Client, reranker: Reranker, path: str, body: dict[str, object], results: str, score: str
+) -> None:
+    everything = reranker.rerank(QUERY, DOCUMENTS)
+    threshold = (everything[1].score + everything[2].score) / 2
+    whole, cut = (client.post(path, json=body | more) for more in ({}, {"score_threshold": threshold}))
+    assert whole.status_code == cut.status_code == 200, cut.text
+    all_of_them, kept = (each.json()[results] if results else each.json() for each in (whole, cut))
+    assert {each["index"] for each in kept} == {hit.index for hit in everything if hit.score >= threshold}
+    best = {hit.index for hit in everything[:2]}
+    scores = [each[score] for each in all_of_them if each["index"] in best]
+    assert [each[score] for each in kept] == pytest.approx(scores, abs=1e-4)
+    for unusable in (1.5, -0.1, "0.5"):
+        assert client.post(path, json=body | {"score_threshold": unusable}).status_code == 422
+
+
+def test_a_calibrated_server(tmp_path: Path, reranker: Reranker) -> None:
+    """Scores and thresholds are calibrated; logits and the order are the model's."""
+    file = tmp_path / "calibration.json"
+    Calibration("platt", 0.25, -0.5, reranker.judgement_facts()).write(file)
+    expected = reranker.rerank(QUERY, DOCUMENTS)
+    calibrated = [1 / (1 + math.exp(0.5 - 0.25 * hit.margin)) for hit in expected]
+    threshold = (calibrated[1] + calibrated[2]) / 2
+    body = {"query": QUERY, "documents": DOCUMENTS}
+    with serving(calibration=str(file)) as running, running.client() as client:
+        found = client.post("/v1/rerank", json=body).json()["results"]
+        assert [each["index"] for each in found] == [hit.index for hit in expected]
+        assert [each["relevance_score"] for each in found] == pytest.approx(calibrated, abs=1e-4)
+        raw = client.post("/v1/rerank", json=body | {"raw_scores": True, "score_threshold": threshold}).json()[
+            "results"
+        ]
+        assert [each["relevance_score"] for each in raw] == pytest.approx(
+            [hit.margin for hit in expected[:2]], abs=1e-4
+        )
+        plain = client.post("/rerank", json=body | {"score_threshold": threshold}).json()["ranked_documents"]
+        assert [each["index"] for each in plain] == [hit.index for hit in expected[:2]]
+        assert "platt" in client.get("/health").text

@@ -103,6 +103,7 @@ def test_dumps_and_loads(model: str, core: Reranker, documents: list[Document]) 
             "adapter": None,
             "scoring": None,
             "devices": None,
+            "calibration": None,
             "top_k": 2,
             "score_threshold": None,
             "min_confidence": None,

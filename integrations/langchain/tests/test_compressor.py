@@ -366,6 +366,7 @@ def test_model_dump_and_back(model: str, documents: list[Document]) -> None:
         "adapter": None,
         "scoring": None,
         "devices": None,
+        "calibration": None,
         "instruction": None,
         "top_n": 2,
         "score_threshold": None,

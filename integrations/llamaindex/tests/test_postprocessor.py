@@ -228,6 +228,7 @@ def test_to_dict_and_back(model: str, nodes: list[NodeWithScore]) -> None:
         "adapter": None,
         "scoring": None,
         "devices": None,
+        "calibration": None,
         "instruction": None,
         "top_n": 2,
         "score_threshold": 0.25,

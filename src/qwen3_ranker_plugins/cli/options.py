@@ -59,6 +59,15 @@ ScoringOption = Annotated[
         "checkpoint says.",
     ),
 ]
+CalibrationOption = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        help="File that bench threshold --calibrate has written: scores and thresholds are calibrated, the order stays "
+        "the same. Default: P(yes) of the model.",
+    ),
+]
 DeviceOption = Annotated[
     str | None,
     typer.Option("--device", help=f"Device: auto, cpu, cuda or cuda:N. Default: ${DEVICE_VARIABLE}, or auto."),
@@ -162,6 +171,7 @@ def settings_of(
     engine_options: Mapping[str, object] | None = None,
     adapter: str | None = None,
     scoring: str | None = None,
+    calibration: str | None = None,
     preset: str | None = None,
 ) -> RerankerSettings:
     """Settings of a reranker: options take precedence over the preset, and the preset over the defaults.
@@ -181,6 +191,7 @@ def settings_of(
         "engine_options": engine_options,
         "adapter": adapter,
         "scoring": scoring,
+        "calibration": calibration,
     }
     fields |= {name: value for name, value in given.items() if value is not None}
     one, several = placement(device, devices)

@@ -25,6 +25,7 @@ from ..reranker import Reranker
 from ..types import RerankResult
 from .options import (
     AdapterOption,
+    CalibrationOption,
     DeviceOption,
     DevicesOption,
     DtypeOption,
@@ -77,6 +78,7 @@ def rank(
     model: ModelOption = None,
     adapter: AdapterOption = None,
     scoring: ScoringOption = None,
+    calibration: CalibrationOption = None,
     engine: EngineOption = "auto",
     engine_option: EngineOptionsOption = None,
     device: DeviceOption = None,
@@ -102,6 +104,7 @@ def rank(
         adapter=adapter,
         scoring=scoring,
         devices=several,
+        calibration=calibration,
     )
     options = RankingOptions(top_k, score_threshold, min_confidence)
     documents = [document for name in files or ["-"] for document in _documents(name, by)]

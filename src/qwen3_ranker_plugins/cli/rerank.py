@@ -19,6 +19,7 @@ from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH
 from .options import (
     AdapterOption,
+    CalibrationOption,
     DeviceOption,
     DtypeOption,
     EngineOption,
@@ -64,6 +65,7 @@ def rerank(
     ] = None,
     adapter: AdapterOption = None,
     scoring: ScoringOption = None,
+    calibration: CalibrationOption = None,
     run: Annotated[str | None, typer.Option(help="A TREC run: the documents of each query.")] = None,
     columns: Annotated[
         str | None,
@@ -153,6 +155,7 @@ def rerank(
             engine_options=read_engine_options(engine_option),
             adapter=adapter,
             scoring=scoring,
+            calibration=calibration,
             device=one,
             dtype=dtype,
             template=template,

@@ -9,7 +9,7 @@ import typer
 
 from ..config import BUNDLED_MODEL
 from ..errors import MissingDependencyError
-from .options import AdapterOption, EngineOptionsOption, ScoringOption, read_engine_options
+from .options import AdapterOption, CalibrationOption, EngineOptionsOption, ScoringOption, read_engine_options
 
 
 def serve(
@@ -25,6 +25,7 @@ def serve(
     ] = None,
     adapter: AdapterOption = None,
     scoring: ScoringOption = None,
+    calibration: CalibrationOption = None,
     served_model_name: Annotated[
         list[str] | None,
         typer.Option(
@@ -135,6 +136,7 @@ def serve(
         "model": model,
         "adapter": adapter,
         "scoring": scoring,
+        "calibration": calibration,
         "served_model_names": served_model_name or None,
         "strict_model_names": strict_model_names,
         "return_documents": return_documents,

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
 
+from ..content import Sampling, add_content
 from ..errors import InvalidInputError, MissingDependencyError
 from .pairs import Pair, unusable
 
@@ -21,21 +22,6 @@ from .pairs import Pair, unusable
 MAX_LINE_BYTES = 64 * 2**20
 
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How much of a file its hash covers: all of it up to `whole` bytes, else `samples` evenly spaced blocks."""
-
-    whole: int
-    samples: int
-    block: int = 2**20
-
-
-#: Of a single local file. The first block of model weights holds the names of all tensors.
-THOROUGH = Sampling(whole=64 * 2**20, samples=64)
-#: Of each of many shards, and of what has to come over a network.
-LIGHT = Sampling(whole=4 * 2**20, samples=8, block=2**18)
 
 
 @dataclass(frozen=True)
@@ -139,19 +125,6 @@ def content_hash(file: InputFile, size: int, sampling: Sampling) -> str:
     with file.open() as stream:
         add_content(digest, stream, size, sampling)
     return digest.hexdigest()[:16]
-
-
-def add_content(digest: hashlib._Hash, stream: BinaryIO, size: int, sampling: Sampling) -> None:
-    """Feed a hash with the first `size` bytes, or with samples of them that include the first and the last block."""
-    if size <= sampling.whole:
-        left = size
-        while left and (block := stream.read(min(sampling.block, left))):
-            digest.update(block)
-            left -= len(block)
-        return
-    for sample in range(sampling.samples):
-        stream.seek((size - sampling.block) * sample // (sampling.samples - 1))
-        digest.update(stream.read(sampling.block))
 
 
 class Lines:

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from ..content import LIGHT, THOROUGH
 from ..errors import InvalidInputError
-from .files import LIGHT, THOROUGH, InputFile, content_hash
+from .files import InputFile, content_hash
 from .pairs import Pair, checked, unusable
 
 #: (query_id, doc_id, query, document)

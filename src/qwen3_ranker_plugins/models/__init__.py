@@ -1,6 +1,7 @@
 """From a model's name to a local folder, and from the folder to how it judges a document."""
 
 from .encoders import make_encoder
+from .fingerprint import judgement_facts, model_hash, prompt_facts
 from .resolve import Checkpoint, modified_ns, resolve_checkpoint, resolve_model, resolve_tokenizer
 from .spec import ModelSpec, Scoring, read_spec
 
@@ -8,8 +9,11 @@ __all__ = [
     "Checkpoint",
     "ModelSpec",
     "Scoring",
+    "judgement_facts",
     "make_encoder",
+    "model_hash",
     "modified_ns",
+    "prompt_facts",
     "read_spec",
     "resolve_checkpoint",
     "resolve_model",

@@ -33,6 +33,7 @@ import filelock
 import numpy as np
 
 from .errors import CheckpointError, JobLockedError, StorageError
+from .fingerprint import OPTIONAL
 from .rows import FailedRow, Row, ScoredRow
 from .scoring import ScoredPass
 from .storage import Appender, storage, sync_folder, write_atomically
@@ -154,15 +155,19 @@ class Checkpoint:
         """
         known = self.begun
         former = former or {}
+        # A job that has begun without something optional must not go on with it, nor the other way round.
+        before = (dict(OPTIONAL) if known else {}) | known
         different = [
             name
             for name, value in fingerprint.items()
-            if name in known and name not in NOTES and known[name] not in (value, former.get(name))
+            if name in before and name not in NOTES and before[name] not in (value, former.get(name))
         ]
         if different:
-            changes = "\n".join(f"  {name}: {known[name]} -> {fingerprint[name]}" for name in different)
+            changes = "\n".join(
+                f"  {name}: {before[name] or 'none'} -> {fingerprint[name] or 'none'}" for name in different
+            )
             note = ""
-            if any("changed at" in known[name] for name in different if name in former):
+            if any("changed at" in before[name] for name in different if name in former):
                 note = (
                     "An earlier version began it, which knows files by name, size and time of change: with these given "
                     "back (mv, touch -d) it can be continued.\n"
@@ -172,7 +177,8 @@ class Checkpoint:
                 "Run with those settings to continue it, give another output, or start over with --restart"
             )
         kept = {name: known[name] for name in NOTES if name in known}
-        if known != (merged := known | dict(fingerprint) | kept):
+        given = {name: value for name, value in fingerprint.items() if OPTIONAL.get(name) != value}
+        if known != (merged := known | given | kept):
             write_atomically(self.folder / "fingerprint.json", json.dumps(merged, indent=2))
 
     def restart(self) -> None:

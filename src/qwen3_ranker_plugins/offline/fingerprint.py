@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from .._version import __version__
+from ..calibration import Calibration
 from ..config import RerankerSettings
-from ..data.files import THOROUGH, add_content
-from ..models import resolve_checkpoint
-from ..prompt import Template
+from ..models import judgement_facts, model_hash, prompt_facts, resolve_checkpoint
+
+#: What an ordinary job does not have -> its value there, which is not stored: jobs of earlier versions lack it too.
+OPTIONAL = {"adapter": "", "scoring": "yes - no", "calibration": ""}
 
 
-def settings_fingerprint(settings: RerankerSettings) -> dict[str, str]:
-    """The part that is known before a model is loaded: field -> value."""
+def settings_fingerprint(settings: RerankerSettings, calibration: Calibration | None) -> dict[str, str]:
+    """The part that is known before a model is loaded: field -> value.
+
+    Args:
+        settings: of the job.
+        calibration: what the file that they name holds.
+
+    Raises:
+        InvalidInputError: the calibration was fitted with something else.
+    """
     checkpoint = resolve_checkpoint(settings.model, adapter=settings.adapter, scoring=settings.scoring)
     spec = checkpoint.spec
-    instruction = spec.instruction if settings.instruction is None else settings.instruction
-    template = Template.named(settings.template).text
-    if settings.template == "standard":  # the model's own
-        template = spec.template if instruction is not None else (spec.template_without_instruction or spec.template)
-    # What an ordinary Qwen3-Reranker does not have is left out, so that jobs begun before it was looked at go on.
-    others = {} if checkpoint.adapter is None else {"adapter": model_hash(checkpoint.adapter)}
-    if str(spec.scoring) != "yes - no":
-        others["scoring"] = str(spec.scoring)
+    others = dict(OPTIONAL) | {"scoring": str(spec.scoring)}
+    if checkpoint.adapter is not None:
+        others["adapter"] = model_hash(checkpoint.adapter)
+    if calibration is not None:
+        facts = judgement_facts(settings, checkpoint.folder, spec, checkpoint.adapter)
+        calibration.check_judgement(facts, str(settings.calibration))
+        others["calibration"] = f"{calibration.method}, {calibration.slope!r} * margin + {calibration.intercept!r}"
     return others | {
         "model": model_hash(checkpoint.folder),
         "model_name": settings.model,
-        "template": template,
-        "instruction": instruction or "",
+        **prompt_facts(spec, settings.template, settings.instruction),
         "max_length": str(settings.max_length),
         "engine_options": json.dumps(dict(_without_secrets(settings.engine_options)), sort_keys=True),
         "version": __version__,
@@ -43,17 +49,3 @@ def _without_secrets(options: Mapping[str, object]) -> Iterator[tuple[str, objec
     for name, value in options.items():
         if not re.search("key|token$|secret|password|header", name):
             yield name, value
-
-
-def model_hash(folder: Path) -> str:
-    """SHA-256 over the configuration, the tokenizer and the weights, 16 digits."""
-    digest = hashlib.sha256()
-    named = [folder / name for name in ("config.json", "adapter_config.json", "tokenizer.json")]
-    paths = [path for path in named if path.name != "adapter_config.json" or not named[0].exists()]
-    paths += sorted(folder.glob("*.safetensors"))
-    for path in paths:
-        if path.is_file():
-            digest.update(f"{path.name} {path.stat().st_size} ".encode())
-            with path.open("rb") as weights:
-                add_content(digest, weights, path.stat().st_size, THOROUGH)
-    return digest.hexdigest()[:16]

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from ..calibration import Calibration
 from ..config import (
     BUNDLED_MODEL,
     DEFAULT_MODEL,
@@ -52,7 +53,7 @@ WINDOW_CHARACTERS = 4 * 2**20
 #: Of the fingerprint, what the output's metadata say of its scores.
 _MADE_BY = (
     "model_name", "model", "engine", "device", "dtype", "template", "instruction", "max_length", "engine_options",
-    "adapter", "scoring", "version",
+    "adapter", "scoring", "calibration", "version",
 )  # fmt: skip
 
 
@@ -68,7 +69,7 @@ class RerankJob:
         model: a hub name, a folder, or "bundled:tiny"; None for the one that QWEN3_RANKER_MODEL names. There is no
             default: a job that runs for hours should not do so with a model that nobody chose.
         engine, device, dtype, template, instruction, max_length, token_budget, engine_options,
-            adapter, scoring: as of a `Reranker`.
+            adapter, scoring, calibration: as of a `Reranker`. A job cannot go on with another calibration.
         format: "jsonl", "csv", "parquet" or "trec".
         columns: name in the input -> "query_id", "doc_id", "query", "document", "documents", "id", "title" or "text".
         input_format: "jsonl", "csv", "tsv" or "parquet"; None takes it from the suffix, and JSONL for standard input.
@@ -107,6 +108,7 @@ class RerankJob:
         engine_options: Mapping[str, object] | None = None,
         adapter: str | os.PathLike[str] | None = None,
         scoring: str | None = None,
+        calibration: str | os.PathLike[str] | None = None,
         format: str | None = None,  # noqa: A002 - named as the option
         columns: Mapping[str, str] | None = None,
         input_format: str | None = None,
@@ -146,7 +148,9 @@ class RerankJob:
             engine_options or {},
             adapter=None if adapter is None else os.fspath(adapter),
             scoring=scoring,
+            calibration=None if calibration is None else os.fspath(calibration),
         )
+        self.calibration = None if self.settings.calibration is None else Calibration.read(self.settings.calibration)
         if self.settings.engine == "remote":
             raise InvalidInputError("engine", engine, "a job runs the model itself: use an engine of this machine")
         self.format = format_of(self.output, format)
@@ -203,7 +207,7 @@ class RerankJob:
             # A job that an earlier version began is read to its end as that version read it.
             fields = Fields(self.columns, embeds_titles=begun.get("nested_titles") != "ignored")
             source = self._open_source(checkpoint.folder, fields)
-            settings = settings_fingerprint(self.settings)
+            settings = settings_fingerprint(self.settings, self.calibration)
             if not goes_on:
                 self._check_may_replace(checkpoint)
                 checkpoint.restart()
@@ -395,6 +399,7 @@ class RerankJob:
                 made_by,
                 processing_time=self.processing_time,
                 include_text=self.include_text,
+                calibration=self.calibration,
             )
             with writer, errors_path.open("w", encoding="utf-8") as errors:
                 counts = merge(checkpoint.windows(), writer, errors, checkpoint.folder, grouped=grouped)
@@ -411,7 +416,7 @@ class RerankJob:
         return counts
 
     def _results(self, summary: Summary) -> RerankResults:
-        return RerankResults(self.output, self.format, self.errors_path, summary)
+        return RerankResults(self.output, self.format, self.errors_path, summary, self.calibration)
 
 
 def _todo(windows: Windows, done: Done) -> Iterator[tuple[Window, Collection[int]]]:

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from ..calibration import Calibration
 from ..config import check_positive, check_probability
 from ..errors import InvalidInputError
 from .writers import confidence, is_packed, relevance_score
@@ -21,7 +22,7 @@ class RerankedPair:
     """A pair with its judgement; the fields are those of the output.
 
     Attributes:
-        relevance_score: P(yes) = sigmoid(margin).
+        relevance_score: P(yes) = sigmoid(margin), or what the job's calibration makes of the margin.
         margin: logit(yes) - logit(no).
         confidence: |P(yes) - P(no)|.
         rank: among the query's documents, from 1.
@@ -101,12 +102,14 @@ class RerankResults:
         format: "jsonl", "csv", "parquet" or "trec".
         errors_path: of the pairs without a score; empty if there are none.
         summary: what was done.
+        calibration: of the job; a TREC run holds margins only, of which scores are made when it is read.
     """
 
     path: Path
     format: str
     errors_path: Path
     summary: Summary
+    calibration: Calibration | None = None
 
     def __len__(self) -> int:
         return self.summary.scored
@@ -179,14 +182,16 @@ class RerankResults:
         elif self.format == "csv":
             yield from map(_pair_of_csv, csv.DictReader(lines, heading))
         else:
-            yield from _pairs_of_trec(lines)
+            yield from _pairs_of_trec(lines, self.calibration)
 
 
-def _pairs_of_trec(lines: Iterable[str]) -> Iterator[RerankedPair]:
+def _pairs_of_trec(lines: Iterable[str], calibration: Calibration | None) -> Iterator[RerankedPair]:
+    slope, intercept = (1.0, 0.0) if calibration is None else (calibration.slope, calibration.intercept)
     for line in lines:
         query_id, _, doc_id, rank, score, _ = line.split()
         margin = float(score)
-        yield RerankedPair(query_id, doc_id, relevance_score(margin), margin, confidence(margin), int(rank))
+        odds = slope * margin + intercept
+        yield RerankedPair(query_id, doc_id, relevance_score(odds), margin, confidence(odds), int(rank))
 
 
 def _pair_of_csv(row: Mapping[str, Any]) -> RerankedPair:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
 
+from ..calibration import Calibration
 from ..data.files import pyarrow_or_raise
 from ..errors import InvalidInputError
 from .rows import ScoredRow
@@ -64,14 +65,14 @@ def is_packed(output: Path) -> bool:
     return output.suffix == ".gz"
 
 
-def relevance_score(margin: float) -> float:
-    """P(yes) = sigmoid(margin)."""
-    return 0.5 + 0.5 * math.tanh(0.5 * margin)
+def relevance_score(log_odds: float) -> float:
+    """P(yes) = sigmoid(log_odds), which is the margin unless a calibration makes another number of it."""
+    return 0.5 + 0.5 * math.tanh(0.5 * log_odds)
 
 
-def confidence(margin: float) -> float:
+def confidence(log_odds: float) -> float:
     """|P(yes) - P(no)|."""
-    return math.tanh(0.5 * abs(margin))
+    return math.tanh(0.5 * abs(log_odds))
 
 
 class Writer(ABC):
@@ -82,10 +83,14 @@ class Writer(ABC):
         temporary: where the output is written, on the same file system.
         processing_time: write that field.
         include_text: write the texts.
+        line: (slope, intercept) of margin -> log-odds of P(yes); (1, 0) without a calibration.
     """
 
-    def __init__(self, path: Path, temporary: Path, *, processing_time: bool, include_text: bool) -> None:
+    def __init__(
+        self, path: Path, temporary: Path, *, processing_time: bool, include_text: bool, line: tuple[float, float]
+    ) -> None:
         self.path = path
+        self._slope, self._intercept = line
         self._temporary = temporary
         self._processing_time = processing_time
         self._include_text = include_text
@@ -120,8 +125,17 @@ class Writer(ABC):
 class _TextWriter(Writer):
     """Lines of text, with a note of where each query begins."""
 
-    def __init__(self, path: Path, temporary: Path, index: Path, *, processing_time: bool, include_text: bool) -> None:
-        super().__init__(path, temporary, processing_time=processing_time, include_text=include_text)
+    def __init__(
+        self,
+        path: Path,
+        temporary: Path,
+        index: Path,
+        *,
+        processing_time: bool,
+        include_text: bool,
+        line: tuple[float, float],
+    ) -> None:
+        super().__init__(path, temporary, processing_time=processing_time, include_text=include_text, line=line)
         self._raw = temporary.open("wb")
         self._file = cast("BinaryIO", self._raw)
         if is_packed(path):  # without a time or a name inside: equal jobs give equal bytes
@@ -167,7 +181,7 @@ class JsonlWriter(_TextWriter):
         lines: list[str] = []
         for place, row in enumerate(rows, start=rank):
             _, _, _, doc_id, margin, truncated, seconds, query, document = row
-            decided = math.tanh(0.5 * margin)
+            decided = math.tanh(0.5 * (self._slope * margin + self._intercept))
             time = f', "processing_time": {seconds!r}' if self._processing_time else ""
             texts = f', "query": {_quoted(query)}, "document": {_quoted(document)}' if self._include_text else ""
             lines.append(
@@ -189,7 +203,8 @@ class CsvWriter(_TextWriter):
         lines = io.StringIO()
         write = csv.writer(lines, lineterminator="\n").writerow
         for place, row in enumerate(rows, start=rank):
-            values = [query_id, row.doc_id, relevance_score(row.margin), row.margin, confidence(row.margin), place]
+            odds = self._slope * row.margin + self._intercept
+            values = [query_id, row.doc_id, relevance_score(odds), row.margin, confidence(odds), place]
             texts = [_without_surrogates(row.query), _without_surrogates(row.document)] * self._include_text
             write([*values, row.truncated, *[row.seconds] * self._processing_time, *texts])
         return lines.getvalue()
@@ -215,9 +230,16 @@ class ParquetWriter(Writer):
     """Row groups of some thousand rows; `query_id` has statistics, so that one query is found quickly."""
 
     def __init__(
-        self, path: Path, temporary: Path, made_by: Mapping[str, str], *, processing_time: bool, include_text: bool
+        self,
+        path: Path,
+        temporary: Path,
+        made_by: Mapping[str, str],
+        *,
+        processing_time: bool,
+        include_text: bool,
+        line: tuple[float, float],
     ) -> None:
-        super().__init__(path, temporary, processing_time=processing_time, include_text=include_text)
+        super().__init__(path, temporary, processing_time=processing_time, include_text=include_text, line=line)
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -241,7 +263,8 @@ class ParquetWriter(Writer):
         """Add rows; they are written when there are enough for a row group."""
         for place, row in enumerate(rows, start=rank):
             _, _, _, doc_id, margin, truncated, seconds, query, document = row
-            values = [query_id, doc_id, relevance_score(margin), margin, confidence(margin), place, truncated]
+            odds = self._slope * margin + self._intercept
+            values = [query_id, doc_id, relevance_score(odds), margin, confidence(odds), place, truncated]
             if self._processing_time:
                 values.append(seconds)
             if self._include_text:
@@ -277,24 +300,35 @@ class ParquetWriter(Writer):
 
 
 def open_writer(
-    name: str, path: Path, folder: Path, made_by: Mapping[str, str], *, processing_time: bool, include_text: bool
+    name: str,
+    path: Path,
+    folder: Path,
+    made_by: Mapping[str, str],
+    *,
+    processing_time: bool,
+    include_text: bool,
+    calibration: Calibration | None = None,
 ) -> Writer:
     """The writer of a format.
 
     Args:
         folder: of the job; holds the output until it is whole, and the index of outputs that are searched by offset.
         made_by: model, engine and settings, for formats that have a place for them.
+        calibration: makes scores of margins; None for their sigmoid.
     """
     temporary = folder / "output"
+    line = (1.0, 0.0) if calibration is None else (calibration.slope, calibration.intercept)
     if name == "parquet":
-        return ParquetWriter(path, temporary, made_by, processing_time=processing_time, include_text=include_text)
+        return ParquetWriter(
+            path, temporary, made_by, processing_time=processing_time, include_text=include_text, line=line
+        )
     kinds: dict[str, type[JsonlWriter | TrecWriter | CsvWriter]] = {
         "jsonl": JsonlWriter,
         "trec": TrecWriter,
         "csv": CsvWriter,
     }
     index = folder / "queries.jsonl"
-    return kinds[name](path, temporary, index, processing_time=processing_time, include_text=include_text)
+    return kinds[name](path, temporary, index, processing_time=processing_time, include_text=include_text, line=line)
 
 
 def _quoted(text: str) -> str:

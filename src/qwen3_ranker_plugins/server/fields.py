@@ -55,6 +55,13 @@ Positive = Annotated[int, Field(ge=1, le=2**53)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 #: Xinference's clients write booleans as text.
 Flag = Annotated[bool | Literal["true", "false", "True", "False"], AfterValidator(_as_bool)]
+ScoreThreshold = Annotated[
+    Probability | None,
+    Field(
+        description="Only results whose P(yes), calibrated if the server has a calibration, is at least this; also "
+        "where the answer holds logits. No other service has this field."
+    ),
+]
 EmptyArguments = Annotated[
     Literal["", "{}"] | Annotated[dict[str, JsonValue], Field(max_length=0)] | None, BeforeValidator(_no_arguments)
 ]

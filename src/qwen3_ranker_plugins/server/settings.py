@@ -49,7 +49,7 @@ class ServerSettings(BaseModel):
 
     Attributes:
         model, engine, device, devices, dtype, template, instruction, max_length, token_budget, engine_options,
-        adapter, scoring: as in `Reranker`.
+        adapter, scoring, calibration: as in `Reranker`.
         host, port: the address to listen on.
         served_model_names: further names of the model; the first one stands in answers. "*" serves any name.
         strict_model_names: requests for other names get 404. Otherwise they are served, and the answer names the model.
@@ -85,6 +85,7 @@ class ServerSettings(BaseModel):
     engine_options: dict[str, object] = Field(default_factory=dict)
     adapter: str | None = None
     scoring: str | None = None
+    calibration: str | None = None
 
     host: str = "127.0.0.1"
     port: int = Field(default=8001, ge=0, le=65535)
@@ -172,6 +173,7 @@ class ServerSettings(BaseModel):
             self.adapter,
             self.scoring,
             devices=self.devices,
+            calibration=self.calibration,
         )
 
     def dump(self) -> str:

@@ -25,6 +25,7 @@ from ..fields import (
     Flag,
     NotBlank,
     Query,
+    ScoreThreshold,
     TaskFields,
     TokenUsage,
 )
@@ -51,6 +52,7 @@ class RerankRequest(TaskFields):
     documents: list[str | CohereDocument]
     top_n: Count | None = Field(default=None, description="At most this many results. 0 or null: all.")
     top_k: Count | None = Field(default=None, description="Another name of top_n.")
+    score_threshold: ScoreThreshold = None
     return_documents: Flag | None = Field(
         default=None,
         description="Whether each result holds its document. Null: yes on /rerank, as in vLLM; elsewhere as configured "
@@ -144,7 +146,8 @@ async def rank(exchange: Exchange, body: RerankRequest) -> Ranking:
         _one_of("instruction", body.instruction, "instruct", body.instruct),
         body.max_tokens_per_doc or None,
     )
-    options = RankingOptions(top_k=_one_of("top_n", body.top_n, "top_k", body.top_k) or None)
+    top_k = _one_of("top_n", body.top_n, "top_k", body.top_k) or None
+    options = RankingOptions(top_k, body.score_threshold)
     return await exchange.rank(request, options, may_cut=body.truncation is not False)
 
 
@@ -234,7 +237,7 @@ def _as_object(document: str | CohereDocument) -> CohereDocument:
 
 
 #: Fields that a body on /rerank has only in this shape.
-_MARKS = frozenset(RerankRequest.model_fields) - {"query", "documents", "instruction", "top_k"}
+_MARKS = frozenset(RerankRequest.model_fields) - {"query", "documents", "instruction", "top_k", "score_threshold"}
 
 SHAPES = [
     Shape(

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from ...config import RankingOptions
 from ...types import Request
 from ..errors import ApiError
-from ..fields import EXAMPLE_DOCUMENTS, EXAMPLE_QUERY, Count, Model, Query, WireRequest
+from ..fields import EXAMPLE_DOCUMENTS, EXAMPLE_QUERY, Count, Model, Query, ScoreThreshold, WireRequest
 from ..shapes import Exchange, Shape
 
 _EXAMPLE: dict[str, JsonValue] = {
@@ -44,6 +44,7 @@ class NimRequest(WireRequest):
     )
     top_k: Count | None = Field(default=None, description="LiteLLM's. At most this many results. 0 or null: all.")
     top_n: Count | None = Field(default=None, description="RAGFlow's name of top_k.")
+    score_threshold: ScoreThreshold = None
 
 
 class NimRanking(BaseModel):
@@ -72,7 +73,7 @@ async def _respond(exchange: Exchange, body: NimRequest) -> NimResponse:
         raise ApiError(422, "invalid_request", "top_n: differs from top_k, which means the same", param="top_n")
     ranked = await exchange.rank(
         Request(body.query.text, [passage.text for passage in body.passages]),
-        RankingOptions(top_k=body.top_k or body.top_n or None),
+        RankingOptions(body.top_k or body.top_n or None, body.score_threshold),
         may_cut=body.truncate != "NONE",
     )
     prompts = ranked.result.usage.prompt_tokens

@@ -14,6 +14,7 @@ from ..fields import (
     Positive,
     Probability,
     Query,
+    ScoreThreshold,
     WireRequest,
 )
 from ..shapes import Exchange, Shape
@@ -35,9 +36,7 @@ class PlainRequest(WireRequest):
         description="Only documents whose |P(yes) - P(no)| is at least this. A confident no passes: to drop what is "
         "irrelevant, use score_threshold.",
     )
-    score_threshold: Probability | None = Field(
-        default=None, description="Only documents whose P(yes) is at least this."
-    )
+    score_threshold: ScoreThreshold = None
 
 
 class RankedDocument(BaseModel):

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ...config import RankingOptions
 from ...types import Request
 from ..errors import ApiError
-from ..fields import EXAMPLE_DOCUMENTS, EXAMPLE_QUERY, Query, TaskFields, TokenUsage
+from ..fields import EXAMPLE_DOCUMENTS, EXAMPLE_QUERY, Query, ScoreThreshold, TaskFields, TokenUsage
 from ..shapes import Exchange, Shape
 
 Texts = Annotated[str | list[str], Field(description="One text, or several.")]
@@ -21,6 +22,7 @@ Pair = tuple[str | list[str], str | list[str]]
 
 class _ScoreRequest(TaskFields):
     encoding_format: Literal["float"] | None = Field(default=None, description='Only "float".')
+    score_threshold: ScoreThreshold = None
 
     @property
     def pair(self) -> Pair:
@@ -78,14 +80,18 @@ class ScoreResponse(BaseModel):
 
 async def _respond(exchange: Exchange, body: _ScoreRequest) -> ScoreResponse:
     requests, places = _requests(body)
-    rankings = await exchange.rank_all(requests)
+    rankings = await exchange.rank_all(requests, RankingOptions(score_threshold=body.score_threshold))
     margins = body.use_activation is False
     scores = [{hit.index: hit.margin if margins else hit.score for hit in each.result} for each in rankings]
     return ScoreResponse(
         id=f"score-{uuid.uuid4().hex}",
         created=int(time.time()),
         model=exchange.model,
-        data=[ScoreItem(index=index, score=scores[group][place]) for index, (group, place) in enumerate(places)],
+        data=[
+            ScoreItem(index=index, score=scores[group][place])
+            for index, (group, place) in enumerate(places)
+            if place in scores[group]  # at least the threshold
+        ],
         usage=TokenUsage.of(each.result.usage for each in rankings),
     )
 

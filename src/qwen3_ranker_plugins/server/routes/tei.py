@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..._version import __version__
 from ...config import RankingOptions
 from ...types import Request as RankRequest
-from ..fields import EXAMPLE_DOCUMENTS, EXAMPLE_QUERY, Count, Model, Query, WireRequest
+from ..fields import EXAMPLE_DOCUMENTS, EXAMPLE_QUERY, Count, Model, Query, ScoreThreshold, WireRequest
 from ..shapes import Exchange, Shape
 from ..state import state_of
 
@@ -26,6 +26,7 @@ class TeiRequest(WireRequest):
     texts: list[str]
     model: Model = None
     top_n: Count | None = Field(default=None, description="LiteLLM's. At most this many results. 0 or null: all.")
+    score_threshold: ScoreThreshold = None
     raw_scores: bool | None = Field(default=None, description="logit(yes) - logit(no) instead of P(yes).")
     return_text: bool | None = Field(default=None, description="Whether each result holds its text.")
     truncate: bool | None = Field(
@@ -45,7 +46,7 @@ class TeiRank(BaseModel):
 async def _respond(exchange: Exchange, body: TeiRequest) -> list[TeiRank]:
     ranked = await exchange.rank(
         RankRequest(body.query, body.texts),
-        RankingOptions(top_k=body.top_n or None),
+        RankingOptions(body.top_n or None, body.score_threshold),
         may_cut=body.truncate is not False,
     )
     return [

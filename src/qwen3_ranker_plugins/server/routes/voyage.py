@@ -8,7 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...config import RankingOptions
 from ...types import Request
-from ..fields import EXAMPLE_DOCUMENTS, EXAMPLE_QUERY, Count, Instruction, Model, Query, WireRequest
+from ..fields import (
+    EXAMPLE_DOCUMENTS,
+    EXAMPLE_QUERY,
+    Count,
+    Instruction,
+    Model,
+    Query,
+    ScoreThreshold,
+    WireRequest,
+)
 from ..shapes import Exchange, Shape
 
 
@@ -26,6 +35,7 @@ class VoyageRequest(WireRequest):
     model: Model = None
     instruction: Instruction = None
     top_k: Count | None = Field(default=None, description="At most this many results. 0 or null: all.")
+    score_threshold: ScoreThreshold = None
     truncation: bool | None = Field(
         default=None, description="False: a document that does not fit is an error (413). Otherwise its end is cut."
     )
@@ -61,7 +71,7 @@ class VoyageResponse(BaseModel):
 async def _respond(exchange: Exchange, body: VoyageRequest) -> VoyageResponse:
     ranked = await exchange.rank(
         Request(body.query, body.documents, body.instruction),
-        RankingOptions(top_k=body.top_k or None),
+        RankingOptions(body.top_k or None, body.score_threshold),
         may_cut=body.truncation is not False,
     )
     items = [

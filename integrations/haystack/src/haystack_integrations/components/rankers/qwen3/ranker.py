@@ -48,6 +48,7 @@ _PARAMETERS = (
     "adapter",
     "scoring",
     "devices",
+    "calibration",
     "top_k",
     "score_threshold",
     "min_confidence",
@@ -98,6 +99,8 @@ class Qwen3Ranker:
         scoring: how the model judges, such as "yes - no"; None for what its checkpoint says.
         devices: run an engine in a process of its own on each of these: "all" for every visible GPU, or names such as
             "cuda:0,cuda:1"; a list of names is stored as such a text. None for one engine, on `device`.
+        calibration: file of a calibration, which makes scores that agree with labels and keeps the order; None for
+            P(yes) itself.
         top_k: maximum number of documents to return; None returns all.
         score_threshold: minimum score, in [0, 1], of a returned document; None for no minimum.
         min_confidence: minimum confidence, in [0, 1], of a returned document; None for no minimum.
@@ -128,6 +131,7 @@ class Qwen3Ranker:
         adapter: str | os.PathLike[str] | None = None,
         scoring: str | None = None,
         devices: str | list[str] | None = None,
+        calibration: str | os.PathLike[str] | None = None,
         top_k: int | None = 10,
         score_threshold: float | None = None,
         min_confidence: float | None = None,
@@ -147,6 +151,7 @@ class Qwen3Ranker:
         self.adapter: str | None = plain(adapter)
         self.scoring = scoring
         self.devices = devices
+        self.calibration: str | None = plain(calibration)
         self.top_k = top_k
         self.score_threshold = score_threshold
         self.min_confidence = min_confidence
@@ -300,6 +305,7 @@ class Qwen3Ranker:
             adapter=self.adapter,
             scoring=self.scoring,
             devices=self.devices,
+            calibration=self.calibration,
         )
         self.engine_options = dict(self._settings.engine_options)
         self._options = RankingOptions(self.top_k, self.score_threshold, self.min_confidence)

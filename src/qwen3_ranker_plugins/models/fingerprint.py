@@ -1,0 +1,59 @@
+"""What tells two models, and two prompts, apart: for files that must not be used with others."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from ..config import RerankerSettings
+from ..content import THOROUGH, add_content
+from ..prompt import Template
+from .spec import ModelSpec
+
+
+def model_hash(folder: Path) -> str:
+    """SHA-256 over the configuration, the tokenizer and the weights, 16 digits; of large files, over samples."""
+    digest = hashlib.sha256()
+    named = [folder / name for name in ("config.json", "adapter_config.json", "tokenizer.json")]
+    paths = [path for path in named if path.name != "adapter_config.json" or not named[0].exists()]
+    paths += sorted(folder.glob("*.safetensors"))
+    for path in paths:
+        if path.is_file():
+            digest.update(f"{path.name} {path.stat().st_size} ".encode())
+            with path.open("rb") as weights:
+                add_content(digest, weights, path.stat().st_size, THOROUGH)
+    return digest.hexdigest()[:16]
+
+
+def prompt_facts(spec: ModelSpec, template: str, instruction: str | None) -> dict[str, str]:
+    """The template and the instruction as they reach the model.
+
+    Args:
+        spec: of the model.
+        template, instruction: as in `RerankerSettings`.
+    """
+    instruction = spec.instruction if instruction is None else instruction
+    text = Template.named(template).text
+    if template == "standard":  # the model's own
+        text = spec.template if instruction is not None else (spec.template_without_instruction or spec.template)
+    return {"template": text, "instruction": instruction or ""}
+
+
+def judgement_facts(
+    settings: RerankerSettings, folder: Path | None, spec: ModelSpec | None, adapter: Path | None
+) -> dict[str, str]:
+    """What decides what a margin means: "model", "adapter", "scoring", "template" and "instruction".
+
+    Args:
+        settings: of the reranker.
+        folder: with the weights; None if they are elsewhere, so that the model is known by its name only.
+        spec: how the model judges; None as for `folder`.
+        adapter: folder of a LoRA adapter that is merged into the weights.
+    """
+    if folder is None or spec is None:
+        known = {"model": f"named {settings.model}", "scoring": settings.scoring or ""}
+        prompt = {"template": Template.named(settings.template).text, "instruction": settings.instruction or ""}
+    else:
+        known = {"model": model_hash(folder), "scoring": str(spec.scoring)}
+        prompt = prompt_facts(spec, settings.template, settings.instruction)
+    return {**known, "adapter": "" if adapter is None else model_hash(adapter), **prompt}
