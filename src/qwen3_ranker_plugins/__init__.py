@@ -24,7 +24,7 @@ from .errors import (
 )
 from .prompt import DEFAULT_INSTRUCTION, TEMPLATES
 from .reranker import Reranker
-from .types import Request, RerankResult, ScoredDocument, Usage
+from .types import Pieces, Request, RerankResult, ScoredDocument, Usage
 
 __all__ = [
     "DEFAULT_INSTRUCTION",
@@ -35,6 +35,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelError",
     "ModelNotFoundError",
+    "Pieces",
     "PromptTooLongError",
     "RankerError",
     "RemoteError",

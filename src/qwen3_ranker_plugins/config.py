@@ -18,6 +18,7 @@ import numpy as np
 
 from .errors import InvalidInputError
 from .prompt import DEFAULT_MAX_LENGTH, Template
+from .types import DEFAULT_PIECES, Pieces
 
 if TYPE_CHECKING:
     from .models.spec import ModelSpec
@@ -31,6 +32,7 @@ ENGINE_GROUP = "qwen3_ranker_plugins.engines"
 #: Other names of engines; settings hold the name that they stand for.
 ENGINE_ALIASES = {"qwen3_vllm_score": "vllm_score", "qwen3_vllm": "vllm_generate"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+LONG_DOCUMENTS = ("truncate", "pieces")
 
 MODEL_VARIABLE = "QWEN3_RANKER_MODEL"
 DEVICE_VARIABLE = "QWEN3_RANKER_DEVICE"
@@ -105,6 +107,9 @@ class RerankerSettings:
             "cuda:0,cuda:1" or ["cpu", "cpu"], stored as text. None for one engine in this process, on `device`.
         calibration: path of a file that makes calibrated scores of margins, see `calibration.Calibration`; None for
             the model's own scores.
+        long_documents: "truncate" to cut a document that does not fit at its end, or "pieces" to judge documents of
+            more than `piece_tokens` in pieces.
+        piece_tokens, piece_overlap, max_pieces: of those pieces, see `Pieces`.
 
     Raises:
         InvalidInputError: names the setting, its value and the remedy.
@@ -123,6 +128,10 @@ class RerankerSettings:
     scoring: str | None = None
     devices: str | None = None
     calibration: str | None = None
+    long_documents: str = "truncate"
+    piece_tokens: int = DEFAULT_PIECES.tokens
+    piece_overlap: int = DEFAULT_PIECES.overlap
+    max_pieces: int = DEFAULT_PIECES.limit
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "devices", canonical_devices(self.devices))
@@ -152,10 +161,22 @@ class RerankerSettings:
             raise InvalidInputError("max_length", None, "use a positive integer")
         check_positive("max_length", self.max_length)
         check_positive("token_budget", self.token_budget)
+        check_choice("long_documents", self.long_documents, LONG_DOCUMENTS)
+        check_pieces(self.cut)
         if self.engine == "remote":
             _check_no_secrets(self.engine_options)
         # A copy, so that later changes to the caller's mapping change nothing here.
         object.__setattr__(self, "engine_options", json.loads(check_json("engine_options", self.engine_options)))
+
+    @property
+    def cut(self) -> Pieces:
+        """How a document is cut, if it is judged in pieces."""
+        return Pieces(self.piece_tokens, self.piece_overlap, self.max_pieces)
+
+    @property
+    def pieces(self) -> Pieces | None:
+        """`cut`, or None if documents are judged as one."""
+        return self.cut if self.long_documents == "pieces" else None
 
 
 @dataclass(frozen=True)
@@ -302,6 +323,22 @@ def check_positive(argument: str, value: object) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) <= 0:
         raise InvalidInputError(argument, value, "use a positive integer, or None")
+
+
+def check_pieces(pieces: Pieces) -> None:
+    """Raise InvalidInputError, which names the setting, unless documents can be cut into such pieces."""
+    values: dict[str, tuple[object, int]] = {
+        "piece_tokens": (pieces.tokens, 1),
+        "piece_overlap": (pieces.overlap, 0),
+        "max_pieces": (pieces.limit, 1),
+    }
+    for name, (value, least) in values.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+            raise InvalidInputError(name, value, f"use a whole number of at least {least}")
+    if pieces.overlap > pieces.tokens // 2:
+        raise InvalidInputError(
+            "piece_overlap", pieces.overlap, f"use at most half of piece_tokens, which is {pieces.tokens}"
+        )
 
 
 def check_probability(argument: str, value: object) -> None:

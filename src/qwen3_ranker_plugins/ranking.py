@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from itertools import repeat
+from itertools import pairwise, repeat
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .calibration import Calibration
-from .config import RankingOptions, check_positive, check_text
+from .config import RankingOptions, check_pieces, check_positive, check_text
 from .dispatch import Submission
 from .engines.base import Margins
 from .errors import InvalidInputError, ScoringError
-from .prompt import EncodedRequest
-from .types import Request, RerankResult, ScoredDocument, Usage
+from .prompt import EncodedRequest, Piece
+from .types import Pieces, Request, RerankResult, ScoredDocument, Usage
 
 
 class PreparedRequest:
     """A checked request, of which equal documents are scored once. It is made once, submitted once, and ranks itself.
 
     Attributes:
-        query, instruction, max_document_tokens: as in `Request`, the configured instruction filled in.
+        query, instruction, max_document_tokens, pieces: as in `Request`, with what is configured filled in.
         documents: as given.
         distinct: their texts, each once.
         submission: settled by the engine; cancel its future to give up.
@@ -33,13 +34,18 @@ class PreparedRequest:
         request: as the caller gave it.
         configured_instruction: for a request without an instruction of its own.
         calibration: makes scores of margins; None for their sigmoid.
+        configured_pieces: for a request without pieces of its own; None judges each document as one.
 
     Raises:
         InvalidInputError: names the argument, its value and the remedy.
     """
 
     def __init__(
-        self, request: Request, configured_instruction: str | None, calibration: Calibration | None = None
+        self,
+        request: Request,
+        configured_instruction: str | None,
+        calibration: Calibration | None = None,
+        configured_pieces: Pieces | None = None,
     ) -> None:
         self._started = time.perf_counter()
         self._calibration = calibration
@@ -50,6 +56,9 @@ class PreparedRequest:
         self.query = request.query
         self.instruction = configured_instruction if request.instruction is None else request.instruction
         self.max_document_tokens = request.max_document_tokens
+        if request.pieces is not None:
+            check_pieces(request.pieces)
+        self.pieces = configured_pieces if request.pieces is None else request.pieces
         self.documents = _checked_documents(request.documents)
         places: dict[str, int] = {}
         # For each document, its place among the distinct texts.
@@ -61,14 +70,22 @@ class PreparedRequest:
         self._prefix_length = 0
         self._lengths: list[int] = []
         self._cut: list[int] = []
+        self._found = None if self.pieces is None else PiecesOfDocuments()
 
     def add(self, encoded: EncodedRequest) -> int:
-        """Note the sizes of the next distinct texts; returns the place of the first of them."""
+        """Note the sizes of the next distinct texts; returns the place of the first of their segments."""
         first = len(self._lengths)
+        if self._found is not None and encoded.pieces is not None:
+            self.submission.expect_more(self._found.add(encoded.pieces))
         self._prefix_length = encoded.prefix_length
         self._lengths.extend(encoded.lengths)
         self._cut.extend(encoded.truncated_tokens)
         return first
+
+    @property
+    def num_segments(self) -> int:
+        """Texts of what has been encoded: distinct documents, or their pieces."""
+        return len(self._lengths)
 
     @property
     def num_tokens(self) -> int:
@@ -78,7 +95,7 @@ class PreparedRequest:
     @property
     def truncated(self) -> list[tuple[int, int]]:
         """(position in the input, tokens cut off) of every encoded document that is not read whole."""
-        cut = self._cut
+        cut = self._of_documents(np.add, self._cut).tolist()
         return (
             [(index, cut[place]) for index, place in enumerate(self._source.tolist()) if cut[place]] if any(cut) else []
         )
@@ -114,9 +131,14 @@ class PreparedRequest:
         cut = np.asarray(self._cut, dtype=np.int64)
         for place, tokens in margins.truncated.items():
             cut[place] += tokens
+        cut = self._of_documents(np.add, cut)
+        pieces: list[tuple[int, int] | None] = [None] * len(indices)
+        if self._found is not None:
+            best = self._found.best(margins.values)
+            pieces = [best[place] for place in self._source[kept].tolist()]
         # Whole arrays become lists of Python's numbers at once, which takes half the time of one number after another.
         columns = (each[kept].tolist() for each in (scores, values, confidences, cut[self._source]))
-        hits = _scored_documents(indices, [self.documents[index] for index in indices], *columns)
+        hits = _scored_documents(indices, [self.documents[index] for index in indices], *columns, pieces)
         return RerankResult(hits, self._usage(margins))
 
     def _margins(self, margins: Margins) -> NDArray[np.float32]:
@@ -125,8 +147,10 @@ class PreparedRequest:
         Raises:
             ScoringError: one of them is missing or not finite.
         """
-        values = margins.values[self._source]
+        values = self._of_documents(np.maximum, margins.values)[self._source]
         if faults := margins.faults():
+            if self._found is not None:
+                faults = {self._found.document_of(place): reason for place, reason in reversed(faults.items())}
             failed = {index: faults[place] for index, place in enumerate(self._source.tolist()) if place in faults}
             values[list(failed)] = np.nan
             raise ScoringError(failed, values)
@@ -138,16 +162,58 @@ class PreparedRequest:
 
     def _usage(self, margins: Margins) -> Usage:
         prompts = margins.prompt_tokens
+        segments = self._of_documents(np.add, np.ones(len(self._lengths), dtype=np.int64))
+        pieces = int(segments[self._source].sum())
         if prompts is None:
-            lengths = np.asarray(self._lengths, dtype=np.int64)
-            prompts = self._prefix_length * len(self._source) + int(lengths[self._source].sum())
+            lengths = self._of_documents(np.add, np.asarray(self._lengths, dtype=np.int64))
+            prompts = self._prefix_length * pieces + int(lengths[self._source].sum())
         finished = self.submission.finished
         return Usage(
             documents=len(self._source),
             prompt_tokens=prompts,
             computed_tokens=margins.computed_tokens,
             seconds=max(0.0, (time.perf_counter() if finished is None else finished) - self._started),
+            pieces=pieces,
         )
+
+    def _of_documents(self, combine: np.ufunc, values: Any) -> NDArray[Any]:
+        """One value for each distinct text, from one for each segment."""
+        values = np.asarray(values)
+        return values if self._found is None else self._found.combined(combine, values)
+
+
+class PiecesOfDocuments:
+    """Which pieces belong to which document; those of a document follow one another."""
+
+    def __init__(self) -> None:
+        self._ranges: list[tuple[int, int]] = []
+        self._first: list[int] = []
+
+    def add(self, pieces: Sequence[Piece]) -> int:
+        """Note the pieces of the next documents; returns how many more they are than their documents."""
+        before = len(self._first)
+        last = None
+        for place, (document, start, end) in enumerate(pieces, start=len(self._ranges)):
+            if document != last:
+                self._first.append(place)
+                last = document
+            self._ranges.append((start, end))
+        return len(pieces) - (len(self._first) - before)
+
+    def combined(self, combine: np.ufunc, values: NDArray[Any]) -> NDArray[Any]:
+        """The values of each document's pieces, combined."""
+        return combine.reduceat(values, self._first) if self._first else values
+
+    def document_of(self, piece: int) -> int:
+        """The number of the document that a piece belongs to."""
+        return bisect_right(self._first, piece) - 1
+
+    def best(self, margins: NDArray[np.float32]) -> list[tuple[int, int]]:
+        """For each document, which characters its best piece is; of equal ones the first."""
+        return [
+            self._ranges[first if last == first + 1 else first + int(np.argmax(margins[first:last]))]
+            for first, last in pairwise([*self._first, len(self._ranges)])
+        ]
 
 
 def _checked_documents(documents: Sequence[str]) -> list[str]:

@@ -32,7 +32,7 @@ from .errors import InvalidInputError
 from .models import judgement_facts
 from .prompt import DEFAULT_MAX_LENGTH, SLICE, EncodedRequest
 from .ranking import PreparedRequest
-from .types import Request, RerankResult
+from .types import DEFAULT_PIECES, Request, RerankResult
 
 # A request of at least this many characters, some 10,000 tokens, is queued in parts if its engine is on a GPU: encoding
 # it takes milliseconds. The parts end at these shares of it: each keeps the GPU busy for about as long as the next one
@@ -84,6 +84,11 @@ class Reranker:
         scoring: how the model judges, in place of what its checkpoint says, such as "yes - no"; see `models.Scoring`.
         calibration: file of a calibration, which makes scores that agree with labels and keeps the order; see
             docs/thresholds.md. One that was fitted with another model, template or instruction is refused.
+        long_documents: "truncate" to cut a document that does not fit at its end, or "pieces" to judge a document of
+            more than `piece_tokens` in pieces, the best of which decides.
+        piece_tokens: most tokens of a piece.
+        piece_overlap: most tokens that a piece shares with the one before; at most half of `piece_tokens`.
+        max_pieces: most pieces of a document; what follows them is not read, and counts as truncated.
 
     Raises:
         InvalidInputError: an argument is unusable.
@@ -110,6 +115,10 @@ class Reranker:
         adapter: str | os.PathLike[str] | None = None,
         scoring: str | None = None,
         calibration: str | os.PathLike[str] | None = None,
+        long_documents: str = "truncate",
+        piece_tokens: int = DEFAULT_PIECES.tokens,
+        piece_overlap: int = DEFAULT_PIECES.overlap,
+        max_pieces: int = DEFAULT_PIECES.limit,
     ) -> None:
         settings = RerankerSettings(
             model=os.fspath(model) if isinstance(model, os.PathLike) else model,
@@ -125,6 +134,10 @@ class Reranker:
             scoring=scoring,
             devices=canonical_devices(devices),
             calibration=os.fspath(calibration) if isinstance(calibration, os.PathLike) else calibration,
+            long_documents=long_documents,
+            piece_tokens=piece_tokens,
+            piece_overlap=piece_overlap,
+            max_pieces=max_pieces,
         )
         self._start(settings, RankingOptions(top_k, score_threshold, min_confidence))
 
@@ -263,7 +276,7 @@ class Reranker:
         Raises:
             InvalidInputError: names the argument and its value.
         """
-        return PreparedRequest(request, self.settings.instruction, self.calibration)
+        return PreparedRequest(request, self.settings.instruction, self.calibration, self.settings.pieces)
 
     def encode(self, prepared: PreparedRequest) -> EncodedRequest:
         """Encode all of a prepared request now, so that its `num_tokens` and `truncated` are known. Then `submit` both.
@@ -271,7 +284,7 @@ class Reranker:
         Raises:
             PromptTooLongError: query and instruction leave no room for a document.
         """
-        first, *others = _turns(prepared.distinct) or [[]]
+        first, *others = _turns(prepared.distinct, whole=prepared.pieces is not None) or [[]]
         encoded = self._encode(prepared, first)
         prepared.add(encoded)
         for turn in others:
@@ -333,7 +346,7 @@ class Reranker:
         parts = [prepared.distinct]
         if self._lease.engine.capabilities.encodes_meanwhile:
             parts = _parts(prepared.distinct)
-        turns = [turn for part in parts for turn in _turns(part)]
+        turns = [turn for part in parts for turn in _turns(part, whole=prepared.pieces is not None)]
         try:
             for number, turn in enumerate(turns):
                 if number:
@@ -407,6 +420,8 @@ class Reranker:
                 prepared.append(self.prepare(request))
                 on_progress = None if bar is None else bar.expect(len(prepared[-1].distinct))
                 self.submit(prepared[-1], on_progress, restart=True)
+                if bar is not None:
+                    bar.expect(prepared[-1].num_segments - len(prepared[-1].distinct))
             yield prepared
         finally:
             for each in prepared:
@@ -433,7 +448,10 @@ class Reranker:
         """
         held = _encoding.acquire(timeout=_LONGEST_TURN)
         try:
-            return self._encoder.encode(prepared.query, texts, prepared.instruction, prepared.max_document_tokens)
+            arguments = (prepared.query, texts, prepared.instruction, prepared.max_document_tokens)
+            if prepared.pieces is None:
+                return self._encoder.encode(*arguments)
+            return self._encoder.encode(*arguments, prepared.pieces)
         finally:
             if held:
                 _encoding.release()
@@ -492,12 +510,17 @@ def _parts(texts: list[str]) -> list[list[str]]:
     return [texts[start:end] for start, end in pairwise([0, *ends]) if start < end]
 
 
-def _turns(texts: list[str]) -> list[list[str]]:
-    """The texts in groups that take a fraction of a second to encode; whoever cancels stops before the next one."""
+def _turns(texts: list[str], *, whole: bool) -> list[list[str]]:
+    """The texts in groups that take a fraction of a second to encode; whoever cancels stops before the next one.
+
+    Args:
+        texts: to be encoded.
+        whole: all of each is read, or as much as its pieces may hold.
+    """
     turns: list[list[str]] = []
     left = 0
     for text in texts:
-        read = min(len(text), SLICE) + _SUFFIX
+        read = (len(text) if whole else min(len(text), SLICE)) + _SUFFIX
         if read > left:
             turns.append([])
             left = max(_LONGEST_ENCODED, read)

@@ -8,6 +8,27 @@ from typing import overload
 
 
 @dataclass(frozen=True, slots=True)
+class Pieces:
+    """How long documents are judged in pieces; see docs/long-documents.md.
+
+    A document with more tokens than a piece, or than fit the prompt, is cut. Its pieces are judged like documents, and
+    the one with the highest margin decides.
+
+    Attributes:
+        tokens: most tokens of a piece, without the rest of the prompt; fewer if the prompt leaves less room.
+        overlap: most tokens that a piece shares with the one before; at most half of `tokens`.
+        limit: most pieces of a document. What follows them is not read and counts as truncated.
+    """
+
+    tokens: int = 512
+    overlap: int = 64
+    limit: int = 64
+
+
+DEFAULT_PIECES = Pieces()
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One query and the documents to be judged for it: the unit of work.
 
@@ -16,12 +37,14 @@ class Request:
         documents: texts in any order; may be empty.
         instruction: the task, as in the model's prompt; None means as configured.
         max_document_tokens: cut each document to at most this many tokens; None cuts only what does not fit the prompt.
+        pieces: judge long documents in such pieces; None means as configured.
     """
 
     query: str
     documents: Sequence[str]
     instruction: str | None = None
     max_document_tokens: int | None = None
+    pieces: Pieces | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +60,8 @@ class ScoredDocument:
             calibration, of the calibrated P(yes).
         truncated_tokens: tokens cut off the end of the document so that the prompt fits; 0 if it was read whole. At
             least so many for a document of more than 65,536 characters, which is tokenized only as far as it is read.
+        piece: (start, end) of the piece that decided, which is `document[start:end]`, if documents are judged in
+            pieces; all of a document that is not cut. None if documents are judged as one.
     """
 
     index: int
@@ -45,6 +70,7 @@ class ScoredDocument:
     margin: float
     confidence: float
     truncated_tokens: int = 0
+    piece: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +79,18 @@ class Usage:
 
     Attributes:
         documents: documents in the input, equal texts counted each time.
-        prompt_tokens: tokens of all prompts, as if each document had been scored on its own. From a remote service:
-            as it counted them, equal texts once; 0 if it does not say.
+        prompt_tokens: tokens of all prompts, as if each document or piece had been scored on its own. From a remote
+            service: as it counted them, equal texts once; 0 if it does not say.
         computed_tokens: tokens that went through the model. From a remote service: as `prompt_tokens`.
         seconds: wall time from the beginning of the request's tokenization to its last score, waiting included.
+        pieces: texts that were judged, equal ones counted each time: pieces of documents, or else whole documents.
     """
 
     documents: int
     prompt_tokens: int
     computed_tokens: int
     seconds: float
+    pieces: int = 0
 
     @property
     def shared_tokens(self) -> int:

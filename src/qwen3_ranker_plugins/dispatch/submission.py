@@ -45,6 +45,12 @@ class Submission(Owner):
         if not documents:
             self._complete()
 
+    def expect_more(self, documents: int) -> None:
+        """Expect further documents than before, while the last of those is not queued yet."""
+        with self._recording:
+            self._left += documents
+            self._values = np.concatenate([self._values, np.full(documents, np.nan, dtype=np.float32)])
+
     def record(self, indices: list[int], margins: Margins) -> None:
         """Enter the margins of some documents, whose places in the request are given."""
         with self._recording:

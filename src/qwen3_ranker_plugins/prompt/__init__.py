@@ -2,6 +2,7 @@
 
 from .beginning import SLICE, encode_beginnings
 from .encoder import EncodedRequest, Encoder, PromptEncoder, length_order
+from .pieces import Piece
 from .template import DEFAULT_INSTRUCTION, DEFAULT_MAX_LENGTH, TEMPLATES, Template
 from .tokenizer import ModelTokenizer, as_utf8, load_tokenizer
 
@@ -13,6 +14,7 @@ __all__ = [
     "EncodedRequest",
     "Encoder",
     "ModelTokenizer",
+    "Piece",
     "PromptEncoder",
     "Template",
     "as_utf8",

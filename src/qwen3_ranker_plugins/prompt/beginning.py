@@ -25,8 +25,10 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 from tokenizers import Encoding
 
+from .pieces import TokenizedText
 from .tokenizer import ModelTokenizer, as_utf8
 
 #: Texts of at most this many characters are encoded whole; longer ones in slices of at most this many.
@@ -79,6 +81,38 @@ def encode_beginnings(
     return beginnings
 
 
+def tokenize_beginnings(
+    tokenizer: ModelTokenizer, texts: Sequence[str], count: int, *, slice_length: int = SLICE
+) -> Iterator[TokenizedText]:
+    """Where the first tokens of each text are: at least `count`, or all.
+
+    Args:
+        tokenizer: of the model that will read the ids.
+        texts: of any length, without lone surrogates.
+        count: how many tokens are wanted of each.
+        slice_length: as for `encode_beginnings`.
+    """
+    for group in _groups(texts, slice_length):
+        short = iter(
+            tokenizer.plain.encode_batch(
+                [text for text in group if len(text) <= slice_length], add_special_tokens=False
+            )
+        )
+        for text in group:
+            if len(text) <= slice_length:
+                yield _places(next(short).offsets, whole=True)
+                continue
+            reader = _Reader(tokenizer, text, keep_offsets=True)
+            while not reader.whole and len(reader.ids) < count:
+                reader.take(tokenizer.plain.encode(reader.next_slice(slice_length), add_special_tokens=False))
+            yield _places(reader.offsets, whole=reader.whole)
+
+
+def _places(offsets: Sequence[tuple[int, int]], *, whole: bool) -> TokenizedText:
+    places = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    return TokenizedText(places[:, 0], places[:, 1], whole)
+
+
 def _groups(texts: Sequence[str], slice_length: int) -> Iterator[Sequence[str]]:
     """The texts in groups, of which the slices of each fit one batch."""
     first = characters = 0
@@ -97,11 +131,14 @@ class _Reader:
 
     Attributes:
         ids: of what has been read, certain whatever follows.
+        offsets: of the characters of each, if `keep_offsets` is set.
         whole: nothing is left.
     """
 
-    def __init__(self, tokenizer: ModelTokenizer, text: str) -> None:
+    def __init__(self, tokenizer: ModelTokenizer, text: str, *, keep_offsets: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._keep_offsets = keep_offsets
+        self.offsets: list[tuple[int, int]] = []
         self._text = as_utf8(text)
         self._position = 0
         self._end = 0
@@ -125,6 +162,9 @@ class _Reader:
             if found:
                 kept, length = found, offsets[found][0]
         self.ids += encoding.ids[:kept]
+        if self._keep_offsets:
+            position = self._position
+            self.offsets += [(position + start, position + end) for start, end in encoding.offsets[:kept]]
         self._position += length
         self.whole = self._position == len(self._text)
 

@@ -13,14 +13,17 @@ are not marked special, among them `</think>`, active.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol, Self
 
 import numpy as np
 
 from ..errors import PromptTooLongError
+from ..types import Pieces
 from .beginning import SLICE, Beginning, encode_beginnings
+from .cutting import Cutter
+from .pieces import Piece
 from .template import BOUNDARY, DEFAULT_INSTRUCTION, DEFAULT_MAX_LENGTH, Template
 from .tokenizer import ModelTokenizer
 
@@ -34,11 +37,14 @@ class EncodedRequest:
         segments: for each document its ids and the suffix; `prefix + segments[i]` is prompt i.
         truncated_tokens: for each document, how many of its tokens were cut off at the end; at least so many for a
             document of more than 65,536 characters, which is encoded only as far as it is read.
+        pieces: if documents were cut into pieces, which one each segment is; those of a document stand next to each
+            other. None if each segment is a document.
     """
 
     prefix: list[int]
     segments: list[list[int]]
     truncated_tokens: list[int]
+    pieces: list[Piece] | None = field(default=None, kw_only=True)
 
     @property
     def num_tokens(self) -> int:
@@ -60,7 +66,7 @@ class EncodedRequest:
         return self.prefix + self.segments[index]
 
     def take(self, indices: Sequence[int]) -> EncodedRequest:
-        """The same request with only some of its documents, in the order given."""
+        """The same request with only some of its segments, in the order given, and without `pieces`."""
         return EncodedRequest(
             prefix=self.prefix,
             segments=[self.segments[i] for i in indices],
@@ -68,9 +74,10 @@ class EncodedRequest:
         )
 
     def followed_by(self, other: Self) -> Self:
-        """The same request with the documents of another part of it as well."""
+        """The same request with the segments of another part of it as well, and without `pieces`."""
         return replace(
             self,
+            pieces=None,
             segments=self.segments + other.segments,
             truncated_tokens=self.truncated_tokens + other.truncated_tokens,
         )
@@ -80,9 +87,17 @@ class Encoder(Protocol):
     """What turns texts into what an engine is given."""
 
     def encode(
-        self, query: str, documents: Sequence[str], instruction: str | None, max_document_tokens: int | None = None
+        self,
+        query: str,
+        documents: Sequence[str],
+        instruction: str | None,
+        max_document_tokens: int | None = None,
+        pieces: Pieces | None = None,
     ) -> EncodedRequest:
-        """One request; an instruction of None stands for the model's default, or the service's own."""
+        """One request; an instruction of None stands for the model's default, or the service's own.
+
+        Without `pieces`, there is a segment for each document. `pieces` is left out of the call where it is None.
+        """
 
 
 class PromptEncoder:
@@ -132,12 +147,21 @@ class PromptEncoder:
         return self._with_instruction.suffix_ids
 
     def encode(
-        self, query: str, documents: Sequence[str], instruction: str | None, max_document_tokens: int | None = None
+        self,
+        query: str,
+        documents: Sequence[str],
+        instruction: str | None,
+        max_document_tokens: int | None = None,
+        pieces: Pieces | None = None,
     ) -> EncodedRequest:
         """Ids of one request.
 
         Only documents are cut, at their end and before the suffix: to what fits the prompt, and to
         `max_document_tokens` if that is less. An instruction of None is the default one.
+
+        Args:
+            query, documents, instruction, max_document_tokens: as in `Request`.
+            pieces: make a segment of each piece of a document that has more tokens than a piece, or than fit.
 
         Raises:
             PromptTooLongError: query and instruction leave no room for a document.
@@ -148,19 +172,25 @@ class PromptEncoder:
         if instruction is not None and prompt.has_instruction:
             self._check_length("instruction", instruction)
         prefix, before_document = prompt.encode_prefix({"instruction": instruction or "", "query": query})
-        room = self.max_length - len(prefix) - len(prompt.suffix_ids)
-        if room < 1:
+        fitting = self.max_length - len(prefix) - len(prompt.suffix_ids)
+        if fitting < 1:
             raise PromptTooLongError(
                 "query",
                 query,
                 f"query and instruction take {len(prefix)} tokens and the suffix {len(prompt.suffix_ids)}, which "
                 f"leaves no room for a document within max_length={self.max_length}; shorten them or raise max_length",
             )
-        if max_document_tokens is not None:
-            room = min(room, max_document_tokens)
-        texts = [before_document + (document or self._empty_document) for document in documents]
-        segments, truncated = prompt.encode_documents(texts, room, whole=max_document_tokens is None)
-        return EncodedRequest(prefix=prefix, segments=segments, truncated_tokens=truncated)
+        room = fitting if max_document_tokens is None else min(fitting, max_document_tokens)
+
+        def encode_texts(texts: Sequence[str], longest: int) -> tuple[list[list[int]], list[int]]:
+            texts = [before_document + (text or self._empty_document) for text in texts]
+            return prompt.encode_documents(texts, longest, whole=longest == fitting)
+
+        if pieces is None:
+            return EncodedRequest(prefix, *encode_texts(documents, room))
+        cutter = Cutter(self.tokenizer, before_document, pieces, min(pieces.tokens, fitting), max_document_tokens)
+        segments, truncated, found = cutter.encode(documents, encode_texts)
+        return EncodedRequest(prefix, segments, truncated, pieces=found)
 
     def _check_length(self, argument: str, text: str) -> None:
         """Refuse a text that cannot fit the prompt without encoding all of it.
@@ -232,18 +262,18 @@ class _Prompt:
         """(ids that all documents share, the text that has to be encoded together with each document)."""
         pieces: list[str | int] = []
         text = ""
-        for literal_pieces, field in self._parts:
+        for literal_pieces, name in self._parts:
             for piece in literal_pieces:
                 if isinstance(piece, int):
                     pieces += [text, piece] if text else [piece]
                     text = ""
                 else:
                     text += piece
-            if field == BOUNDARY:
+            if name == BOUNDARY:
                 pieces += [text] if text else []
                 text = ""
             else:
-                text += fields.get(field or "", "")
+                text += fields.get(name or "", "")
         text = self._tokenizer.normalize(text)
         cut = self._shared_length(text)
         return self._encode_pieces([*pieces, text[:cut]] if cut else pieces), text[cut:]

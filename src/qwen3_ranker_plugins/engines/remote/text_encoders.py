@@ -8,13 +8,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
+import numpy as np
+
 from ...errors import InvalidInputError
-from ...prompt import DEFAULT_INSTRUCTION, EncodedRequest, PromptEncoder, as_utf8, encode_beginnings
+from ...prompt import DEFAULT_INSTRUCTION, EncodedRequest, Piece, PromptEncoder, as_utf8, encode_beginnings
+from ...prompt.pieces import Cut, TokenizedText, cut_text, original_offset
+from ...types import Pieces
 from .options import RemoteOptions
 
 # What a service's tokenizer reads as a control token. The tokenizer that `load_tokenizer` returns does not.
 _CONTROL = re.compile(r"<(?=\|[a-z_]+\|>|/?(?:think|tool_call|tool_response)>)")
 _BROKEN = "<\u200b"
+
+_BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -73,9 +79,16 @@ class TextEncoder:
         self._options = options
 
     def encode(
-        self, query: str, documents: Sequence[str], instruction: str | None, max_document_tokens: int | None = None
+        self,
+        query: str,
+        documents: Sequence[str],
+        instruction: str | None,
+        max_document_tokens: int | None = None,
+        pieces: Pieces | None = None,
     ) -> TextRequest:
         """One request. If `instruction` is None, the service chooses it.
+
+        Pieces are cut here, with tokens estimated at four bytes each, because the service's tokenizer is not known.
 
         Raises:
             InvalidInputError: the service takes no instruction, or no limit of tokens, and one was given.
@@ -88,15 +101,22 @@ class TextEncoder:
             if instruction not in (None, DEFAULT_INSTRUCTION):
                 raise InvalidInputError("instruction", instruction, f"{self._options.kind} takes none: leave it out")
             instruction = None
+        found: list[Piece] | None = None
+        truncated = [0] * len(documents)
+        if pieces is not None:
+            found, truncated = _estimated_pieces(documents, pieces, max_document_tokens)
+            documents = [documents[place][start:end] for place, start, end in found]
+            max_document_tokens = None
         return TextRequest(
             [],
             [[] for _ in documents],
-            [0] * len(documents),
+            truncated,
             as_utf8(query),
             [as_utf8(document) for document in documents],
             None if instruction is None else as_utf8(instruction),
             max_document_tokens,
             exact=False,
+            pieces=found,
         )
 
 
@@ -114,13 +134,24 @@ class RenderedEncoder:
         self._encoder = encoder
 
     def encode(
-        self, query: str, documents: Sequence[str], instruction: str | None, max_document_tokens: int | None = None
+        self,
+        query: str,
+        documents: Sequence[str],
+        instruction: str | None,
+        max_document_tokens: int | None = None,
+        pieces: Pieces | None = None,
     ) -> TextRequest:
         """One request.
 
         Raises:
             PromptTooLongError: query and instruction leave no room for a document.
         """
+        if pieces is not None:
+            in_pieces = self._encoder.encode(query, documents, instruction, max_document_tokens, pieces)
+            found = in_pieces.pieces or []
+            request = self.encode(query, [documents[place][start:end] for place, start, end in found], instruction)
+            unread = [a + b for a, b in zip(in_pieces.truncated_tokens, request.truncated_tokens, strict=True)]
+            return replace(request, truncated_tokens=unread, pieces=found)
         instruction = _defused(DEFAULT_INSTRUCTION if instruction is None else instruction)
         query = _defused(query)
         texts = [_defused(document) for document in documents]
@@ -155,10 +186,30 @@ class RenderedEncoder:
             length -= encoded.truncated_tokens[0]
 
 
+def _estimated_pieces(documents: Sequence[str], pieces: Pieces, most: int | None) -> tuple[list[Piece], list[int]]:
+    """(pieces of documents, tokens that none of them holds) as `EncodedRequest` has them."""
+    found: list[Piece] = []
+    truncated: list[int] = []
+    for place, document in enumerate(documents):
+        text = as_utf8(document)
+        widths = [len(character.encode()) for character in text] if not text.isascii() else [1] * len(text)
+        ends = np.cumsum(widths)
+        # A token begins with each character that reaches into the next four bytes.
+        starts = np.flatnonzero(np.diff((ends - 1) // _BYTES_PER_TOKEN, prepend=-1))
+        tokens = TokenizedText(starts, np.append(starts[1:], len(text)), whole=True)
+        cut = Cut([(0, len(text))], 0)
+        if len(starts) > min(pieces.tokens, most or pieces.tokens):
+            cut = cut_text(text, tokens, pieces, longest=pieces.tokens, most=most)
+        offset = original_offset(document)
+        found += [Piece(place, offset(start), offset(end)) for start, end in cut.ranges]
+        truncated += [0] * (len(cut.ranges) - 1) + [cut.unread]
+    return found, truncated
+
+
 def _defused(text: str) -> str:
     return _CONTROL.sub(_BROKEN, as_utf8(text))
 
 
 def _estimate(text: str) -> int:
     """Number of tokens of a text, at about four bytes each."""
-    return len(text.encode("utf-8", "replace")) // 4 + 1
+    return len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN + 1

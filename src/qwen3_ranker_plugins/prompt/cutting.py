@@ -1,0 +1,130 @@
+"""Documents -> ids of their pieces."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..types import Pieces
+from .beginning import tokenize_beginnings
+from .pieces import Cut, Piece, TokenizedText, cut_text, original_offset
+from .tokenizer import ModelTokenizer, as_utf8
+
+#: Tokens that one character takes at most: NFC makes at most three characters of one, of at most four bytes each.
+_TOKENS_PER_CHARACTER = 12
+
+#: (texts, most tokens of each) -> (ids of each with the suffix, tokens cut off the end of each).
+EncodeTexts = Callable[[Sequence[str], int], tuple[list[list[int]], list[int]]]
+
+
+class EncodedPieces(NamedTuple):
+    """Pieces of some documents, those of a document next to each other.
+
+    Attributes:
+        segments: ids of each piece and the suffix.
+        truncated_tokens: tokens of the document that no piece holds, on its last piece.
+        pieces: which characters each piece is.
+    """
+
+    segments: list[list[int]]
+    truncated_tokens: list[int]
+    pieces: list[Piece]
+
+
+class Cutter:
+    """Cuts the documents of a request into pieces and encodes these.
+
+    Args:
+        tokenizer: of the model that will read the ids.
+        before_document: text that is encoded together with the beginning of each piece.
+        pieces: overlap and number of pieces.
+        longest: tokens of a piece.
+        most: tokens of a document that are read; None for all.
+    """
+
+    def __init__(
+        self, tokenizer: ModelTokenizer, before_document: str, pieces: Pieces, longest: int, most: int | None
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._before = before_document
+        self._pieces = pieces
+        self._longest = longest
+        self._most = most
+
+    def encode(self, documents: Sequence[str], encode: EncodeTexts) -> EncodedPieces:
+        """Segments of all pieces, in the order of the documents."""
+        texts = [as_utf8(document) for document in documents]
+        long = self._long(texts)
+        if self._most is not None and self._most <= self._longest:  # one piece of each is read, which is its beginning
+            segments, truncated = encode(texts, self._most)
+            ranges = [self._cut(text, long.get(place), self._most).ranges for place, text in enumerate(texts)]
+            return self._joined(documents, [[each] for each in segments], [[each] for each in truncated], ranges)
+        # A piece may have one token more than its characters have within the text: the white space at its end.
+        lengths = {place: max(1, self._longest - 1) for place in long}
+        segments_of: list[list[list[int]]] = [[]] * len(texts)
+        truncated_of: list[list[int]] = [[]] * len(texts)
+        ranges_of: list[list[tuple[int, int]]] = [[]] * len(texts)
+        waiting = list(range(len(texts)))
+        while waiting:
+            cuts = [self._cut(texts[place], long.get(place), lengths.get(place, self._longest)) for place in waiting]
+            segments, truncated = encode(
+                [texts[place][slice(*each)] for place, cut in zip(waiting, cuts, strict=True) for each in cut.ranges],
+                self._longest,
+            )
+            first, again = 0, []
+            for place, cut in zip(waiting, cuts, strict=True):
+                last = first + len(cut.ranges)
+                excess = max(truncated[first:last])
+                if excess and lengths.get(place, 1) > 1:
+                    lengths[place] = max(1, lengths[place] - excess)
+                    again.append(place)
+                ranges_of[place], segments_of[place] = cut.ranges, segments[first:last]
+                truncated_of[place] = [*truncated[first : last - 1], truncated[last - 1] + cut.unread]
+                first = last
+            waiting = again
+        return self._joined(documents, segments_of, truncated_of, ranges_of)
+
+    def _long(self, texts: Sequence[str]) -> dict[int, TokenizedText]:
+        """Where the tokens of each text are that has more than one piece has, as far as it is read."""
+        longest = self._longest if self._most is None else min(self._longest, self._most)
+        candidates = [
+            place
+            for place, text in enumerate(texts)
+            if len(self._before) + len(text) * (1 if text.isascii() else _TOKENS_PER_CHARACTER) > longest
+        ]
+        read = min(self._pieces.limit * self._longest, self._most or sys.maxsize)
+        before = len(self._before)
+        tokenized = tokenize_beginnings(self._tokenizer, [self._before + texts[each] for each in candidates], read + 1)
+        return {
+            place: TokenizedText(
+                np.maximum(tokens.starts - before, 0), np.maximum(tokens.ends - before, 0), tokens.whole
+            )
+            for place, tokens in zip(candidates, tokenized, strict=True)
+            if len(tokens.starts) > longest
+        }
+
+    def _cut(self, text: str, tokens: TokenizedText | None, longest: int) -> Cut:
+        if tokens is None:
+            return Cut([(0, len(text))], 0)
+        return cut_text(text, tokens, self._pieces, longest=longest, most=self._most)
+
+    def _joined(
+        self,
+        documents: Sequence[str],
+        segments: Sequence[Sequence[list[int]]],
+        truncated: Sequence[Sequence[int]],
+        ranges: Sequence[Sequence[tuple[int, int]]],
+    ) -> EncodedPieces:
+        offsets = [original_offset(document) for document in documents]
+        return EncodedPieces(
+            [segment for of_document in segments for segment in of_document],
+            [tokens for of_document in truncated for tokens in of_document],
+            [
+                Piece(place, offset(start), offset(end))
+                for place, (offset, of_document) in enumerate(zip(offsets, ranges, strict=True))
+                for start, end in of_document
+            ],
+        )
