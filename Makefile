@@ -92,7 +92,7 @@ $(VENV)/.torch-installed: $(VENV)/.created
 	@touch $@
 
 $(VENV)/.demo-installed: $(VENV)/.torch-installed $(PROJECTS)
-	$(call step,Installing the package and both integrations,$(PIP) install -e '.[demo]' -e integrations/haystack -e integrations/langchain)
+	$(call step,Installing the package and both integrations,$(PIP) install -e '.[demo,server]' -e integrations/haystack -e integrations/langchain)
 	@touch $@
 
 $(VENV)/.test-installed: $(VENV)/.demo-installed

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import subprocess
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,14 +17,16 @@ from rich.console import Console
 
 from qwen3_ranker_plugins import Reranker, __version__
 from qwen3_ranker_plugins.config import BUNDLED_MODEL
-from qwen3_ranker_plugins.data.demo import load_demo_corpus
-from qwen3_ranker_plugins.demo.run import run_demo
+from qwen3_ranker_plugins.data.demo import DEFAULT_CANDIDATES, load_demo_corpus
+from qwen3_ranker_plugins.demo.evaluation import NDCG
+from qwen3_ranker_plugins.demo.run import SEARCHES, run_demo
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "results" / "demo.json"
 
 
 def main() -> None:
-    runs = run_demo(Console(), model=BUNDLED_MODEL)
+    load = os.getloadavg()[0]
+    runs = [run_demo(Console(), model=BUNDLED_MODEL, adapter=adapter)[0] for adapter in SEARCHES]
     corpus = load_demo_corpus()
     with Reranker(BUNDLED_MODEL) as reranker:
         about = reranker.describe().as_dict()
@@ -38,6 +41,11 @@ def main() -> None:
         for run in runs
         for row in run.measured(corpus)
     ]
+    gains = [
+        {"framework": run.framework, "measure": NDCG}
+        | {name: round(value, 4) for name, value in asdict(run.gain(corpus)).items()}
+        for run in runs
+    ]
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(
         json.dumps(
@@ -48,9 +56,12 @@ def main() -> None:
                 "commit": commit.stdout.strip(),
                 "python": platform.python_version(),
                 "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+                "load_before": round(load, 2),
                 "model": BUNDLED_MODEL,
+                "candidates": DEFAULT_CANDIDATES,
                 **about,
                 "rows": rows,
+                "gains": gains,
             },
             indent=1,
         )

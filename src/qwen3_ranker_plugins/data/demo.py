@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+
+#: How many passages BM25 hands to the reranker in demonstrations: as many as a RAG pipeline usually takes.
+DEFAULT_CANDIDATES = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,19 @@ class DemoDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownQuestion:
+    """A question that demonstrations show first.
+
+    Attributes:
+        query_id: its id.
+        reason: why it was chosen, such as "median of the gains".
+    """
+
+    query_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class DemoCorpus:
     """A test collection.
 
@@ -38,11 +54,14 @@ class DemoCorpus:
         documents: id -> passage.
         queries: id -> question.
         qrels: query id -> document id -> grade. 2: answers the question; 1: helps; not listed: does neither.
+        shown: three questions with typical gains and the one with the largest loss, chosen by
+            tools/choose_demo_questions.py.
     """
 
     documents: Mapping[str, DemoDocument]
     queries: Mapping[str, str]
     qrels: Mapping[str, Mapping[str, int]]
+    shown: Sequence[ShownQuestion]
 
 
 def load_demo_corpus() -> DemoCorpus:
@@ -58,10 +77,12 @@ def load_demo_corpus() -> DemoCorpus:
     qrels: dict[str, dict[str, int]] = {}
     for row in csv.DictReader(lines("qrels/test.tsv"), delimiter="\t"):
         qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = int(row["score"])
+    shown = json.loads(folder.joinpath("shown.json").read_text(encoding="utf-8"))["questions"]
     return DemoCorpus(
         documents={each["_id"]: DemoDocument(each["_id"], each["title"], each["text"]) for each in passages},
         queries={each["_id"]: each["text"] for each in questions},
         qrels=qrels,
+        shown=[ShownQuestion(each["query_id"], each["reason"]) for each in shown],
     )
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from ..errors import MissingDependencyError
+
+NDCG, MRR = "nDCG@10", "MRR@10"
 
 Run = Mapping[str, Sequence[str]]
 """Query id -> document ids, best first."""
 
+Values = Mapping[str, Mapping[str, float]]
+"""Measure -> query id -> value."""
 
-def evaluate(qrels: Mapping[str, Mapping[str, int]], run: Run) -> dict[str, float]:
-    """nDCG@10 (gain = grade) and MRR@10 (grade 1 or 2 counts as found), means over all queries of `qrels`.
+
+def evaluate_each(qrels: Mapping[str, Mapping[str, int]], run: Run) -> Values:
+    """nDCG@10 (gain = grade) and MRR@10 (grade 1 or 2 counts as found) of each query of `qrels`.
 
     A query that the run has no documents for counts as 0.
 
@@ -23,13 +29,53 @@ def evaluate(qrels: Mapping[str, Mapping[str, int]], run: Run) -> dict[str, floa
     except ImportError as error:
         raise MissingDependencyError('ir_measures is missing: pip install "qwen3-ranker-plugins[demo]"') from error
 
-    names = {ir_measures.nDCG @ 10: "nDCG@10", ir_measures.RR @ 10: "MRR@10"}
-    totals = dict.fromkeys(names.values(), 0.0)
+    names = {ir_measures.nDCG @ 10: NDCG, ir_measures.RR @ 10: MRR}
+    values = {name: dict.fromkeys(qrels, 0.0) for name in names.values()}
     # The measures sort by score themselves and break ties in ways of their own; counting ranks down leaves no ties.
     scores = {
         query_id: {document_id: float(-rank) for rank, document_id in enumerate(documents)}
         for query_id, documents in run.items()
     }
     for metric in ir_measures.iter_calc(list(names), {query: dict(grades) for query, grades in qrels.items()}, scores):
-        totals[names[metric.measure]] += metric.value
-    return {name: total / len(qrels) for name, total in totals.items()}
+        values[names[metric.measure]][metric.query_id] = metric.value
+    return values
+
+
+def evaluate(qrels: Mapping[str, Mapping[str, int]], run: Run) -> dict[str, float]:
+    """The means of `evaluate_each` over all queries."""
+    return {name: sum(each.values()) / len(qrels) for name, each in evaluate_each(qrels, run).items()}
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The mean difference of a measure between two orders of the same queries.
+
+    Attributes:
+        mean: of after - before.
+        low, high: its 95% confidence interval, by Student's t; `qwen3-ranker bench quality` computes the same.
+        better, worse: number of queries whose value rose, and fell.
+    """
+
+    mean: float
+    low: float
+    high: float
+    better: int
+    worse: int
+
+
+def gain(before: Mapping[str, float], after: Mapping[str, float]) -> Gain:
+    """What changed from `before` to `after`: query id -> value, for at least two queries, the same in both.
+
+    Raises:
+        MissingDependencyError: scipy is not installed.
+    """
+    try:
+        from scipy.stats import sem, t
+    except ImportError as error:
+        raise MissingDependencyError('scipy is missing: pip install "qwen3-ranker-plugins[demo]"') from error
+    differences = [after[query_id] - value for query_id, value in before.items()]
+    mean = sum(differences) / len(differences)
+    half = float(t.ppf(0.975, len(differences) - 1) * sem(differences))
+    # The same documents in another order of addition differ by rounding.
+    better, worse = (sum(sign * each > 1e-12 for each in differences) for sign in (1, -1))
+    return Gain(mean, mean - half, mean + half, better, worse)

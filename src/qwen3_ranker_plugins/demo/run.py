@@ -10,14 +10,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
-from ..config import check_choice, check_positive
+from ..config import BUNDLED_MODEL, check_choice, check_positive
 from ..data.collection import spread
-from ..data.demo import DemoCorpus, load_demo_corpus
+from ..data.demo import DEFAULT_CANDIDATES, DemoCorpus, load_demo_corpus
 from ..reranker import Reranker
-from . import DEFAULT_CANDIDATES
-from .evaluation import evaluate
+from .evaluation import NDCG, Gain, evaluate, evaluate_each, gain
 from .searches import Found, HaystackSearch, LangChainSearch, Search, SearchSettings
-from .show import MARKS, Measured, before_and_after, measures
+from .show import MARKS, Measured, before_and_after, measures, verdict
 
 SEARCHES: dict[str, type[HaystackSearch | LangChainSearch]] = {"haystack": HaystackSearch, "langchain": LangChainSearch}
 ADAPTERS = ("both", *SEARCHES)
@@ -50,12 +49,17 @@ class Runs:
         return before, after
 
     def measured(self, corpus: DemoCorpus) -> list[Measured]:
-        """A row for BM25 and one for the reranked order."""
+        """A row for BM25 and one for the reranked order; every question must have been added."""
         queries = len(corpus.queries)
         return [
             Measured(self.framework, "BM25", evaluate(corpus.qrels, self.before), self.seconds_before / queries),
             Measured(self.framework, "+ reranker", evaluate(corpus.qrels, self.after), self.seconds_after / queries),
         ]
+
+    def gain(self, corpus: DemoCorpus) -> Gain:
+        """What reranking changes in nDCG@10; every question must have been added."""
+        before, after = (evaluate_each(corpus.qrels, run)[NDCG] for run in (self.before, self.after))
+        return gain(before, after)
 
 
 def run_demo(
@@ -68,18 +72,19 @@ def run_demo(
     top_k: int = 5,
     candidates: int = DEFAULT_CANDIDATES,
 ) -> list[Runs]:
-    """Search the demo corpus in each framework, show a few queries and the measures over all of them.
+    """Show a few questions in each framework, and the measures over all questions.
 
     Args:
         console: where to print; a progress bar goes there too if it is a terminal.
         model, device: as in `Reranker`.
-        adapter: one of ADAPTERS.
-        queries: how many to show, evenly spread over the corpus's.
+        adapter: one of ADAPTERS. With "both", the shown questions go through both frameworks, and the measures come
+            from Haystack alone, because the second framework would double the time and score mostly the same pairs.
+        queries: how many to show: the corpus's chosen ones first, then others, evenly spread.
         top_k: how many passages of each to show.
         candidates: how many passages BM25 hands to the reranker.
 
     Returns:
-        What each framework found for every query.
+        What each framework found; the first one for every question, the second one for those that were shown.
 
     Raises:
         InvalidInputError: an argument is unusable.
@@ -89,11 +94,14 @@ def run_demo(
     for name, value in (("queries", queries), ("top_k", top_k), ("candidates", candidates)):
         check_positive(name, value)
     corpus = load_demo_corpus()
+    shown = questions_to_show(corpus, queries)
     console.print(
-        f"Searching {len(corpus.documents)} passages of the Python language reference for {len(corpus.queries)} "
-        f"questions.\nBM25 finds {candidates} candidates for each; the reranker {model!r} puts them in order.",
+        f"{len(corpus.documents)} passages of the Python language reference, {len(corpus.queries)} questions.\n"
+        f"BM25 finds {candidates} candidates for a question; the reranker {model!r} puts them in order.",
         highlight=False,
     )
+    if model == BUNDLED_MODEL:
+        console.print(f"{model} is a demonstration model of 7.8 M parameters, which comes with the package.")
     console.print(Text("Loading the model and the frameworks ...", style="dim"))
     started = time.perf_counter()
     settings = SearchSettings(model, device, candidates, top_k=max(top_k, _MEASURED))
@@ -109,32 +117,39 @@ def run_demo(
             )
         )
         runs = [Runs(search.framework) for search in searches]
-        shown = spread(list(corpus.queries), queries)
-        console.print(f"\nMarked: {MARKS[2]} answers the question, {MARKS[1]} helps.", highlight=False)
+        whose = "" if model == BUNDLED_MODEL else f", with {BUNDLED_MODEL}"
+        reasons = {each.query_id: f"chosen as the {each.reason}{whose}" for each in corpus.shown}
+        console.print(f"\n{MARKS[2]} answers the question, {MARKS[1]} helps: judged by hand. P(yes) is the score.")
         for number, query_id in enumerate(shown):
             for place, (search, run) in enumerate(zip(searches, runs, strict=True)):
                 before, after = run.add(search, corpus, query_id)
                 if number % len(searches) == place:  # the frameworks take turns, as their answers are much alike
                     console.print()
                     console.print(Text(f"{search.framework}: {search.steps}", style="cyan"))
-                    console.print(before_and_after(corpus, query_id, before, after, top_k))
+                    console.print(before_and_after(corpus, query_id, reasons.get(query_id), before, after, top_k))
+        measured = runs[0]
         for query_id in _with_progress(console, [each for each in corpus.queries if each not in shown]):
-            for search, run in zip(searches, runs, strict=True):
-                run.add(search, corpus, query_id)
+            measured.add(searches[0], corpus, query_id)
     console.print(Text(f"\nAll {len(corpus.queries)} questions", style="bold"))
-    console.print(measures([row for run in runs for row in run.measured(corpus)]))
-    console.print(_notes(runs), highlight=False)
+    console.print(measures(measured.measured(corpus)))
+    console.print(verdict(measured.gain(corpus), len(corpus.queries)))
+    console.print(
+        "nDCG@10: gain = grade. MRR@10: both grades count as found. Time: the whole pipeline, query by query.",
+        style="dim",
+    )
+    if len(runs) > 1:
+        console.print("For the same table from LangChain: --adapter langchain", style="dim")
     return runs
+
+
+def questions_to_show(corpus: DemoCorpus, count: int) -> list[str]:
+    """Ids of the chosen questions, at most `count`, and after them others, evenly spread over the corpus."""
+    chosen = [each.query_id for each in corpus.shown][:count]
+    others = [each for each in corpus.queries if each not in chosen]
+    return chosen + spread(others, count - len(chosen))
 
 
 def _with_progress(console: Console, query_ids: Sequence[str]) -> Iterable[str]:
     if not console.is_terminal:
         return query_ids
     return track(query_ids, description="The other questions", console=console, transient=True)
-
-
-def _notes(runs: Sequence[Runs]) -> str:
-    notes = "nDCG@10: gain = grade. MRR@10: both grades count as found. Time: the whole pipeline, query by query."
-    if len(runs) > 1 and runs[0].before != runs[1].before:
-        notes += "\nThe BM25 rows differ because Haystack's default is BM25L and LangChain's is BM25Okapi."
-    return notes

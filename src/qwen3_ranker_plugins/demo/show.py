@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..data.demo import DemoCorpus, DemoDocument
+from .evaluation import NDCG, Gain, evaluate_each
 from .searches import Found
 
 MARKS = {2: "★★", 1: "★"}
@@ -20,11 +21,12 @@ _GRADE_STYLES = {2: "bold green", 1: "green"}
 
 
 def before_and_after(
-    corpus: DemoCorpus, query_id: str, before: Sequence[Found], after: Sequence[Found], rows: int
+    corpus: DemoCorpus, query_id: str, reason: str | None, before: Sequence[Found], after: Sequence[Found], rows: int
 ) -> RenderableType:
     """One query: BM25's first passages on the left, the reranker's on the right with where they came from.
 
     Args:
+        reason: why the question is shown, if there is a reason.
         before: all candidates in BM25's order.
         after: the reranked ones.
         rows: how many of each to show.
@@ -46,13 +48,29 @@ def before_and_after(
             _movement(ranks_before[right.document_id], rank),
             f"{right.score:.3f}",
         )
-    missed = [document_id for document_id in grades if document_id not in ranks_before]
-    footer = f"{len(grades)} judged passages"
-    if missed:
-        footer += f", {len(missed)} of them not among BM25's {len(before)} candidates"
     return Group(
-        Text(f"{query_id}  {corpus.queries[query_id]}", style="bold"), table, Text(f"   {footer}", style="dim")
+        Text(f"{query_id}  {corpus.queries[query_id]}", style="bold"),
+        _outcome(grades, reason, list(ranks_before), [found.document_id for found in after]),
+        table,
+        Text(f"   {_judged(grades, ranks_before)}", style="dim"),
     )
+
+
+def _outcome(grades: Mapping[str, int], reason: str | None, before: Sequence[str], after: Sequence[str]) -> Text:
+    """nDCG@10 of the question before and after, and why it is shown."""
+    old, new = (evaluate_each({"": grades}, {"": run})[NDCG][""] for run in (before, after))
+    style = "green" if new > old else "red" if new < old else ""
+    outcome = Text(f"{NDCG} {old:.2f} → {new:.2f} ({new - old:+.2f})", style=style)
+    if reason:
+        outcome.append(f"  {reason}", style="dim")
+    return outcome
+
+
+def _judged(grades: Mapping[str, int], candidates: Container[str]) -> str:
+    """How many passages are right, and how many of them the reranker never saw."""
+    missed = sum(document_id not in candidates for document_id in grades)
+    judged = f"{len(grades)} judged {'passage' if len(grades) == 1 else 'passages'}"
+    return f"{judged}, {missed} of them not among BM25's candidates" if missed else judged
 
 
 def _cells(document: DemoDocument, grades: Mapping[str, int]) -> tuple[Text, Text]:
@@ -89,7 +107,7 @@ class Measured:
 
 
 def measures(rows: Sequence[Measured]) -> Table:
-    """The measures of each framework before and after."""
+    """The measures before and after."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 2))
     table.add_column("framework")
     table.add_column("ranking")
@@ -100,3 +118,12 @@ def measures(rows: Sequence[Measured]) -> Table:
         values = (f"{value:.3f}" for value in row.values.values())
         table.add_row(row.framework, row.ranking, *values, f"{row.seconds * 1000:.0f} ms")
     return table
+
+
+def verdict(found: Gain, queries: int) -> Text:
+    """What reranking changed, in two sentences."""
+    sure = "" if found.low > 0 or found.high < 0 else " It holds 0, so chance alone may explain the difference."
+    return Text(
+        f"Reranking changes {NDCG} by {found.mean:+.3f}, 95% confidence interval {found.low:+.3f} to {found.high:+.3f}."
+        f"{sure}\n{found.better} of {queries} questions get better, {found.worse} get worse."
+    )
