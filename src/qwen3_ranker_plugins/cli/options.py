@@ -95,6 +95,16 @@ TokenBudgetOption = Annotated[
     typer.Option("--token-budget", help="Maximum number of tokens in one forward pass. Default: chosen by device."),
 ]
 
+DocumentTemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--document-template",
+        help="How the fields of a document are joined: yaml, lines (a line NAME: VALUE for each), or a text with names "
+        "of fields in braces, such as '{title}: {text}', in place of --rank-fields. Default: the text of one field, "
+        "YAML of several.",
+    ),
+]
+
 # The same for commands that take a preset, where None stands for the preset's value.
 PresetDtypeOption = Annotated[str | None, typer.Option("--dtype", help=f"{_DTYPES} Default: the preset's, or auto.")]
 PresetTemplateOption = Annotated[

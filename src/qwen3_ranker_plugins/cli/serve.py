@@ -9,7 +9,14 @@ import typer
 
 from ..config import BUNDLED_MODEL
 from ..errors import MissingDependencyError
-from .options import AdapterOption, CalibrationOption, EngineOptionsOption, ScoringOption, read_engine_options
+from .options import (
+    AdapterOption,
+    CalibrationOption,
+    DocumentTemplateOption,
+    EngineOptionsOption,
+    ScoringOption,
+    read_engine_options,
+)
 
 
 def serve(
@@ -76,6 +83,22 @@ def serve(
             help="Return each result's document where a request does not say. Default: only on /rerank, as vLLM does.",
         ),
     ] = None,
+    rank_fields: Annotated[
+        str | None,
+        typer.Option(
+            "--rank-fields",
+            metavar="NAME,...",
+            help="Fields that are judged of documents that are objects, where a request does not say. Default: text.",
+        ),
+    ] = None,
+    document_template: DocumentTemplateOption = None,
+    return_judged_text: Annotated[
+        bool | None,
+        typer.Option(
+            "--return-judged-text/--no-return-judged-text",
+            help="Return what the model read of each document where a request does not say. Default: no.",
+        ),
+    ] = None,
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(
@@ -140,6 +163,9 @@ def serve(
         "served_model_names": served_model_name or None,
         "strict_model_names": strict_model_names,
         "return_documents": return_documents,
+        "rank_fields": rank_fields,
+        "document_template": document_template,
+        "return_judged_text": return_judged_text,
         "cors_origins": cors_origin or None,
         "engine": engine,
         "engine_options": read_engine_options(engine_option) if engine_option else None,

@@ -7,11 +7,22 @@ are sent by clients of other services and cannot change a ranking here.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from ..documents import LONGEST_TEMPLATE, MOST_FIELDS
 from ..types import Usage
 
 NO_EFFECT = "No effect; accepted because clients of other services send it."
@@ -113,22 +124,50 @@ class TaskFields(WireRequest):
     cache_salt: str | None = Field(default=None, description=NO_EFFECT)
 
 
-class AnyDocument(BaseModel):
-    """A document as an object; its fields come back as they were sent."""
+class DocumentObject(BaseModel):
+    """A document as an object. `text` is judged, or the fields that `rank_fields` or `document_template` names."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
-    @model_validator(mode="after")
-    def _can_be_written_again(self) -> Self:
-        if _deeper(self.model_extra, DEEPEST_DOCUMENT):
+    text: str | None = None
+
+    _names: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember_order(cls, value: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        document = validate(value)
+        if isinstance(value, dict):  # pydantic keeps declared fields apart from others
+            document._names = tuple(value)  # noqa: SLF001 - of this class
+        if _deeper(document.model_extra, DEEPEST_DOCUMENT):
             raise PydanticCustomError("too_deep", f"nested more than {DEEPEST_DOCUMENT} levels deep")
-        return self
+        return document
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All fields as they were sent, in their order."""
+        values = {"text": self.text, **(self.model_extra or {})}
+        return {name: values[name] for name in self._names}
 
 
-class DocumentObject(AnyDocument):
-    """A document as an object. `text` is judged; other fields come back with it and are not judged."""
+class StructuredRequest(WireRequest):
+    """Which fields are judged of documents that are objects. Documents that are strings are judged as they are."""
 
-    text: str
+    rank_fields: Annotated[list[str], Field(min_length=1, max_length=MOST_FIELDS)] | None = Field(
+        default=None,
+        description="Cohere's. The fields of each document that are judged, in this order. One field: its text. "
+        "Several: as document_template says. A string counts as the field text. Null: as configured, by default text.",
+    )
+    document_template: Annotated[str, Field(min_length=1, max_length=LONGEST_TEMPLATE)] | None = Field(
+        default=None,
+        description="How fields are joined. yaml: YAML, as Cohere does it. lines: a line `name: value` for each. Or a "
+        "text with names of fields in braces, such as {title}, which takes the place of rank_fields. Null: as "
+        "configured, by default yaml. yaml and lines without rank_fields: all fields.",
+    )
+    return_judged_text: bool | None = Field(
+        default=None,
+        description="Whether each result holds judged_text, what the model read. Null: as configured, by default no.",
+    )
 
 
 def _deeper(value: object, levels: int) -> bool:

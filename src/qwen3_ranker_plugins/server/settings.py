@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from ..config import (
     is_secret,
     variables,
 )
+from ..documents import DocumentFormat
 from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH
 from .services_section import translate
@@ -54,6 +56,9 @@ class ServerSettings(BaseModel):
         served_model_names: further names of the model; the first one stands in answers. "*" serves any name.
         strict_model_names: requests for other names get 404. Otherwise they are served, and the answer names the model.
         return_documents: whether results hold their document where the request does not say.
+        rank_fields: fields that are judged of documents that are objects, where the request does not say; None: text.
+        document_template: how they are joined: yaml, lines, or a text with names of fields in braces.
+        return_judged_text: whether results hold what was judged, where the request does not say.
         api_key_file: a file with one key on each line; every route but
             /health, /ready and /ping then asks for a key.
         cors_origins: origins whose pages may call the server from a browser; "*" for any.
@@ -92,6 +97,9 @@ class ServerSettings(BaseModel):
     served_model_names: tuple[NotBlank, ...] = ()
     strict_model_names: bool = False
     return_documents: bool = False
+    rank_fields: tuple[NotBlank, ...] | None = None
+    document_template: str | None = None
+    return_judged_text: bool = False
     api_key_file: Path | None = None
     cors_origins: tuple[NotBlank, ...] = ()
 
@@ -123,7 +131,7 @@ class ServerSettings(BaseModel):
     def _devices_as_text(cls, value: object) -> str | None:
         return canonical_devices(value)
 
-    @field_validator("served_model_names", "cors_origins", mode="before")
+    @field_validator("served_model_names", "cors_origins", "rank_fields", mode="before")
     @classmethod
     def _separated_by_commas(cls, value: object) -> object:
         return separated(value)
@@ -153,6 +161,15 @@ class ServerSettings(BaseModel):
     def serves(self, name: str) -> bool:
         """Whether a request may give this name as `model`."""
         return not self.strict_model_names or ANY_NAME in self.served_model_names or name in self.names
+
+    @cached_property
+    def document_format(self) -> DocumentFormat:
+        """Which fields are judged of documents that are objects, where a request does not say.
+
+        Raises:
+            InvalidInputError: rank_fields or document_template is unusable.
+        """
+        return DocumentFormat(self.rank_fields, self.document_template)
 
     def reranker_settings(self) -> RerankerSettings:
         """The part that makes a `Reranker`.
@@ -247,6 +264,7 @@ def load_settings(config: Path | None, flags: Mapping[str, object]) -> Configura
         where = f" (from {sources[name]})" if name in sources else ""
         raise InvalidInputError(f"{name}{where}", values.get(name), str(first["msg"])) from None
     settings.reranker_settings()
+    _ = settings.document_format  # checked here, and not by the first request
     _check_variables(settings)
     return Configuration(settings, read_api_keys(settings.api_key_file), (*notes, *more_notes))
 

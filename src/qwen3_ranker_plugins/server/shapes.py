@@ -39,6 +39,7 @@ class Exchange:
         path: the route that was asked.
         model: the name of the model for the answer.
         rankings: what was ranked for it so far.
+        warnings: what may be a mistake in the request, for answers that have a place for it.
     """
 
     request: Request
@@ -46,6 +47,7 @@ class Exchange:
     path: str
     model: str
     rankings: list[Ranking] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     async def rank(
         self, request: RankRequest, options: RankingOptions | None = None, *, may_cut: bool = True

@@ -6,26 +6,26 @@ They agree on {model, query, documents, top_n} -> {results: [{index, relevance_s
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...config import RankingOptions
 from ...types import Request
+from ..documents import judged_texts, returns_judged_text
 from ..errors import ApiError
 from ..fields import (
     EXAMPLE_DOCUMENTS,
     EXAMPLE_QUERY,
     NO_EFFECT,
-    AnyDocument,
     Count,
+    DocumentObject,
     EmptyArguments,
     Flag,
     NotBlank,
     Query,
     ScoreThreshold,
+    StructuredRequest,
     TaskFields,
     TokenUsage,
 )
@@ -35,13 +35,7 @@ from ..shapes import Exchange, Shape
 T = TypeVar("T")
 
 
-class CohereDocument(AnyDocument):
-    """A document as an object. `text` is judged, or the fields in `rank_fields`; all its fields come back."""
-
-    text: str | None = None
-
-
-class RerankRequest(TaskFields):
+class RerankRequest(TaskFields, StructuredRequest):
     """A query and its documents, as Cohere, Jina, vLLM, LocalAI, Xinference and SiliconFlow take them."""
 
     model_config = ConfigDict(
@@ -49,7 +43,7 @@ class RerankRequest(TaskFields):
     )
 
     query: Query
-    documents: list[str | CohereDocument]
+    documents: list[str | DocumentObject]
     top_n: Count | None = Field(default=None, description="At most this many results. 0 or null: all.")
     top_k: Count | None = Field(default=None, description="Another name of top_n.")
     score_threshold: ScoreThreshold = None
@@ -59,11 +53,6 @@ class RerankRequest(TaskFields):
         "(setting return_documents, by default no).",
     )
     instruct: NotBlank | None = Field(default=None, description="SGLang's name of instruction.")
-    rank_fields: Annotated[list[str], Field(min_length=1)] | None = Field(
-        default=None,
-        description="Cohere's. The fields of each document that are judged. One field: its text. Several: YAML of "
-        "those that the document has, in this order. A document that is a string counts as its field text.",
-    )
     raw_scores: bool | None = Field(
         default=None, description="Infinity's. True: scores are logit(yes) - logit(no) instead of P(yes)."
     )
@@ -88,7 +77,8 @@ class RerankItem(BaseModel):
 
     index: int = Field(description="Position in the request.")
     relevance_score: float
-    document: CohereDocument | None = Field(default=None, description="See return_documents.")
+    document: DocumentObject | None = Field(default=None, description="See return_documents.")
+    judged_text: str | None = Field(default=None, description="What the model read; see return_judged_text.")
 
 
 class TruncatedDocument(BaseModel):
@@ -142,7 +132,7 @@ async def rank(exchange: Exchange, body: RerankRequest) -> Ranking:
     """Rank the documents of a request of this shape."""
     request = Request(
         body.query,
-        judged_texts(body.documents, body.rank_fields),
+        await judged_texts(exchange, body.documents, body),
         _one_of("instruction", body.instruction, "instruct", body.instruct),
         body.max_tokens_per_doc or None,
     )
@@ -163,36 +153,6 @@ def gives_margins(body: RerankRequest) -> bool:
     return body.use_activation is False or body.raw_scores is True
 
 
-def judged_texts(documents: Sequence[str | CohereDocument], rank_fields: Sequence[str] | None) -> list[str]:
-    """The texts that the model reads.
-
-    Raises:
-        ApiError: 422, a document has none of the fields.
-    """
-    names = ["text"] if rank_fields is None else list(dict.fromkeys(rank_fields))
-    return [_judged_text(index, document, names) for index, document in enumerate(documents)]
-
-
-def _judged_text(index: int, document: str | CohereDocument, names: Sequence[str]) -> str:
-    if isinstance(document, str) and "text" in names:
-        return document
-    fields = {} if isinstance(document, str) else document.model_dump(exclude_none=True)
-    found = {name: fields[name] for name in names if name in fields}
-    if not found:
-        raise ApiError(
-            422,
-            "invalid_request",
-            f"documents.{index}: has none of the fields that are judged; give it the field text, or name its fields "
-            "in rank_fields",
-            param=f"documents.{index}",
-        )
-    (first, *others) = found.values()
-    if isinstance(first, str) and not others and len(names) == 1:
-        return first
-    text: str = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=2**31)
-    return text
-
-
 def _one_of(name: str, value: T | None, alias: str, other: T | None) -> T | None:
     """The value of a field that has two names.
 
@@ -208,6 +168,7 @@ async def _respond(exchange: Exchange, body: RerankRequest) -> RerankResponse:
     ranked = await rank(exchange, body)
     usage = ranked.result.usage
     documents, margins = wants_documents(exchange, body), gives_margins(body)
+    judged = returns_judged_text(exchange, body)
     cut = [TruncatedDocument(index=index, truncated_tokens=tokens) for index, tokens in ranked.truncated]
     return RerankResponse(
         id=f"rerank-{uuid.uuid4().hex}",
@@ -217,6 +178,7 @@ async def _respond(exchange: Exchange, body: RerankRequest) -> RerankResponse:
                 index=hit.index,
                 relevance_score=hit.margin if margins else hit.score,
                 document=_as_object(body.documents[hit.index]) if documents else None,
+                judged_text=hit.document if judged else None,
             )
             for hit in ranked.result
         ],
@@ -227,17 +189,23 @@ async def _respond(exchange: Exchange, body: RerankRequest) -> RerankResponse:
             tokens=TokenCounts(input_tokens=usage.prompt_tokens, output_tokens=0),
             processing_time_ms=ranked.milliseconds,
             truncated=cut or None,
-            warnings=[f"{len(cut)} documents were cut at their end; meta.truncated lists them"] if cut else None,
+            warnings=_warnings(exchange, len(cut)) or None,
         ),
     )
 
 
-def _as_object(document: str | CohereDocument) -> CohereDocument:
-    return CohereDocument(text=document) if isinstance(document, str) else document
+def _as_object(document: str | DocumentObject) -> DocumentObject:
+    return DocumentObject(text=document) if isinstance(document, str) else document
+
+
+def _warnings(exchange: Exchange, cut: int) -> list[str]:
+    return exchange.warnings + ([f"{cut} documents were cut at their end; meta.truncated lists them"] if cut else [])
 
 
 #: Fields that a body on /rerank has only in this shape.
-_MARKS = frozenset(RerankRequest.model_fields) - {"query", "documents", "instruction", "top_k", "score_threshold"}
+_MARKS = frozenset(RerankRequest.model_fields) - {
+    "query", "documents", "instruction", "top_k", "score_threshold", "document_template", "return_judged_text",
+}  # fmt: skip
 
 SHAPES = [
     Shape(

@@ -7,9 +7,10 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from ..documents import returns_judged_text
 from ..fields import TokenUsage
 from ..shapes import Exchange, Shape
-from .cohere import RerankRequest, gives_margins, judged_texts, rank
+from .cohere import RerankRequest, gives_margins, rank
 
 
 class InfinityRequest(RerankRequest):
@@ -22,6 +23,7 @@ class InfinityItem(BaseModel):
     index: int = Field(description="Position in the request.")
     relevance_score: float
     document: str | None = Field(default=None, description="What was judged, if return_documents.")
+    judged_text: str | None = Field(default=None, description="The same, if return_judged_text.")
 
 
 class InfinityResponse(BaseModel):
@@ -32,11 +34,12 @@ class InfinityResponse(BaseModel):
     model: str
     results: list[InfinityItem]
     usage: TokenUsage
+    warnings: list[str] | None = None
 
 
 async def _respond(exchange: Exchange, body: InfinityRequest) -> InfinityResponse:
     ranked = await rank(exchange, body)
-    texts = judged_texts(body.documents, body.rank_fields) if body.return_documents else None
+    judged = returns_judged_text(exchange, body)
     margins = gives_margins(body)
     return InfinityResponse(
         id=f"rerank-{uuid.uuid4().hex}",
@@ -45,11 +48,13 @@ async def _respond(exchange: Exchange, body: InfinityRequest) -> InfinityRespons
             InfinityItem(
                 index=hit.index,
                 relevance_score=hit.margin if margins else hit.score,
-                document=None if texts is None else texts[hit.index],
+                document=hit.document if body.return_documents else None,
+                judged_text=hit.document if judged else None,
             )
             for hit in ranked.result
         ],
         usage=TokenUsage.of([ranked.result.usage]),
+        warnings=exchange.warnings or None,
     )
 
 

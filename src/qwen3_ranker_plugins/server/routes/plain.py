@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...config import RankingOptions
 from ...types import Request
+from ..documents import judged_texts, returns_judged_text
 from ..fields import (
     EXAMPLE_DOCUMENTS,
     EXAMPLE_QUERY,
@@ -15,12 +16,12 @@ from ..fields import (
     Probability,
     Query,
     ScoreThreshold,
-    WireRequest,
+    StructuredRequest,
 )
 from ..shapes import Exchange, Shape
 
 
-class PlainRequest(WireRequest):
+class PlainRequest(StructuredRequest):
     """A query, its documents and what to keep of the ranking."""
 
     model_config = ConfigDict(
@@ -42,7 +43,8 @@ class PlainRequest(WireRequest):
 class RankedDocument(BaseModel):
     """A document with its judgement."""
 
-    document: str
+    document: str = Field(description="The text; of a document that is an object, what was judged.")
+    judged_text: str | None = Field(default=None, description="What the model read; see return_judged_text.")
     index: int = Field(description="Position in the request.")
     relevance_score: float = Field(description="P(yes), from 0 to 1.")
     confidence: float = Field(description="|P(yes) - P(no)|: how decided the model is, either way.")
@@ -59,10 +61,12 @@ class PlainResponse(BaseModel):
     ranked_documents: list[RankedDocument]
     total_processed: int = Field(description="Number of documents in the request.")
     processing_time_ms: float = Field(description="Milliseconds from the end of the request's body to its last score.")
+    warnings: list[str] | None = None
 
 
 async def _respond(exchange: Exchange, body: PlainRequest) -> PlainResponse:
-    texts = [each if isinstance(each, str) else each.text for each in body.documents]
+    texts = await judged_texts(exchange, body.documents, body)
+    judged = returns_judged_text(exchange, body)
     ranked = await exchange.rank(
         Request(body.query, texts, body.instruction),
         RankingOptions(body.top_k, body.score_threshold, body.min_confidence),
@@ -72,6 +76,7 @@ async def _respond(exchange: Exchange, body: PlainRequest) -> PlainResponse:
         ranked_documents=[
             RankedDocument(
                 document=hit.document,
+                judged_text=hit.document if judged else None,
                 index=hit.index,
                 relevance_score=hit.score,
                 confidence=hit.confidence,
@@ -82,6 +87,7 @@ async def _respond(exchange: Exchange, body: PlainRequest) -> PlainResponse:
         ],
         total_processed=ranked.result.usage.documents,
         processing_time_ms=ranked.milliseconds,
+        warnings=exchange.warnings or None,
     )
 
 

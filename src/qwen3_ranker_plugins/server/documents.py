@@ -1,0 +1,77 @@
+"""Documents of a request, strings or objects -> the texts that are judged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from ..documents import TEXT, DocumentFormat
+from .errors import ApiError
+from .fields import DocumentObject, StructuredRequest
+from .settings import ServerSettings
+from .shapes import Exchange
+
+Documents = Sequence[str | DocumentObject]
+
+_LONGEST_NAME = 60
+
+
+async def judged_texts(exchange: Exchange, documents: Documents, body: StructuredRequest) -> list[str]:
+    """What the model reads of each document. Named fields that no document has are noted in the exchange's warnings.
+
+    Raises:
+        ApiError: 422, a document has none of the judged fields.
+        InvalidInputError: the fields or the template are unusable.
+    """
+    form = document_format(exchange.state.settings, body)
+    asks_for_others = (body.rank_fields or body.document_template) and form.fields and TEXT not in form.fields
+    if not asks_for_others and all(isinstance(each, str) for each in documents):
+        return list(map(str, documents))
+    # A thread: YAML of a megabyte takes a tenth of a second.
+    texts, unseen = await asyncio.to_thread(_join, form, documents, asks_for_others=bool(asks_for_others))
+    exchange.warnings += [f"no document has the field {name[:_LONGEST_NAME]!r}" for name in unseen]
+    return texts
+
+
+def returns_judged_text(exchange: Exchange, body: StructuredRequest) -> bool:
+    """Whether results hold what was judged."""
+    wanted = body.return_judged_text
+    return exchange.state.settings.return_judged_text if wanted is None else wanted
+
+
+def document_format(settings: ServerSettings, body: StructuredRequest) -> DocumentFormat:
+    """What the request says, and the settings where it says nothing. Fields of one replace a template of the other.
+
+    Raises:
+        InvalidInputError: the request names fields twice, or unusable ones.
+    """
+    fields, template = body.rank_fields, body.document_template
+    if fields is None and template is None:
+        return settings.document_format
+    if template is None and settings.document_template in ("yaml", "lines"):
+        template = settings.document_template
+    if fields is None and template in ("yaml", "lines"):
+        fields = None if settings.rank_fields is None else list(settings.rank_fields)
+    return DocumentFormat(fields, template)
+
+
+def _join(form: DocumentFormat, documents: Documents, *, asks_for_others: bool) -> tuple[list[str], list[str]]:
+    """(texts, named fields that no document has)."""
+    texts, objects = [], []
+    for index, document in enumerate(documents):
+        if isinstance(document, DocumentObject):
+            fields = document.fields
+            objects.append(fields)
+            text = form.text(fields, place=f"documents.{index}")
+        else:
+            text = None if asks_for_others else document
+        if text is None:
+            raise ApiError(
+                422,
+                "invalid_request",
+                f"documents.{index}: has none of the fields that are judged; give it the field text, or name its "
+                "fields in rank_fields or document_template",
+                param=f"documents.{index}",
+            )
+        texts.append(text)
+    return texts, form.unseen(objects) if objects else []
