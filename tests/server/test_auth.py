@@ -50,6 +50,15 @@ def test_every_route_but_those_of_probes_asks_for_a_key(guarded: Running) -> Non
             assert "Bearer" in answer.headers["WWW-Authenticate"]
 
 
+def test_health_shows_details_to_those_who_have_a_key(guarded: Running) -> None:
+    with guarded.client() as client:
+        assert client.get("/health").json() == {"status": "healthy", "model_loaded": True}
+        assert client.get("/health", headers={"X-API-Key": "wrong"}).json().keys() == {"status", "model_loaded"}
+        known = client.get("/health", headers={"X-API-Key": KEYS[0]}).json()
+    assert known["status"] == "healthy"
+    assert known["replicas"][0]["state"] == "running"
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_each_key_opens_in_each_way(key: str, guarded: Running) -> None:
     body = {"query": QUERY, "documents": DOCUMENTS}

@@ -49,11 +49,16 @@ class Replica(BaseModel):
     error: str | None = Field(description="Why it does not run.")
 
 
-class Health(BaseModel):
-    """The state of the server and its engine."""
+class HealthSummary(BaseModel):
+    """What a probe may know."""
 
     status: Literal["loading", "healthy", "unhealthy", "draining"]
     model_loaded: bool
+
+
+class Health(HealthSummary):
+    """The state of the server and its engine."""
+
     model: str
     demonstration_model: bool = Field(description="Whether the bundled model serves, which is for trials and tests.")
     backend: str = Field(description="The same as engine.")
@@ -98,16 +103,20 @@ class ModelList(BaseModel):
 
 
 @router.get("/health", responses={503: {"model": Health, "description": "The engine has failed."}})
-async def health(request: Request, response: Response) -> Health:
-    """Whether the process is alive and its engine answers. It needs no key."""
+async def health(request: Request, response: Response) -> Health | HealthSummary:
+    """Whether the process is alive and its engine answers. Details need a key if the server has any."""
     state = state_of(request)
     supervisor, settings, queue = state.supervisor, state.settings, state.admission
     if supervisor.status == "unhealthy":
         response.status_code = 503
+    status = "draining" if state.lifecycle.draining and supervisor.status == "healthy" else supervisor.status
+    headers = dict(request.headers.raw)
+    if not state.lifecycle.keys.opens(headers.get(b"authorization"), headers.get(b"x-api-key")):
+        return HealthSummary(status=status, model_loaded=supervisor.loaded)
     facts = supervisor.describe()
     engine = facts.get("engine", settings.engine)
     return Health(
-        status="draining" if state.lifecycle.draining and supervisor.status == "healthy" else supervisor.status,
+        status=status,
         model_loaded=supervisor.loaded,
         model=settings.names[0],
         demonstration_model=settings.demonstration_model,
