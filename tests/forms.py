@@ -37,6 +37,20 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def write_shallow(causal: Path, target: Path, layers: int) -> Path:
+    """The model without its last layers, for what takes seconds a layer."""
+    copy_of(causal, target)
+    weights = load_file(causal / "model.safetensors")
+    kept = {
+        name: tensor
+        for name, tensor in weights.items()
+        if not name.startswith("model.layers.") or int(name.split(".")[2]) < layers
+    }
+    save_file(kept, target / "model.safetensors", {"format": "pt"})
+    edit_json(target / "config.json", num_hidden_layers=layers)
+    return target
+
+
 def write_classifier(causal: Path, target: Path, rows: tuple[int, int | None] = (YES, NO), noise: float = 0.0) -> Path:
     """As public converters write it: one label, whose weight is the row of yes minus the row of no."""
     head = AutoModelForCausalLM.from_pretrained(causal, dtype=torch.float32).lm_head.weight

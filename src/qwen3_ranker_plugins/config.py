@@ -49,7 +49,7 @@ class EngineConfig:
     Attributes:
         engine: a registered name.
         folder: the resolved model folder; None if the engine reads nothing from one.
-        device: "cpu" or "cuda:N"; for the remote engine "remote", as its dtype.
+        device: "cpu", "cuda:N" or another device of torch; for the remote engine "remote", as its dtype.
         dtype: "float32", "bfloat16" or "float16".
         token_budget: tokens of one forward pass; None leaves it to the engine.
         modified_ns: when the model's files were last written, so that new weights are not scored with old ones.
@@ -93,7 +93,7 @@ class RerankerSettings:
     Attributes:
         model: a hub name, a folder, or "bundled:tiny".
         engine: "auto", a registered name, or a name from ENGINE_ALIASES, which becomes the one that it stands for.
-        device: "auto", "cpu", "cuda" or "cuda:N".
+        device: "auto", "cpu", "cuda" or "cuda:N", or another device of torch: "mps", "xpu", "hpu" or "npu".
         dtype: a name from DTYPES.
         template: "standard" for the prompt that the model was trained on, another name from `prompt.TEMPLATES`, or the
             text of a template.
@@ -139,9 +139,10 @@ class RerankerSettings:
         check_text("model", self.model)
         object.__setattr__(self, "engine", canonical_engine(self.engine))
         check_choice("dtype", self.dtype, DTYPES)
-        kind, _, number = self.device.partition(":") if isinstance(self.device, str) else ("", "", "")
-        if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
-            raise InvalidInputError("device", self.device, "use 'auto', 'cpu', 'cuda' or 'cuda:N'")
+        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
+            raise InvalidInputError(
+                "device", self.device, "use 'auto', 'cpu', 'cuda' or 'cuda:N', or another device of torch such as 'mps'"
+            )
         if self.devices is not None and self.device != "auto":
             raise InvalidInputError(
                 "devices", self.devices, f"contradicts device={self.device!r}: set only one of them"
@@ -361,6 +362,7 @@ def check_json(argument: str, value: object) -> str:
 
 
 _NAMED_DEVICE = re.compile(r"cpu|cuda:\d+")
+_DEVICE = re.compile(r"auto|cpu|(cuda|mps|xpu|hpu|npu)(:\d+)?")
 
 # The last word of a name decides: `api_key` and `hf_token` hold a secret; `api_key_env`, `tokenizer`, `max_tokens` and
 # `pad_token_id` do not.

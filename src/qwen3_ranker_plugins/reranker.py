@@ -68,7 +68,7 @@ class Reranker:
     Args:
         model: a hub name, a folder, or "bundled:tiny"; what a remote service calls it.
         engine: "auto" or the name of a registered engine, see docs/engines.md.
-        device: "auto", "cpu", "cuda" or "cuda:N".
+        device: "auto", "cpu", "cuda" or "cuda:N"; "mps", "xpu" and others of torch run the model's layers, untested.
         dtype: "auto", "float32", "bfloat16" or "float16".
         template: "standard", "standard-hf", "compact", or the text of a template with {query} and {document}.
         instruction: the task that documents are judged for; None for the model's default.

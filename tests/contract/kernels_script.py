@@ -18,7 +18,9 @@ from qwen3_ranker_plugins.engines.attention.layout import PackedPass, pack
 from qwen3_ranker_plugins.engines.attention.triton_nvidia import attend
 from qwen3_ranker_plugins.engines.attention.varlen import find_long_segments, to_device
 from qwen3_ranker_plugins.engines.attention.work_items import list_work_items, tokens_per_item
+from qwen3_ranker_plugins.engines.packed import engine as engine_module
 from qwen3_ranker_plugins.engines.packed import kernels
+from qwen3_ranker_plugins.engines.packed import options as options_module
 from qwen3_ranker_plugins.engines.packed.checkpoint import load_model
 from qwen3_ranker_plugins.engines.packed.decoder import Attend, Decoder, take_weights
 from qwen3_ranker_plugins.engines.packed.engine import PackedEngine
@@ -146,7 +148,7 @@ def float8_difference() -> float:
 
 
 def margins_difference(folder: Path, kind: type[Decoder]) -> float:
-    """The bundled model, layers and all, against the engine in float32."""
+    """A model, layers and all, against the engine in float32."""
     tokenizer = load_tokenizer(folder)
     engine = PackedEngine(folder, device="cpu", dtype="float32")
     weights = take_weights(
@@ -164,6 +166,21 @@ def margins_difference(folder: Path, kind: type[Decoder]) -> float:
     return float(np.abs(runner.run(pack(requests)).numpy() - expected).max())
 
 
+def turing_margins_difference(folder: Path) -> float:
+    """The engine as on a T4: the tiles for Turing, its trial of the kernels, and what it computes afterwards."""
+    engine_module.capability = lambda _device: (7, 5)  # type: ignore[assignment]
+    options_module.can_compile = lambda: True
+    options = PackedOptions(compile=True, size_classes=8, cuda_graphs=False, warm_up=False)
+    engine = PackedEngine(folder, device="cpu", dtype="float16", token_budget=512, options=options)
+    if "fallback" in engine.describe().as_dict():
+        raise AssertionError(engine.describe().as_dict()["fallback"])
+    encoder = PromptEncoder(load_tokenizer(folder))
+    request = encoder.encode("close a file", ["The with statement closes a file.", "Paris"], DEFAULT_INSTRUCTION)
+    engine_module.capability = lambda _device: None  # type: ignore[assignment]
+    expected = PackedEngine(folder, device="cpu", dtype="float32").score([request])[0].values
+    return float(np.abs(engine.score([request])[0].values - expected).max())
+
+
 if __name__ == "__main__":
     shapes = (4, 2, 64), (2, 1, 128), (4, 1, 32), (2, 2, 32)
     differences = {
@@ -172,5 +189,6 @@ if __name__ == "__main__":
         "float8": float8_difference(),
         "margins": margins_difference(Path(sys.argv[1]), Decoder),
         "float8 margins": margins_difference(Path(sys.argv[1]), Float8Decoder),
+        "margins on Turing": turing_margins_difference(Path(sys.argv[1])),
     }
     sys.stdout.write(json.dumps(differences) + "\n")

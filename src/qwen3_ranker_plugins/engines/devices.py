@@ -11,36 +11,74 @@ from ..errors import InvalidInputError
 
 _logger = logging.getLogger(__name__)
 
+# Before it, torch emulates bfloat16.
+_BFLOAT16 = (8, 0)
+
 
 def resolve_device(device: str, dtype: str) -> tuple[str, str]:
-    """("cpu" or "cuda:N", name of a dtype) that settings stand for on this machine.
+    """("cpu", "cuda:N" or another device of torch, name of a dtype) that settings stand for on this machine.
 
     Args:
-        device: "auto", "cpu", "cuda" or "cuda:N"; auto takes a GPU if torch sees one.
-        dtype: "auto", "float32", "bfloat16" or "float16"; auto is float32 on a CPU and on a GPU the half precision
-            that it computes natively.
+        device: "auto", "cpu", "cuda", "cuda:N" or the name of another accelerator that torch has, such as "mps" or
+            "xpu"; auto takes a CUDA GPU if torch sees one.
+        dtype: "auto", "float32", "bfloat16" or "float16"; auto is float32, and on a CUDA GPU the half precision that it
+            computes natively.
 
     Raises:
-        InvalidInputError: the device is not there.
+        InvalidInputError: the device is not there, or does not compute in the dtype.
     """
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    resolved = torch.device(kind)
+    try:
+        resolved = torch.device(kind)
+    except RuntimeError as error:
+        raise InvalidInputError(
+            "device", device, f"torch {torch.__version__} does not know it: use 'cpu', or install the build for it"
+        ) from error
     if resolved.type == "cuda":
         resolved = torch.device("cuda", resolved.index or 0)
         if (resolved.index or 0) >= torch.cuda.device_count():
             raise InvalidInputError(
                 "device", device, f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; use 'cpu'"
             )
+    elif resolved.type != "cpu":
+        _check_accelerator(device, resolved)
+    found = capability(resolved)
     if dtype == "auto":
-        # Before compute capability 8, bfloat16 is emulated.
-        found = capability(resolved)
-        dtype = "float32" if found is None else "bfloat16" if found >= (8, 0) else "float16"
+        dtype = "float32" if found is None else "bfloat16" if found >= _BFLOAT16 else "float16"
+    if dtype == "bfloat16" and found is not None and found < _BFLOAT16:
+        raise InvalidInputError(
+            "dtype",
+            dtype,
+            f"GPUs before compute capability 8.0 (here: {found[0]}.{found[1]}) have no arithmetic for it: use "
+            "'float16', which 'auto' chooses there, or 'float32'",
+        )
     return str(resolved), dtype
 
 
+def _check_accelerator(given: str, device: torch.device) -> None:
+    """Raise an InvalidInputError unless the device is on this machine."""
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if here is None or here.type != device.type:
+        has = "no accelerator" if here is None else f"{here.type!r}"
+        raise InvalidInputError(
+            "device",
+            given,
+            f"torch {torch.__version__} finds {has} here: use 'cpu', or install the build of torch for {device.type!r}",
+        )
+    if (device.index or 0) >= (count := torch.accelerator.device_count()):
+        raise InvalidInputError(
+            "device", given, f"torch {torch.__version__} sees {count} devices of that kind; use {device.type!r}"
+        )
+
+
 def capability(device: torch.device) -> tuple[int, int] | None:
-    """Compute capability of a GPU, such as (9, 0); None for a CPU."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    """Compute capability of an NVIDIA GPU, such as (9, 0); None for any other device.
+
+    torch calls AMD's GPUs "cuda" as well, and their numbers mean something else.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        return None
+    return torch.cuda.get_device_capability(device)
 
 
 def all_gpus() -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from ..devices import capability
 from .sdpa import SdpaLayout
 
 if TYPE_CHECKING:
@@ -40,9 +41,13 @@ class Layout(Protocol):
 
 
 def make_layout(packed: PackedPass, device: torch.device) -> Layout:
-    """Prepare a pass for the computation that suits the device: SDPA on a CPU, FlexAttention on a GPU."""
-    if device.type == "cpu":
-        return SdpaLayout(packed)
+    """Prepare a pass for the computation that suits the device.
+
+    FlexAttention, which torch compiles, on NVIDIA GPUs from Ampere on; elsewhere SDPA, which every device of torch has.
+    """
+    found = capability(device)
+    if found is None or found < (8, 0):
+        return SdpaLayout(packed, copy_heads=device.type != "cpu")
     from .flex import FlexLayout  # importing dynamo takes a second
 
     return FlexLayout(packed, device)

@@ -1,4 +1,4 @@
-"""Shared-prefix attention on a CPU: batches of documents of equal length through torch's SDPA, without padding."""
+"""Shared-prefix attention on any device: batches of documents of equal length through torch's SDPA, without padding."""
 
 from __future__ import annotations
 
@@ -19,14 +19,20 @@ _KEYS_PER_SLICE = 16384
 class SdpaLayout:
     """The layout of a pass for SDPA.
 
+    Args:
+        packed: the pass.
+        copy_heads: copy keys and values for the query heads that share them, where SDPA's fast kernels cannot do
+            without. Off a CPU most cannot.
+
     Attributes:
         padding: 0, see `interface.Layout`.
     """
 
     padding = 0
 
-    def __init__(self, packed: PackedPass) -> None:
+    def __init__(self, packed: PackedPass, *, copy_heads: bool = False) -> None:
         self._blocks = packed.blocks
+        self.copy_heads = copy_heads
         self._masks: dict[tuple[int, int, int], torch.Tensor] = {}  # the same for every layer
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
@@ -35,7 +41,7 @@ class SdpaLayout:
         output = torch.empty_like(states[0])
         for block in self._blocks:
             prefix = slice(block.prefix_start, block.prefix_end)
-            [output[:, prefix]] = _causal(*(each[None, :, prefix] for each in states), scaling=scaling)
+            [output[:, prefix]] = self._causal(*(each[None, :, prefix] for each in states), scaling=scaling)
             for group in block.groups:
                 at_once = max(1, _KEYS_PER_SLICE // (block.prefix_length + group.length))
                 for part in group.slices(at_once):
@@ -65,29 +71,31 @@ class SdpaLayout:
 
         keys, values = with_prefix(key), with_prefix(value)
         if group.length > _MASKED_LENGTH:
-            attended = _causal(with_prefix(query), keys, values, scaling=scaling)[:, :, block.prefix_length :]
+            attended = self._causal(with_prefix(query), keys, values, scaling=scaling)[:, :, block.prefix_length :]
         else:
             # Query heads that share a kv head become rows of one product, so that no key is copied for them.
             rows = as_batch(query).reshape(group.count, kv_heads, -1, width)
-            mask = self._mask(group.length, block.prefix_length, heads // kv_heads, rows.dtype)
+            mask = self._mask(group.length, block.prefix_length, heads // kv_heads, rows)
             attended = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
             attended = attended.reshape(group.count, heads, group.length, width)
         output[:, here] = attended.transpose(0, 1).flatten(1, 2)
 
-    def _mask(self, length: int, prefix_length: int, copies: int, dtype: torch.dtype) -> torch.Tensor:
+    def _mask(self, length: int, prefix_length: int, copies: int, like: torch.Tensor) -> torch.Tensor:
         """[copies * length, keys]: 0 where a document's token may see the key (prefix, then document), else -inf.
 
         Not boolean, because SDPA would convert a boolean mask in every layer.
         """
         shape = (length, prefix_length, copies)
         if shape not in self._masks:
-            hidden = torch.full((length, prefix_length + length), -torch.inf, dtype=dtype).triu(
-                diagonal=prefix_length + 1
-            )
+            hidden = like.new_full((length, prefix_length + length), -torch.inf).triu(diagonal=prefix_length + 1)
             self._masks[shape] = hidden.repeat(copies, 1)
         return self._masks[shape]
 
-
-def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scaling: float) -> torch.Tensor:
-    """Causal attention over a square, [batch, heads, length, head_dim]."""
-    return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+    def _causal(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scaling: float) -> torch.Tensor:
+        """Causal attention over a square, [batch, heads, length, head_dim]."""
+        if self.copy_heads:
+            copies = query.shape[1] // key.shape[1]
+            key, value = (each.repeat_interleave(copies, dim=1) for each in (key, value))
+        return scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, enable_gqa=not self.copy_heads
+        )

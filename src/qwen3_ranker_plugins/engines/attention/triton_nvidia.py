@@ -1,4 +1,4 @@
-"""Shared-prefix attention as a Triton kernel for NVIDIA GPUs of compute capability 8.0 and more (Ampere on).
+"""Shared-prefix attention as a Triton kernel for NVIDIA GPUs of compute capability 7.5 and more (Turing on).
 
 Made for short documents, where FlexAttention wastes most of its work: a title of 27 tokens fills a fifth of an aligned
 tile of 128 keys, once for every query head. In this kernel
@@ -11,20 +11,48 @@ tile of 128 keys, once for every query head. In this kernel
 - any number of tokens runs through the same compiled code.
 
 Softmax is computed block by block with running maxima, as in FlashAttention (Dao et al. 2022, arXiv 2205.14135), in
-float32, and rounded once. The launch parameters were measured on an H100; docs/performance.md has the others.
+float32, and rounded once. The launch parameters for Ampere and later were measured on an H100; docs/performance.md has
+the others. Those for Turing were chosen by what `tools/compile_kernels.py` reports, and were not run there.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from .work_items import FIELDS, tokens_per_item
+from .work_items import FIELDS, ROWS, tokens_per_item
 
-_BLOCK_KEYS = 32
-_WARPS, _STAGES = 4, 3
 _LOG2_E = 1.4426950408889634
+
+
+class Tiles(NamedTuple):
+    """How the kernel is launched.
+
+    Attributes:
+        rows: of a work item's matrix of queries, see `work_items.tokens_per_item`.
+        keys: of a block.
+        warps: of a thread block.
+        stages: of the loop over blocks of keys.
+    """
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+_AMPERE = Tiles(ROWS, 32, 4, 3)
+# Triton has no products on Turing's tensor cores. A thread then holds both factors of a product in registers: with
+# Ampere's tiles, kilobytes of them would be spilled to memory; these fit.
+_TURING = Tiles(32, 16, 4, 2)
+
+
+def tiles_for(capability: tuple[int, int]) -> Tiles:
+    """How to launch the kernel on GPUs of a compute capability, such as (7, 5)."""
+    return _AMPERE if capability >= (8, 0) else _TURING
 
 
 def attend(
@@ -39,6 +67,7 @@ def attend(
     kv_heads: int,
     epsilon: float,
     output: torch.Tensor | None = None,
+    tiles: Tiles = _AMPERE,
 ) -> torch.Tensor:
     """Attention of a packed row.
 
@@ -52,6 +81,7 @@ def attend(
         query_norm: [head_dim], weight of the queries' RMSNorm.
         heads, kv_heads, epsilon: as in the model's configuration.
         output: where the result is written; None for a new tensor.
+        tiles: see `tiles_for`; the work items must have been listed for the same number of rows.
 
     Returns:
         [tokens, heads * head_dim]; rows without a work item are not written.
@@ -62,8 +92,8 @@ def attend(
     _attend[(kv_heads, len(work_items))](
         products, output, work_items, segment_start, cosines, sines, query_norm, head_dim**-0.5 * _LOG2_E, epsilon,
         STRIDE=products.shape[1], HEADS=heads, KV_HEADS=kv_heads, HALF=head_dim // 2, GROUP=heads // kv_heads,
-        FIELDS=FIELDS, TOKENS=tokens_per_item(heads, kv_heads), BLOCK=_BLOCK_KEYS, STAGES=_STAGES,
-        num_warps=_WARPS, num_stages=_STAGES,
+        FIELDS=FIELDS, TOKENS=tokens_per_item(heads, kv_heads, tiles.rows), BLOCK=tiles.keys, STAGES=tiles.stages,
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     return output
 

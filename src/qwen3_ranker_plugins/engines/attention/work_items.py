@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 #: Columns of a list of work items, see `list_work_items`.
 FIELDS = 5
 
-# Rows of a work item's matrix of queries: tokens times query heads of a kv head.
-_ROWS = 64
+#: Rows of a work item's matrix of queries: tokens times query heads of a kv head.
+ROWS = 64
 
 
-def tokens_per_item(heads: int, kv_heads: int) -> int:
-    """Largest number of tokens of a work item."""
-    return _ROWS // (heads // kv_heads)
+def tokens_per_item(heads: int, kv_heads: int, rows: int = ROWS) -> int:
+    """Largest number of tokens of a work item whose matrix of queries has at most `rows` rows."""
+    return rows // (heads // kv_heads)
 
 
 def most_items(length: int, tokens: int) -> int:

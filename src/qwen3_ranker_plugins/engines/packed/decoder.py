@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch.nn.functional import embedding, rms_norm
 
-from ..attention.work_items import tokens_per_item
+from ..attention.work_items import ROWS, tokens_per_item
 
 if TYPE_CHECKING:
     from ..attention.varlen import LongTensors, VarlenKernel
@@ -186,18 +186,24 @@ class Decoder:
         kernels: for the device of the weights.
         attend: for the device of the weights.
         varlen: attention of long documents; None leaves them to `attend`, too.
+        rows: of a work item's matrix of queries, as `attend` expects them.
     """
 
     def __init__(
-        self, weights: DecoderWeights, kernels: Kernels, attend: Attend, varlen: VarlenKernel | None = None
+        self,
+        weights: DecoderWeights,
+        kernels: Kernels,
+        attend: Attend,
+        varlen: VarlenKernel | None = None,
+        rows: int = ROWS,
     ) -> None:
         self.weights = weights
-        self._kernels, self._attend, self._varlen = kernels, attend, varlen
+        self._kernels, self._attend, self._varlen, self._rows = kernels, attend, varlen, rows
 
     @property
     def tokens_per_item(self) -> int:
         """Largest number of tokens of a work item, which buffers have to be made for."""
-        return tokens_per_item(self.weights.heads, self.weights.kv_heads)
+        return tokens_per_item(self.weights.heads, self.weights.kv_heads, self._rows)
 
     @property
     def shortest_long(self) -> int | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +23,17 @@ from ..attention.interface import make_layout
 from ..attention.layout import pack
 from ..base import Engine, EngineCapabilities, EngineDescription, Margins
 from ..devices import capability, report_idle_gpus, resolve_device
-from .checkpoint import load_model, read_config
+from .checkpoint import LoadedModel, load_model, read_config
 from .model_layers import ModelLayers
 from .options import PackedOptions
+from .trial import check, expected_margins, needs_trial
 
 if TYPE_CHECKING:
     from ...models import ModelSpec
     from ..attention.layout import PackedPass
     from .size_classes import SizeClassRunner
+
+_logger = logging.getLogger(__name__)
 
 # Large enough to fill the device, small enough for activations (about 24 kB a token at 0.6B in bfloat16).
 _TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
@@ -39,9 +44,7 @@ class PackedEngine(Engine):
 
     Args:
         folder: a model folder as `models.resolve_model` returns it.
-        device: "auto", "cpu", "cuda" or "cuda:N"; auto takes a GPU if torch sees one.
-        dtype: "auto", "float32", "bfloat16" or "float16"; auto is float32 on CPU and on a GPU the half precision
-            that it computes natively.
+        device, dtype: see `devices.resolve_device`.
         token_budget: tokens of one pass; None chooses by device. Memory for activations grows with it.
         options: the engine's own.
         spec: how the model judges; None reads it from the folder.
@@ -69,25 +72,50 @@ class PackedEngine(Engine):
         device, dtype = resolve_device(device, dtype)
         self.device, self.dtype = torch.device(device), getattr(torch, dtype)
         self.options = _resolved_options(options, folder, device, dtype)
-        overlaps = bool(self.options.compile)  # only our decoder keeps the passes of several threads apart
-        self.capabilities = EngineCapabilities(
-            token_budget=_token_budget(device, token_budget),
-            passes_in_flight=2 if overlaps else 1,
-            encodes_meanwhile=overlaps,
-        )
+        budget = _token_budget(device, token_budget)
         self.spec = read_spec(folder) if spec is None else spec
-        loaded = load_model(folder, self.spec, load_tokenizer(folder), self.dtype, adapter)
+
+        def load() -> LoadedModel:
+            return load_model(folder, self.spec, load_tokenizer(folder), self.dtype, adapter)
+
+        loaded = load()
         self._direction, self._offset = loaded.direction.to(self.device), loaded.offset
         self._layers: ModelLayers | None = None
         self._runner: SizeClassRunner | None = None
-        if self.options.compile:
-            self._runner = self._make_runner(loaded.decoder)
+        self._fallback = ""
+        if not self.options.compile:
+            self._layers = self._model_layers(loaded)
+        elif needs_trial(capability(self.device)):
+            expected = expected_margins(self._model_layers(loaded), self.device)
+            try:
+                runner = self._make_runner(loaded.decoder, budget)
+                check(runner, expected)
+            except torch.OutOfMemoryError:
+                raise
+            except (EngineError, RuntimeError) as error:  # the latter from CUDA and from Triton
+                self._fall_back(f"our decoder cannot be used on this GPU: {str(error).strip().splitlines()[0]}")
+                self._layers = self._model_layers(load())  # our decoder took the weights of the other copy
+            else:
+                self._runner = runner
         else:
-            self._layers = ModelLayers(loaded.decoder, self._direction, self.device)
+            self._runner = self._make_runner(loaded.decoder, budget)
+        overlaps = self._runner is not None  # only our decoder keeps the passes of several threads apart
+        self.capabilities = EngineCapabilities(
+            token_budget=budget, passes_in_flight=2 if overlaps else 1, encodes_meanwhile=overlaps
+        )
 
-    def _make_runner(self, model: Any) -> SizeClassRunner:
+    def _model_layers(self, loaded: LoadedModel) -> ModelLayers:
+        return ModelLayers(loaded.decoder, self._direction, self.device)
+
+    def _fall_back(self, reason: str) -> None:
+        """Say once, and in `describe`, that the slower layers run."""
+        self._fallback = reason
+        self.options = PackedOptions(compile=False)
+        _logger.warning("%s; the model's own layers run instead, which are slower and give the same margins", reason)
+
+    def _make_runner(self, model: Any, token_budget: int) -> SizeClassRunner:
         """Our decoder. The kernels are chosen here: a GPU of another maker gets modules of its own."""
-        from ..attention.triton_nvidia import attend
+        from ..attention.triton_nvidia import attend, tiles_for
         from ..attention.varlen_kernels import choose_kernel
         from . import kernels
         from .decoder import Decoder, take_weights
@@ -95,10 +123,12 @@ class PackedEngine(Engine):
         from .size_classes import SizeClassRunner
 
         weights = take_weights(model, self._direction, self.device)
+        found = capability(self.device) or (0, 0)  # `options` ask for our decoder on NVIDIA's GPUs only
+        tiles = tiles_for(found)
         decoder = (Float8Decoder if self.options.float8 else Decoder)(
-            weights, kernels, attend, choose_kernel(torch.cuda.get_device_capability(self.device))
+            weights, kernels, partial(attend, tiles=tiles), choose_kernel(found), tiles.rows
         )  # fmt: skip
-        runner = SizeClassRunner(decoder, self.device, self.options, self.capabilities.token_budget)
+        runner = SizeClassRunner(decoder, self.device, self.options, token_budget)
         if self.options.warm_up:
             runner.warm_up()
         return runner
@@ -156,11 +186,13 @@ class PackedEngine(Engine):
             details["layers"] = self._runner.decoder.description
         elif self._layers is not None:
             details["layers"] = self._layers.source
+        if self._fallback:
+            details["fallback"] = self._fallback
         if self.options.compile:
             details["options"] = json.dumps(self.options.as_dict)
         return EngineDescription(
             engine=self.name,
-            device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device),
             dtype=str(self.dtype).removeprefix("torch."),
             token_budget=self.capabilities.token_budget,
             details=details,
@@ -169,7 +201,7 @@ class PackedEngine(Engine):
 
 
 def _token_budget(device: str, token_budget: int | None) -> int:
-    return _TOKEN_BUDGET[device.partition(":")[0]] if token_budget is None else token_budget
+    return _TOKEN_BUDGET["cuda" if device.startswith("cuda") else "cpu"] if token_budget is None else token_budget
 
 
 def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:

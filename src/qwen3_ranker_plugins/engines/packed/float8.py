@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch.nn.functional import embedding
 
+from ..attention.work_items import ROWS
 from .decoder import Attend, Decoder, DecoderWeights, Kernels, LayerWeights
 
 if TYPE_CHECKING:
@@ -58,13 +59,18 @@ class Float8Decoder(Decoder):
         weights: in bfloat16. The matrices that are used in float8 are not kept.
         kernels: for the device of the weights.
         attend: for the device of the weights.
-        varlen: see `Decoder`.
+        varlen, rows: see `Decoder`.
     """
 
     def __init__(
-        self, weights: DecoderWeights, kernels: Float8Kernels, attend: Attend, varlen: VarlenKernel | None = None
+        self,
+        weights: DecoderWeights,
+        kernels: Float8Kernels,
+        attend: Attend,
+        varlen: VarlenKernel | None = None,
+        rows: int = ROWS,
     ) -> None:
-        super().__init__(replace(weights, layers=weights.layers[-1:]), kernels, attend, varlen)
+        super().__init__(replace(weights, layers=weights.layers[-1:]), kernels, attend, varlen, rows)
         self._float8_kernels = kernels
         self._layers = [_float8_layer(layer) for layer in weights.layers[:-1]]
 

@@ -20,8 +20,8 @@ from ..options import EngineOptions, argument, check_switch, checked, one_of
 #: Values of `size_classes`.
 SIZE_CLASSES = (1, 2, 4, 8, 16, 32, 64)
 
-# Ampere has tensor cores for bfloat16 and asynchronous loads, Ada has tensor cores for float8.
-_KERNELS_CAPABILITY, _FLOAT8_CAPABILITY = (8, 0), (8, 9)
+# Turing is the oldest that Triton compiles for; Ada has tensor cores for float8.
+_KERNELS_CAPABILITY, _FLOAT8_CAPABILITY = (7, 5), (8, 9)
 
 # Options of our decoder, without effect on the model's own layers.
 _OF_COMPILE = ("float8", "warm_up", "size_classes", "cuda_graphs", "compile_cache")
@@ -69,10 +69,10 @@ class PackedOptions(EngineOptions):
         """The options with defaults in place of those that were left out.
 
         Args:
-            device: "cpu" or "cuda:N".
+            device: as `resolve_device` returns it.
             dtype: what the model is computed in.
-            capability: compute capability of the GPU, such as (9, 0); None for a CPU.
-            config: transformers' configuration of the model; not read for a CPU.
+            capability: compute capability of an NVIDIA GPU, such as (9, 0); None for other devices.
+            config: transformers' configuration of the model; not read without a capability.
 
         Raises:
             InvalidInputError: an option asks for something that the device, the dtype or the model does not allow.
@@ -112,7 +112,7 @@ def _obstacle(device: str, dtype: str, capability: tuple[int, int] | None, confi
     if dtype == "float32":
         return "our decoder computes in half precision (here: float32)"
     if capability < _KERNELS_CAPABILITY:
-        return f"our decoder needs compute capability 8.0 or more (here: {capability[0]}.{capability[1]})"
+        return f"our decoder needs compute capability 7.5 or more (here: {capability[0]}.{capability[1]})"
     if not can_compile():
         return "our decoder needs Triton, a C compiler and Python's headers, which are not all installed"
     return _obstacle_of_model(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...config import EngineConfig, RerankerSettings, check_json
+from ...errors import InvalidInputError
 from ...models import make_encoder, resolve_checkpoint, resolve_model
 from .. import ResolvedSettings
 from ..devices import report_idle_gpus, resolve_device
@@ -31,6 +32,10 @@ def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:
     tokenizer = folder if options.tokenizer is None else resolve_model(options.tokenizer)
     encoder = make_encoder(checkpoint.spec, tokenizer, template, window)
     device, dtype = resolve_device(settings.device, settings.dtype)
+    if torch.device(device).type not in ("cpu", "cuda"):
+        raise InvalidInputError(
+            "device", settings.device, f"engine={engine!r} runs on CUDA GPUs and on CPUs: use engine='packed'"
+        )
     # A device that was named is the only one; otherwise vLLM may use all visible GPUs.
     gpus = 0 if device == "cpu" else 1 if ":" in settings.device else torch.cuda.device_count()
     needed = _gpus_needed(folder, torch.cuda.get_device_properties(device).total_memory) if gpus else 1
