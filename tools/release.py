@@ -1,64 +1,152 @@
-"""Build all distributions into dist/, check them, and try each wheel in an empty environment; uploads nothing."""
+"""Build all distributions into dist/, check them, and try them in empty environments; uploads nothing.
+
+    python tools/release.py [TORCH] [--publish]
+
+TORCH is installed before what needs "some torch". With --publish, a placeholder in place of the project's address is an
+error.
+"""
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import venv
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from qwen3_ranker_plugins.pip_command import CORE, FOLDERS
 
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
-# Distribution -> its folder, and a program that shows that its wheel works.
-PROJECTS = {
-    "qwen3_ranker_plugins": (ROOT, "import qwen3_ranker_plugins as it; print(it.__version__, it.Reranker.__name__)"),
-    "qwen3_ranker_haystack": (
-        ROOT / "integrations" / "haystack",
-        "from haystack_integrations.components.rankers.qwen3 import Qwen3Ranker as it; print(it.__name__)",
-    ),
-    "langchain_qwen3_ranker": (
-        ROOT / "integrations" / "langchain",
-        "from langchain_qwen3_ranker import Qwen3Rerank as it; print(it.__name__)",
-    ),
-    "llama_index_postprocessor_qwen3_ranker": (
-        ROOT / "integrations" / "llamaindex",
-        "from llama_index.postprocessor.qwen3_ranker import Qwen3Rerank as it; print(it.__name__)",
+#: Distribution -> a program that shows that its wheel works with what it depends on, and nothing else.
+PROGRAMS = {
+    CORE: "import qwen3_ranker_plugins as it; print(it.__version__, it.Reranker.__name__)",
+    "qwen3-ranker-tiny": "import qwen3_ranker_tiny as it; print(it.__name__)",
+    "qwen3-ranker-haystack": "from haystack_integrations.components.rankers.qwen3 import Qwen3Ranker as it; print(it)",
+    "langchain-qwen3-ranker": "from langchain_qwen3_ranker import Qwen3Rerank as it; print(it)",
+    "llama-index-postprocessor-qwen3-ranker": (
+        "from llama_index.postprocessor.qwen3_ranker import Qwen3Rerank as it; print(it)"
     ),
 }
+FIND = "from qwen3_ranker_plugins.models import resolve_model as it; print(it('bundled:tiny'))"
+#: In [project.urls] until the project has a public address.
+PLACEHOLDER = "github.com/OWNER/"
 
 
-def run(*command: str | Path) -> None:
-    print("$", *command, flush=True)
-    subprocess.run([str(part) for part in command], check=True)
+def run(*command: str | Path, cwd: Path | None = None, path: Path | None = None) -> str:
+    """Run it and return what it printed; stop if it fails."""
+    print("$", shlex.join(map(str, command)), flush=True)
+    environment = os.environ if path is None else os.environ | {"PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, check=False
+    )
+    print(done.stdout, end="", flush=True)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return done.stdout
 
 
-def try_wheel(distribution: str, program: str) -> None:
-    """Install it from dist/, with what it depends on from the index, and import it outside of the clone."""
-    wheel = next(DIST.glob(f"{distribution}-*.whl"))
+@contextmanager
+def empty_environment() -> Iterator[Path]:
+    """The folder of the programs of a new virtual environment."""
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
-        python = Path(folder) / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-        run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--find-links", DIST, wheel)
-        print("$ python -c", repr(program), flush=True)
-        subprocess.run([str(python), "-c", program], check=True, cwd=folder)
+        yield Path(folder) / ("Scripts" if sys.platform == "win32" else "bin")
 
 
-def main() -> None:
+def install(programs: Path, *requirements: str | Path) -> None:
+    run(
+        programs / "python",
+        "-m",
+        "pip",
+        "install",
+        "-qq",
+        "--disable-pip-version-check",
+        "--find-links",
+        DIST,
+        *requirements,
+    )
+
+
+def wheel(distribution: str) -> Path:
+    return next(DIST.glob(f"{distribution.replace('-', '_')}-*.whl"))
+
+
+def try_alone(distribution: str, program: str) -> None:
+    """Install it from dist/, with what it depends on from the index, and import it outside of the clone."""
+    with empty_environment() as programs:
+        install(programs, wheel(distribution))
+        run(programs / "python", "-c", program, cwd=programs)
+
+
+def try_the_remedy() -> None:
+    """The command in the error of a production installation brings the demonstration model."""
+    with empty_environment() as programs:
+        install(programs, wheel(CORE))
+        print("$ python -c", shlex.quote(FIND), flush=True)
+        done = subprocess.run(
+            [str(programs / "python"), "-c", FIND], cwd=programs, capture_output=True, text=True, check=False
+        )
+        error = done.stderr.strip().rpartition("\n")[2]
+        print(error)
+        if done.returncode == 0 or "pip install" not in error:
+            sys.exit("bundled:tiny was found without its distribution, or the error names no command")
+        run("sh", "-c", f"pip install -qq {error.partition('pip install ')[2]}", cwd=programs, path=programs)
+        run(programs / "python", "-c", FIND, cwd=programs)
+
+
+def try_together(torch: str) -> None:
+    """Everything in one environment, and the demonstration."""
+    with empty_environment() as programs:
+        if torch:
+            install(programs, torch)
+        install(programs, f"{CORE}[demo]", *(name for name in FOLDERS if name != CORE))
+        run(programs / "qwen3-ranker", "demo", cwd=programs, path=programs)
+
+
+def check_names_and_versions(built: list[Path]) -> None:
+    versions = {path.name.removesuffix(".tar.gz").split("-")[1] for path in built}
+    if len(versions) != 1 or len(built) != 2 * len(FOLDERS):
+        sys.exit(f"expected a wheel and an sdist of each distribution, all of one version: {[p.name for p in built]}")
+
+
+def placeholders() -> list[str]:
+    """Wheels that name the placeholder in place of the project's address."""
+    found = []
+    for path in sorted(DIST.glob("*.whl")):
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+            if PLACEHOLDER in archive.read(name).decode():
+                found.append(path.name)
+    return found
+
+
+def main(torch: str = "", *options: str) -> None:
+    if set(options) - {"--publish"}:
+        sys.exit(f"usage: {__doc__}")
     shutil.rmtree(DIST, ignore_errors=True)
-    for folder, _ in PROJECTS.values():
-        run(sys.executable, "-m", "build", "--outdir", DIST, folder)
+    for folder in FOLDERS.values():
+        run(sys.executable, "-m", "build", "--outdir", DIST, ROOT / folder)
     built = sorted(DIST.iterdir())
     run(sys.executable, "-m", "twine", "check", "--strict", *built)
-    versions = {path.name.removesuffix(".tar.gz").split("-")[1] for path in built}
-    if len(versions) != 1 or len(built) != 2 * len(PROJECTS):
-        sys.exit(f"expected a wheel and an sdist of each distribution, all of one version: {[p.name for p in built]}")
-    for distribution, (_, program) in PROJECTS.items():
-        try_wheel(distribution, program)
+    check_names_and_versions(built)
+    for distribution, program in PROGRAMS.items():
+        try_alone(distribution, program)
+    try_the_remedy()
+    try_together(torch)
     for path in built:
         print(f"{path.stat().st_size / 2**20:6.2f} MiB  {path.name}")
+    if found := placeholders():
+        print(f"{PLACEHOLDER} stands for the project's address in {', '.join(found)}: replace it before publishing")
+        if "--publish" in options:
+            sys.exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

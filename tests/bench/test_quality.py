@@ -21,6 +21,7 @@ from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.config import RerankerSettings
 from qwen3_ranker_plugins.data.collection import Collection
 from qwen3_ranker_plugins.errors import InvalidInputError, MissingDependencyError
+from qwen3_ranker_plugins.pip_command import pip_install
 
 from . import arithmetic
 
@@ -117,7 +118,7 @@ def test_what_is_missing_is_said_before_anything_is_measured(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # as Python marks a module that cannot be imported
     done = CliRunner().invoke(app, ["bench", "quality", "demo", "--model", "./nowhere"])
     assert isinstance(done.exception, MissingDependencyError)
-    assert 'need matplotlib: pip install "qwen3-ranker-plugins[bench]"' in str(done.exception)
+    assert f"need matplotlib: {pip_install('bench')}" in str(done.exception)
 
 
 def test_overrides() -> None:

@@ -23,6 +23,7 @@ import pytest
 import typer
 
 from qwen3_ranker_plugins.cli.app import app
+from qwen3_ranker_plugins.pip_command import FOLDERS
 from tools.notebooks import ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
@@ -30,12 +31,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT
 NOT_RUN = re.compile(r"<!-- not run: .+? -->\n+```console\n.*?```", re.DOTALL)
 CONSOLE = re.compile(r"```console\n(.*?)```", re.DOTALL)
 COMMAND = re.compile(r"(?:^ {4}|^\$ |`)((?:qwen3-ranker|make|python|pip install)(?: [^`\n#]*)?)", re.MULTILINE)
-PROJECTS = {
-    "qwen3-ranker-plugins": ROOT / "pyproject.toml",
-    "qwen3-ranker-haystack": ROOT / "integrations/haystack/pyproject.toml",
-    "langchain-qwen3-ranker": ROOT / "integrations/langchain/pyproject.toml",
-    "llama-index-postprocessor-qwen3-ranker": ROOT / "integrations/llamaindex/pyproject.toml",
-}
+PROJECTS = {name: ROOT / folder / "pyproject.toml" for name, folder in FOLDERS.items()}
 
 
 def name(page: Path) -> str:

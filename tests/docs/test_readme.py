@@ -31,6 +31,7 @@ SERVER = "http://127.0.0.1:8001"
 #: Module -> the distribution of this repository that it is in, and the distribution's folder.
 OURS = {
     "qwen3_ranker_plugins": ("qwen3-ranker-plugins", "."),
+    "qwen3_ranker_tiny": ("qwen3-ranker-tiny", "./models/tiny"),
     "haystack_integrations": ("qwen3-ranker-haystack", "./integrations/haystack"),
     "langchain_qwen3_ranker": ("langchain-qwen3-ranker", "./integrations/langchain"),
     "llama_index.postprocessor.qwen3_ranker": (

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from qwen3_ranker_plugins import Reranker, __version__
 from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.doctor import PROBES, _probe, known_margins
+from qwen3_ranker_plugins.pip_command import pip_install
 
 LINES = ["Tigers live in Asia.", "", "Use the with statement: it closes the file in Python.", "Bread needs yeast."]
 QUERY = "how do I close a file in Python?"
@@ -383,7 +384,7 @@ def test_doctor_names_the_engines_when_there_is_no_such_one() -> None:
 def test_doctor_says_how_to_install_what_an_engine_needs() -> None:
     done = run_command("doctor", "--engine", "qwen3_vllm_score")
     assert done.returncode == 1
-    expected = "error: engine 'vllm_score' needs vllm: pip install \"qwen3-ranker-plugins[vllm]\""
+    expected = f"error: engine 'vllm_score' needs vllm: {pip_install('vllm')}"
     assert done.stderr.decode().strip() == expected
 
 

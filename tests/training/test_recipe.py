@@ -37,7 +37,7 @@ from training.teacher import Teacher, pack, unpack  # noqa: E402
 from training.texts import BM25, characters, query_variants, terms, windows  # noqa: E402
 from training.train import PHASES, Trainer, choose_class, learning_rate, load, parse, train  # noqa: E402
 
-TINY = ROOT / "src" / "qwen3_ranker_plugins" / "assets" / "tiny"
+TINY = ROOT / "models" / "tiny" / "qwen3_ranker_tiny"
 SMALL = ModelShape(
     vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
     intermediate_size=48,

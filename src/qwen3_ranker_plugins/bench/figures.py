@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import MissingDependencyError
+from ..pip_command import pip_install
 
 _BLUE, _RED, _GREEN, _GREY, _ORANGE = "#2f6fb5", "#c4453c", "#2e8b57", "#8a9199", "#d98c21"
 _DPI = 160
@@ -19,7 +20,7 @@ def _figure(width: float, height: float) -> Any:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingDependencyError('pictures need matplotlib: pip install "qwen3-ranker-plugins[bench]"') from error
+        raise MissingDependencyError(f"pictures need matplotlib: {pip_install('bench')}") from error
     figure: Any = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.1, hspace=0.04)
     FigureCanvasAgg(figure)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InvalidInputError, MissingDependencyError
+from ..pip_command import pip_install
 from .latency import matrix, requests
 from .load import report as load_report
 from .load import results as load_results
@@ -52,9 +53,7 @@ def check_output(folder: Path | None, tag: str | None) -> None:
         try:
             import_module(module)
         except ImportError as error:
-            raise MissingDependencyError(
-                f'bench and tune need {module}: pip install "qwen3-ranker-plugins[bench]"'
-            ) from error
+            raise MissingDependencyError(f"bench and tune need {module}: {pip_install('bench')}") from error
     if tag is not None and (not tag.strip() or Path(tag).name != tag):
         raise InvalidInputError("tag", tag, "use a name that a file can have")
     if folder is not None:
@@ -71,9 +70,7 @@ def read_result(path: Path) -> Result:
     try:
         import msgspec
     except ImportError as error:
-        raise MissingDependencyError(
-            'reading results needs msgspec: pip install "qwen3-ranker-plugins[bench]"'
-        ) from error
+        raise MissingDependencyError(f"reading results needs msgspec: {pip_install('bench')}") from error
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

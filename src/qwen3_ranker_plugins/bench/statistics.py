@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import MissingDependencyError
+from ..pip_command import pip_install
 
 #: Sign flips that the randomisation test draws; its smallest p value is 1 / (this + 1).
 RESAMPLES = 9_999
@@ -66,7 +67,7 @@ def paired(a: Sequence[float], b: Sequence[float], *, seed: int) -> Significance
     try:
         from scipy.stats import permutation_test, ttest_1samp
     except ImportError as error:
-        raise MissingDependencyError('significance needs scipy: pip install "qwen3-ranker-plugins[bench]"') from error
+        raise MissingDependencyError(f"significance needs scipy: {pip_install('bench')}") from error
     delta = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
     delta[np.abs(delta) < _NOISE] = 0.0
     counts = {"wins": int((delta > 0).sum()), "losses": int((delta < 0).sum()), "ties": int((delta == 0).sum())}

@@ -9,6 +9,7 @@ import typer
 
 from ..config import BUNDLED_MODEL
 from ..errors import MissingDependencyError
+from ..pip_command import pip_install
 from .options import (
     AdapterOption,
     CalibrationOption,
@@ -149,9 +150,7 @@ def serve(
         from ..server.run import run
         from ..server.settings import load_settings
     except ImportError as error:
-        raise MissingDependencyError(
-            f'the server needs {error.name}: pip install "qwen3-ranker-plugins[server,packed]"'
-        ) from error
+        raise MissingDependencyError(f"the server needs {error.name}: {pip_install('server', 'packed')}") from error
 
     given = {
         "host": host,

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Self, cast
 
 from ..content import Sampling, add_content
 from ..errors import InvalidInputError, MissingDependencyError
+from ..pip_command import pip_install
 from .pairs import Pair, unusable
 
 #: A longer line is reported and skipped: it would have to be held whole to be read.
@@ -72,7 +73,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError as error:
-        raise MissingDependencyError(f'{url} needs fsspec: pip install "qwen3-ranker-plugins[fsspec]"') from error
+        raise MissingDependencyError(f"{url} needs fsspec: {pip_install('fsspec')}") from error
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
@@ -233,7 +234,7 @@ def _zstandard(name: str) -> tuple[Callable[[], Any], type[Exception]]:
     try:
         import zstandard
     except ImportError as error:
-        raise MissingDependencyError(f'{name} needs zstandard: pip install "qwen3-ranker-plugins[offline]"') from error
+        raise MissingDependencyError(f"{name} needs zstandard: {pip_install('offline')}") from error
     return lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
 
 
@@ -281,4 +282,4 @@ def plain_name(name: str) -> str:
 def pyarrow_or_raise() -> None:
     """Raise MissingDependencyError unless pyarrow is installed."""
     if find_spec("pyarrow") is None:
-        raise MissingDependencyError('Parquet needs pyarrow: pip install "qwen3-ranker-plugins[offline]"')
+        raise MissingDependencyError(f"Parquet needs pyarrow: {pip_install('offline')}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import MissingDependencyError
+from ..pip_command import pip_install
 
 NDCG, MRR = "nDCG@10", "MRR@10"
 
@@ -27,7 +28,7 @@ def evaluate_each(qrels: Mapping[str, Mapping[str, int]], run: Run) -> Values:
     try:
         import ir_measures
     except ImportError as error:
-        raise MissingDependencyError('ir_measures is missing: pip install "qwen3-ranker-plugins[demo]"') from error
+        raise MissingDependencyError(f"ir_measures is missing: {pip_install('demo')}") from error
 
     names = {ir_measures.nDCG @ 10: NDCG, ir_measures.RR @ 10: MRR}
     values = {name: dict.fromkeys(qrels, 0.0) for name in names.values()}
@@ -72,7 +73,7 @@ def gain(before: Mapping[str, float], after: Mapping[str, float]) -> Gain:
     try:
         from scipy.stats import sem, t
     except ImportError as error:
-        raise MissingDependencyError('scipy is missing: pip install "qwen3-ranker-plugins[demo]"') from error
+        raise MissingDependencyError(f"scipy is missing: {pip_install('demo')}") from error
     differences = [after[query_id] - value for query_id, value in before.items()]
     mean = sum(differences) / len(differences)
     half = float(t.ppf(0.975, len(differences) - 1) * sem(differences))

@@ -9,10 +9,7 @@ from typing import Protocol
 
 from ..data.demo import DemoCorpus, lower_case_words
 from ..errors import MissingDependencyError
-
-_WHAT_TO_DO = (
-    'pip install "qwen3-ranker-plugins[demo]" qwen3-ranker-haystack langchain-qwen3-ranker (in a clone: make demo)'
-)
+from ..pip_command import pip_install
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class HaystackSearch:
 
             from haystack_integrations.components.rankers.qwen3 import Qwen3Ranker
         except ImportError as error:
-            raise MissingDependencyError(f"the Haystack half of the demo lacks {error.name}: {_WHAT_TO_DO}") from error
+            raise _missing("Haystack", error) from error
 
         store = InMemoryDocumentStore()
         store.write_documents(
@@ -129,7 +126,7 @@ class LangChainSearch:
                 documents, k=settings.candidates, preprocess_func=lower_case_words
             )
         except ImportError as error:
-            raise MissingDependencyError(f"the LangChain half of the demo lacks {error.name}: {_WHAT_TO_DO}") from error
+            raise _missing("LangChain", error) from error
         compressor = Qwen3Rerank(model=settings.model, device=settings.device, top_n=settings.top_k)
         self._compression = ContextualCompressionRetriever(base_compressor=compressor, base_retriever=self._retriever)
 
@@ -140,3 +137,8 @@ class LangChainSearch:
     def rerank(self, query: str) -> list[Found]:
         """See `Search`."""
         return [Found(str(each.id), each.metadata["relevance_score"]) for each in self._compression.invoke(query)]
+
+
+def _missing(half: str, error: ImportError) -> MissingDependencyError:
+    remedy = pip_install("demo", also=("qwen3-ranker-tiny", "qwen3-ranker-haystack", "langchain-qwen3-ranker"))
+    return MissingDependencyError(f"the {half} half of the demo lacks {error.name}: {remedy}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..config import BUNDLED_MODEL, check_text
 from ..errors import ModelNotFoundError, UnsupportedModelError
+from ..pip_command import pip_install
 from .adapters import base_of, check_merged, is_adapter
 from .spec import ModelSpec, read_spec
 from .weights import read_headers
@@ -161,10 +162,19 @@ def modified_ns(folder: Path) -> int:
 
 
 def _bundled(name: str) -> Path:
-    folder = Path(str(files("qwen3_ranker_plugins") / "assets" / name.removeprefix("bundled:")))
-    if not (folder / "config.json").is_file():
+    if name != BUNDLED_MODEL:
         raise ModelNotFoundError(f"model={name!r}: the only bundled model is {BUNDLED_MODEL!r}")
-    return folder
+    # In a clone its own file, so that `pip install -e .` is enough; otherwise the distribution qwen3-ranker-tiny.
+    folder = Path(__file__).parents[3] / "models" / "tiny" / "qwen3_ranker_tiny"
+    if (folder / "config.json").is_file():
+        return folder
+    try:
+        return Path(str(files("qwen3_ranker_tiny")))
+    except ModuleNotFoundError as error:
+        raise ModelNotFoundError(
+            f"model={name!r} is a distribution of its own, which is not installed: "
+            f"{pip_install('tiny', also=('qwen3-ranker-tiny',))}"
+        ) from error
 
 
 def _looks_like_path(name: str) -> bool:

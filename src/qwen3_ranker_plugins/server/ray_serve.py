@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EngineError, InvalidInputError, MissingDependencyError
+from ..pip_command import pip_install
 
 try:
     from ray import serve
 except ImportError as error:
     raise MissingDependencyError(
-        'Ray Serve is not installed completely: pip install "qwen3-ranker-plugins[ray-serve,packed]"'
+        f"Ray Serve is not installed completely: {pip_install('ray-serve', 'packed')}"
     ) from error
 
 from .app import create_app

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from ...errors import MissingDependencyError
+from ...pip_command import pip_install
 
 Grades = Mapping[str, Mapping[str, int]]
 Run = Mapping[str, Sequence[str]]
@@ -28,9 +29,7 @@ def per_query(qrels: Grades, run: Run, *, relevant_from: int = 1, depth: int = 1
     try:
         import ir_measures
     except ImportError as error:
-        raise MissingDependencyError(
-            'measuring needs ir-measures: pip install "qwen3-ranker-plugins[bench]"'
-        ) from error
+        raise MissingDependencyError(f"measuring needs ir-measures: {pip_install('bench')}") from error
     rel = relevant_from
     wanted: dict[Any, str] = {
         ir_measures.nDCG @ 10: MAIN_MEASURE,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ...errors import InvalidInputError, MissingDependencyError
+from ...pip_command import pip_install
 from ..options import OutputOption, SeedOption, TagOption, numbers
 from ..terminal import say
 from .latency import read_key
@@ -87,9 +88,7 @@ def load(
         from ...bench.load.run import LoadPlan, measure_load
         from ...bench.load.target import Target
     except ImportError as error:
-        raise MissingDependencyError(
-            f'bench load needs {error.name}: pip install "qwen3-ranker-plugins[bench]"'
-        ) from error
+        raise MissingDependencyError(f"bench load needs {error.name}: {pip_install('bench')}") from error
     from ...bench.load.workloads import Workload
     from ..present import present
 

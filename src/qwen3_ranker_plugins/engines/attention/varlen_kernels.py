@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from ...errors import EngineError
+from ...pip_command import pip_install
 from .varlen import Sequences, VarlenKernel
 
 _logger = logging.getLogger(__name__)
@@ -33,8 +34,8 @@ def choose_kernel(capability: tuple[int, int]) -> VarlenKernel | None:
         except Exception as error:  # noqa: BLE001 - its imports load compiled libraries, which fail in many ways
             _logger.warning(
                 "flash-attn-4 %s cannot be imported (%s: %s), so long documents take longer: run "
-                "pip install --upgrade 'qwen3-ranker-plugins[flash]', or pip uninstall flash-attn-4",
-                *(installed, type(error).__name__, error),
+                "%s --upgrade, or pip uninstall flash-attn-4",
+                *(installed, type(error).__name__, error, pip_install("flash")),
             )
     return None
 
@@ -64,8 +65,8 @@ def flash_attention_4() -> VarlenKernel:
             raise
         except Exception as error:
             raise EngineError(
-                f"flash-attn-4 {_installed('flash-attn-4')} failed ({type(error).__name__}: {error}): run pip install "
-                "--upgrade 'qwen3-ranker-plugins[flash]', or pip uninstall flash-attn-4"
+                f"flash-attn-4 {_installed('flash-attn-4')} failed ({type(error).__name__}: {error}): run "
+                f"{pip_install('flash')} --upgrade, or pip uninstall flash-attn-4"
             ) from error
         return output
 

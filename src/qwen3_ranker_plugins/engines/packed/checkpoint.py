@@ -21,6 +21,7 @@ from ...errors import MissingDependencyError, ModelError, RankerError, Unsupport
 from ...models import ModelSpec
 from ...models.spec import label_ids
 from ...models.weights import read_headers, read_rows
+from ...pip_command import pip_install
 from ...prompt import ModelTokenizer
 from ..attention.interface import ATTENTION_NAME, register
 from . import qwen3
@@ -271,9 +272,7 @@ def _merged(model: Any, adapter: Path) -> Any:
         UnsupportedModelError: the adapter is not one, or does not fit.
     """
     if find_spec("peft") is None:
-        raise MissingDependencyError(
-            f"{adapter} is an adapter, which peft merges: pip install 'qwen3-ranker-plugins[adapters]'"
-        )
+        raise MissingDependencyError(f"{adapter} is an adapter, which peft merges: {pip_install('adapters')}")
     from peft import PeftModel, get_peft_model_state_dict
 
     with damage_explained(adapter):

