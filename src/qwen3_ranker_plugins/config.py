@@ -187,8 +187,8 @@ class RankingOptions:
     Attributes:
         top_k: at most this many documents.
         score_threshold: only documents with score >= this, in [0, 1].
-        min_confidence: only documents with confidence >= this, in [0, 1]. A confident "no" passes: to drop what
-            is irrelevant, use score_threshold.
+        min_confidence: only documents with confidence |P(yes) - P(no)| >= this, in [0, 1]. A confident "no" passes: to
+            drop what is irrelevant, use score_threshold. Dropping a likely relevant document logs a warning.
     """
 
     top_k: int | None = None

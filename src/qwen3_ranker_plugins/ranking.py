@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import lru_cache
 from itertools import pairwise, repeat
 from typing import Any
 
@@ -19,6 +21,8 @@ from .engines.base import Margins
 from .errors import InvalidInputError, ScoringError
 from .prompt import EncodedRequest, Piece
 from .types import Pieces, Request, RerankResult, ScoredDocument, Usage
+
+_logger = logging.getLogger(__name__)
 
 
 class PreparedRequest:
@@ -124,7 +128,10 @@ class PreparedRequest:
         if options.score_threshold is not None:
             keep &= scores >= options.score_threshold
         if options.min_confidence is not None:
-            keep &= confidences >= options.min_confidence
+            decided = confidences >= options.min_confidence
+            if np.any(scores[~decided] >= likely_relevant(options.score_threshold)):
+                warn_of_min_confidence(options.min_confidence, options.score_threshold)
+            keep &= decided
         order = np.argsort(-values, kind="stable")
         kept = order[keep[order]][: options.top_k]
         indices: list[int] = kept.tolist()
@@ -214,6 +221,22 @@ class PiecesOfDocuments:
             self._ranges[first if last == first + 1 else first + int(np.argmax(margins[first:last]))]
             for first, last in pairwise([*self._first, len(self._ranges)])
         ]
+
+
+def likely_relevant(score_threshold: float | None) -> float:
+    """The score from which on a caller probably wants a document: the threshold, or else 0.5."""
+    return 0.5 if score_threshold is None else score_threshold
+
+
+@lru_cache(maxsize=256)
+def warn_of_min_confidence(min_confidence: float, score_threshold: float | None = None) -> None:
+    """Log that `min_confidence` dropped a document that is likely relevant, once for each pair of limits."""
+    _logger.warning(
+        "min_confidence=%g dropped a document with a score of at least %g: it keeps what the model is decided about, "
+        "relevant or not. To drop what is irrelevant, use score_threshold",
+        min_confidence,
+        likely_relevant(score_threshold),
+    )
 
 
 def _checked_documents(documents: Sequence[str]) -> list[str]:

@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 import typer
 
+from benchmarks.min_confidence import measured
+from qwen3_ranker_plugins.bench.published import QUALITY
 from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.pip_command import FOLDERS
 from tools.notebooks import ENVIRONMENT
@@ -154,3 +156,33 @@ def test_wrong_scores_page_holds_the_measured_figures() -> None:
         assert f"| {row} | {figures} |" in page
     for row, value in stored["fallback"].items():
         assert f"| {row} | {value['true']:.2f} | {value['with_fallback']:.2f} |" in page
+
+
+def test_choose_page_holds_published_and_measured_figures() -> None:
+    page = (ROOT / "docs/choose.md").read_text(encoding="utf-8")
+    for model, values in QUALITY.items():
+        assert f"| {model} | {' | '.join(f'{value:.2f}' for value in values)} |" in page
+    for kept in measured():
+        assert f"| {kept.limit} | {kept.relevant} | {kept.all} | {kept.precision:.2f} |" in page
+    cases = ("10 titles", "100 titles", "1000 titles", "100 chunks")
+    medians = {}
+    for shape, file in (("0.6B", "gpu_bench.json"), ("4B", "gpu_bench_4b.json")):
+        rows = json.loads((ROOT / "docs/results" / file).read_text(encoding="utf-8"))["results"]["goals"]["rows"]
+        medians[shape] = [rows[case]["median_ms"] for case in cases]
+        [row] = re.findall(rf"^\| {shape}, measured \|(.+)$", page, re.MULTILINE)
+        assert [float(ms) for ms in re.findall(r"([\d.]+) ms", row)] == pytest.approx(medians[shape], abs=0.0501)
+    estimates = " | ".join(f"*{ms * 6945.8 / 3633.3:.0f} ms*" for ms in medians["4B"])  # matrices, millions of weights
+    assert f"| 8B, *estimated* | {estimates} |" in page
+
+
+def test_min_confidence_is_recommended_nowhere() -> None:
+    """Outside the section that explains it, it stands next to what to use, or in a schema or a dump of settings."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        text = re.sub(r"### min_confidence\n.*", "", text, flags=re.DOTALL)
+        for line in text.splitlines():
+            if "min_confidence=" in line:
+                assert line.startswith("| `min_confidence"), f"{page.name}: {line}"
+    for notebook in (ROOT / "examples").glob("*.ipynb"):
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        assert not [cell for cell in cells if "min_confidence" in "".join(cell["source"])], notebook.name

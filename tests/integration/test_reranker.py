@@ -102,6 +102,28 @@ def test_top_k_and_thresholds(reranker: Reranker) -> None:
     assert reranker.rerank(QUERY, DOCUMENTS, score_threshold=1.0).hits == ()
 
 
+def test_min_confidence_that_drops_a_likely_relevant_document_is_reported_once(
+    reranker: Reranker, caplog: pytest.LogCaptureFixture
+) -> None:
+    best, *others = reranker.rerank(QUERY, DOCUMENTS)
+    assert best.score > 0.5
+    assert best.confidence < 0.9999
+    for _ in range(2):
+        assert best not in reranker.rerank(QUERY, DOCUMENTS, min_confidence=0.9999)
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.message.startswith("min_confidence=0.9999 dropped a document with a score of at least 0.5: ")
+    assert record.message.endswith("To drop what is irrelevant, use score_threshold")
+    caplog.clear()
+    worst = min(others, key=lambda hit: hit.score)
+    assert worst.confidence < 0.9998
+    reranker.rerank(QUERY, DOCUMENTS, min_confidence=0.9998, score_threshold=best.score)  # the others would go anyway
+    reranker.rerank(QUERY, [worst.document], min_confidence=0.9998)  # it is not likely relevant
+    assert len(caplog.records) == 1
+    reranker.rerank(QUERY, [worst.document], min_confidence=0.9998, score_threshold=worst.score)
+    assert len(caplog.records) == 2
+
+
 def test_configured_defaults_and_overrides() -> None:
     with Reranker("bundled:tiny", top_k=1, instruction="Find the Python documentation") as configured:
         first = configured.rerank(QUERY, DOCUMENTS)

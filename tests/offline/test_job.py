@@ -145,6 +145,10 @@ def test_formats_of_the_output_agree(tmp_path: Path, job: Job) -> None:
     for name, results in by_format.items():
         top = results.get_top_documents("q3", top_k=2, min_confidence=0.2)
         assert top == [p for p in pairs[name] if p.query_id == "q3" and p.confidence >= 0.2][:2]
+        limit = top[1].relevance_score
+        assert results.get_top_documents("q3", score_threshold=limit) == [
+            p for p in pairs[name] if p.query_id == "q3" and p.relevance_score >= limit
+        ]
         with pytest.raises(InvalidInputError, match="no such query"):
             results.get_top_documents("q999")
     assert (tmp_path / "out.trec").read_text().splitlines()[0].split()[1::2] == ["Q0", "1", "qwen3-ranker"]

@@ -2,7 +2,7 @@
 
 >>> from qwen3_ranker_plugins.offline import RerankJob
 >>> results = RerankJob("pairs.jsonl", "ranked.jsonl", model="bundled:tiny").run()
->>> for pair in results.get_top_documents("q1", top_k=10, min_confidence=0.5):
+>>> for pair in results.get_top_documents("q1", top_k=10, score_threshold=0.2):
 ...     print(pair.rank, pair.doc_id, pair.relevance_score)
 
 docs/offline.md says what a job promises.

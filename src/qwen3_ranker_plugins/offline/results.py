@@ -7,13 +7,14 @@ import gzip
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ..calibration import Calibration
 from ..config import check_positive, check_probability
 from ..errors import InvalidInputError
+from ..ranking import likely_relevant, warn_of_min_confidence
 from .writers import confidence, is_packed, relevance_score
 
 
@@ -130,31 +131,43 @@ class RerankResults:
         return cast("BinaryIO", gzip.open(self.path, "rb")) if is_packed(self.path) else self.path.open("rb")
 
     def get_top_documents(
-        self, query_id: str, top_k: int = 10, min_confidence: float | None = None
+        self,
+        query_id: str,
+        top_k: int = 10,
+        min_confidence: float | None = None,
+        *,
+        score_threshold: float | None = None,
     ) -> list[RerankedPair]:
         """The best documents of a query, in order.
 
         Args:
             query_id: one without scored pairs is refused.
             top_k: at most this many.
-            min_confidence: only pairs decided at least this much, in [0, 1]. A confident "no" passes.
+            min_confidence: only pairs with a confidence of at least this, in [0, 1]. A confident "no" passes: to drop
+                what is irrelevant, use score_threshold. A warning is logged when a likely relevant pair is dropped.
+            score_threshold: only pairs with a relevance score of at least this, in [0, 1].
 
         Raises:
             InvalidInputError: an argument is unusable.
         """
         check_positive("top_k", top_k)
         check_probability("min_confidence", min_confidence)
+        check_probability("score_threshold", score_threshold)
         found = iter(self._of_query(query_id))
         first = next(found, None)
         if first is None:
             raise InvalidInputError("query_id", query_id, f"{self.path} has no such query")
-        wanted = (
-            pair
-            for each in ((first,), found)
-            for pair in each
-            if min_confidence is None or pair.confidence >= min_confidence
-        )
-        return list(islice(wanted, top_k))
+        top: list[RerankedPair] = []
+        for pair in chain((first,), found):
+            if score_threshold is not None and pair.relevance_score < score_threshold:
+                break  # the best come first
+            if min_confidence is None or pair.confidence >= min_confidence:
+                top.append(pair)
+                if len(top) == top_k:
+                    break
+            elif pair.relevance_score >= likely_relevant(score_threshold):
+                warn_of_min_confidence(min_confidence, score_threshold)
+        return top
 
     def _of_query(self, query_id: str) -> Iterator[RerankedPair]:
         if self.format == "parquet":
