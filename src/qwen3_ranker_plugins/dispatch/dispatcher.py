@@ -48,6 +48,7 @@ class PassReport:
         tokens: that went into it.
         seconds: wall time of the pass; if it waited for another pass on the same device, from the end of that one.
         error: what it raised, or None.
+        token_budget: tokens that a pass of this engine may hold.
         replica: number of the engine that ran it.
     """
 
@@ -55,6 +56,7 @@ class PassReport:
     documents: int
     tokens: int
     seconds: float
+    token_budget: int
     error: BaseException | None = None
     replica: int = 0
 
@@ -392,6 +394,7 @@ class Dispatcher:
                 documents=documents,
                 tokens=tokens,
                 seconds=max(0.0, ended - started),
+                token_budget=replica.engine.capabilities.token_budget,
                 error=error,
                 replica=replica.number,
             )

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from .errors import ApiError, unavailable
@@ -14,8 +15,20 @@ from .settings import ServerSettings
 #: A guess for texts that are not encoded yet, on the low side for English: what passes is counted exactly afterwards.
 BYTES_PER_TOKEN = 5
 
+#: Passes with less than this share of the token budget are bound by their launches and say nothing about a long queue.
+_SHARE_OF_BUDGET = 1 / 8
+#: A rate is measured over at least this many seconds of passes, and counts half as much after a minute.
+_SECONDS_OF_A_RATE = 1.0
+_HALF_LIFE = 60.0
+#: Tokens per second before anything was measured.
+_UNKNOWN_PACE = 10_000.0
 
-@dataclass
+
+#: Time of time.monotonic() at which the request that is handled gets 504; the middleware sets it.
+DEADLINE: ContextVar[float] = ContextVar("qwen3_ranker_deadline")
+
+
+@dataclass(eq=False)
 class Place:
     """What one request holds of the queue."""
 
@@ -31,17 +44,23 @@ class Admission:
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
-        self.requests = 0
         self.documents = 0
         self.tokens = 0
+        self._places: set[Place] = set()
         self._pace = _Pace()
+
+    @property
+    def requests(self) -> int:
+        """How many are accepted and not answered yet."""
+        return len(self._places)
 
     @contextmanager
     def place(self, documents: int, text_bytes: int) -> Iterator[Place]:
         """Hold a place until the block ends, however it ends.
 
         Raises:
-            ApiError: 413, the request is too large by itself; 503, the queue is full.
+            ApiError: 413, the request is too large by itself; 503, the queue is full, or so long that the request's
+                deadline would pass before its last score.
         """
         limit = self._settings.max_documents
         if documents > limit:
@@ -50,13 +69,13 @@ class Admission:
             )
         place = Place(documents, text_bytes // BYTES_PER_TOKEN)
         self._check(place)
-        self.requests += 1
+        self._places.add(place)
         self.documents += place.documents
         self.tokens += place.tokens
         try:
             yield place
         finally:
-            self.requests -= 1
+            self._places.discard(place)
             self.documents -= place.documents
             self.tokens -= place.tokens
 
@@ -82,38 +101,75 @@ class Admission:
             raise self._full("documents")
         if self.tokens + place.tokens > self._settings.max_queue_tokens:
             raise self._full("tokens")
+        self._check_deadline(place)
+
+    def _check_deadline(self, place: Place) -> None:
+        """Refuse at once what would be given up later, so that the engine's time goes to what can be answered.
+
+        The engine is shared among the requests that wait, so each of them computes at most as many tokens before a new
+        request is done as that request has itself.
+        """
+        left = DEADLINE.get(math.inf) - time.monotonic()
+        pace = self._pace.tokens_per_second
+        if pace is None or left == math.inf:
+            return
+        wait = (place.tokens + sum(min(other.tokens, place.tokens) for other in self._places)) / pace
+        if wait > left:
+            raise unavailable(
+                "queue_full",
+                f"the queue is too long: an answer would take about {wait:.1f} s, and the deadline is in {left:.1f} s",
+                max(1, min(60, math.ceil(wait - left))),
+            )
 
     def _full(self, what: str) -> ApiError:
         return unavailable("queue_full", f"the queue is full ({what}): send it again later", self.retry_after)
 
-    def served(self, tokens: int, seconds: float) -> None:
-        """The engine computed so many tokens in so many seconds."""
-        self._pace.add(tokens, seconds)
+    def served(self, tokens: int, seconds: float, token_budget: int) -> None:
+        """A pass has ended.
+
+        Args:
+            tokens: that it computed.
+            seconds: that it took; passes of several workers may overlap.
+            token_budget: tokens that a pass may hold.
+        """
+        if tokens >= token_budget * _SHARE_OF_BUDGET:
+            self._pace.add(tokens, seconds, time.monotonic())
 
     @property
     def retry_after(self) -> int:
         """Seconds until about half of the queue is gone at the engine's pace, from 1 to 60."""
-        return max(1, min(60, math.ceil(self.tokens / 2 / self._pace.tokens_per_second)))
+        return max(1, min(60, math.ceil(self.tokens / 2 / (self._pace.tokens_per_second or _UNKNOWN_PACE))))
 
 
 class _Pace:
-    """Tokens per second of recent passes."""
+    """Tokens per second that the engine reaches with passes that are worth measuring, on all its devices together.
+
+    The highest of recent rates counts: a rate that is too high lets a request in that gets 504 later, and one that is
+    too low would refuse requests that could be answered.
+    """
 
     def __init__(self) -> None:
-        self._tokens = 0.0
+        self._tokens = 0
         self._seconds = 0.0
-        self._decayed = time.monotonic()
+        self._ended = -math.inf
+        self._best = 0.0
+        self._best_at = 0.0
 
-    def add(self, tokens: int, seconds: float) -> None:
-        now = time.monotonic()
-        weight = 0.5 ** ((now - self._decayed) / 30)
-        self._decayed = now
-        self._tokens = self._tokens * weight + tokens
-        self._seconds = self._seconds * weight + seconds
+    def add(self, tokens: int, seconds: float, now: float) -> None:
+        """A pass ended `now`; the time that it shared with the pass before it counts once."""
+        self._seconds += now - max(now - seconds, self._ended)
+        self._tokens += tokens
+        self._ended = now
+        if self._seconds < _SECONDS_OF_A_RATE:
+            return
+        self._best = max(self._tokens / self._seconds, self._best * 0.5 ** ((now - self._best_at) / _HALF_LIFE))
+        self._best_at = now
+        self._tokens, self._seconds = 0, 0.0
 
     @property
-    def tokens_per_second(self) -> float:
-        return self._tokens / self._seconds if self._seconds and self._tokens else 10_000.0
+    def tokens_per_second(self) -> float | None:
+        """None before enough was measured."""
+        return self._best or None
 
 
 class BodyBudget:

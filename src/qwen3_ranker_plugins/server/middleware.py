@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .admission import BodyBudget
+from .admission import DEADLINE, BodyBudget
 from .auth import KeyRing
 from .body import Decoder
 from .errors import ApiError, from_core, unavailable
@@ -225,6 +225,8 @@ class Guard:
 
     async def _run(self, scope: Scope, receive: Receive, body: Receive, reply: _Reply, deadline: float | None) -> None:
         """Run the application until it has answered, the client disconnects, or the deadline passes."""
+        if deadline is not None:
+            DEADLINE.set(time.monotonic() + deadline)
         work = asyncio.create_task(self._call(scope, body, reply))
         gone = asyncio.create_task(_until_disconnect(receive))
         try:

@@ -38,7 +38,7 @@ class ServerState:
         supervisor = EngineSupervisor(
             settings.reranker_settings(),
             metrics,
-            lambda report: admission.served(report.tokens, report.seconds),
+            lambda report: admission.served(report.tokens, report.seconds, report.token_budget),
             lifecycle.fail,
             probe_interval=settings.probe_interval,
             probe_timeout=settings.probe_timeout,
