@@ -102,9 +102,10 @@ class Calibration:
                     "leave it out",
                 )
 
-    def as_json(self) -> dict[str, Any]:
+    @property
+    def text(self) -> str:
         """The content of a file."""
-        return {
+        fields = {
             "kind": KIND,
             "format": FORMAT,
             "method": self.method,
@@ -112,6 +113,7 @@ class Calibration:
             "intercept": self.intercept,
             "fitted_on": dict(self.fitted_on),
         }
+        return json.dumps(fields, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
 
     def write(self, path: Path) -> None:
         """Write a file for `read`.
@@ -119,10 +121,9 @@ class Calibration:
         Raises:
             InvalidInputError: it cannot be written there.
         """
-        text = json.dumps(self.as_json(), ensure_ascii=False, allow_nan=False, indent=2)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text + "\n", encoding="utf-8")
+            path.write_text(self.text, encoding="utf-8")
         except OSError as error:
             raise InvalidInputError("calibration", str(path), f"{error.strerror}; give a path to write to") from error
 

@@ -14,6 +14,8 @@ from .quality.reranking import QualityResult
 from .quality.reranking import evaluate as evaluate_quality
 from .report import Report, Table
 from .results import Result
+from .threshold.measure import ThresholdResult
+from .threshold.measure import evaluate as evaluate_threshold
 from .throughput.batch_sizes import ThroughputResult
 from .throughput.batch_sizes import evaluate as evaluate_throughput
 from .tune.search import TuneResult, chosen_trial
@@ -58,6 +60,7 @@ def compare_results(a: Result, b: Result, names: tuple[str, str]) -> Report:
 
 _NOTES = {
     "quality": "Higher is better. For significance compare both in one run: bench quality --against.",
+    "threshold": "Precision, recall, F1 and area: higher is better. ECE: lower is better.",
     "throughput": "Pairs/s: higher is better. Milliseconds and MiB: lower is better.",
     "latency": "Milliseconds, lower is better.",
     "matrix": "Milliseconds, lower is better.",
@@ -103,7 +106,7 @@ def _ratio(first: float, second: float) -> str:
     return f"{second / first:.3f}" if first else "-"
 
 
-def _figures(result: Result) -> dict[str, float]:
+def _figures(result: Result) -> dict[str, float]:  # noqa: PLR0911 - one for each kind of result
     """Name -> figure, computed from raw values."""
     match result:
         case QualityResult():
@@ -113,6 +116,8 @@ def _figures(result: Result) -> dict[str, float]:
                 for place, measures in enumerate(evaluate_quality(result).means.values())
                 for name, value in measures.items()
             }
+        case ThresholdResult():
+            return _threshold_figures(result)
         case ThroughputResult():
             return {
                 f"batch {each.batch_size}, {name}": value
@@ -156,6 +161,19 @@ def _latency_figures(result: LatencyResult, prefix: str) -> dict[str, float]:
         if each["n"]
         for label, name in (("median", "p50"), ("max", "max"))
     }
+
+
+def _threshold_figures(result: ThresholdResult) -> dict[str, float]:
+    """Of each wish that a threshold fulfils, and how reliable the scores are."""
+    found = evaluate_threshold(result)
+    figures = {"area under the ROC curve": found.area_under_roc, "ECE of P(yes)": found.raw.ece}
+    if found.cross_fitted is not None:
+        figures["ECE, calibrated, other queries"] = found.cross_fitted.ece
+    for each in found.choices:
+        wish = "highest F1" if each.wanted is None else f"{each.kind} of {each.wanted:g}"
+        values = {"threshold": each.threshold, "precision": each.precision, "recall": each.recall, "F1": each.f1}
+        figures |= {f"{wish}: {name}": value for name, value in values.items() if value is not None}
+    return figures
 
 
 def _load_figures(result: LoadResult) -> dict[str, float]:

@@ -271,3 +271,75 @@ def load_lines(points: Sequence[LoadPoint], x: str, limit_ms: float | None, titl
     figure.suptitle(title, fontsize=13, fontweight="bold")
     figure.supxlabel("\n".join(footer), fontsize=8, color="#50575e")
     return _png(figure)
+
+
+@dataclass(frozen=True)
+class ReliabilityLine:
+    """One line of a reliability diagram.
+
+    Attributes:
+        label: which score.
+        ece: its expected calibration error.
+        points: (mean score, share of relevant pairs) of each bin.
+    """
+
+    label: str
+    ece: float
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class ThresholdPlot:
+    """What the three panels show.
+
+    Attributes:
+        score: what the score is called.
+        thresholds: of the lines, falling.
+        lines: name of a measure -> its value at each threshold.
+        bands: name of a measure -> (lower, upper) bounds of its interval.
+        reliability: lines of the reliability diagram.
+        scores: name of a kind of pairs -> their scores.
+    """
+
+    score: str
+    thresholds: Sequence[float]
+    lines: Mapping[str, Sequence[float]]
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    reliability: Sequence[ReliabilityLine]
+    scores: Mapping[str, Sequence[float]]
+
+
+def threshold_panels(plot: ThresholdPlot, title: str, footer: Sequence[str]) -> bytes:
+    """Measures over thresholds with their intervals, a reliability diagram, and the scores of both kinds of pairs.
+
+    Lines differ in dash or marker as well as in colour.
+    """
+    figure = _figure(14, 5)
+    left, middle, right = figure.subplots(1, 3)
+    styles = {"precision": (_BLUE, "-"), "recall": (_ORANGE, "--"), "F1": (_GREY, ":")}
+    _plain(left, "Precision, recall and F1", f"threshold of the {plot.score}", "value; band: 95% interval")
+    for name, values in plot.lines.items():
+        colour, dash = styles[name]
+        # A threshold between two scores keeps what the upper one keeps.
+        left.step(plot.thresholds, values, where="post", color=colour, linestyle=dash, label=name)
+        if name in plot.bands:
+            left.fill_between(plot.thresholds, *plot.bands[name], color=colour, alpha=0.15, linewidth=0)
+    _plain(middle, "Reliability", "mean score of a bin", "share of relevant pairs")
+    middle.plot((0, 1), (0, 1), color=_GREY, linewidth=1, linestyle=":")
+    for line, (colour, marker) in zip(plot.reliability, ((_BLUE, "o"), (_GREEN, "s")), strict=False):
+        label = f"{line.label}: ECE {line.ece:.3f}"
+        middle.plot(*zip(*line.points, strict=True), color=colour, marker=marker, label=label)
+    _plain(right, "Scores of both kinds of pairs", plot.score, "pairs")
+    for (name, scores), (colour, hatch) in zip(plot.scores.items(), ((_GREEN, "//"), (_RED, "")), strict=True):
+        right.hist(
+            scores, bins=20, range=(0, 1), color=colour, hatch=hatch, alpha=0.55, label=f"{name} ({len(scores)})"
+        )
+    right.set_yscale("log")
+    for axes in (left, middle, right):
+        axes.set_xlim(-0.02, 1.02)
+        axes.legend(frameon=False, fontsize=9)
+    for axes in (left, middle):
+        axes.set_ylim(-0.02, 1.04)
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure.supxlabel("\n".join(footer), fontsize=8, color="#50575e")
+    return _png(figure)

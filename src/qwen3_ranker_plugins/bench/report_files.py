@@ -17,6 +17,8 @@ from .load import results as load_results
 from .quality import reranking
 from .report import Report
 from .results import FORMAT, Result, make_folder, plain, write_result, write_text
+from .threshold import measure
+from .threshold import report as threshold_report
 from .throughput import batch_sizes
 from .tune import search
 
@@ -33,6 +35,7 @@ _KINDS = {
     kind.result.kind: kind
     for kind in (
         _Kind(reranking.QualityResult, reranking.quality_report, reranking.evaluate),
+        _Kind(measure.ThresholdResult, threshold_report.threshold_report, measure.evaluate),
         _Kind(batch_sizes.ThroughputResult, batch_sizes.throughput_report, batch_sizes.evaluate),
         _Kind(requests.LatencyResult, requests.latency_report, requests.evaluate),
         _Kind(matrix.MatrixResult, matrix.matrix_report),

@@ -31,7 +31,7 @@ _INDEXED_AT_MOST = 2_000_000
 
 @dataclass(frozen=True)
 class Collection:
-    """What a reranker is measured on. Only queries with a relevant document are in it.
+    """What a reranker is measured on. Only queries with a relevant document are in it, unless all labels are wanted.
 
     Attributes:
         name: of the data, for captions.
@@ -93,18 +93,22 @@ def open_collection(
     split: str = "test",
     relevant_from: int | None = None,
     queries: int | None = None,
+    every_label: bool = False,
 ) -> Collection:
     """Read a collection.
 
     Args:
         source: "demo"; a folder in BEIR's form; a .jsonl or .jsonl.gz of candidate lists (`qid`, `query`, `docs` of
-            `docid`, `text`, `rel`, and perhaps `all_rels`); "ir_datasets:ID"; or a name from ALIASES.
+            `docid`, `text`, `rel`, and perhaps `all_rels`) or of labelled pairs (`query`, `document`, `label`, and
+            perhaps `query_id`); "ir_datasets:ID"; or a name from ALIASES.
         candidates: at most this many for each query.
         run: a TREC run with the candidates; None for BM25, or for the run that an ir_datasets id comes with.
         qrels: judgements, TREC's four columns or BEIR's three; None for those of the source.
         split: which of a folder's qrels/*.tsv.
         relevant_from: None for what the source says, or 1.
         queries: at most this many, evenly spread.
+        every_label: keep judged queries without a relevant document, for which ranking measures are not defined, and
+            every pair of a file of labelled pairs, whatever `candidates` says.
 
     Raises:
         InvalidInputError: names the file, the line and the remedy.
@@ -122,7 +126,7 @@ def open_collection(
     elif Path(source).is_file():
         if run is not None:
             raise InvalidInputError("run", str(run), "goes with a folder or an ir_datasets id; lists hold candidates")
-        raw = _from_lists(Path(source))
+        raw = _from_pairs(Path(source)) if _holds_pairs(Path(source)) else _from_lists(Path(source))
     else:
         raise InvalidInputError(
             "SOURCE",
@@ -131,7 +135,8 @@ def open_collection(
         )
     if qrels is not None:
         raw = replace(raw, qrels=read_qrels(qrels))
-    return _build(raw, run, candidates, grade if relevant_from is None else relevant_from).take(queries)
+    relevant_from = grade if relevant_from is None else relevant_from
+    return _build(raw, run, candidates, relevant_from, every_label=every_label).take(queries)
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,7 @@ class _Raw:
         every: gives all (id, text).
         small: whether `every` can be indexed in memory.
         ranked, listed: the source's own candidates, best first, or in no order.
+        labelled_pairs: every candidate has a label of its own.
     """
 
     name: str
@@ -154,13 +160,14 @@ class _Raw:
     ranked: Mapping[str, Sequence[str]] | None = None
     listed: Mapping[str, Sequence[str]] | None = None
     first_stage: str = "as listed"
+    labelled_pairs: bool = False
 
 
-def _build(raw: _Raw, run: Path | None, depth: int, relevant_from: int) -> Collection:
+def _build(raw: _Raw, run: Path | None, depth: int, relevant_from: int, *, every_label: bool) -> Collection:
     judged = {
         query_id: grades
         for query_id, grades in raw.qrels.items()
-        if query_id in raw.queries and any(grade >= relevant_from for grade in grades.values())
+        if query_id in raw.queries and (every_label or any(grade >= relevant_from for grade in grades.values()))
     }
     if not judged:
         raise InvalidInputError(
@@ -188,7 +195,8 @@ def _build(raw: _Raw, run: Path | None, depth: int, relevant_from: int) -> Colle
         raise InvalidInputError(
             "run", None, f"{raw.name} comes without candidates and is too large to be indexed here: give --run RUN"
         )
-    candidates = {query_id: list(ranked.get(query_id, ()))[:depth] for query_id in judged}
+    limit = None if raw.labelled_pairs and every_label else depth
+    candidates = {query_id: list(ranked.get(query_id, ()))[:limit] for query_id in judged}
     wanted = sorted({doc_id for doc_ids in candidates.values() for doc_id in doc_ids})
     texts = raw.texts(wanted)
     if missing := [doc_id for doc_id in wanted if doc_id not in texts]:
@@ -255,6 +263,47 @@ def _from_lists(path: Path) -> _Raw:
         texts |= {doc_id: text for doc_id, text, _ in docs}
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")
     return _Raw(name, queries, qrels, lambda _: texts, ranked=ranked, first_stage="candidates in the order listed")
+
+
+def _holds_pairs(path: Path) -> bool:
+    """Whether the first record is a labelled pair."""
+    _, record = next(read_json_lines(path), (0, None))
+    return isinstance(record, dict) and "docs" not in record and bool({"document", "label"} & record.keys())
+
+
+def _from_pairs(path: Path) -> _Raw:
+    """Labelled pairs. Pairs with one `query_id`, or without it with one query, belong together."""
+    queries: dict[str, str] = {}
+    qrels: dict[str, dict[str, int]] = {}
+    texts: dict[str, str] = {}
+    for number, record in read_json_lines(path):
+        if (fault := _fault_of_pair(record)) is not None:
+            remedy = 'each line needs {"query", "document", "label"}, the label true, false or a whole grade'
+            raise InvalidInputError(path.name, f"line {number}", f"{fault}; {remedy}")
+        query_id = str(record.get("query_id", record["query"]))
+        if queries.setdefault(query_id, record["query"]) != record["query"]:
+            raise InvalidInputError(path.name, f"line {number}", f"query_id {query_id!r} stands for two queries")
+        # By line: one pair may be labelled by several people, and each label counts.
+        doc_id = f"line-{number}"
+        qrels.setdefault(query_id, {})[doc_id] = int(record["label"])
+        texts[doc_id] = record["document"]
+    name = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    ranked = {query_id: list(grades) for query_id, grades in qrels.items()}
+    return _Raw(
+        name, queries, qrels, lambda _: texts, ranked=ranked, first_stage="pairs as listed", labelled_pairs=True
+    )
+
+
+def _fault_of_pair(record: object) -> str | None:
+    """Why a record is no labelled pair; None if it is one."""
+    if not isinstance(record, dict):
+        return "is no object"
+    query, document, label = (record.get(name) for name in ("query", "document", "label"))
+    if not isinstance(query, str) or not query.strip() or not isinstance(document, str):
+        return "query and document have to be texts, and the query not blank"
+    if not isinstance(label, (int, float)) or (isinstance(label, float) and not label.is_integer()):  # so is NaN
+        return f"label is {label!r}"
+    return None
 
 
 def _from_ir_datasets(dataset_id: str) -> _Raw:

@@ -11,11 +11,13 @@ from .latency import latency, matrix
 from .load import load
 from .quality import quality
 from .result_files import compare, report
+from .threshold import threshold
 from .throughput import throughput
 from .titles import titles
 
 bench = typer.Typer(
-    no_args_is_help=True, help="Measure quality, throughput, latency and load, and compare what was measured."
+    no_args_is_help=True,
+    help="Measure quality, throughput, latency and load, find thresholds, and compare what was measured.",
 )
-for command in (quality, throughput, latency, matrix, load, compare, report, titles):
+for command in (quality, threshold, throughput, latency, matrix, load, compare, report, titles):
     bench.command()(command)

@@ -11,8 +11,8 @@ SourceArgument = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="Labelled data: demo; a folder in BEIR's form; a .jsonl or .jsonl.gz file of candidate lists; "
-        "ir_datasets:ID; DL19 or DL20.",
+        help="Labelled data: demo; a folder in BEIR's form; a .jsonl or .jsonl.gz file of candidate lists, or of pairs "
+        "with query, document and label; ir_datasets:ID; DL19 or DL20.",
     ),
 ]
 QueriesOption = Annotated[int | None, typer.Option(help="Maximum number of queries, evenly spread. Default: all.")]

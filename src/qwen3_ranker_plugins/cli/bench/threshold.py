@@ -1,0 +1,151 @@
+"""`qwen3-ranker bench threshold`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...errors import InvalidInputError
+from ..options import (
+    AdapterOption,
+    CalibrationOption,
+    DeviceOption,
+    EngineOption,
+    EngineOptionsOption,
+    InstructionOption,
+    ModelOption,
+    OutputOption,
+    PresetDtypeOption,
+    PresetMaxLengthOption,
+    PresetOption,
+    PresetTemplateOption,
+    QuietOption,
+    ScoringOption,
+    SeedOption,
+    TagOption,
+    TokenBudgetOption,
+    read_engine_options,
+    settings_of,
+)
+from ..terminal import ProgressBar, say
+from .collection_options import (
+    CandidatesOption,
+    QrelsOption,
+    QueriesOption,
+    RunOption,
+    SourceArgument,
+    SplitOption,
+)
+
+
+def threshold(
+    source: SourceArgument = "demo",
+    run: RunOption = None,
+    qrels: QrelsOption = None,
+    split: SplitOption = "test",
+    candidates: CandidatesOption = 100,
+    queries: QueriesOption = None,
+    relevant_from: Annotated[
+        int | None, typer.Option(help="Lowest grade that counts as relevant. Default: 1; for DL19 and DL20: 2.")
+    ] = None,
+    judged_only: Annotated[
+        bool,
+        typer.Option("--judged-only", help="Leave out pairs without a judgement. Default: they count as not relevant."),
+    ] = False,
+    precision: Annotated[
+        list[float] | None,
+        typer.Option(help="Wanted precision; can be given several times. Default: 0.9."),
+    ] = None,
+    recall: Annotated[
+        list[float] | None, typer.Option(help="Wanted recall; can be given several times. Default: 0.9.")
+    ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="Fit a calibration: platt (two parameters) or temperature (one). Default: fit none.",
+        ),
+    ] = None,
+    calibration_output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File for the calibration that is fitted. Default: TAG-calibration.json in the folder of --output.",
+        ),
+    ] = None,
+    calibration: CalibrationOption = None,
+    seed: SeedOption = 0,
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    scoring: ScoringOption = None,
+    engine: EngineOption = "auto",
+    engine_option: EngineOptionsOption = None,
+    device: DeviceOption = None,
+    dtype: PresetDtypeOption = None,
+    template: PresetTemplateOption = None,
+    instruction: InstructionOption = None,
+    max_length: PresetMaxLengthOption = None,
+    token_budget: TokenBudgetOption = None,
+    preset: PresetOption = None,
+    output: OutputOption = None,
+    tag: TagOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Find the score threshold for a wanted precision or recall, and how far scores are from probabilities.
+
+    Pairs of one query, or of one query_id where the data has that field, belong together.
+    """
+    from ...bench.report_files import check_output
+    from ...bench.threshold.measure import calibration_of, measure_thresholds
+    from ...data.collection import open_collection
+    from ..present import present
+
+    if calibration_output is not None and calibrate is None:
+        raise InvalidInputError(
+            "calibration_output", str(calibration_output), "has no effect unless --calibrate says what to fit"
+        )
+    settings = settings_of(
+        model=model,
+        engine=engine,
+        engine_options=read_engine_options(engine_option),
+        adapter=adapter,
+        scoring=scoring,
+        calibration=calibration,
+        device=device,
+        dtype=dtype,
+        template=template,
+        instruction=instruction,
+        max_length=max_length,
+        token_budget=token_budget,
+        preset=preset,
+    )
+    check_output(output, tag)
+    collection = open_collection(
+        source,
+        candidates=candidates,
+        run=run,
+        qrels=qrels,
+        split=split,
+        relevant_from=relevant_from,
+        queries=queries,
+        every_label=True,
+    )
+    with ProgressBar("queries", len(collection.queries), quiet=quiet) as advance:
+        result = measure_thresholds(
+            collection,
+            settings,
+            precisions=precision or [0.9],
+            recalls=recall or [0.9],
+            calibrate=calibrate,
+            judged_only=judged_only,
+            seed=seed,
+            progress=advance,
+        )
+    fitted = calibration_of(result)
+    more = {} if fitted is None else {"calibration.json": fitted.text}
+    present(result, output, tag, more)
+    if fitted is not None and calibration_output is not None:
+        fitted.write(calibration_output)
+        say(f"calibration written to {calibration_output}")
