@@ -20,8 +20,8 @@ ROOTS = [Path(sys.modules[name].__file__ or "").parents[depth] for name, depth i
          (("qwen3_ranker_plugins", 1), ("haystack_integrations.components.rankers.qwen3", 4))]  # fmt: skip
 
 
-class Trace:
-    """Profiles every thread that starts after it was made, and the thread that makes it, while `armed`."""
+class _Trace:
+    """While `armed`, notes the functions that the thread which makes it enters, and every thread that starts later."""
 
     def __init__(self) -> None:
         self.armed = False
@@ -39,16 +39,24 @@ class Trace:
             self.armed = code.co_qualname != "PackedEngine.score"
 
 
-def main() -> None:
-    documents = [Document(content=f"document number {n}") for n in range(int(sys.argv[1]) if sys.argv[1:] else 5)]
-    trace = Trace()
-    ranker = Qwen3Ranker(model="bundled:tiny")
-    ranker.run(query="warm up", documents=documents)
-    trace.armed = True
-    ranker.run(query="which number?", documents=documents)
-    print("\n".join(trace.calls))
-    print(f"{len(set(trace.calls))} functions, {len(trace.calls)} calls")
+def calls_of_a_run(num_documents: int) -> list[str]:
+    """The functions of this repository that `Qwen3Ranker.run` enters before the engine scores, in order."""
+    documents = [Document(content=f"document number {n}") for n in range(num_documents)]
+    trace = _Trace()
+    try:
+        # Settings that nobody else has, so that the engine's thread starts now.
+        ranker = Qwen3Ranker(model="bundled:tiny", token_budget=4095)
+        ranker.run(query="warm up", documents=documents)
+        trace.armed = True
+        ranker.run(query="which number?", documents=documents)
+    finally:
+        threading.setprofile(None)  # type: ignore[arg-type]
+        sys.setprofile(None)
+    ranker.close()
+    return trace.calls
 
 
 if __name__ == "__main__":
-    main()
+    calls = calls_of_a_run(int(sys.argv[1]) if sys.argv[1:] else 5)
+    print("\n".join(calls))
+    print(f"{len(set(calls))} functions, {len(calls)} calls")

@@ -9,13 +9,15 @@ import os
 import threading
 import time
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from .config import RankingOptions, check_text
 from .errors import EngineClosedError, EngineError, InvalidInputError
 from .reranker import Reranker
-from .types import ScoredDocument
+from .types import RerankResult, ScoredDocument
 
 #: Key of a document that was not scored; its value is the name of the error's class.
 FAILED = "qwen3_failed"
@@ -119,29 +121,73 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(before=_wait_for_loads, after_in_parent=_go_on_in_parent, after_in_child=_start_again_in_child)
 
 
-def missing_query(query: object) -> InvalidInputError | None:
-    """The error to report if an upstream component found nothing to ask: the query is None, or a blank text.
+Item = TypeVar("Item")
 
-    Raises:
-        InvalidInputError: the query is something other than a text, which is a mistake of the program.
+
+@dataclass
+class RankingCall(ABC, Generic[Item]):
+    """One call of an adapter. Subclasses say how documents of their framework are copied.
+
+    Attributes:
+        items: documents of the framework, without duplicates.
+        arguments: of `Reranker.rerank`; its documents are the texts of `items`, in the same order.
+        top_k: maximum number of items to return if they cannot be scored; None for all.
+        fail_open: whether they are then returned as they came.
+        lazy: where the adapter keeps its reranker.
+        waiting: whether the items have to be scored.
+        output: copies of the items that are returned, once they are known.
     """
-    try:
-        check_text("query", query)
-    except InvalidInputError as error:
-        if query is None or isinstance(query, str):
-            return error
-        raise
-    return None
 
+    items: list[Item]
+    arguments: dict[str, Any]
+    top_k: int | None
+    fail_open: bool
+    lazy: LazyReranker
+    waiting: bool = False
+    output: list[Item] = field(default_factory=list)
 
-def check_may_fail_open(error: EngineError | InvalidInputError, *, fail_open: bool) -> None:
-    """Raise the error, unless documents may be returned as they came.
+    @abstractmethod
+    def ranked(self, item: Item, hit: ScoredDocument) -> Item:
+        """A copy with a score."""
 
-    A closed reranker, and one that was made before a fork, raises in any case: it would leave every later answer
-    unranked.
-    """
-    if not fail_open or isinstance(error, EngineClosedError):
-        raise error
+    @abstractmethod
+    def unranked(self, item: Item, error: Exception) -> Item:
+        """A copy without a new score, marked with what failed."""
+
+    def finish(self, result: RerankResult) -> None:
+        """Output the items that the reranker has kept, best first."""
+        self.output = [self.ranked(self.items[hit.index], hit) for hit in result]
+
+    def refuse_query(self) -> None:
+        """Do without a query: an upstream component found nothing to ask, so that it is None or a blank text.
+
+        Raises:
+            InvalidInputError: `fail_open` is not set, or the query is something other than a text, which is a mistake
+                of the program.
+        """
+        query = self.arguments["query"]
+        try:
+            check_text("query", query)
+        except InvalidInputError as error:
+            if query is not None and not isinstance(query, str):
+                raise
+            self.fail(error)
+
+    def fail(self, error: EngineError | InvalidInputError) -> None:
+        """Output the first items as they came, if `fail_open` is set.
+
+        Raises:
+            EngineError, InvalidInputError: the one given, if `fail_open` is not set. A closed reranker, and one that
+                was made before a fork, raises in any case, because it would leave every later answer unranked.
+        """
+        if isinstance(error, EngineClosedError):
+            self.lazy.drop_ended()
+            raise error
+        if not self.fail_open:
+            raise error
+        _logger.warning("not reranked, documents are returned as they came: %s: %s", type(error).__name__, error)
+        self.waiting = False
+        self.output = [self.unranked(item, error) for item in self.items[: self.top_k]]
 
 
 def ranked_metadata(

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from numbers import Integral, Real
 from pathlib import Path
@@ -169,12 +169,12 @@ class RerankerSettings:
         # A copy, so that later changes to the caller's mapping change nothing here.
         object.__setattr__(self, "engine_options", json.loads(check_json("engine_options", self.engine_options)))
 
-    @property
+    @cached_property
     def cut(self) -> Pieces:
         """How a document is cut, if it is judged in pieces."""
         return Pieces(self.piece_tokens, self.piece_overlap, self.max_pieces)
 
-    @property
+    @cached_property
     def pieces(self) -> Pieces | None:
         """`cut`, or None if documents are judged as one."""
         return self.cut if self.long_documents == "pieces" else None

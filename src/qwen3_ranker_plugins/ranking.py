@@ -63,7 +63,12 @@ class PreparedRequest:
         if request.pieces is not None:
             check_pieces(request.pieces)
         self.pieces = configured_pieces if request.pieces is None else request.pieces
-        self.documents = _checked_documents(request.documents)
+        if isinstance(request.documents, (str, bytes)) or not isinstance(request.documents, Sequence):
+            raise InvalidInputError("documents", request.documents, "needs a list of strings")
+        self.documents = list(request.documents)
+        for index, document in enumerate(self.documents):
+            if type(document) is not str:  # no argument's name is made for each of a thousand that are right
+                check_text(f"documents[{index}]", document, may_be_empty=True)
         places: dict[str, int] = {}
         # For each document, its place among the distinct texts.
         self._source = np.asarray(
@@ -237,15 +242,6 @@ def warn_of_min_confidence(min_confidence: float, score_threshold: float | None 
         min_confidence,
         likely_relevant(score_threshold),
     )
-
-
-def _checked_documents(documents: Sequence[str]) -> list[str]:
-    if isinstance(documents, (str, bytes)) or not isinstance(documents, Sequence):
-        raise InvalidInputError("documents", documents, "needs a list of strings")
-    for index, document in enumerate(documents):
-        if type(document) is not str:  # a name is not made for each of a thousand that are right
-            check_text(f"documents[{index}]", document, may_be_empty=True)
-    return list(documents)
 
 
 _FIELDS: list[Callable[[ScoredDocument, Any], None]] = [

@@ -30,7 +30,7 @@ from .engines import choose_engine, device_names, engine_module
 from .engines.base import EngineDescription, Margins
 from .errors import InvalidInputError
 from .models import judgement_facts
-from .prompt import DEFAULT_MAX_LENGTH, SLICE, EncodedRequest
+from .prompt import DEFAULT_MAX_LENGTH, SLICE, SUFFIX_CHARACTERS, EncodedRequest, in_groups
 from .ranking import PreparedRequest
 from .types import DEFAULT_PIECES, Request, RerankResult
 
@@ -39,8 +39,6 @@ from .types import DEFAULT_PIECES, Request, RerankResult
 # takes to encode and to lay out, which is a fifth to a third of the GPU's own time.
 _LONG_REQUEST = 40_000
 PARTS = (0.08, 0.3, 1.0)
-# The suffix after each text counts as this many characters, at four characters a token.
-_SUFFIX = 36
 
 # Encoding stops to look whether anybody still waits when this many characters are encoded, a tenth of a second.
 _LONGEST_ENCODED = 262_144
@@ -284,7 +282,8 @@ class Reranker:
         Raises:
             PromptTooLongError: query and instruction leave no room for a document.
         """
-        first, *others = _turns(prepared.distinct, whole=prepared.pieces is not None) or [[]]
+        read = SLICE if prepared.pieces is None else None
+        first, *others = in_groups(prepared.distinct, _LONGEST_ENCODED, read=read) or [[]]
         encoded = self._encode(prepared, first)
         prepared.add(encoded)
         for turn in others:
@@ -346,7 +345,8 @@ class Reranker:
         parts = [prepared.distinct]
         if self._lease.engine.capabilities.encodes_meanwhile:
             parts = _parts(prepared.distinct)
-        turns = [turn for part in parts for turn in _turns(part, whole=prepared.pieces is not None)]
+        read = SLICE if prepared.pieces is None else None
+        turns = [turn for part in parts for turn in in_groups(part, _LONGEST_ENCODED, read=read)]
         try:
             for number, turn in enumerate(turns):
                 if number:
@@ -419,7 +419,8 @@ class Reranker:
             for request in requests:  # the engine works on the first while the next are encoded
                 prepared.append(self.prepare(request))
                 on_progress = None if bar is None else bar.expect(len(prepared[-1].distinct))
-                self.submit(prepared[-1], on_progress, restart=True)
+                for _ in self.submit_in_turns(prepared[-1], on_progress, restart=True):
+                    pass  # there is nothing else to do between two parts
                 if bar is not None:
                     bar.expect(prepared[-1].num_segments - len(prepared[-1].distinct))
             yield prepared
@@ -503,30 +504,11 @@ def _checked_requests(requests: Sequence[Request]) -> Sequence[Request]:
 
 def _parts(texts: list[str]) -> list[list[str]]:
     """The texts in the parts that go to a GPU one after the other; one part if all should go at once."""
-    work = list(accumulate(len(text) + _SUFFIX for text in texts))
+    work = list(accumulate(len(text) + SUFFIX_CHARACTERS for text in texts))
     if not work or work[-1] < _LONG_REQUEST:
         return [texts]
     ends = [min(bisect_left(work, share * work[-1]) + 1, len(texts)) for share in PARTS]
     return [texts[start:end] for start, end in pairwise([0, *ends]) if start < end]
-
-
-def _turns(texts: list[str], *, whole: bool) -> list[list[str]]:
-    """The texts in groups that take a fraction of a second to encode; whoever cancels stops before the next one.
-
-    Args:
-        texts: to be encoded.
-        whole: all of each is read, or as much as its pieces may hold.
-    """
-    turns: list[list[str]] = []
-    left = 0
-    for text in texts:
-        read = (len(text) if whole else min(len(text), SLICE)) + _SUFFIX
-        if read > left:
-            turns.append([])
-            left = max(_LONGEST_ENCODED, read)
-        turns[-1].append(text)
-        left -= read
-    return turns
 
 
 class _ProgressBar:

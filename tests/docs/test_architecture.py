@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.call_trace import calls_of_a_run
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "qwen3_ranker_plugins"
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -51,3 +53,11 @@ def test_the_layers_are_those_of_the_linter() -> None:
     at = package.index("engines")
     layers = [*package[:at], *engines, *package[at + 1 :]]
     assert drawn == ["adapters", *[layer.replace("_version | ", "") for layer in layers]]
+
+
+def test_the_path_of_a_call_is_short() -> None:
+    """From the Haystack adapter to the engine; the page prints the way with its data."""
+    calls = calls_of_a_run(5)
+    assert calls[0].endswith(":Qwen3Ranker.run")
+    assert calls[-1].endswith(":PackedEngine.score")
+    assert len(set(calls)) <= 40, "\n".join(calls)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 from langchain_core.callbacks import Callbacks
@@ -12,18 +10,10 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import Field, StrictBool, model_validator
 from typing_extensions import override
 
-from qwen3_ranker_plugins import EngineClosedError, EngineError, InvalidInputError, RerankResult
+from qwen3_ranker_plugins import EngineError, InvalidInputError, ScoredDocument
 from qwen3_ranker_plugins.adapter_settings import Qwen3Settings
-from qwen3_ranker_plugins.adapters import (
-    check_may_fail_open,
-    missing_query,
-    own_copies,
-    ranked_metadata,
-    unranked_metadata,
-)
+from qwen3_ranker_plugins.adapters import RankingCall, own_copies, ranked_metadata, unranked_metadata
 from qwen3_ranker_plugins.config import RankingOptions, check_positive
-
-_logger = logging.getLogger(__name__)
 
 
 class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
@@ -97,7 +87,7 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
             try:
                 call.finish(reranker.rerank(**call.arguments))
             except EngineError as error:
-                self._fail(call, error)
+                call.fail(error)
         return call.output
 
     @override
@@ -111,7 +101,7 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
             try:
                 call.finish(await reranker.arerank(**call.arguments))
             except EngineError as error:
-                self._fail(call, error)
+                call.fail(error)
         return call.output
 
     def _start(self, documents: Sequence[Document], query: str) -> _Call:
@@ -128,10 +118,13 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
                 "min_confidence": self.min_confidence,
                 "instruction": self.instruction,
             },
+            self.top_n,
+            self.fail_open,
+            self._lazy,
             waiting=bool(distinct),
         )
-        if (missing := missing_query(query)) is not None:
-            self._fail(call, missing)
+        if not isinstance(query, str) or not query.strip():
+            call.refuse_query()
         return call
 
     def _texts(self, documents: list[Document]) -> list[str]:
@@ -145,50 +138,18 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
             texts.append(self.embedding_separator.join([*embedded, document.page_content]))
         return texts
 
-    def _fail(self, call: _Call, error: EngineError | InvalidInputError) -> None:
-        """Return the documents as they came, if `fail_open` allows it.
 
-        Raises:
-            EngineError, InvalidInputError: the one given, if it does not.
-        """
-        if isinstance(error, EngineClosedError):
-            self._lazy.drop_ended()
-        check_may_fail_open(error, fail_open=self.fail_open)
-        _logger.warning("not reranked, documents are returned as they came: %s: %s", type(error).__name__, error)
-        call.leave_unranked(error)
+class _Call(RankingCall[Document]):
+    """One call of either method."""
 
+    def ranked(self, item: Document, hit: ScoredDocument) -> Document:
+        given = item.metadata.get("score")
+        if given is None:
+            given = item.metadata.get("relevance_score")
+        return _copy(item, {**ranked_metadata(item.metadata, hit, given), "relevance_score": hit.score})
 
-@dataclass
-class _Call:
-    """One call of either method.
-
-    Attributes:
-        documents: the documents to rank, without duplicates.
-        arguments: arguments of `Reranker.rerank`; its documents are the texts of `documents`, in the same order.
-        waiting: whether the documents have to be scored.
-        output: copies of the documents that are returned, once they are known.
-    """
-
-    documents: list[Document]
-    arguments: dict[str, Any]
-    waiting: bool
-    output: list[Document] = field(default_factory=list)
-
-    def finish(self, result: RerankResult) -> None:
-        """Output the documents that are left, best first."""
-        for hit in result:
-            document = self.documents[hit.index]
-            given = document.metadata.get("score")
-            if given is None:
-                given = document.metadata.get("relevance_score")
-            metadata = ranked_metadata(document.metadata, hit, given)
-            self.output.append(_copy(document, {**metadata, "relevance_score": hit.score}))
-
-    def leave_unranked(self, error: Exception) -> None:
-        """Output the first documents as they came, marked with what failed."""
-        self.waiting = False
-        for document in self.documents[: self.arguments["top_k"]]:
-            self.output.append(_copy(document, unranked_metadata(document.metadata, error)))
+    def unranked(self, item: Document, error: Exception) -> Document:
+        return _copy(item, unranked_metadata(item.metadata, error))
 
 
 def _copy(document: Document, metadata: dict[str, Any]) -> Document:

@@ -65,18 +65,9 @@ PassListener = Callable[[PassReport], None]
 
 
 class _Queued(ByLength):
-    """A part of a submission, or all of it, whose documents wait for passes.
+    """A part of a submission, or all of it, whose documents wait for passes."""
 
-    Args:
-        submission: what the documents belong to.
-        request: encoded, with at least one document.
-        first: place of its first document among those of the submission.
-    """
-
-    def __init__(self, submission: Submission, request: EncodedRequest, first: int) -> None:
-        super().__init__(request, submission)
-        self.submission = submission
-        self.first = first
+    owner: Submission
 
 
 _Pass = Sequence[tuple[_Queued, list[int]]]
@@ -116,6 +107,9 @@ class Dispatcher:
         self._waiting: deque[_Queued] = deque()
         self._turns = Turns()
         self._changed = threading.Condition()
+        # Workers of one engine are alike, so one of them is woken. Of several replicas' workers, each has to look
+        # whether it is the next.
+        self._wake = self._changed.notify if len(engines) == 1 else self._changed.notify_all
         self._closing = False
         self._listeners: list[PassListener] = []
         self._process = os.getpid()
@@ -153,7 +147,7 @@ class Dispatcher:
                 "this reranker was made before a fork and its engine lives in the parent process: "
                 "make the reranker in the child, or start workers with the 'spawn' method"
             )
-        queued = _Queued(submission, request, first)
+        queued = _Queued(request, submission, first)
         with self._changed:
             if self._closing:
                 raise EngineClosedError("the reranker is closed: make a new one")
@@ -214,13 +208,6 @@ class Dispatcher:
         self._closed.set()
         self._changed.notify_all()
 
-    def _wake(self) -> None:
-        """Wake a worker that may take what waits. Of several replicas' workers, each looks whether it is its turn."""
-        if len(self._replicas) == 1:
-            self._changed.notify()
-        else:
-            self._changed.notify_all()
-
     def _run(self, replica: Replica) -> None:
         work = _Again((), 0)
         try:
@@ -236,42 +223,34 @@ class Dispatcher:
                 replica.threads -= 1
                 last = replica.threads == 0
             for queued in stranded:
-                queued.submission.fail(EngineClosedError("the reranker was closed while this call was waiting"))
+                queued.owner.fail(EngineClosedError("the reranker was closed while this call was waiting"))
             if last:
                 replica.engine.close()
 
     def _next_pass(self, replica: Replica) -> _Again:
         """Wait for work and fill one pass; an empty one when closing."""
-
-        def can_begin() -> bool:
-            if self._closing:
-                return True
-            if not (self._waiting or self._again):
-                return False
-            return not self._replaces or may_take(replica, self._replicas)
-
+        work = _Again((), 0)
         with self._changed:
-            while True:
-                self._changed.wait_for(can_begin)
-                if self._closing:
-                    return _Again((), 0)
-                if (work := self._fill(replica)).batch:
-                    replica.in_flight += 1
-                    replica.requests += len(work.batch)
-                    if self._waiting or self._again:
-                        self._wake()  # another worker may go on with what is left
-                    return work
-
-    def _fill(self, replica: Replica) -> _Again:
-        """The next pass; empty if nothing that waits is wanted any more."""
-        while self._again:
-            work = self._again.popleft()
-            if not work.batch[0][0].submission.future.done():
-                return work
-        self._waiting = deque(each for each in self._waiting if not each.submission.future.done())
-        return _Again(
-            fill_in_turns(self._waiting, share_of_pass(replica, self._replicas, self._waiting), self._turns), 0
-        )
+            while not (self._closing or work.batch):
+                if not self._replaces or may_take(replica, self._replicas):
+                    # Nobody waits any more for what was cancelled or has failed.
+                    self._again = deque(each for each in self._again if not each.batch[0][0].owner.future.done())
+                    self._waiting = deque(each for each in self._waiting if not each.owner.future.done())
+                    if self._again:
+                        work = self._again.popleft()
+                    elif self._waiting:
+                        room = replica.engine.capabilities
+                        if len(self._replicas) > 1:
+                            room = share_of_pass(replica, self._replicas, self._waiting)
+                        work = _Again(fill_in_turns(self._waiting, room, self._turns), 0)
+                if not work.batch:
+                    self._changed.wait()
+            if work.batch:
+                replica.in_flight += 1
+                replica.requests += len(work.batch)
+                if self._waiting or self._again:
+                    self._wake()  # another worker may go on with what is left
+        return work
 
     def _score(self, replica: Replica, work: _Again) -> None:
         batch, engine = work.batch, replica.engine
@@ -279,12 +258,12 @@ class Dispatcher:
             queued.request if len(indices) == len(queued.request.segments) else queued.request.take(indices)
             for queued, indices in batch
         ]
-        started, process = time.perf_counter(), engine.worker_pid
+        started, process = time.perf_counter(), engine.worker_pid if self._replaces else None
         try:
             if engine.capabilities.workers == 1:
                 results = engine.score(requests)
             else:
-                results = engine.score_until(requests, batch[0][0].submission.future)
+                results = engine.score_until(requests, batch[0][0].owner.future)
         except Exception as error:  # noqa: BLE001 - it belongs to the callers; this thread has to live on
             self._report(replica, requests, started, error)
             failure = error if isinstance(error, RankerError) else _engine_error(engine, error)
@@ -295,14 +274,14 @@ class Dispatcher:
                 for part in parts:
                     self._score(replica, _Again(part, work.ends))
             else:
-                batch[0][0].submission.fail(failure)
+                batch[0][0].owner.fail(failure)
             return
         except BaseException as error:  # the thread ends with it
             self._report(replica, requests, started, error)
             raise
         self._report(replica, requests, started)
         for (queued, indices), margins in zip(batch, results, strict=True):
-            submission, first = queued.submission, queued.first
+            submission, first = queued.owner, queued.first
             if not submission.future.done():
                 try:
                     submission.record([first + index for index in indices] if first else indices, margins)
@@ -323,7 +302,7 @@ class Dispatcher:
             failed += self._fail_if_none_is_left()
             self._changed.notify_all()
         for queued in failed:
-            queued.submission.fail(error)
+            queued.owner.fail(error)
 
     def _fail_if_none_is_left(self) -> list[_Queued]:
         """What waits, if no replica runs: starting a process again takes longer than callers wait."""
@@ -349,7 +328,7 @@ class Dispatcher:
                 self._changed.notify_all()
             _logger.error("replica %d on %s has ended: %s", replica.number, replica.device, replica.state().error)
             for queued in stranded:
-                queued.submission.fail(EngineError("every replica has ended; they are being started again"))
+                queued.owner.fail(EngineError("every replica has ended; they are being started again"))
             if self._closed.wait(pause):
                 return
             self._start_again(replica)
@@ -366,7 +345,7 @@ class Dispatcher:
                 message = "replica %d on %s cannot be started again: %s"
                 _logger.error(message, replica.number, replica.device, error)  # noqa: TRY400 - it says what is needed
             for queued in stranded:
-                queued.submission.fail(error)
+                queued.owner.fail(error)
             return
         with self._changed:
             replica.starts()

@@ -53,21 +53,22 @@ class ByLength:
     Args:
         request: with at least one document.
         owner: what the request is a part of, if it comes in several parts.
+        first: position of its first document among those of the owner.
+
+    Attributes:
+        left: number of documents that no pass has taken.
+        tokens_left: their tokens, without the prefix.
     """
 
-    def __init__(self, request: EncodedRequest, owner: Owner | None = None) -> None:
+    def __init__(self, request: EncodedRequest, owner: Owner | None = None, first: int = 0) -> None:
         self.request = request
         self.owner = Owner() if owner is None else owner
+        self.first = first
         self._order = length_order(request)
         self._tokens_before = [0, *accumulate(request.lengths[index] for index in self._order)]
         self._taken = 0
-        #: Documents that no pass has taken.
         self.left = len(self._order)
-
-    @property
-    def tokens_left(self) -> int:
-        """Tokens of those documents, without the prefix."""
-        return self._tokens_before[-1] - self._tokens_before[self._taken]
+        self.tokens_left = self._tokens_before[-1]
 
     def take(self, budget: int, limit: int, *, at_least: int = 0) -> tuple[list[int], int]:
         """The next documents that fit a pass.
@@ -89,6 +90,7 @@ class ByLength:
         self._taken = end
         self.owner.served = True
         self.left = len(self._order) - end
+        self.tokens_left = before[-1] - before[end]
         return self._order[first:end], prefix + before[end] - before[first]
 
 

@@ -1,6 +1,6 @@
 """Texts to token ids: templates, the tokenizer, and the encoder that puts them together."""
 
-from .beginning import SLICE, encode_beginnings
+from .beginning import SLICE, SUFFIX_CHARACTERS, encode_beginnings, in_groups
 from .encoder import EncodedRequest, Encoder, PromptEncoder, length_order
 from .pieces import Piece
 from .template import DEFAULT_INSTRUCTION, DEFAULT_MAX_LENGTH, TEMPLATES, Template
@@ -10,6 +10,7 @@ __all__ = [
     "DEFAULT_INSTRUCTION",
     "DEFAULT_MAX_LENGTH",
     "SLICE",
+    "SUFFIX_CHARACTERS",
     "TEMPLATES",
     "EncodedRequest",
     "Encoder",
@@ -19,6 +20,7 @@ __all__ = [
     "Template",
     "as_utf8",
     "encode_beginnings",
+    "in_groups",
     "length_order",
     "load_tokenizer",
 ]

@@ -14,7 +14,7 @@ reasons, which are tried in this order:
 
 What none of them covers is cut by definition at the end of a slice: text without a place where Unicode normalization
 starts afresh in 256 characters (Unicode's stream-safe format allows 30), white space with line breaks and then more
-blanks than a slice holds, and runs that consist of overlapping added tokens.
+blanks than a slice holds, and runs of added tokens that overlap, or that touch although they count only as words.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from .tokenizer import ModelTokenizer, as_utf8
 SLICE = 65_536
 # One batch of the tokenizer holds at most this many characters: its results take some 40 bytes for each.
 _BATCH = 1_000_000
+#: The suffix after a text counts as this many characters, at four characters a token.
+SUFFIX_CHARACTERS = 36
 # How far back from the end of a slice a place is looked for where normalization starts afresh.
 _LONGEST_SEQUENCE = 256
 # More characters than Unicode composes to one.
@@ -65,7 +67,7 @@ def encode_beginnings(
         slice_length: in characters; at least a few times the longest token.
     """
     beginnings: list[Beginning] = []
-    for group in _groups(texts, slice_length):
+    for group in in_groups(texts, _BATCH, read=slice_length):
         readers = {place: _Reader(tokenizer, text) for place, text in enumerate(group) if len(text) > slice_length}
         unfinished = list(readers.values())
         while unfinished:
@@ -92,7 +94,7 @@ def tokenize_beginnings(
         count: how many tokens are wanted of each.
         slice_length: as for `encode_beginnings`.
     """
-    for group in _groups(texts, slice_length):
+    for group in in_groups(texts, _BATCH, read=slice_length):
         short = iter(
             tokenizer.plain.encode_batch(
                 [text for text in group if len(text) <= slice_length], add_special_tokens=False
@@ -113,17 +115,24 @@ def _places(offsets: Sequence[tuple[int, int]], *, whole: bool) -> TokenizedText
     return TokenizedText(places[:, 0], places[:, 1], whole)
 
 
-def _groups(texts: Sequence[str], slice_length: int) -> Iterator[Sequence[str]]:
-    """The texts in groups, of which the slices of each fit one batch."""
-    first = characters = 0
-    for place, text in enumerate(texts):
-        length = min(len(text), slice_length)
-        if characters + length > _BATCH:
-            yield texts[first:place]
-            first, characters = place, 0
-        characters += length
-    if first < len(texts):
-        yield texts[first:]
+def in_groups(texts: Sequence[str], most: int, *, read: int | None) -> list[list[str]]:
+    """The texts in groups of at most `most` characters, or of one text that has more.
+
+    Args:
+        texts: in any number.
+        most: characters of a group, of which what stands around each text counts too.
+        read: number of characters of a text that count at most; None for all.
+    """
+    groups: list[list[str]] = []
+    left = 0
+    for text in texts:
+        size = (len(text) if read is None else min(len(text), read)) + SUFFIX_CHARACTERS
+        if size > left:
+            groups.append([])
+            left = max(most, size)
+        groups[-1].append(text)
+        left -= size
+    return groups
 
 
 class _Reader:

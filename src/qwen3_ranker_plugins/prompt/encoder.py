@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import partial
 from typing import Protocol, Self
 
 import numpy as np
 
 from ..errors import PromptTooLongError
 from ..types import Pieces
-from .beginning import SLICE, Beginning, encode_beginnings
+from .beginning import SLICE, encode_beginnings
 from .cutting import Cutter
 from .pieces import Piece
 from .template import BOUNDARY, DEFAULT_INSTRUCTION, DEFAULT_MAX_LENGTH, Template
@@ -35,31 +35,29 @@ class EncodedRequest:
     Attributes:
         prefix: ids that all documents of the request share.
         segments: for each document its ids and the suffix; `prefix + segments[i]` is prompt i.
-        truncated_tokens: for each document, how many of its tokens were cut off at the end; at least so many for a
-            document of more than 65,536 characters, which is encoded only as far as it is read.
+        truncated_tokens: for each document, the number of its tokens that were cut off its end. For a document of more
+            than 65,536 characters, which is encoded only as far as it is read, this is a lower bound.
         pieces: if documents were cut into pieces, which one each segment is; those of a document stand next to each
             other. None if each segment is a document.
+        prefix_length: number of tokens in the prefix.
+        lengths: for each document, the number of tokens in its segment.
     """
 
     prefix: list[int]
     segments: list[list[int]]
     truncated_tokens: list[int]
     pieces: list[Piece] | None = field(default=None, kw_only=True)
+    prefix_length: int = field(init=False, repr=False, compare=False)
+    lengths: Sequence[int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prefix_length", len(self.prefix))
+        object.__setattr__(self, "lengths", [len(segment) for segment in self.segments])
 
     @property
     def num_tokens(self) -> int:
         """Tokens to be computed if the prefix is computed once."""
         return self.prefix_length + sum(self.lengths)
-
-    @property
-    def prefix_length(self) -> int:
-        """Tokens of the prefix."""
-        return len(self.prefix)
-
-    @cached_property
-    def lengths(self) -> Sequence[int]:
-        """For each document, the tokens of its segment."""
-        return [len(segment) for segment in self.segments]
 
     def prompt(self, index: int) -> list[int]:
         """All ids of one document's prompt."""
@@ -128,12 +126,11 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.instruction = instruction
-        self._empty_document = empty_document
-        self._with_instruction = _Prompt(tokenizer, Template.named(template))
+        self._with_instruction = _Prompt(tokenizer, Template.named(template), empty_document)
         self._without_instruction = (
             self._with_instruction
             if template_without_instruction is None
-            else _Prompt(tokenizer, Template.named(template_without_instruction))
+            else _Prompt(tokenizer, Template.named(template_without_instruction), empty_document)
         )
 
     @property
@@ -168,9 +165,17 @@ class PromptEncoder:
         """
         instruction = self.instruction if instruction is None else instruction
         prompt = self._without_instruction if instruction is None else self._with_instruction
-        self._check_length("query", query)
-        if instruction is not None and prompt.has_instruction:
-            self._check_length("instruction", instruction)
+        for argument, text in (("query", query), ("instruction", instruction if prompt.has_instruction else None)):
+            # A text that cannot fit is refused without encoding all of it.
+            if text is not None and len(text) > SLICE:
+                [beginning] = encode_beginnings(self.tokenizer, [text], self.max_length)
+                if not beginning.whole:
+                    raise PromptTooLongError(
+                        argument,
+                        text,
+                        f"its {len(text)} characters take more than max_length={self.max_length} tokens; shorten it or "
+                        "raise max_length",
+                    )
         prefix, before_document = prompt.encode_prefix({"instruction": instruction or "", "query": query})
         fitting = self.max_length - len(prefix) - len(prompt.suffix_ids)
         if fitting < 1:
@@ -182,78 +187,60 @@ class PromptEncoder:
             )
         room = fitting if max_document_tokens is None else min(fitting, max_document_tokens)
 
-        def encode_texts(texts: Sequence[str], longest: int) -> tuple[list[list[int]], list[int]]:
-            texts = [before_document + (text or self._empty_document) for text in texts]
-            return prompt.encode_documents(texts, longest, whole=longest == fitting)
-
+        encode_texts = partial(prompt.encode_documents, before=before_document, fitting=fitting)
         if pieces is None:
             return EncodedRequest(prefix, *encode_texts(documents, room))
         cutter = Cutter(self.tokenizer, before_document, pieces, min(pieces.tokens, fitting), max_document_tokens)
         segments, truncated, found = cutter.encode(documents, encode_texts)
         return EncodedRequest(prefix, segments, truncated, pieces=found)
 
-    def _check_length(self, argument: str, text: str) -> None:
-        """Refuse a text that cannot fit the prompt without encoding all of it.
-
-        Raises:
-            PromptTooLongError: it has more than `max_length` tokens.
-        """
-        if len(text) > SLICE and not encode_beginnings(self.tokenizer, [text], self.max_length)[0].whole:
-            raise PromptTooLongError(
-                argument,
-                text,
-                f"its {len(text)} characters take more than max_length={self.max_length} tokens; shorten it or raise "
-                "max_length",
-            )
-
 
 class _Prompt:
-    """A template with its own text split at control tokens once."""
+    """A template whose own text is split at control tokens once.
 
-    def __init__(self, tokenizer: ModelTokenizer, template: Template) -> None:
+    Attributes:
+        has_instruction: whether the prompt holds the instruction.
+    """
+
+    def __init__(self, tokenizer: ModelTokenizer, template: Template, empty_document: str) -> None:
         self.template = template
+        self._empty_document = empty_document
+        self.has_instruction = any(field == "instruction" for _, field in template.prefix)
         self._tokenizer = tokenizer
         self._parts = [(tokenizer.split_control(literal), field) for literal, field in template.prefix]
         first, *others = [tokenizer.split_control(literal) for literal in template.suffix] or [[]]
         # Plain text right after the document is encoded together with it, since its first letters may belong to the
         # document's last token.
         self._after_document = str(first.pop(0)) if first and isinstance(first[0], str) else ""
-        self._rest_ids = [token_id for pieces in (first, *others) for token_id in self._encode_pieces(pieces)]
-        self.suffix_ids = [*self._encode_pieces([self._after_document]), *self._rest_ids]
+        self._rest_ids = [token_id for pieces in (first, *others) for token_id in tokenizer.encode(*pieces)]
+        self.suffix_ids = [*tokenizer.encode(self._after_document), *self._rest_ids]
 
-    @property
-    def has_instruction(self) -> bool:
-        """Whether the prompt holds the instruction."""
-        return any(field == "instruction" for _, field in self._parts)
-
-    def encode_documents(self, texts: Sequence[str], room: int, *, whole: bool) -> tuple[list[list[int]], list[int]]:
-        """(ids of each document and its suffix, how many of its tokens were cut off its end).
+    def encode_documents(
+        self, documents: Sequence[str], room: int, *, before: str, fitting: int
+    ) -> tuple[list[list[int]], list[int]]:
+        """(ids of each document and its suffix, number of tokens that were cut off the end of each).
 
         Args:
-            texts: each document with what stands in front of it.
-            room: how many tokens a document may have.
-            whole: whether `room` is what the prompt leaves; otherwise it limits the document alone.
+            documents: texts.
+            room: maximum number of tokens of a document.
+            before: text in front of each document, which is encoded with it.
+            fitting: number of tokens that the prompt leaves to a document. If `room` is less, it limits the document
+                alone, without the text after it.
         """
-        if not self._after_document:
-            beginnings = encode_beginnings(self._tokenizer, texts, room)
-            truncated = [_cut_off(each, room) for each in beginnings]
-            segments = [ids for ids, _ in beginnings]
-            for ids in segments:
-                del ids[room:]
-                ids.extend(self.suffix_ids)
-            return segments, truncated
+        texts = [before + (document or self._empty_document) for document in documents]
         longest = room + len(self.suffix_ids) - len(self._rest_ids)
         beginnings = encode_beginnings(self._tokenizer, [text + self._after_document for text in texts], longest)
-        truncated = [0] * len(texts)
         segments = [ids for ids, _ in beginnings]
+        truncated = [0] * len(texts)
         for place, (ids, all_encoded) in enumerate(beginnings):
-            if whole and all_encoded and len(ids) <= longest:
-                ids.extend(self._rest_ids)
-                continue
-            [document] = encode_beginnings(self._tokenizer, texts[place : place + 1], room)
-            truncated[place] = _cut_off(document, room)
+            if not (room == fitting and all_encoded and len(ids) <= longest):
+                document, document_encoded = ids, all_encoded
+                if self._after_document:
+                    [(document, document_encoded)] = encode_beginnings(self._tokenizer, [texts[place]], room)
+                # A document that was not encoded to its end has at least one more token.
+                truncated[place] = max(0, len(document) - room + (not document_encoded))
             if truncated[place]:
-                segments[place] = document.ids[:room] + self.suffix_ids
+                segments[place] = document[:room] + self.suffix_ids
             else:
                 ids.extend(self._rest_ids)
         return segments, truncated
@@ -276,7 +263,7 @@ class _Prompt:
                 text += fields.get(name or "", "")
         text = self._tokenizer.normalize(text)
         cut = self._shared_length(text)
-        return self._encode_pieces([*pieces, text[:cut]] if cut else pieces), text[cut:]
+        return self._tokenizer.encode(*pieces, text[:cut]), text[cut:]
 
     def _shared_length(self, text: str) -> int:
         """How much of the text before a document can be encoded without knowing the document.
@@ -292,17 +279,6 @@ class _Prompt:
             if not text[end - 1].isspace() and not self._tokenizer.splits_vocabulary(text, end):
                 return int(end)
         return 0
-
-    def _encode_pieces(self, pieces: Sequence[str | int]) -> list[int]:
-        ids: list[int] = []
-        for piece in pieces:
-            ids += [piece] if isinstance(piece, int) else self._tokenizer.encode(piece)
-        return ids
-
-
-def _cut_off(beginning: Beginning, room: int) -> int:
-    """How many tokens of a document do not fit; at least so many, if it was not encoded whole."""
-    return max(0, len(beginning.ids) - room) if beginning.whole else len(beginning.ids) - room + 1
 
 
 def length_order(request: EncodedRequest) -> list[int]:

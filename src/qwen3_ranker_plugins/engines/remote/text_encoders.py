@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -44,15 +43,11 @@ class TextRequest(EncodedRequest):
     max_document_tokens: int | None
     exact: bool
 
-    @property
-    def prefix_length(self) -> int:
-        """Number of tokens that the documents share."""
-        return len(self.prefix) if self.exact else _estimate(self.query)
-
-    @cached_property
-    def lengths(self) -> Sequence[int]:
-        """For each document, its number of tokens."""
-        return list(map(len, self.segments)) if self.exact else list(map(_estimate, self.documents))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.exact:
+            object.__setattr__(self, "prefix_length", _estimate(self.query))
+            object.__setattr__(self, "lengths", list(map(_estimate, self.documents)))
 
     def take(self, indices: Sequence[int]) -> TextRequest:
         """The request with only these documents, in the order of `indices`."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
 
 from llama_index.core.callbacks import CBEventType, EventPayload
@@ -15,19 +13,17 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, ImageNode, MetadataMode, NodeWithScore, QueryBundle
 from pydantic import PlainSerializer, StrictBool, model_validator
 
-from qwen3_ranker_plugins import EngineClosedError, EngineError, InvalidInputError, RerankResult
+from qwen3_ranker_plugins import EngineError, InvalidInputError, ScoredDocument
 from qwen3_ranker_plugins.adapter_settings import Qwen3Settings
 from qwen3_ranker_plugins.adapters import (
     FAILED,
-    check_may_fail_open,
-    missing_query,
+    RankingCall,
     own_copies,
     ranked_metadata,
     unranked_metadata,
 )
 from qwen3_ranker_plugins.config import RankingOptions, check_positive, plain
 
-_logger = logging.getLogger(__name__)
 _dispatcher = get_dispatcher(__name__)
 
 _RETRIEVAL_SCORE = "retrieval_score"
@@ -95,7 +91,7 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
                 try:
                     call.finish(reranker.rerank(**call.arguments))
                 except EngineError as error:
-                    self._fail(call, error)
+                    call.fail(error)
         return call.output
 
     async def _apostprocess_nodes(
@@ -108,7 +104,7 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
                 try:
                     call.finish(await reranker.arerank(**call.arguments))
                 except EngineError as error:
-                    self._fail(call, error)
+                    call.fail(error)
         return call.output
 
     def _start(self, nodes: Sequence[NodeWithScore], query_bundle: QueryBundle | None) -> _Call:
@@ -126,10 +122,13 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
                 "min_confidence": self.min_confidence,
                 "instruction": self.instruction,
             },
+            self.top_n,
+            self.fail_open,
+            self._lazy,
             waiting=bool(distinct),
         )
-        if (missing := missing_query(query)) is not None:
-            self._fail(call, missing)
+        if not isinstance(query, str) or not query.strip():
+            call.refuse_query()
         return call
 
     def _text(self, node: BaseNode) -> str:
@@ -145,25 +144,13 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
             )
         return text
 
-    def _fail(self, call: _Call, error: EngineError | InvalidInputError) -> None:
-        """Return the nodes as they came, if `fail_open` allows it.
-
-        Raises:
-            EngineError, InvalidInputError: the one given, if it does not.
-        """
-        if isinstance(error, EngineClosedError):
-            self._lazy.drop_ended()
-        check_may_fail_open(error, fail_open=self.fail_open)
-        _logger.warning("not reranked, nodes are returned as they came: %s: %s", type(error).__name__, error)
-        call.leave_unranked(error)
-
     @contextmanager
     def _reported(self, call: _Call) -> Iterator[None]:
         """Tell LlamaIndex's instrumentation and its callbacks of the beginning and the end."""
-        query, limit = call.arguments["query"], len(call.nodes) if self.top_n is None else self.top_n
-        _dispatcher.event(ReRankStartEvent(query=query, nodes=call.nodes, top_n=limit, model_name=self.model))
+        query, limit = call.arguments["query"], len(call.items) if self.top_n is None else self.top_n
+        _dispatcher.event(ReRankStartEvent(query=query, nodes=call.items, top_n=limit, model_name=self.model))
         payload: dict[str, Any] = {
-            EventPayload.NODES: call.nodes,
+            EventPayload.NODES: call.items,
             EventPayload.MODEL_NAME: self.model,
             EventPayload.QUERY_STR: query,
             EventPayload.TOP_K: limit,
@@ -174,34 +161,15 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
         _dispatcher.event(ReRankEndEvent(nodes=call.output))
 
 
-@dataclass
-class _Call:
-    """One call of either method.
+class _Call(RankingCall[NodeWithScore]):
+    """One call of either method."""
 
-    Attributes:
-        nodes: the nodes to rank, without duplicates.
-        arguments: arguments of `Reranker.rerank`; its documents are the texts of `nodes`, in the same order.
-        waiting: whether the nodes have to be scored.
-        output: copies of the nodes that are returned, once they are known.
-    """
+    def ranked(self, item: NodeWithScore, hit: ScoredDocument) -> NodeWithScore:
+        metadata = ranked_metadata(item.node.metadata, hit, item.score, _RETRIEVAL_SCORE)
+        return _copy(item, hit.score, metadata)
 
-    nodes: list[NodeWithScore]
-    arguments: dict[str, Any]
-    waiting: bool
-    output: list[NodeWithScore] = field(default_factory=list)
-
-    def finish(self, result: RerankResult) -> None:
-        """Output the nodes that are left, best first."""
-        for hit in result:
-            given = self.nodes[hit.index]
-            metadata = ranked_metadata(given.node.metadata, hit, given.score, _RETRIEVAL_SCORE)
-            self.output.append(_copy(given, hit.score, metadata))
-
-    def leave_unranked(self, error: Exception) -> None:
-        """Output the first nodes as they came, marked with what failed."""
-        self.waiting = False
-        for given in self.nodes[: self.arguments["top_k"]]:
-            self.output.append(_copy(given, given.score, unranked_metadata(given.node.metadata, error)))
+    def unranked(self, item: NodeWithScore, error: Exception) -> NodeWithScore:
+        return _copy(item, item.score, unranked_metadata(item.node.metadata, error))
 
 
 def _copy(given: NodeWithScore, score: float | None, metadata: dict[str, Any]) -> NodeWithScore:

@@ -7,22 +7,15 @@ import copy
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any, Self
 
 from haystack import Document, component, default_from_dict, default_to_dict
 from haystack.utils import ComponentDevice
 
-from qwen3_ranker_plugins import EngineClosedError, EngineError, InvalidInputError, Reranker, RerankResult
-from qwen3_ranker_plugins.adapters import (
-    LazyReranker,
-    check_may_fail_open,
-    missing_query,
-    own_copies,
-    ranked_metadata,
-    unranked_metadata,
-)
+from qwen3_ranker_plugins import EngineError, InvalidInputError, Reranker, ScoredDocument
+from qwen3_ranker_plugins.adapters import LazyReranker, RankingCall, own_copies, ranked_metadata, unranked_metadata
 from qwen3_ranker_plugins.config import (
     DEFAULT_MODEL,
     RankingOptions,
@@ -249,7 +242,7 @@ class Qwen3Ranker:
             try:
                 call.finish(reranker.rerank(**call.arguments))
             except EngineError as error:
-                self._fail(call, error)
+                call.fail(error)
         return {"documents": call.output}
 
     @component.output_types(documents=list[Document])
@@ -278,7 +271,7 @@ class Qwen3Ranker:
             try:
                 call.finish(await reranker.arerank(**call.arguments))
             except EngineError as error:
-                self._fail(call, error)
+                call.fail(error)
         return {"documents": call.output}
 
     def _check(self) -> None:
@@ -355,9 +348,11 @@ class Qwen3Ranker:
                 "instruction": instruction,
             },
             self.top_k if top_k is None else top_k,
+            self.fail_open,
+            self._lazy,
         )
-        if (missing := missing_query(query)) is not None:
-            self._fail(call, missing)
+        if not isinstance(query, str) or not query.strip():
+            call.refuse_query()
         elif distinct:
             call.arguments["documents"] = self._texts(distinct)
             call.waiting = True
@@ -384,47 +379,15 @@ class Qwen3Ranker:
             texts.append(self.embedding_separator.join(parts))
         return texts
 
-    def _fail(self, call: "_Call", error: EngineError | InvalidInputError) -> None:
-        """Return the documents as they came, if `fail_open` allows it.
 
-        Raises:
-            EngineError, InvalidInputError: the one given, if it does not.
-        """
-        if isinstance(error, EngineClosedError):
-            self._lazy.drop_ended()
-        check_may_fail_open(error, fail_open=self.fail_open)
-        _logger.warning("not reranked, documents are returned as they came: %s: %s", type(error).__name__, error)
-        call.leave_unranked(error)
+class _Call(RankingCall[Document]):
+    """One call of `run` or `run_async`."""
 
+    def ranked(self, item: Document, hit: ScoredDocument) -> Document:
+        return _copy(item, hit.score, ranked_metadata(item.meta, hit, item.score))
 
-@dataclass
-class _Call:
-    """One call of `run` or `run_async`.
-
-    Attributes:
-        documents: the documents to rank, each id once.
-        arguments: arguments of `Reranker.rerank`; its documents are the texts of `documents`, in the same order.
-        top_k: at most this many documents are returned; None for all.
-        output: copies of the documents that are returned, once they are known.
-        waiting: whether the documents have to be scored for that.
-    """
-
-    documents: list[Document]
-    arguments: dict[str, Any]
-    top_k: int | None
-    output: list[Document] = field(default_factory=list)
-    waiting: bool = False
-
-    def finish(self, result: RerankResult) -> None:
-        """Output the documents that are left, best first."""
-        for hit in result:
-            document = self.documents[hit.index]
-            self.output.append(_copy(document, hit.score, ranked_metadata(document.meta, hit, document.score)))
-
-    def leave_unranked(self, error: Exception) -> None:
-        """Output the first documents as they came, marked with what failed."""
-        for document in self.documents[: self.top_k]:
-            self.output.append(_copy(document, document.score, unranked_metadata(document.meta, error)))
+    def unranked(self, item: Document, error: Exception) -> Document:
+        return _copy(item, item.score, unranked_metadata(item.meta, error))
 
 
 def _copy(document: Document, score: float | None, meta: dict[str, Any]) -> Document:
