@@ -11,7 +11,8 @@ from typing import Any
 from ..errors import MissingDependencyError
 from ..pip_command import pip_install
 
-_BLUE, _RED, _GREEN, _GREY, _ORANGE = "#2f6fb5", "#c4453c", "#2e8b57", "#8a9199", "#d98c21"
+# Blue and orange, which people with any colour vision tell apart.
+_BLUE, _ORANGE, _GREY = "#2f6fb5", "#d98c21", "#8a9199"
 _DPI = 160
 
 
@@ -33,6 +34,11 @@ def _png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
+def _legend(axes: Any) -> None:
+    """A legend above the axes, where it hides no curve."""
+    axes.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.1)
+
+
 def _plain(axes: Any, title: str, x: str, y: str) -> None:
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(x)
@@ -51,7 +57,7 @@ class SweepPoint:
         pairs_per_second: of each round.
         latency_ms: "p50", "p95", "p99" -> milliseconds of one call.
         host_mib, device_mib: peaks; None if there is none.
-        quality: "nDCG@10", "accuracy", "base rate" -> value.
+        quality: "nDCG@10", "balanced accuracy" -> value; empty if the labels say nothing about this model.
     """
 
     batch_size: int
@@ -83,30 +89,35 @@ def throughput_panels(points: Sequence[SweepPoint], title: str, footer: Sequence
 
     axes = panels[0, 1]
     _plain(axes, "Latency of one call", label, "ms")
-    for name, colour, marker in (("p50", _RED, "o"), ("p95", _ORANGE, "s"), ("p99", _GREY, "^")):
-        axes.plot(sizes, [point.latency_ms[name] for point in points], color=colour, marker=marker, label=name)
-    axes.legend(frameon=False)
+    for name, colour, marker, style in (
+        ("p50", _BLUE, "o", "-"),
+        ("p95", _ORANGE, "s", "--"),
+        ("p99", _GREY, "^", ":"),
+    ):
+        values = [point.latency_ms[name] for point in points]
+        axes.plot(sizes, values, color=colour, marker=marker, linestyle=style, label=name)
+    _legend(axes)
 
     axes = panels[1, 0]
     _plain(axes, "Peak memory", label, "MiB")
-    axes.plot(sizes, [point.host_mib for point in points], color=_GREEN, marker="o", label="host")
+    axes.plot(sizes, [point.host_mib for point in points], color=_ORANGE, marker="o", linestyle="--", label="host")
     if any(point.device_mib is not None for point in points):
         axes.plot(sizes, [point.device_mib for point in points], color=_BLUE, marker="s", label="device")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    _legend(axes)
 
     axes = panels[1, 1]
-    _plain(axes, "Quality on the labelled pairs", label, "value")
-    for name, colour, marker, style in (
-        ("nDCG@10", "#7b4fa3", "o", "-"),
-        ("accuracy", _BLUE, "s", "-"),
-        ("base rate", _GREY, "", "--"),
-    ):
-        values = [point.quality[name] for point in points]
-        shown = "always the more common answer" if name == "base rate" else name
-        axes.plot(sizes, values, color=colour, marker=marker, linestyle=style, label=shown)
+    _plain(axes, "Quality", label, "value")
     axes.set_ylim(0, 1)
-    axes.legend(frameon=False, fontsize=9)
+    if all(point.quality for point in points):
+        for name, colour, marker, style in (("nDCG@10", _ORANGE, "o", "--"), ("balanced accuracy", _BLUE, "s", "-")):
+            values = [point.quality[name] for point in points]
+            axes.plot(sizes, values, color=colour, marker=marker, linestyle=style, label=name)
+        axes.axhline(0.5, color=_GREY, linestyle=":", label="chance")
+        _legend(axes)
+    else:
+        axes.set_xlim(min(sizes), max(sizes))
+        axes.text(0.5, 0.5, "not shown: the weights are random", transform=axes.transAxes, ha="center", color=_GREY)
 
     for axes in panels.flat:
         axes.set_xscale("log", base=2)
@@ -142,14 +153,14 @@ def gains(panels: Sequence[Gain], measure: str, title: str, footer: Sequence[str
     for axes, panel in zip(every, panels, strict=True):
         ordered = sorted(panel.values.items(), key=lambda item: (-item[1], item[0]))
         places, values = range(len(ordered)), [value for _, value in ordered]
-        colours = [_GREEN if value > 0 else _RED if value < 0 else _GREY for value in values]
+        colours = [_BLUE if value > 0 else _ORANGE if value < 0 else _GREY for value in values]
         _plain(axes, panel.title, "", f"gain in {measure}")
         axes.grid(visible=False, axis="x")
         axes.bar(places, values, color=colours, width=0.85)
         axes.axhline(0, color="#1c2024", linewidth=0.8)
         mean = sum(values) / len(values)
-        axes.axhline(mean, color=_BLUE, linewidth=1.2, linestyle="--", label=f"mean {mean:+.4f}")
-        axes.legend(frameon=False, loc="upper right")
+        axes.axhline(mean, color="#1c2024", linewidth=1.2, linestyle="--", label=f"mean {mean:+.4f}")
+        _legend(axes)
         axes.set_xlim(-0.8, len(values) - 0.2)
         if len(ordered) <= 60 and all(query_id.isascii() for query_id, _ in ordered):
             axes.set_xticks(places, [query_id[:14] for query_id, _ in ordered], rotation=90, fontsize=7)
@@ -187,7 +198,7 @@ def configuration_bars(bars: Sequence[Bar], title: str, footer: Sequence[str]) -
         [middle - min(bar.milliseconds) for bar, middle in zip(bars, middles, strict=True)],
         [max(bar.milliseconds) - middle for bar, middle in zip(bars, middles, strict=True)],
     ]
-    colours = [_GREEN if bar.chosen else _BLUE for bar in bars]
+    colours = [_ORANGE if bar.chosen else _BLUE for bar in bars]
     axes.barh(range(len(bars)), middles, xerr=spread, color=colours, height=0.6, capsize=3)
     axes.set_yticks(range(len(bars)), [f"{bar.label}{' (chosen)' if bar.chosen else ''}" for bar in bars], fontsize=9)
     axes.invert_yaxis()
@@ -202,21 +213,22 @@ def latency_lines(series: Mapping[str, Mapping[int, Sequence[float]]], title: st
 
     figure = _figure(9, 5.5)
     axes = figure.subplots()
-    _plain(axes, "", "documents in a request", "ms, client wall time")
-    colours = (_BLUE, _ORANGE, _GREEN, _RED, "#7b4fa3", "#3a9ea5", _GREY, "#8c6d46")
+    _plain(axes, "", "documents in a request", "ms, client wall time; band: fastest to slowest")
+    colours = (_BLUE, _ORANGE, "#7b4fa3", "#3a9ea5", _GREY, "#8c6d46")
+    markers, styles = ("o", "s", "^", "D", "v"), ("-", "--", "-.", ":")  # lines differ without colour, too
     for place, (label, points) in enumerate(series.items()):
         counts = sorted(points)
         colour = colours[place % len(colours)]
-        style = "-" if place < len(colours) else "--"
+        style, marker = styles[place % len(styles)], markers[place % len(markers)]
         middles = [float(np.median(points[count])) for count in counts]
-        axes.plot(counts, middles, color=colour, linestyle=style, marker="o", label=label)
+        axes.plot(counts, middles, color=colour, linestyle=style, marker=marker, label=label)
         lowest, highest = ([pick(points[count]) for count in counts] for pick in (min, max))
         axes.fill_between(counts, lowest, highest, color=colour, alpha=0.12, linewidth=0)
     counts = sorted({count for points in series.values() for count in points})
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
-    axes.legend(frameon=False, title="median; band: fastest to slowest", title_fontsize=8, fontsize=9)
+    _legend(axes)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     figure.supxlabel("\n".join(footer), fontsize=8, color="#50575e")
     return _png(figure)
@@ -267,7 +279,7 @@ def load_lines(points: Sequence[LoadPoint], x: str, limit_ms: float | None, titl
         set_formatter(lambda value, _: f"{value:,g}")
     axes.margins(x=0.08, y=0.12)
     axes.set_xlim(left=0)
-    axes.legend(frameon=False, fontsize=9)
+    _legend(axes)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     figure.supxlabel("\n".join(footer), fontsize=8, color="#50575e")
     return _png(figure)
@@ -326,11 +338,11 @@ def threshold_panels(plot: ThresholdPlot, title: str, footer: Sequence[str]) -> 
             left.fill_between(plot.thresholds, *plot.bands[name], color=colour, alpha=0.15, linewidth=0)
     _plain(middle, "Reliability", "mean score of a bin", "share of relevant pairs")
     middle.plot((0, 1), (0, 1), color=_GREY, linewidth=1, linestyle=":")
-    for line, (colour, marker) in zip(plot.reliability, ((_BLUE, "o"), (_GREEN, "s")), strict=False):
+    for line, (colour, marker) in zip(plot.reliability, ((_BLUE, "o"), (_ORANGE, "s")), strict=False):
         label = f"{line.label}: ECE {line.ece:.3f}"
         middle.plot(*zip(*line.points, strict=True), color=colour, marker=marker, label=label)
     _plain(right, "Scores of both kinds of pairs", plot.score, "pairs")
-    for (name, scores), (colour, hatch) in zip(plot.scores.items(), ((_GREEN, "//"), (_RED, "")), strict=True):
+    for (name, scores), (colour, hatch) in zip(plot.scores.items(), ((_BLUE, "//"), (_ORANGE, "")), strict=True):
         right.hist(
             scores, bins=20, range=(0, 1), color=colour, hatch=hatch, alpha=0.55, label=f"{name} ({len(scores)})"
         )

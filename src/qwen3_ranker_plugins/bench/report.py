@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 from rich import box
 from rich.console import Console
@@ -19,6 +21,17 @@ def about_lines(about: Environment) -> list[str]:
     """Where a result comes from; first a warning, if the machine was busy."""
     lines = [] if about.warning is None else [about.warning]
     return [*lines, f"device: {about.device_line}", about.version_line, f"command: {about.command}"]
+
+
+def model_name(model: str) -> str:
+    """How a title calls a model: a folder by its own name, without the path to it, which says nothing elsewhere."""
+    path = PurePath(model)
+    return path.name if path.is_absolute() or len(path.parts) > 2 or model.startswith((".", "~")) else model
+
+
+def random_weights(model: str) -> bool:
+    """Whether a model's name says that its weights are random, as those for measuring speed are: qwen3-random-0.6B."""
+    return "random" in re.split(r"[^a-z]+", model_name(model).lower())
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ..figures import latency_lines
 from ..machine import Environment, environment
 from ..presets import preset_named
 from ..published import LATENCY, LATENCY_DOCUMENTS
-from ..report import Report, Table, about_lines
+from ..report import Report, Table, about_lines, model_name
 from ..results import Result, plain
 from .client import Client
 from .requests import FRESH, MODES, LatencyPlan, LatencyResult, latency_result, measure_latency, orientation
@@ -177,7 +177,7 @@ def _prefixed(progress: Progress | None, label: str) -> Progress:
 
 def matrix_report(result: MatrixResult) -> Report:
     """A table of fresh queries and one of the same query, with published times; failures by name."""
-    title = f"Engines and formats of {result.settings['server'].get('model', 'the default model')}"
+    title = f"Engines and formats of {model_name(result.settings['server'].get('model', 'the default model'))}"
     lines = [
         "every cell is a server of its own: started, awaited until /health shows engine and format, measured, stopped",
         *about_lines(result.about),

@@ -13,7 +13,7 @@ from .. import published
 from ..errors import BenchError
 from ..figures import latency_lines
 from ..machine import Environment
-from ..report import Report, Table, about_lines
+from ..report import Report, Table, about_lines, model_name
 from ..results import Result
 from ..statistics import summary
 from ..titles import DEFAULT_QUERY, generate_queries, sample
@@ -202,7 +202,9 @@ def evaluate(result: LatencyResult) -> list[dict[str, Any]]:
 def latency_report(result: LatencyResult) -> Report:
     """Everything that is shown, computed from the raw values."""
     health, settings = result.health, result.settings
-    title = f"Latency of POST /rerank: {health['model']}, {health['engine']} / {health['instruction_format']}"
+    title = (
+        f"Latency of POST /rerank: {model_name(health['model'])}, {health['engine']} / {health['instruction_format']}"
+    )
     lines = [
         ", ".join(f"{name} {value}" for name, value in health.items()),
         f"titles: {settings['titles']}; seed {settings['seed']}",

@@ -14,7 +14,7 @@ from .. import published
 from ..figures import Gain, gains
 from ..machine import environment
 from ..presets import preset_named
-from ..report import Report, Table, about_lines
+from ..report import Report, Table, about_lines, model_name
 from ..results import Result, plain
 from ..statistics import Significance, paired
 from .metrics import MAIN_MEASURE, PerQuery, means, per_query, reranked
@@ -344,7 +344,7 @@ def _picture(result: QualityResult, figures: QualityFigures, title: str) -> byte
             f"95% [{found.low:+.3f}, {found.high:+.3f}], p = {_p(found.randomisation)} (randomisation)"
         )
         panels.append(Gain(f"{first} → {last}", {each: after[each] - before[each] for each in before}, summary))
-    model = f"{result.settings['model']} on {result.about.device_line}"
+    model = f"{model_name(result.settings['model'])} on {result.about.device_line}"
     return gains(panels, MAIN_MEASURE, title, [model, result.about.version_line])
 
 

@@ -19,7 +19,7 @@ from ..figures import SweepPoint, throughput_panels
 from ..machine import environment
 from ..peak_memory import MemoryPeak, PeakMemory
 from ..quality.metrics import MAIN_MEASURE, decisions, means, per_query, reranked
-from ..report import Report, Table, about_lines
+from ..report import Report, Table, about_lines, model_name, random_weights
 from ..results import Result, plain
 from ..statistics import summary
 
@@ -226,7 +226,7 @@ def _measures(collection: JudgedPairs, margins: Sequence[float]) -> dict[str, di
 def throughput_report(result: ThroughputResult) -> Report:
     """Everything that is shown, computed from the raw values."""
     entries, collection, settings = evaluate(result), result.collection, result.settings
-    title = f"Throughput of {settings['model']} ({result.about.engine['engine']} engine)"
+    title = f"Throughput of {model_name(settings['model'])} ({result.about.engine['engine']} engine)"
     lines = [
         f"{len(collection.pairs)} labelled pairs of {len(collection.qrels)} queries: {collection.name}",
         f"candidates: {collection.first_stage}",
@@ -234,6 +234,8 @@ def throughput_report(result: ThroughputResult) -> Report:
         f"template {settings['template']!r}, max_length {settings['max_length']}",
         *about_lines(result.about),
     ]
+    if random_weights(settings["model"]):
+        lines.append("the weights are random: times are those of the shape, and quality is chance")
     pairs = f"{len(collection.pairs)} pairs: {collection.name}"
     footer = [result.about.device_line, result.about.version_line, pairs]
     words = "Throughput, latency, memory and quality over batch size"
@@ -241,23 +243,20 @@ def throughput_report(result: ThroughputResult) -> Report:
         title,
         lines,
         [_speed(entries), _quality(result, entries)],
-        (throughput_panels(list(_points(entries)), title, footer), words),
+        (throughput_panels(list(_points(entries, random_weights(settings["model"]))), title, footer), words),
     )
 
 
-def _points(entries: Sequence[BatchSizeFigures]) -> Iterator[SweepPoint]:
+def _points(entries: Sequence[BatchSizeFigures], weights_are_random: bool) -> Iterator[SweepPoint]:
     for each in entries:
+        quality = {MAIN_MEASURE: each.measures[MAIN_MEASURE], "balanced accuracy": each.balanced_accuracy}
         yield SweepPoint(
             each.batch_size,
             each.rounds,
             {name: each.call_ms[name] for name in ("p50", "p95", "p99")},
             each.host_mib,
             each.device_mib,
-            {
-                MAIN_MEASURE: each.measures[MAIN_MEASURE],
-                "accuracy": each.accuracy,
-                "base rate": each.base_rate,
-            },
+            {} if weights_are_random else quality,
         )
 
 

@@ -19,7 +19,7 @@ from ..figures import Bar, configuration_bars
 from ..machine import environment
 from ..peak_memory import MemoryPeak
 from ..presets import PRESETS, Preset
-from ..report import Report, Table, about_lines
+from ..report import Report, Table, about_lines, model_name
 from ..results import Result
 from ..titles import generate_queries
 from .own_process import Trial, run_trial
@@ -256,7 +256,7 @@ def tune_report(result: TuneResult) -> Report:
     settings, lengths = result.settings, result.prompt_tokens
     percentiles = np.percentile(lengths, (50, 95, 100))
     cut = sum(length > settings["max_length"] for length in lengths)
-    title = f"Settings for {result.chosen['model']}"
+    title = f"Settings for {model_name(result.chosen['model'])}"
     lines = [
         f"preset {settings['preset']}; every request: {settings['documents']} documents and a new query",
         f"{settings['requests']} timed requests for each row, each row in a process of its own",
