@@ -58,8 +58,8 @@ class ScoredDocument:
         margin: logit(yes) - logit(no); orders documents whose scores both round to 1.0.
         confidence: |P(yes) - P(no)| = tanh(|margin| / 2), in [0, 1]: how decided the model is, either way; with a
             calibration, of the calibrated P(yes).
-        truncated_tokens: tokens cut off the end of the document so that the prompt fits; 0 if it was read whole. At
-            least so many for a document of more than 65,536 characters, which is tokenized only as far as it is read.
+        truncated_tokens: tokens cut off the end of the document so that the prompt fits; 0 if it was read whole. A
+            lower bound for a document of more than 65,536 characters, which is tokenized only as far as it is read.
         piece: (start, end) of the piece that decided, which is `document[start:end]`, if documents are judged in
             pieces; all of a document that is not cut. None if documents are judged as one.
     """

@@ -105,5 +105,5 @@ def test_an_interrupt_says_which_command_goes_on(tmp_path: Path) -> None:
     running.send_signal(signal.SIGINT)
     _, messages = running.communicate(timeout=60)
     assert running.returncode == 130, messages
-    assert f"goes on: qwen3-ranker rerank {source} -o {output} --model bundled:tiny\n" in messages
+    assert f"continues: qwen3-ranker rerank {source} -o {output} --model bundled:tiny\n" in messages
     assert committed(output)[0] >= 1

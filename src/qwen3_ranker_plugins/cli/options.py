@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,8 +66,9 @@ CalibrationOption = Annotated[
     typer.Option(
         "--calibration",
         metavar="FILE",
-        help="File that bench threshold --calibrate has written: scores and thresholds are calibrated, the order stays "
-        "the same. Default: P(yes) of the model.",
+        help="Calibration file from bench threshold --calibrate: changes scores and what thresholds mean, not the "
+        "order. "
+        "Default: none; scores are P(yes) of the model.",
     ),
 ]
 DeviceOption = Annotated[
@@ -128,6 +131,58 @@ TagOption = Annotated[
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+
+
+#: Options of a command that measures a model: annotation and default of each.
+_MEASURED: dict[str, tuple[Any, object]] = {
+    "model": (ModelOption, None),
+    "adapter": (AdapterOption, None),
+    "scoring": (ScoringOption, None),
+    "calibration": (CalibrationOption, None),
+    "engine": (EngineOption, "auto"),
+    "engine_option": (EngineOptionsOption, None),
+    "device": (DeviceOption, None),
+    "devices": (DevicesOption, None),
+    "dtype": (PresetDtypeOption, None),
+    "template": (PresetTemplateOption, None),
+    "instruction": (InstructionOption, None),
+    "max_length": (PresetMaxLengthOption, None),
+    "token_budget": (TokenBudgetOption, None),
+    "preset": (PresetOption, None),
+}
+
+
+def takes_settings(*, without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorates a command whose parameter `settings` is made of the options of a model, which take its place.
+
+    Args:
+        without: options that the command does not have. If it has a parameter `preset` of its own, this one counts.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        options = {name: option for name, option in _MEASURED.items() if name not in without}
+        signature = inspect.signature(command, eval_str=True)
+
+        @functools.wraps(command)
+        def run(**arguments: Any) -> None:
+            given = {name: arguments.pop(name) for name in options}
+            given["engine_options"] = read_engine_options(given.pop("engine_option"))
+            given.setdefault("preset", arguments.get("preset"))
+            command(settings=settings_of(**given), **arguments)
+
+        parameters: list[inspect.Parameter] = []
+        for parameter in signature.parameters.values():
+            if parameter.name == "settings":
+                parameters += [
+                    inspect.Parameter(name, parameter.kind, default=default, annotation=annotation)
+                    for name, (annotation, default) in options.items()
+                ]
+            else:
+                parameters.append(parameter)
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
 
 
 def model_name(option: str | None) -> str:

@@ -60,17 +60,18 @@ def rank(
         list[str] | None,
         typer.Argument(
             metavar="FILE",
-            help="Text files, or folders, which stand for all text files below them except hidden ones. Standard "
-            "input if it is - or if there is none.",
+            help="Text files, or folders, which stand for all text files below them except hidden ones; - for standard "
+            "input, which is also the default.",
         ),
     ] = None,
     by: Annotated[By, typer.Option(help="What a document is: a line that is not blank, or a whole file.")] = By.LINE,
     top_k: Annotated[int, typer.Option(help="Maximum number of hits to print.")] = 10,
     score_threshold: Annotated[
-        float | None, typer.Option(help="Print only documents with P(yes) of at least this, from 0 to 1.")
+        float | None, typer.Option(help="Minimum P(yes) of a printed document, from 0 to 1. Default: no minimum.")
     ] = None,
     min_confidence: Annotated[
-        float | None, typer.Option(help="Print only documents with |P(yes) - P(no)| of at least this, from 0 to 1.")
+        float | None,
+        typer.Option(help="Minimum |P(yes) - P(no)| of a printed document, from 0 to 1. Default: no minimum."),
     ] = None,
     instruction: InstructionOption = None,
     template: TemplateOption = "standard",

@@ -51,22 +51,27 @@ def rerank(
         typer.Option(
             "--output",
             "-o",
-            help="Written when everything is scored: .jsonl, .csv, .trec, .run or .txt (also .gz), .parquet, or - for "
-            "standard output, which keeps nothing after a kill.",
+            help="Output file, which appears when everything is scored: .jsonl, .csv, .trec, .run or .txt (also .gz), "
+            "or "
+            ".parquet; or - for standard output, where nothing survives a kill.",
         ),
     ],
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
-            help=f"A hub name such as {DEFAULT_MODEL}, a folder, or {BUNDLED_MODEL} for a trial. Required unless "
+            help=f"Model: a name on the Hugging Face hub such as {DEFAULT_MODEL}, a local folder, or {BUNDLED_MODEL} "
+            f"for a "
+            "trial. Required unless "
             f"${MODEL_VARIABLE} names one.",
         ),
     ] = None,
     adapter: AdapterOption = None,
     scoring: ScoringOption = None,
     calibration: CalibrationOption = None,
-    run: Annotated[str | None, typer.Option(help="A TREC run: the documents of each query.")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="TREC run that names the documents of each query. Default: none.")
+    ] = None,
     columns: Annotated[
         str | None,
         typer.Option(
@@ -77,33 +82,40 @@ def rerank(
     ] = None,
     input_format: Annotated[
         str | None,
-        typer.Option(help="jsonl, parquet, csv or tsv. Default: by suffix; jsonl for standard input."),
+        typer.Option(
+            help="Format of the input: jsonl, parquet, csv or tsv. Default: by suffix; jsonl for standard input."
+        ),
     ] = None,
     output_format: Annotated[
         str | None,
-        typer.Option("--format", help="jsonl, csv, parquet or trec. Default: by suffix; jsonl for standard output."),
+        typer.Option(
+            "--format",
+            help="Format of the output: jsonl, csv, parquet or trec. Default: by suffix; jsonl for standard output.",
+        ),
     ] = None,
-    include_text: Annotated[bool, typer.Option("--include-text", help="Write query and document texts too.")] = False,
+    include_text: Annotated[
+        bool, typer.Option("--include-text", help="Also write the texts of queries and documents.")
+    ] = False,
     processing_time: Annotated[
         bool,
         typer.Option(help="Write processing_time, the only field that differs between two runs of one job."),
     ] = True,
     max_errors: Annotated[
         int | None,
-        typer.Option(help="Stop when more pairs than this cannot be scored. Default: score the rest to the end."),
+        typer.Option(help="Maximum number of pairs that cannot be scored before the job stops. Default: no maximum."),
     ] = None,
     overwrite: Annotated[
         bool,
         typer.Option(
             "--overwrite",
-            help="Replace a finished output, or a file that no job has made; go on with an unfinished job.",
+            help="Replace a finished output, or a file that no job has made. An unfinished job is continued.",
         ),
     ] = False,
     restart: Annotated[
         bool,
-        typer.Option("--restart", help="Forget what an earlier run of this output left, also if it is unfinished."),
+        typer.Option("--restart", help="Start from the beginning, even if an unfinished job for this output exists."),
     ] = False,
-    runner: Annotated[str, typer.Option(help="local, or ray.")] = "local",
+    runner: Annotated[str, typer.Option(help="Where engines run: local, or ray for a Ray cluster.")] = "local",
     devices: Annotated[
         str | None,
         typer.Option(
@@ -116,10 +128,10 @@ def rerank(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="With --runner ray, the number of engines. Default: one on each GPU, or one."),
+        typer.Option(help="Number of engines with --runner ray. Default: one on each GPU, or one."),
     ] = None,
     ray_address: Annotated[
-        str | None, typer.Option(help="With --runner ray, the cluster to join. Default: start one.")
+        str | None, typer.Option(help="Address of the cluster to join with --runner ray. Default: start one.")
     ] = None,
     instruction: InstructionOption = None,
     template: TemplateOption = "standard",
@@ -130,10 +142,13 @@ def rerank(
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     quiet: Annotated[
-        bool, typer.Option("--quiet", help="No progress bar, no model line and no summary; warnings stay.")
+        bool,
+        typer.Option(
+            "--quiet", help="Show no progress bar, no description of the model and no summary. Warnings are shown."
+        ),
     ] = False,
 ) -> None:
-    """Rerank a file of pairs into another one. After a kill, the same command goes on where it was."""
+    """Rerank a file of pairs into another one. After a kill, the same command continues where it stopped."""
     from ..data.pairs import parse_columns
     from ..offline.job import RerankJob
     from ..offline.progress import describe
@@ -245,4 +260,4 @@ def _how_to_go_on(*, to_standard_output: bool, restart: bool) -> str:
     words = [word for word in sys.argv[1:] if not (restart and word == "--restart")]
     without = ", without --restart," if restart else ""
     command = shlex.join(["qwen3-ranker", *words])
-    return f"interrupted: what was scored is kept. The same command{without} goes on: {command}"
+    return f"interrupted: what was scored is kept. The same command{without} continues: {command}"

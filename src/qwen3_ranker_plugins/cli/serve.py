@@ -29,7 +29,10 @@ def serve(
         int | None, typer.Option("--port", help="Port to listen on; 0 takes a free one. Default: 8001.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help=f"Hub name or folder of the model. Default: {BUNDLED_MODEL}.")
+        str | None,
+        typer.Option(
+            "--model", help=f"Model: a name on the Hugging Face hub, or a local folder. Default: {BUNDLED_MODEL}."
+        ),
     ] = None,
     adapter: AdapterOption = None,
     scoring: ScoringOption = None,
@@ -38,7 +41,8 @@ def serve(
         list[str] | None,
         typer.Option(
             "--served-model-name",
-            help="Further name of the model; can be repeated. The first one stands in answers. '*' serves any name.",
+            help="Further name of the model; can be given several times. Answers hold the first one. '*' serves any "
+            "name.",
         ),
     ] = None,
     strict_model_names: Annotated[
@@ -48,9 +52,13 @@ def serve(
             help="Answer 404 to requests for other model names instead of serving them. Default: any name is served.",
         ),
     ] = None,
-    engine: Annotated[str | None, typer.Option("--engine", help="Name of an engine, or auto. Default: auto.")] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="Engine that computes the scores, by its name. Default: auto.")
+    ] = None,
     engine_option: EngineOptionsOption = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N. Default: auto.")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Device: auto, cpu, cuda or cuda:N. Default: auto.")
+    ] = None,
     devices: Annotated[
         str | None,
         typer.Option(
@@ -60,22 +68,38 @@ def serve(
         ),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16. Default: auto.")
+        str | None,
+        typer.Option(
+            "--dtype", help="Number format of the weights: auto, float32, bfloat16 or float16. Default: auto."
+        ),
     ] = None,
     template: Annotated[
         str | None,
         typer.Option(
-            "--template", help="standard, standard-hf, compact, or the text of a template. Default: standard."
+            "--template",
+            help="Prompt template: standard, standard-hf, compact, or a text with {query} and {document}. Default: "
+            "standard.",
         ),
     ] = None,
     instruction: Annotated[
-        str | None, typer.Option("--instruction", help="Task for requests that bring none. Default: the model's own.")
+        str | None,
+        typer.Option(
+            "--instruction",
+            help="Task that documents are judged for, where a request names none. Default: the model's own.",
+        ),
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option("--max-length", help="Tokens of the longest prompt; documents are cut to fit.")
+        int | None,
+        typer.Option(
+            "--max-length",
+            help="Maximum length of a prompt in tokens; a longer document is cut at its end. Default: 8192.",
+        ),
     ] = None,
     token_budget: Annotated[
-        int | None, typer.Option("--token-budget", help="Tokens of one forward pass. Default: chosen by the engine.")
+        int | None,
+        typer.Option(
+            "--token-budget", help="Maximum number of tokens in one forward pass. Default: chosen by the engine."
+        ),
     ] = None,
     return_documents: Annotated[
         bool | None,
@@ -103,39 +127,56 @@ def serve(
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(
-            "--cors-origin", help="Origin whose pages may call the server; can be repeated. '*': any. Default: none."
+            "--cors-origin",
+            help="Origin whose pages may call the server; can be given several times; '*' for any. Default: none.",
         ),
     ] = None,
     api_key_file: Annotated[
         Path | None,
         typer.Option(
-            "--api-key-file", help="File with one API key on each line. Keys also come from $QWEN3_RANKER_API_KEYS."
+            "--api-key-file",
+            help="File with one API key on each line, in addition to those in $QWEN3_RANKER_API_KEYS. Default: no "
+            "keys.",
         ),
     ] = None,
     max_documents: Annotated[
-        int | None, typer.Option("--max-documents", help="Documents of one request. Default: 2000.")
+        int | None, typer.Option("--max-documents", help="Maximum number of documents in one request. Default: 2000.")
     ] = None,
     max_request_tokens: Annotated[
-        int | None, typer.Option("--max-request-tokens", help="Tokens of one request. Default: 1000000.")
+        int | None,
+        typer.Option("--max-request-tokens", help="Maximum number of tokens in one request. Default: 1000000."),
     ] = None,
     max_body_bytes: Annotated[
-        int | None, typer.Option("--max-body-bytes", help="Bytes of one request, decoded. Default: 16777216.")
+        int | None,
+        typer.Option(
+            "--max-body-bytes", help="Maximum size of the decoded body of a request in bytes. Default: 16777216."
+        ),
     ] = None,
     max_queue_documents: Annotated[
-        int | None, typer.Option("--max-queue-documents", help="Documents of all waiting requests. Default: 20000.")
+        int | None,
+        typer.Option(
+            "--max-queue-documents", help="Maximum number of documents in all unanswered requests. Default: 20000."
+        ),
     ] = None,
     max_queue_tokens: Annotated[
-        int | None, typer.Option("--max-queue-tokens", help="Tokens of all waiting requests. Default: 4000000.")
+        int | None,
+        typer.Option(
+            "--max-queue-tokens", help="Maximum number of tokens in all unanswered requests. Default: 4000000."
+        ),
     ] = None,
     request_timeout: Annotated[
-        float | None, typer.Option("--request-timeout", help="Seconds after which a request gets 504. Default: 120.")
+        float | None,
+        typer.Option(
+            "--request-timeout", help="Time in seconds after which a request is answered with 504. Default: 120."
+        ),
     ] = None,
     drain_timeout: Annotated[
         float | None,
-        typer.Option("--drain-timeout", help="Seconds that accepted requests get after SIGTERM. Default: 60."),
+        typer.Option("--drain-timeout", help="Time in seconds that accepted requests have after SIGTERM. Default: 60."),
     ] = None,
     log_level: Annotated[
-        str | None, typer.Option("--log-level", help="debug, info, warning or error. Default: info.")
+        str | None,
+        typer.Option("--log-level", help="Lowest level that is logged: debug, info, warning or error. Default: info."),
     ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the effective configuration as YAML and exit.")

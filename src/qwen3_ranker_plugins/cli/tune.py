@@ -7,28 +7,14 @@ from typing import Annotated
 
 import typer
 
-from .options import (
-    AdapterOption,
-    DeviceOption,
-    EngineOption,
-    EngineOptionsOption,
-    InstructionOption,
-    ModelOption,
-    OutputOption,
-    PresetDtypeOption,
-    PresetMaxLengthOption,
-    PresetTemplateOption,
-    QuietOption,
-    ScoringOption,
-    SeedOption,
-    TagOption,
-    read_engine_options,
-    settings_of,
-)
+from ..config import RerankerSettings
+from .options import OutputOption, QuietOption, SeedOption, TagOption, takes_settings
 from .terminal import say
 
 
+@takes_settings(without=["calibration", "devices", "token_budget", "preset"])
 def tune(
+    *,
     preset: Annotated[
         str, typer.Option("--preset", help="Preset to start from: accurate, balanced or fast.")
     ] = "balanced",
@@ -47,16 +33,7 @@ def tune(
         float, typer.Option(help="Maximum time for one configuration in seconds, with the time to load the model.")
     ] = 900.0,
     seed: SeedOption = 0,
-    model: ModelOption = None,
-    adapter: AdapterOption = None,
-    scoring: ScoringOption = None,
-    engine: EngineOption = "auto",
-    engine_option: EngineOptionsOption = None,
-    device: DeviceOption = None,
-    dtype: PresetDtypeOption = None,
-    template: PresetTemplateOption = None,
-    instruction: InstructionOption = None,
-    max_length: PresetMaxLengthOption = None,
+    settings: RerankerSettings,
     yaml: Annotated[
         Path | None, typer.Option("--yaml", help="File for the settings that were found, for serve --config.")
     ] = None,
@@ -79,19 +56,6 @@ def tune(
     from ..bench.tune.search import tune_yaml
     from .present import present
 
-    settings = settings_of(
-        model=model,
-        engine=engine,
-        engine_options=read_engine_options(engine_option),
-        adapter=adapter,
-        scoring=scoring,
-        device=device,
-        dtype=dtype,
-        template=template,
-        instruction=instruction,
-        max_length=max_length,
-        preset=preset,
-    )
     check_output(output, tag)
     if yaml is not None:
         make_folder(yaml.parent)

@@ -22,7 +22,7 @@ _LEAST_SHARE = 4
 # this share of a full one, so that a short request waits for little; the fixed cost of more passes is a few percent.
 _SHORT = 6
 _SMALL_PASS = 3
-# A client that sends one short request after another is expected again for so many small passes.
+# A client that sends one short request after another is expected again within this many small passes.
 _SMALL_PASSES = 6
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters: what they were trained on, and whether the weights beside one have it in them already."""
+"""LoRA adapters: the base that each was trained on, and whether weights already contain an adapter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROWS = range(4)
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, perhaps besides whole weights."""
+    """Whether a folder holds an adapter, with or without whole weights."""
     return (folder / "adapter_config.json").is_file() and (folder / "adapter_model.safetensors").exists()
 
 
@@ -24,7 +24,7 @@ def base_of(adapter: Path) -> str:
     """The folder or hub name of the model that an adapter was trained on.
 
     Raises:
-        UnsupportedModelError: it does not say, or is another kind of adapter than LoRA.
+        UnsupportedModelError: it does not name its base, or is not a LoRA adapter.
     """
     said = read_json(adapter / "adapter_config.json")
     if said.get("peft_type") != "LORA":
@@ -42,10 +42,10 @@ def base_of(adapter: Path) -> str:
 
 
 def check_merged(folder: Path, base: Path | None) -> None:
-    """Make sure that the weights in a folder have the adapter beside them merged in already.
+    """Make sure that the weights in a folder already contain the adapter in the same folder.
 
     Raises:
-        UnsupportedModelError: they have not, or nobody can tell.
+        UnsupportedModelError: they do not, or it cannot be decided.
     """
     remedy = (
         "if the adapter is merged into the weights, delete adapter_config.json or give adapter='none'; if it is not, "

@@ -89,7 +89,7 @@ def resolve_checkpoint(
         found = _find(chosen, _HUB_FILES)
         if not is_adapter(found):
             raise UnsupportedModelError(
-                f"adapter={chosen!r}: {found} has no adapter_config.json with adapter_model.safetensors beside it; "
+                f"adapter={chosen!r}: {found} does not have both adapter_config.json and adapter_model.safetensors; "
                 "save the adapter with peft's save_pretrained()"
             )
         return Checkpoint(folder, found, spec)

@@ -221,12 +221,12 @@ class Scorer:
         except EngineClosedError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a pass dies of is looked for in its documents
-            parts = _parts(requests, indices)
-            if not parts:
+            smaller = _smaller_passes(requests, indices)
+            if not smaller:
                 reason = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
                 failures.update(dict.fromkeys(indices[0][0], reason))
                 return 0
-            return sum(self._score(*part, margins, failures) for part in parts)
+            return sum(self._score(*each, margins, failures) for each in smaller)
         for result, places in zip(results, indices, strict=True):
             faults = result.faults()
             for place, (value, same) in enumerate(zip(result.values.tolist(), places, strict=True)):
@@ -273,12 +273,15 @@ class Scorer:
         return columns
 
 
-def _parts(requests: Sequence[EncodedRequest], indices: Sequence[Sequence[Sequence[int]]]) -> list[_Shares]:
-    """The two parts of a pass to try after it failed: of its requests, or of its only request's documents, if many."""
-    if parts := halves(list(zip(requests, indices, strict=True))):
-        return [_Shares(*zip(*part, strict=True)) for part in parts]
+def _smaller_passes(requests: Sequence[EncodedRequest], indices: Sequence[Sequence[Sequence[int]]]) -> list[_Shares]:
+    """The two passes to try after one failed, with half of its requests each, or of the documents of its only request.
+
+    None for a single document.
+    """
+    if shares := halves(list(zip(requests, indices, strict=True))):
+        return [_Shares(*zip(*half, strict=True)) for half in shares]
     documents = halves(range(len(requests[0].segments)))
-    return [_Shares([requests[0].take(part)], [[indices[0][place] for place in part]]) for part in documents]
+    return [_Shares([requests[0].take(half)], [[indices[0][place] for place in half]]) for half in documents]
 
 
 def _failure_rows(window: Window, failures: dict[int, str]) -> Iterator[FailedRow]:

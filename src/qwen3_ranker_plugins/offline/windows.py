@@ -1,4 +1,7 @@
-"""Pairs -> windows: as much of the input as is held at once. The same input makes the same windows every time."""
+"""Pairs -> windows: consecutive pairs that are read, encoded and planned together.
+
+A window bounds memory, and is what a job continues after: the same input makes the same windows every time.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,14 @@ NAMED_AT_MOST = 3
 
 @dataclass(frozen=True)
 class Window:
-    """A run of pairs.
+    """Consecutive pairs of the input.
 
     Attributes:
         number: from 0.
         start: position of the first pair in the input, from 0.
         pairs: in input order.
-        fraction: how much of the input lies before the window's end, from 0 to 1.
-        checksum: of all that the pairs hold.
+        fraction: share of the input that has been read at the end of the window, from 0 to 1.
+        checksum: CRC-32 of ids, texts and faults of the pairs.
     """
 
     number: int
@@ -53,8 +56,8 @@ class Windows:
 
     Args:
         source: read from its beginning.
-        max_pairs: pairs of a window at most.
-        max_characters: a window ends with the pair that reaches this many, which bounds memory.
+        max_pairs: maximum number of pairs in a window.
+        max_characters: a window ends with the pair at which its texts reach this many characters.
 
     Attributes:
         seconds: spent reading so far.

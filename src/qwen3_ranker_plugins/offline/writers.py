@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Self, cast
 from ..calibration import Calibration
 from ..data.files import pyarrow_or_raise
 from ..errors import InvalidInputError
+from ..prompt import as_utf8
 from .rows import ScoredRow
 
 FORMATS = ("jsonl", "parquet", "trec", "csv")
@@ -205,7 +206,7 @@ class CsvWriter(_TextWriter):
         for place, row in enumerate(rows, start=rank):
             odds = self._slope * row.margin + self._intercept
             values = [query_id, row.doc_id, relevance_score(odds), row.margin, confidence(odds), place]
-            texts = [_without_surrogates(row.query), _without_surrogates(row.document)] * self._include_text
+            texts = [as_utf8(row.query), as_utf8(row.document)] * self._include_text
             write([*values, row.truncated, *[row.seconds] * self._processing_time, *texts])
         return lines.getvalue()
 
@@ -268,7 +269,7 @@ class ParquetWriter(Writer):
             if self._processing_time:
                 values.append(seconds)
             if self._include_text:
-                values += [_without_surrogates(query), _without_surrogates(document)]
+                values += [as_utf8(query), as_utf8(document)]
                 self._characters += len(query) + len(document)
             for column, value in zip(self._columns, values, strict=True):
                 column.append(value)
@@ -333,15 +334,4 @@ def open_writer(
 
 def _quoted(text: str) -> str:
     """A JSON string that can be encoded as UTF-8."""
-    return encode_basestring(_without_surrogates(text))
-
-
-def _without_surrogates(text: str) -> str:
-    """Halves of surrogate pairs, which have no UTF-8 form, as U+FFFD: so the model read them too."""
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+    return encode_basestring(as_utf8(text))

@@ -205,6 +205,8 @@ def _load_tokenizer(folder: Path, _modified_ns: int) -> ModelTokenizer:
 
 def as_utf8(text: str) -> str:
     """The text with lone surrogates, which have no UTF-8 form, replaced by U+FFFD as the web platform does."""
+    if text.isascii():  # known without looking at the text
+        return text
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -37,9 +37,9 @@ class Place:
 
 
 class Admission:
-    """Lets requests in while there is room. Used from the event loop only.
+    """Accepts requests while there is room in the queue. Used from the event loop only.
 
-    A request that is alone is always let in: the limits of a single request are smaller questions, asked elsewhere.
+    A request is always accepted if no other is in the queue. The limits of a single request are checked elsewhere.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
@@ -51,7 +51,7 @@ class Admission:
 
     @property
     def requests(self) -> int:
-        """How many are accepted and not answered yet."""
+        """Number of requests that are accepted and not answered yet."""
         return len(self._places)
 
     @contextmanager

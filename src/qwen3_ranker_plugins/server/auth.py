@@ -21,7 +21,7 @@ class KeyRing:
         self.replace(keys)
 
     def replace(self, keys: Sequence[str]) -> None:
-        """Accept these keys and no others. Requests that were let in already go on."""
+        """Accept these keys and no others. Requests that were accepted before are still answered."""
         self._digests = [_digest(key.encode()) for key in keys]
 
     def __bool__(self) -> bool:

@@ -171,7 +171,7 @@ class StructuredRequest(WireRequest):
 
 
 def _deeper(value: object, levels: int) -> bool:
-    """Whether lists and objects are nested more than so many levels."""
+    """Whether lists and objects are nested more than `levels` deep."""
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels < 0 or any(_deeper(child, levels - 1) for child in children)
 

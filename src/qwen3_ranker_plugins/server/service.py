@@ -57,7 +57,7 @@ class Service:
         """One ranking per request. Cancelling it frees its place in the queue.
 
         Args:
-            requests: those of one HTTP request, which are let in together.
+            requests: those of one HTTP request, which are accepted or refused together.
             options: what to keep of each.
             may_cut: False refuses documents that do not fit.
 

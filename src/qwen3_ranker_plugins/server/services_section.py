@@ -71,7 +71,7 @@ def _without_vllm(engine: str, options: Mapping[str, object], settings: dict[str
     batch, longest = options.get("infer_batch_size"), settings.get("max_length")
     check_positive("infer_batch_size", batch)
     if isinstance(batch, int) and isinstance(longest, int) and engine in ("auto", "packed"):
-        # The most tokens that a batch of so many prompts can hold.
+        # The largest number of tokens that a batch of this many prompts can hold.
         settings.setdefault("token_budget", min(batch * longest, _LARGEST_BUDGET))
         notes.append(
             f"infer_batch_size {batch}: engine {engine!r} fills a pass by tokens, here {settings['token_budget']}"

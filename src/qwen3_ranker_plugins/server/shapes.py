@@ -65,7 +65,7 @@ class Exchange:
     async def rank_all(
         self, requests: Sequence[RankRequest], options: RankingOptions | None = None, *, may_cut: bool = True
     ) -> list[Ranking]:
-        """Rank several requests that are let in together, and leave figures for the log."""
+        """Rank several requests that are accepted or refused together, and leave figures for the log."""
         ranked = await self.state.service.rank(requests, options or RankingOptions(), may_cut=may_cut)
         self.rankings += ranked
         usages = [each.result.usage for each in self.rankings]

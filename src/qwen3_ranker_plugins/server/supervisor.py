@@ -283,7 +283,7 @@ class EngineSupervisor:
         try:
             await asyncio.wait_for(closed.wait(), _CLOSE_TIMEOUT)
         except TimeoutError:
-            log(logging.ERROR, "the engine does not close; its threads are left behind", seconds=_CLOSE_TIMEOUT)
+            log(logging.ERROR, "the engine does not close; its threads keep running", seconds=_CLOSE_TIMEOUT)
 
 
 async def _in_a_daemon(make: Callable[[], T]) -> T:

@@ -39,7 +39,7 @@ def load(
         str | None,
         typer.Option(
             help="Closed loop: numbers of clients, with commas between them; each sends a request when it has the "
-            "answer to the one before."
+            "answer to its previous one."
         ),
     ] = None,
     seconds: Annotated[float, typer.Option(help="Duration of each rate or number of clients in seconds.")] = 10.0,
@@ -55,11 +55,13 @@ def load(
     ] = 1,
     beside: Annotated[
         str | None,
-        typer.Option(help="Another workload that is sent in a closed loop meanwhile and reported by itself."),
+        typer.Option(
+            help="Second workload, sent at the same time in a closed loop and reported separately. Default: none."
+        ),
     ] = None,
     beside_clients: Annotated[
         int,
-        typer.Option(help="Number of clients that send the other workload. Has no effect unless --beside is given."),
+        typer.Option(help="Number of clients that send the second workload. Has no effect unless --beside is given."),
     ] = 2,
     served_model: Annotated[
         str, typer.Option(help="The service's name of the model. Default: requests name no model.")

@@ -6,27 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ..options import (
-    AdapterOption,
-    DeviceOption,
-    DevicesOption,
-    EngineOption,
-    EngineOptionsOption,
-    InstructionOption,
-    ModelOption,
-    OutputOption,
-    PresetDtypeOption,
-    PresetMaxLengthOption,
-    PresetOption,
-    PresetTemplateOption,
-    QuietOption,
-    ScoringOption,
-    SeedOption,
-    TagOption,
-    TokenBudgetOption,
-    read_engine_options,
-    settings_of,
-)
+from ...config import RerankerSettings
+from ..options import OutputOption, QuietOption, SeedOption, TagOption, takes_settings
 from ..terminal import ProgressBar
 from .collection_options import (
     CandidatesOption,
@@ -39,7 +20,9 @@ from .collection_options import (
 )
 
 
+@takes_settings(without=["calibration"])
 def quality(
+    *,
     source: SourceArgument = "demo",
     run: RunOption = None,
     qrels: QrelsOption = None,
@@ -56,19 +39,7 @@ def quality(
         ),
     ] = None,
     seed: SeedOption = 0,
-    model: ModelOption = None,
-    adapter: AdapterOption = None,
-    scoring: ScoringOption = None,
-    engine: EngineOption = "auto",
-    engine_option: EngineOptionsOption = None,
-    device: DeviceOption = None,
-    devices: DevicesOption = None,
-    dtype: PresetDtypeOption = None,
-    template: PresetTemplateOption = None,
-    instruction: InstructionOption = None,
-    max_length: PresetMaxLengthOption = None,
-    token_budget: TokenBudgetOption = None,
-    preset: PresetOption = None,
+    settings: RerankerSettings,
     output: OutputOption = None,
     tag: TagOption = None,
     quiet: QuietOption = False,
@@ -82,21 +53,6 @@ def quality(
     from ...data.collection import open_collection
     from ..present import present
 
-    settings = settings_of(
-        model=model,
-        engine=engine,
-        engine_options=read_engine_options(engine_option),
-        adapter=adapter,
-        scoring=scoring,
-        device=device,
-        devices=devices,
-        dtype=dtype,
-        template=template,
-        instruction=instruction,
-        max_length=max_length,
-        token_budget=token_budget,
-        preset=preset,
-    )
     systems = [settings] if not against else [settings, override(settings, against)]
     check_output(output, tag)
     collection = open_collection(

@@ -7,28 +7,9 @@ from typing import Annotated
 
 import typer
 
+from ...config import RerankerSettings
 from ...errors import InvalidInputError
-from ..options import (
-    AdapterOption,
-    CalibrationOption,
-    DeviceOption,
-    EngineOption,
-    EngineOptionsOption,
-    InstructionOption,
-    ModelOption,
-    OutputOption,
-    PresetDtypeOption,
-    PresetMaxLengthOption,
-    PresetOption,
-    PresetTemplateOption,
-    QuietOption,
-    ScoringOption,
-    SeedOption,
-    TagOption,
-    TokenBudgetOption,
-    read_engine_options,
-    settings_of,
-)
+from ..options import OutputOption, QuietOption, SeedOption, TagOption, takes_settings
 from ..terminal import ProgressBar, say
 from .collection_options import (
     CandidatesOption,
@@ -40,7 +21,9 @@ from .collection_options import (
 )
 
 
+@takes_settings(without=["devices"])
 def threshold(
+    *,
     source: SourceArgument = "demo",
     run: RunOption = None,
     qrels: QrelsOption = None,
@@ -75,20 +58,8 @@ def threshold(
             help="File for the calibration that is fitted. Default: TAG-calibration.json in the folder of --output.",
         ),
     ] = None,
-    calibration: CalibrationOption = None,
     seed: SeedOption = 0,
-    model: ModelOption = None,
-    adapter: AdapterOption = None,
-    scoring: ScoringOption = None,
-    engine: EngineOption = "auto",
-    engine_option: EngineOptionsOption = None,
-    device: DeviceOption = None,
-    dtype: PresetDtypeOption = None,
-    template: PresetTemplateOption = None,
-    instruction: InstructionOption = None,
-    max_length: PresetMaxLengthOption = None,
-    token_budget: TokenBudgetOption = None,
-    preset: PresetOption = None,
+    settings: RerankerSettings,
     output: OutputOption = None,
     tag: TagOption = None,
     quiet: QuietOption = False,
@@ -106,21 +77,6 @@ def threshold(
         raise InvalidInputError(
             "calibration_output", str(calibration_output), "has no effect unless --calibrate says what to fit"
         )
-    settings = settings_of(
-        model=model,
-        engine=engine,
-        engine_options=read_engine_options(engine_option),
-        adapter=adapter,
-        scoring=scoring,
-        calibration=calibration,
-        device=device,
-        dtype=dtype,
-        template=template,
-        instruction=instruction,
-        max_length=max_length,
-        token_budget=token_budget,
-        preset=preset,
-    )
     check_output(output, tag)
     collection = open_collection(
         source,

@@ -6,27 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ..options import (
-    AdapterOption,
-    DeviceOption,
-    DevicesOption,
-    EngineOption,
-    EngineOptionsOption,
-    InstructionOption,
-    ModelOption,
-    OutputOption,
-    PresetDtypeOption,
-    PresetMaxLengthOption,
-    PresetOption,
-    PresetTemplateOption,
-    QuietOption,
-    ScoringOption,
-    TagOption,
-    TokenBudgetOption,
-    numbers,
-    read_engine_options,
-    settings_of,
-)
+from ...config import RerankerSettings
+from ..options import OutputOption, QuietOption, TagOption, numbers, takes_settings
 from ..terminal import ProgressBar
 from .collection_options import (
     CandidatesOption,
@@ -39,7 +20,9 @@ from .collection_options import (
 )
 
 
+@takes_settings(without=["calibration"])
 def throughput(
+    *,
     source: SourceArgument = "demo",
     batch_sizes: Annotated[
         str, typer.Option(help="Numbers of pairs in one call, with commas between them.")
@@ -51,19 +34,7 @@ def throughput(
     candidates: CandidatesOption = 10,
     queries: QueriesOption = None,
     relevant_from: RelevantOption = None,
-    model: ModelOption = None,
-    adapter: AdapterOption = None,
-    scoring: ScoringOption = None,
-    engine: EngineOption = "auto",
-    engine_option: EngineOptionsOption = None,
-    device: DeviceOption = None,
-    devices: DevicesOption = None,
-    dtype: PresetDtypeOption = None,
-    template: PresetTemplateOption = None,
-    instruction: InstructionOption = None,
-    max_length: PresetMaxLengthOption = None,
-    token_budget: TokenBudgetOption = None,
-    preset: PresetOption = None,
+    settings: RerankerSettings,
     output: OutputOption = None,
     tag: TagOption = None,
     quiet: QuietOption = False,
@@ -75,21 +46,6 @@ def throughput(
     from ..present import present
 
     sizes = numbers("batch_sizes", batch_sizes)
-    settings = settings_of(
-        model=model,
-        engine=engine,
-        engine_options=read_engine_options(engine_option),
-        adapter=adapter,
-        scoring=scoring,
-        device=device,
-        devices=devices,
-        dtype=dtype,
-        template=template,
-        instruction=instruction,
-        max_length=max_length,
-        token_budget=token_budget,
-        preset=preset,
-    )
     check_output(output, tag)
     collection = open_collection(
         source,
