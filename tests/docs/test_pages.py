@@ -171,6 +171,10 @@ def test_choose_page_holds_published_and_measured_figures() -> None:
         medians[shape] = [rows[case]["median_ms"] for case in cases]
         [row] = re.findall(rf"^\| {shape}, measured \|(.+)$", page, re.MULTILINE)
         assert [float(ms) for ms in re.findall(r"([\d.]+) ms", row)] == pytest.approx(medians[shape], abs=0.0501)
+    rows = json.loads((ROOT / "docs/results/splitting.json").read_text(encoding="utf-8"))["rows"].values()
+    assert re.findall(r"([\d.]+) s(?: of\s+processor time| \(\[file)", page) == [
+        f"{r['processor_seconds']:.2f}" for r in rows
+    ]
     estimates = " | ".join(f"*{ms * 6945.8 / 3633.3:.0f} ms*" for ms in medians["4B"])  # matrices, millions of weights
     assert f"| 8B, *estimated* | {estimates} |" in page
 

@@ -349,7 +349,7 @@ def threshold_panels(plot: ThresholdPlot, title: str, footer: Sequence[str]) -> 
     right.set_yscale("log")
     for axes in (left, middle, right):
         axes.set_xlim(-0.02, 1.02)
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     for axes in (left, middle):
         axes.set_ylim(-0.02, 1.04)
     figure.suptitle(title, fontsize=13, fontweight="bold")
