@@ -24,13 +24,14 @@ from .errors import (
 )
 from .prompt import DEFAULT_INSTRUCTION, TEMPLATES
 from .reranker import Reranker
-from .types import Pieces, Request, RerankResult, ScoredDocument, Usage
+from .types import Explanation, Pieces, Request, RerankResult, ScoredDocument, Sentence, Usage
 
 __all__ = [
     "DEFAULT_INSTRUCTION",
     "TEMPLATES",
     "EngineClosedError",
     "EngineError",
+    "Explanation",
     "InvalidInputError",
     "MissingDependencyError",
     "ModelError",
@@ -44,6 +45,7 @@ __all__ = [
     "Reranker",
     "ScoredDocument",
     "ScoringError",
+    "Sentence",
     "UnsupportedModelError",
     "Usage",
     "__version__",

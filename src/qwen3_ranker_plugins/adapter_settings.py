@@ -15,6 +15,7 @@ from .config import DEFAULT_MODEL, RerankerSettings, canonical_devices, plain
 from .errors import InvalidInputError
 from .prompt import DEFAULT_MAX_LENGTH
 from .reranker import Reranker
+from .types import DEFAULT_PIECES
 
 _RERANKER_SETTINGS = (
     "model",
@@ -29,6 +30,10 @@ _RERANKER_SETTINGS = (
     "scoring",
     "devices",
     "calibration",
+    "long_documents",
+    "piece_tokens",
+    "piece_overlap",
+    "max_pieces",
 )
 
 
@@ -70,6 +75,15 @@ class Qwen3Settings(BaseModel):
     "cuda:0,cuda:1"; a list of names is stored as such a text. None for one engine, on `device`."""
     calibration: str | None = Field(default=None, frozen=True)
     """File of a calibration, which makes scores that agree with labels and keeps the order; None for P(yes) itself."""
+    long_documents: str = Field(default="truncate", frozen=True)
+    """"truncate" cuts a document that does not fit at its end; "pieces" judges documents of more than `piece_tokens` in
+    pieces, the best of which decides."""
+    piece_tokens: int = Field(default=DEFAULT_PIECES.tokens, frozen=True)
+    """Maximum number of tokens of a piece."""
+    piece_overlap: int = Field(default=DEFAULT_PIECES.overlap, frozen=True)
+    """Maximum number of tokens that a piece shares with the one before."""
+    max_pieces: int = Field(default=DEFAULT_PIECES.limit, frozen=True)
+    """Maximum number of pieces of a document; what follows them is not read."""
     instruction: str | None = None
     """The task for which documents are judged; None for the reranker's own."""
     reranker: SkipJsonSchema[Reranker | None] = Field(default=None, exclude=True, repr=False, frozen=True)

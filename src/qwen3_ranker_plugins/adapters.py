@@ -21,6 +21,8 @@ from .types import RerankResult, ScoredDocument
 
 #: Key of a document that was not scored; its value is the name of the error's class.
 FAILED = "qwen3_failed"
+#: Keys of the piece that decided, if long documents are judged in pieces.
+PIECE = ("qwen3_piece_start", "qwen3_piece_end")
 
 _logger = logging.getLogger(__name__)
 
@@ -191,7 +193,12 @@ class RankingCall(ABC, Generic[Item]):
 
 
 def ranked_metadata(
-    metadata: Mapping[str, Any], hit: ScoredDocument, retriever_score: float | None, key: str = "retriever_score"
+    metadata: Mapping[str, Any],
+    hit: ScoredDocument,
+    retriever_score: float | None,
+    key: str = "retriever_score",
+    *,
+    content: str | None = None,
 ) -> dict[str, Any]:
     """A deep copy of a document's metadata, with what the model says of the document.
 
@@ -200,6 +207,7 @@ def ranked_metadata(
         hit: its place in the ranking.
         retriever_score: the score that it came with; kept under `key` unless the metadata has a value there already.
         key: the framework's name of that score.
+        content: the document's own text, which may be a part of the text that was judged; offsets are into it.
     """
     copied = own_copies(metadata)
     copied.pop(FAILED, None)
@@ -208,6 +216,14 @@ def ranked_metadata(
     copied["qwen3_margin"] = hit.margin
     copied["qwen3_confidence"] = hit.confidence
     copied["qwen3_truncated_tokens"] = hit.truncated_tokens
+    for name in PIECE:
+        copied.pop(name, None)
+    if hit.piece is not None:
+        text = hit.document if content is None else content
+        # Frameworks strip the white space at the ends of a text that they put metadata in front of.
+        before = hit.document.rfind(text.strip()) - (len(text) - len(text.lstrip()))
+        for name, offset in zip(PIECE, hit.piece, strict=True):
+            copied[name] = min(max(offset - before, 0), len(text))
     return copied
 
 

@@ -150,7 +150,9 @@ class PreparedRequest:
             pieces = [best[place] for place in self._source[kept].tolist()]
         # Whole arrays become lists of Python's numbers at once, which takes half the time of one number after another.
         columns = (each[kept].tolist() for each in (scores, values, confidences, cut[self._source]))
-        hits = _scored_documents(indices, [self.documents[index] for index in indices], *columns, pieces)
+        hits = _scored_documents(
+            indices, [self.documents[index] for index in indices], *columns, pieces, [None] * len(indices)
+        )
         return RerankResult(hits, self._usage(margins))
 
     def _margins(self, margins: Margins) -> NDArray[np.float32]:

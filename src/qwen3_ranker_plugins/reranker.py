@@ -29,6 +29,7 @@ from .dispatch import Engines, Lease, PassListener, Progress, ReplicaState
 from .engines import choose_engine, device_names, engine_module
 from .engines.base import EngineDescription, Margins
 from .errors import InvalidInputError
+from .explanation import Explain, Explainer, check_explain
 from .models import judgement_facts
 from .prompt import DEFAULT_MAX_LENGTH, SLICE, SUFFIX_CHARACTERS, EncodedRequest, in_groups
 from .ranking import PreparedRequest
@@ -186,6 +187,7 @@ class Reranker:
         score_threshold: float | None = None,
         min_confidence: float | None = None,
         show_progress: bool = False,
+        explain: Explain = False,
     ) -> RerankResult:
         """The documents in order of relevance, best first; equal margins keep their input order.
 
@@ -194,6 +196,8 @@ class Reranker:
             documents: texts; equal ones are scored once. An empty list gives an empty result.
             top_k, instruction, score_threshold, min_confidence: None means as configured.
             show_progress: draw a progress bar on standard error.
+            explain: True gives each hit an `Explanation`: its prompt, what of the document was judged, its places.
+                "sentences" also scores what was judged without each of its sentences, which takes a second request.
 
         Raises:
             InvalidInputError: names the argument and its value.
@@ -202,8 +206,16 @@ class Reranker:
             EngineError: the pass failed, or the reranker is closed.
         """
         options = self.options.override(top_k, score_threshold, min_confidence)
+        check_explain(explain)
         with self._submitted([Request(query, documents, instruction)], show_progress) as [prepared]:
-            return prepared.result(options)
+            result = prepared.result(options)
+        if not explain:
+            return result
+        explainer = self.explainer(prepared, result, sentences=explain == "sentences")
+        if explainer.without_sentences is None:
+            return explainer.explained()
+        with self._submitted([explainer.without_sentences], show_progress) as [without_sentences]:
+            return explainer.explained(without_sentences.result(RankingOptions()))
 
     async def arerank(
         self,
@@ -214,10 +226,19 @@ class Reranker:
         instruction: str | None = None,
         score_threshold: float | None = None,
         min_confidence: float | None = None,
+        explain: Explain = False,
     ) -> RerankResult:
         """`rerank` without blocking the event loop; cancelling it frees its place in the queue."""
         options = self.options.override(top_k, score_threshold, min_confidence)
-        return (await self._settled(Request(query, documents, instruction))).result(options)
+        check_explain(explain)
+        prepared = await self._settled(Request(query, documents, instruction))
+        result = prepared.result(options)
+        if not explain:
+            return result
+        explainer = await asyncio.to_thread(self.explainer, prepared, result, sentences=explain == "sentences")
+        if explainer.without_sentences is None:
+            return explainer.explained()
+        return explainer.explained((await self._settled(explainer.without_sentences)).result(RankingOptions()))
 
     def rerank_many(
         self,
@@ -275,6 +296,10 @@ class Reranker:
             InvalidInputError: names the argument and its value.
         """
         return PreparedRequest(request, self.settings.instruction, self.calibration, self.settings.pieces)
+
+    def explainer(self, prepared: PreparedRequest, result: RerankResult, *, sentences: bool) -> Explainer:
+        """What explains the result of a prepared request, for callers such as a server that go on by themselves."""
+        return Explainer(self._encoder, prepared, result, sentences=sentences)
 
     def encode(self, prepared: PreparedRequest) -> EncodedRequest:
         """Encode all of a prepared request now, so that its `num_tokens` and `truncated` are known. Then `submit` both.

@@ -48,6 +48,45 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Sentence:
+    """What a sentence of a document adds to its margin.
+
+    Attributes:
+        start, end: it is `document[start:end]`, with the white space after it.
+        margin: of what was judged without this sentence.
+        contribution: the document's margin - `margin`; positive if the sentence speaks for the document.
+    """
+
+    start: int
+    end: int
+    margin: float
+    contribution: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """How a document came to its score and its place.
+
+    Attributes:
+        prompt: the text of all ids that the model read; None if a service makes the prompt.
+        prompt_tokens: their number; None if a service makes the prompt.
+        judged: (start, end) of the part of the document that the prompt holds: all of it, what is left of it where it
+            is cut, or the piece that decided. A service may have cut more than is known here.
+        rank: place in the result, from 1.
+        rank_before: place in the input, from 1.
+        sentences: what each sentence of that part adds, if asked for; None otherwise. Of more than 64 sentences,
+            neighbouring ones count as one.
+    """
+
+    prompt: str | None
+    prompt_tokens: int | None
+    judged: tuple[int, int]
+    rank: int
+    rank_before: int
+    sentences: tuple[Sentence, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredDocument:
     """A document with its judgement.
 
@@ -62,6 +101,7 @@ class ScoredDocument:
             lower bound for a document of more than 65,536 characters, which is tokenized only as far as it is read.
         piece: (start, end) of the piece that decided, which is `document[start:end]`, if documents are judged in
             pieces; all of a document that is not cut. None if documents are judged as one.
+        explanation: of the score and the place; None unless asked for.
     """
 
     index: int
@@ -71,6 +111,7 @@ class ScoredDocument:
     confidence: float
     truncated_tokens: int = 0
     piece: tuple[int, int] | None = None
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,23 @@ def test_rank_whole_files(notes: Path, tmp_path: Path) -> None:
     assert documents == {str(notes): "\n".join(LINES), str(other): "Bread is baked\nfrom flour."}
 
 
+def test_rank_explains_what_each_sentence_adds(tmp_path: Path) -> None:
+    page = tmp_path / "page.txt"
+    page.write_text("A tuple is immutable. " * 20 + "The with statement closes a file. " + "A set is mutable. " * 20)
+    arguments = ["rank", "-q", "how is a file closed?", str(page), "--by", "file", "--explain"]
+    pieces = ["--long-documents", "pieces", "--piece-tokens", "48", "--piece-overlap", "8"]
+    shown = CliRunner().invoke(app, [*arguments, *pieces])
+    assert shown.exit_code == 0
+    assert "The with statement closes a file." in shown.stdout
+    assert "judged: characters" in shown.stdout
+    result = CliRunner().invoke(app, [*arguments, *pieces, "--json"])
+    hit = json.loads(result.stdout)
+    start, end = hit["piece"]
+    assert hit["explanation"]["judged"] == [start, end]
+    best = max(hit["explanation"]["sentences"], key=lambda each: each["contribution"])
+    assert "with statement" in hit["document"][best["start"] : best["end"]]
+
+
 def test_rank_prints_a_table_that_a_document_cannot_spoil() -> None:
     """Rich markup stays text, and no escape sequence of a document reaches the terminal."""
     stdin = "[bold]a file[/bold] is closed \x1b[31mhere\n[/] a tiger\n"

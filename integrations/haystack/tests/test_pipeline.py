@@ -104,6 +104,10 @@ def test_dumps_and_loads(model: str, core: Reranker, documents: list[Document]) 
             "scoring": None,
             "devices": None,
             "calibration": None,
+            "long_documents": "truncate",
+            "piece_tokens": 512,
+            "piece_overlap": 64,
+            "max_pieces": 64,
             "top_k": 2,
             "score_threshold": None,
             "min_confidence": None,
@@ -337,3 +341,21 @@ async def test_closing_during_a_run_ends_it_one_way_or_the_other(model: str, doc
     assert isinstance(outcome, EngineClosedError) or len(outcome["documents"]) == 10
     assert len((await ranker.run_async(QUERY, documents))["documents"]) == 5
     await ranker.close_async()
+
+
+def test_long_documents_are_judged_in_pieces(model: str, core: Reranker) -> None:
+    """The meta names the piece that decided, as offsets into the content, whatever is embedded in front of it."""
+    filler = "A tuple is an immutable sequence of values. Dictionaries map keys to values. "
+    content = filler * 6 + "The with statement closes a file. " + filler * 6
+    documents = [Document(content=content, meta={"title": "Files"}), Document(content="A list holds a file of items.")]
+    ranker = Qwen3Ranker(
+        model=model, long_documents="pieces", piece_tokens=48, piece_overlap=8, meta_fields_to_embed=["title"]
+    )
+    ranked = bm25_then_qwen3(ranker, documents).run(both(QUERY))["ranker"]["documents"]
+    by_content = {document.content: document.meta for document in ranked}
+    start, end = (by_content[content][f"qwen3_piece_{name}"] for name in ("start", "end"))
+    assert "closes a file" in content[start:end]
+    short = by_content["A list holds a file of items."]
+    assert (short["qwen3_piece_start"], short["qwen3_piece_end"]) == (0, 29)
+    alone = core.rerank(QUERY, [content[start:end]])[0].margin
+    assert by_content[content]["qwen3_margin"] == pytest.approx(alone, abs=2e-5)

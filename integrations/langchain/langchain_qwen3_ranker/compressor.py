@@ -27,6 +27,8 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
     - `qwen3_margin`: logit(yes) - logit(no), which still orders documents whose scores all round to 1.0.
     - `qwen3_confidence`: |P(yes) - P(no)|, in [0, 1]: how decided the model is, either way.
     - `qwen3_truncated_tokens`: number of tokens cut off the end of the text to make it fit; 0 if it was read whole.
+    - `qwen3_piece_start`, `qwen3_piece_end`: with `long_documents="pieces"`, the piece that decided, as offsets of
+      characters into `page_content`.
 
     ```python
     from langchain_core.documents import Document
@@ -146,7 +148,10 @@ class _Call(RankingCall[Document]):
         given = item.metadata.get("score")
         if given is None:
             given = item.metadata.get("relevance_score")
-        return _copy(item, {**ranked_metadata(item.metadata, hit, given), "relevance_score": hit.score})
+        return _copy(
+            item,
+            {**ranked_metadata(item.metadata, hit, given, content=item.page_content), "relevance_score": hit.score},
+        )
 
     def unranked(self, item: Document, error: Exception) -> Document:
         return _copy(item, unranked_metadata(item.metadata, error))

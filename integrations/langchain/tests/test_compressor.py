@@ -367,6 +367,10 @@ def test_model_dump_and_back(model: str, documents: list[Document]) -> None:
         "scoring": None,
         "devices": None,
         "calibration": None,
+        "long_documents": "truncate",
+        "piece_tokens": 512,
+        "piece_overlap": 64,
+        "max_pieces": 64,
         "instruction": None,
         "top_n": 2,
         "score_threshold": None,
@@ -546,3 +550,20 @@ def test_devices_are_dumped_as_text() -> None:
     assert Qwen3Rerank(**compressor.model_dump()) == compressor
     with pytest.raises(ValidationError, match="contradicts device='cpu'"):
         Qwen3Rerank(device="cpu", devices="cpu,cpu")
+
+
+def test_long_documents_are_judged_in_pieces(model: str, core: Reranker) -> None:
+    filler = "A tuple is an immutable sequence of values. Dictionaries map keys to values. "
+    content = filler * 6 + "The with statement closes a file. " + filler * 6
+    base = Fixed(documents=[Document("A list holds items."), Document(content)])
+    compressor = Qwen3Rerank(model=model, long_documents="pieces", piece_tokens=48, piece_overlap=8)
+    retriever = ContextualCompressionRetriever(base_compressor=compressor, base_retriever=base)
+    for ranked in (retriever.invoke(QUERY), asyncio.run(retriever.ainvoke(QUERY))):
+        metadata = {document.page_content: document.metadata for document in ranked}
+        start, end = (metadata[content][f"qwen3_piece_{name}"] for name in ("start", "end"))
+        assert "closes a file" in content[start:end]
+        assert metadata[content]["qwen3_margin"] == pytest.approx(
+            core.rerank(QUERY, [content[start:end]])[0].margin, abs=2e-5
+        )
+    whole = Qwen3Rerank(model=model).compress_documents(ranked, QUERY)
+    assert all("qwen3_piece_start" not in document.metadata for document in whole)

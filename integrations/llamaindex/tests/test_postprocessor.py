@@ -229,6 +229,10 @@ def test_to_dict_and_back(model: str, nodes: list[NodeWithScore]) -> None:
         "scoring": None,
         "devices": None,
         "calibration": None,
+        "long_documents": "truncate",
+        "piece_tokens": 512,
+        "piece_overlap": 64,
+        "max_pieces": 64,
         "instruction": None,
         "top_n": 2,
         "score_threshold": 0.25,
@@ -349,3 +353,18 @@ def test_readme_example(capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(example, "README.md", "exec"), {})  # noqa: S102
     first, _second = capsys.readouterr().out.splitlines()
     assert first.endswith("The with statement closes the file when its block ends.")
+
+
+def test_long_nodes_are_judged_in_pieces(model: str, core: Reranker) -> None:
+    """Offsets are into the node's own text, in front of which its metadata were judged."""
+    filler = "A tuple is an immutable sequence of values. Dictionaries map keys to values. "
+    text = filler * 6 + "The with statement closes a file. " + filler * 6
+    nodes = [NodeWithScore(node=TextNode(text=text, metadata={"title": "Files"}))]
+    reranker = Qwen3Rerank(model=model, long_documents="pieces", piece_tokens=48, piece_overlap=8)
+    for [ranked] in both_ways(reranker, nodes, QUERY):
+        start, end = (ranked.metadata[f"qwen3_piece_{name}"] for name in ("start", "end"))
+        assert "closes a file" in text[start:end]
+        assert "qwen3_piece_start" in ranked.node.excluded_llm_metadata_keys
+        assert ranked.metadata["qwen3_margin"] == pytest.approx(
+            core.rerank(QUERY, [text[start:end]])[0].margin, abs=2e-5
+        )

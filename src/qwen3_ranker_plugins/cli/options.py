@@ -93,6 +93,20 @@ InstructionOption = Annotated[
 ]
 TemplateOption = Annotated[str, typer.Option("--template", help=_TEMPLATES)]
 MaxLengthOption = Annotated[int, typer.Option("--max-length", help=_MAX_LENGTH)]
+LongDocumentsOption = Annotated[
+    str,
+    typer.Option(
+        "--long-documents",
+        help="What happens to a long document: truncate cuts it at its end to fit; pieces judges it in pieces, the "
+        "best of which decides.",
+    ),
+]
+_PIECE_TOKENS = "With pieces, a document of more tokens than this is cut into pieces of at most this many."
+_PIECE_OVERLAP = "Maximum number of tokens that a piece shares with the one before."
+_MAX_PIECES = "Maximum number of pieces of a document; what follows them is not read."
+PieceTokensOption = Annotated[int, typer.Option("--piece-tokens", help=_PIECE_TOKENS)]
+PieceOverlapOption = Annotated[int, typer.Option("--piece-overlap", help=_PIECE_OVERLAP)]
+MaxPiecesOption = Annotated[int, typer.Option("--max-pieces", help=_MAX_PIECES)]
 TokenBudgetOption = Annotated[
     int | None,
     typer.Option("--token-budget", help="Maximum number of tokens in one forward pass. Default: chosen by device."),

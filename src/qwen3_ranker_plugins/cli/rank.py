@@ -22,7 +22,7 @@ from ..config import RankingOptions, RerankerSettings, check_text
 from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH
 from ..reranker import Reranker
-from ..types import RerankResult
+from ..types import DEFAULT_PIECES, Explanation, RerankResult, ScoredDocument
 from .options import (
     AdapterOption,
     CalibrationOption,
@@ -32,8 +32,12 @@ from .options import (
     EngineOption,
     EngineOptionsOption,
     InstructionOption,
+    LongDocumentsOption,
     MaxLengthOption,
+    MaxPiecesOption,
     ModelOption,
+    PieceOverlapOption,
+    PieceTokensOption,
     ScoringOption,
     TemplateOption,
     model_name,
@@ -76,6 +80,10 @@ def rank(
     instruction: InstructionOption = None,
     template: TemplateOption = "standard",
     max_length: MaxLengthOption = DEFAULT_MAX_LENGTH,
+    long_documents: LongDocumentsOption = "truncate",
+    piece_tokens: PieceTokensOption = DEFAULT_PIECES.tokens,
+    piece_overlap: PieceOverlapOption = DEFAULT_PIECES.overlap,
+    max_pieces: MaxPiecesOption = DEFAULT_PIECES.limit,
     model: ModelOption = None,
     adapter: AdapterOption = None,
     scoring: ScoringOption = None,
@@ -85,6 +93,13 @@ def rank(
     device: DeviceOption = None,
     devices: DevicesOption = None,
     dtype: DtypeOption = "auto",
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Show for each hit what was judged, and what each sentence adds to logit(yes) - logit(no).",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each hit as a line of JSON, in UTF-8.")] = False,
 ) -> None:
     """Rank lines of text or whole files for a query, best first.
@@ -106,6 +121,10 @@ def rank(
         scoring=scoring,
         devices=several,
         calibration=calibration,
+        long_documents=long_documents,
+        piece_tokens=piece_tokens,
+        piece_overlap=piece_overlap,
+        max_pieces=max_pieces,
     )
     options = RankingOptions(top_k, score_threshold, min_confidence)
     documents = [document for name in files or ["-"] for document in _documents(name, by)]
@@ -115,7 +134,12 @@ def rank(
     with loading(settings.model):
         reranker = Reranker(**asdict(settings), **asdict(options))
     with reranker:
-        result = reranker.rerank(query, [document.text for document in documents], show_progress=sys.stderr.isatty())
+        result = reranker.rerank(
+            query,
+            [document.text for document in documents],
+            show_progress=sys.stderr.isatty(),
+            explain="sentences" if explain else False,
+        )
         facts = reranker.describe()
     if not result:
         errors().print(Text(_no_hit(options, len(documents))))
@@ -128,6 +152,9 @@ def rank(
         f"{facts.dtype}, {result.usage.seconds:.2f} s"
     )
     output().print(_ranking(result, documents, caption))
+    for hit in result:
+        if hit.explanation is not None:
+            output().print(_explained(hit, hit.explanation, documents[hit.index].source))
 
 
 @dataclass(frozen=True)
@@ -241,11 +268,49 @@ def _print_json(result: RerankResult, documents: Sequence[_Document], model: str
             "margin": hit.margin,
             "confidence": hit.confidence,
             "truncated_tokens": hit.truncated_tokens,
+            **({} if hit.piece is None else {"piece": list(hit.piece)}),
+            **({} if hit.explanation is None else {"explanation": asdict(hit.explanation)}),
             "model": model,
             "document": hit.document,
         }
         # Bytes, because JSON is UTF-8 whatever the terminal's encoding; a file's name may hold what UTF-8 cannot.
         typer.echo(json.dumps(fields, ensure_ascii=False).encode("utf-8", errors="replace"))
+
+
+def _explained(hit: ScoredDocument, explanation: Explanation, source: str) -> Table:
+    """What each sentence of a hit adds, and what the prompt holds of it."""
+    start, end = explanation.judged
+    title = (
+        f"{explanation.rank}. {source}: margin {hit.margin:+.3f}, P(yes) {hit.score:.3f}, was {explanation.rank_before}"
+    )
+    notes = [] if explanation.prompt_tokens is None else [f"prompt of {explanation.prompt_tokens} tokens"]
+    if (start, end) != (0, len(hit.document)):
+        notes.append(f"judged: characters {start} to {end} of {len(hit.document)}")
+    if hit.truncated_tokens:
+        notes.append(f"not read: {hit.truncated_tokens} tokens at the end")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=Text(title),
+        title_justify="left",
+        caption=Text("; ".join(notes)),
+        caption_justify="left",
+    )
+    table.add_column("adds", justify="right")
+    table.add_column("sentence")
+    for sentence in explanation.sentences or ():
+        style = "green" if sentence.contribution > 0 else "red"
+        table.add_row(
+            Text(f"{sentence.contribution:+.3f}", style=style), _printable(hit.document[sentence.start : sentence.end])
+        )
+    return table
+
+
+def _printable(text: str) -> Text:
+    """The beginning of a text on one line, without what moves a terminal's cursor or changes its colours."""
+    printable = "".join(character if character.isprintable() else " " for character in text[:2000])
+    shown = Text(" ".join(printable.split()))
+    shown.truncate(240, overflow="ellipsis")
+    return shown
 
 
 def _ranking(result: RerankResult, documents: Sequence[_Document], caption: str) -> Table:
@@ -255,10 +320,8 @@ def _ranking(result: RerankResult, documents: Sequence[_Document], caption: str)
     table.add_column("source", overflow="fold", style="dim")
     table.add_column("text")
     for rank, hit in enumerate(result, start=1):
-        # Characters that move a terminal's cursor or change its colours are no part of a table.
-        printable = "".join(character if character.isprintable() else " " for character in hit.document[:2000])
-        text = Text(" ".join(printable.split()))
-        text.truncate(240, overflow="ellipsis")
+        # Of a long document, the piece that decided.
+        text = _printable(hit.document if hit.piece is None else hit.document[slice(*hit.piece)])
         if hit.truncated_tokens:
             text.append(f" (its last {hit.truncated_tokens} tokens were not read)", style="yellow")
         table.add_row(str(rank), f"{hit.score:.3f}", Text(documents[hit.index].source), text)

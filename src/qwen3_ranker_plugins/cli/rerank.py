@@ -17,6 +17,7 @@ from rich.console import Console
 from ..config import BUNDLED_MODEL, DEFAULT_MODEL, DEVICES_VARIABLE, MODEL_VARIABLE
 from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH
+from ..types import DEFAULT_PIECES
 from .options import (
     AdapterOption,
     CalibrationOption,
@@ -25,7 +26,11 @@ from .options import (
     EngineOption,
     EngineOptionsOption,
     InstructionOption,
+    LongDocumentsOption,
     MaxLengthOption,
+    MaxPiecesOption,
+    PieceOverlapOption,
+    PieceTokensOption,
     ScoringOption,
     TemplateOption,
     TokenBudgetOption,
@@ -136,6 +141,10 @@ def rerank(
     instruction: InstructionOption = None,
     template: TemplateOption = "standard",
     max_length: MaxLengthOption = DEFAULT_MAX_LENGTH,
+    long_documents: LongDocumentsOption = "truncate",
+    piece_tokens: PieceTokensOption = DEFAULT_PIECES.tokens,
+    piece_overlap: PieceOverlapOption = DEFAULT_PIECES.overlap,
+    max_pieces: MaxPiecesOption = DEFAULT_PIECES.limit,
     token_budget: TokenBudgetOption = None,
     engine: EngineOption = "auto",
     engine_option: EngineOptionsOption = None,
@@ -171,6 +180,10 @@ def rerank(
             adapter=adapter,
             scoring=scoring,
             calibration=calibration,
+            long_documents=long_documents,
+            piece_tokens=piece_tokens,
+            piece_overlap=piece_overlap,
+            max_pieces=max_pieces,
             device=one,
             dtype=dtype,
             template=template,

@@ -95,6 +95,26 @@ def serve(
             help="Maximum length of a prompt in tokens; a longer document is cut at its end. Default: 8192.",
         ),
     ] = None,
+    long_documents: Annotated[
+        str | None,
+        typer.Option(
+            "--long-documents",
+            help="truncate cuts a document that does not fit at its end; pieces judges it in pieces, the best of which "
+            "decides. Default: truncate.",
+        ),
+    ] = None,
+    piece_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--piece-tokens", help="Tokens of a piece; also for requests with max_chunks_per_doc. Default: 512."
+        ),
+    ] = None,
+    piece_overlap: Annotated[
+        int | None, typer.Option("--piece-overlap", help="Tokens that two pieces share. Default: 64.")
+    ] = None,
+    max_pieces: Annotated[
+        int | None, typer.Option("--max-pieces", help="Most pieces of a document; the rest is not read. Default: 64.")
+    ] = None,
     token_budget: Annotated[
         int | None,
         typer.Option(
@@ -215,6 +235,10 @@ def serve(
         "template": template,
         "instruction": instruction,
         "max_length": max_length,
+        "long_documents": long_documents,
+        "piece_tokens": piece_tokens,
+        "piece_overlap": piece_overlap,
+        "max_pieces": max_pieces,
         "token_budget": token_budget,
         "api_key_file": api_key_file,
         "max_documents": max_documents,

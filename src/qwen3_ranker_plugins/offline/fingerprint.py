@@ -12,7 +12,7 @@ from ..config import RerankerSettings
 from ..models import judgement_facts, model_hash, prompt_facts, resolve_checkpoint
 
 #: What an ordinary job does not have -> its value there, which is not stored: jobs of earlier versions lack it too.
-OPTIONAL = {"adapter": "", "scoring": "yes - no", "calibration": ""}
+OPTIONAL = {"adapter": "", "scoring": "yes - no", "calibration": "", "long_documents": "truncate"}
 
 
 def settings_fingerprint(settings: RerankerSettings, calibration: Calibration | None) -> dict[str, str]:
@@ -34,6 +34,8 @@ def settings_fingerprint(settings: RerankerSettings, calibration: Calibration | 
         facts = judgement_facts(settings, checkpoint.folder, spec, checkpoint.adapter)
         calibration.check_judgement(facts, str(settings.calibration))
         others["calibration"] = f"{calibration.method}, {calibration.slope!r} * margin + {calibration.intercept!r}"
+    if (pieces := settings.pieces) is not None:
+        others["long_documents"] = f"{pieces.limit} pieces of {pieces.tokens} tokens, overlap {pieces.overlap}"
     return others | {
         "model": model_hash(checkpoint.folder),
         "model_name": settings.model,

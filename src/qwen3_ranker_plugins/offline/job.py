@@ -26,6 +26,7 @@ from ..data.sources import INPUT_FORMATS, STANDARD_INPUT, open_source
 from ..engines import create_engine
 from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH
+from ..types import DEFAULT_PIECES
 from .checkpoint import Checkpoint, Done
 from .errors import CheckpointError, StorageError, TooManyErrorsError
 from .fingerprint import settings_fingerprint
@@ -53,7 +54,7 @@ WINDOW_CHARACTERS = 4 * 2**20
 #: Of the fingerprint, what the output's metadata say of its scores.
 _MADE_BY = (
     "model_name", "model", "engine", "device", "dtype", "template", "instruction", "max_length", "engine_options",
-    "adapter", "scoring", "calibration", "version",
+    "adapter", "scoring", "calibration", "long_documents", "version",
 )  # fmt: skip
 
 
@@ -69,7 +70,8 @@ class RerankJob:
         model: a hub name, a folder, or "bundled:tiny"; None for the one that QWEN3_RANKER_MODEL names. There is no
             default: a job that runs for hours should not do so with a model that nobody chose.
         engine, device, dtype, template, instruction, max_length, token_budget, engine_options,
-            adapter, scoring, calibration: as of a `Reranker`. A job cannot go on with another calibration.
+            adapter, scoring, calibration, long_documents, piece_tokens, piece_overlap, max_pieces: as of a `Reranker`.
+            A job cannot go on with another calibration, or other pieces.
         format: "jsonl", "csv", "parquet" or "trec".
         columns: name in the input -> "query_id", "doc_id", "query", "document", "documents", "id", "title" or "text".
         input_format: "jsonl", "csv", "tsv" or "parquet"; None takes it from the suffix, and JSONL for standard input.
@@ -109,6 +111,10 @@ class RerankJob:
         adapter: str | os.PathLike[str] | None = None,
         scoring: str | None = None,
         calibration: str | os.PathLike[str] | None = None,
+        long_documents: str = "truncate",
+        piece_tokens: int = DEFAULT_PIECES.tokens,
+        piece_overlap: int = DEFAULT_PIECES.overlap,
+        max_pieces: int = DEFAULT_PIECES.limit,
         format: str | None = None,  # noqa: A002 - named as the option
         columns: Mapping[str, str] | None = None,
         input_format: str | None = None,
@@ -149,6 +155,10 @@ class RerankJob:
             adapter=None if adapter is None else os.fspath(adapter),
             scoring=scoring,
             calibration=None if calibration is None else os.fspath(calibration),
+            long_documents=long_documents,
+            piece_tokens=piece_tokens,
+            piece_overlap=piece_overlap,
+            max_pieces=max_pieces,
         )
         self.calibration = None if self.settings.calibration is None else Calibration.read(self.settings.calibration)
         if self.settings.engine == "remote":
@@ -399,6 +409,7 @@ class RerankJob:
                 made_by,
                 processing_time=self.processing_time,
                 include_text=self.include_text,
+                pieces=self.settings.pieces is not None,
                 calibration=self.calibration,
             )
             with writer, errors_path.open("w", encoding="utf-8") as errors:

@@ -30,6 +30,7 @@ class RerankedPair:
         truncated: tokens cut off the end of the document; None in a TREC run, which does not say.
         processing_time: seconds of the pass divided by its pairs; None if it was not written.
         query, document: None if they were not written.
+        piece_start, piece_end: offsets of the piece that decided; None unless the job judges documents in pieces.
     """
 
     query_id: str
@@ -42,6 +43,8 @@ class RerankedPair:
     processing_time: float | None = None
     query: str | None = None
     document: str | None = None
+    piece_start: int | None = None
+    piece_end: int | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,7 @@ def _pairs_of_trec(lines: Iterable[str], calibration: Calibration | None) -> Ite
 
 def _pair_of_csv(row: Mapping[str, Any]) -> RerankedPair:
     kinds = {"relevance_score": float, "margin": float, "confidence": float, "rank": int, "truncated": int,
+             "piece_start": int, "piece_end": int,
              "processing_time": float}  # fmt: skip
     return RerankedPair(**{name: kinds.get(name, str)(value) for name, value in row.items()})
 

@@ -14,6 +14,8 @@ class ScoredRow(NamedTuple):
         truncated: tokens cut off the end of the document.
         seconds: of the pass, divided by its pairs.
         query, document: the texts; "" unless the job keeps them.
+        piece_start, piece_end: the piece that decided, as offsets into the document's text; 0 unless the job judges
+            documents in pieces.
     """
 
     position: int
@@ -25,6 +27,8 @@ class ScoredRow(NamedTuple):
     seconds: float
     query: str = ""
     document: str = ""
+    piece_start: int = 0
+    piece_end: int = 0
 
 
 class FailedRow(NamedTuple):

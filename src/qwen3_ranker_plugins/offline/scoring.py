@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from ..engines import choose_engine, create_engine, engine_module
 from ..engines.base import Engine
 from ..errors import EngineClosedError, EngineError, PromptTooLongError
 from ..models import resolve_model
-from ..prompt import EncodedRequest, PromptEncoder, load_tokenizer
+from ..prompt import EncodedRequest, Piece, PromptEncoder, load_tokenizer
 from .rows import FailedRow
 from .windows import Window
 
@@ -43,7 +44,8 @@ class PlannedPass:
     Attributes:
         window, number: its window, and its place there; `count` passes belong to the window.
         requests: encoded, each with at least one document.
-        indices: for each document of each request, the places in the window of the pairs with this text.
+        indices: for each document of each request, the places in the window of the pairs with this text. All pieces
+            of a document are in one pass.
         faults: (place in the window, reason) of pairs that cannot be encoded; on a window's first pass.
     """
 
@@ -62,8 +64,8 @@ class ScoredPass:
     Attributes:
         window, number, count: as in `PlannedPass`.
         columns: positions, lines, query ids, document ids, margins, truncated tokens, and if asked for queries and
-            documents, of the pairs that were scored: a `ScoredRow` without its seconds is one item of each. Columns
-            take a quarter of the time that rows do to be put together, stored and read again.
+            documents, and pieces, of the pairs that were scored: a `ScoredRow` without its seconds is one item of each.
+            Columns take a quarter of the time that rows do to be put together, stored and read again.
         failures: rows of the pairs that hold no score.
         tokens: that went through the model.
         fraction: how much of the input lies before the end of the window.
@@ -108,6 +110,7 @@ class Scorer:
         self, settings: RerankerSettings, factory: EngineFactory = create_engine, *, include_text: bool
     ) -> None:
         self._instruction = settings.instruction  # None is the model's own
+        self._pieces = settings.pieces
         self._include_text = include_text
         if factory is create_engine:
             engine = choose_engine(settings.engine)[0]
@@ -161,22 +164,53 @@ class Scorer:
         for query, documents in places.items():
             indices = list(documents.values())
             try:
-                encoded.append((self._encoder.encode(query, list(documents), self._instruction), indices))
+                encoded.append((self._encode(query, list(documents)), indices))
             except PromptTooLongError as error:
                 faults += [(index, str(error)) for same in indices for index in same]
-        filled = fill_in_order([request for request, _ in encoded], self._engine.capabilities)
-        passes = [
-            (
-                [encoded[number][0].take(documents) for number, documents in shares],
-                [[encoded[number][1][document] for document in documents] for number, documents in shares],
-            )
-            for shares in filled
-        ] or [([], [])]
+        passes = list(self._passes(encoded)) or [([], [])]
         self._tokenization_seconds[window.number] = time.perf_counter() - started
         return [
             PlannedPass(window, number, len(passes), requests, indices, [] if number else faults)
             for number, (requests, indices) in enumerate(passes)
         ]
+
+    def _encode(self, query: str, documents: list[str]) -> EncodedRequest:
+        if self._pieces is None:
+            return self._encoder.encode(query, documents, self._instruction)
+        return self._encoder.encode(query, documents, self._instruction, None, self._pieces)
+
+    def _passes(
+        self, encoded: Sequence[tuple[EncodedRequest, list[list[int]]]]
+    ) -> Iterator[tuple[list[EncodedRequest], list[list[list[int]]]]]:
+        """Requests of each pass, and for each of their segments the places of the pairs with its document."""
+        capabilities = self._engine.capabilities
+        if self._pieces is None:
+            for shares in fill_in_order([request for request, _ in encoded], capabilities):
+                yield (
+                    [encoded[number][0].take(documents) for number, documents in shares],
+                    [[encoded[number][1][document] for document in documents] for number, documents in shares],
+                )
+            return
+        # What is committed is whole documents: a pass holds all pieces of each, though the engine may take several
+        # calls for those of one that exceed its budget.
+        segments = [_segments_of_documents(request) for request, _ in encoded]
+        whole = [
+            EncodedRequest(
+                request.prefix,
+                [list(chain.from_iterable(request.segments[place] for place in places)) for places in of_documents],
+                [0] * len(of_documents),
+            )
+            for (request, _), of_documents in zip(encoded, segments, strict=True)
+        ]
+        for shares in fill_in_order(whole, replace(capabilities, documents_per_pass=None)):
+            requests, indices = [], []
+            for number, documents in shares:
+                request, places = encoded[number]
+                found = request.pieces or []
+                kept = [place for document in documents for place in segments[number][document]]
+                requests.append(replace(request.take(kept), pieces=[found[place] for place in kept]))
+                indices.append([places[found[place].document] for place in kept])
+            yield requests, indices
 
     def score(self, planned: PlannedPass) -> ScoredPass:
         """Run a pass; if it fails, its halves, down to the documents at fault.
@@ -185,13 +219,17 @@ class Scorer:
             EngineError: the engine no longer scores anything, not even a known request.
         """
         failures: dict[int, str] = dict(planned.faults)
-        margins: dict[int, float] = {}
+        margins: dict[int, tuple[float, Piece | None]] = {}
         tokens = 0
         seconds = 0.0
         if planned.requests:
             with self._one_at_a_time:
                 started = time.perf_counter()
-                tokens = self._score(planned.requests, planned.indices, margins, failures)
+                for call in self._calls(planned):
+                    tokens += self._score(*call, margins, failures)
+                if self._pieces is not None:  # a piece without a score leaves its document without one
+                    for index in failures:
+                        margins.pop(index, None)
                 if not margins:
                     self._prove_that_it_lives(failures)
                 seconds = time.perf_counter() - started
@@ -208,14 +246,25 @@ class Scorer:
             engine_seconds=seconds,
         )
 
+    def _calls(self, planned: PlannedPass) -> Iterator[_Shares]:
+        """What the engine is given at a time: the pass, or parts of it if its pieces exceed the budget."""
+        if self._pieces is None:
+            yield _Shares(planned.requests, planned.indices)
+            return
+        for shares in fill_in_order(planned.requests, self._engine.capabilities):
+            requests = [_take_pieces(planned.requests[number], segments) for number, segments in shares]
+            yield _Shares(
+                requests, [[planned.indices[number][place] for place in segments] for number, segments in shares]
+            )
+
     def _score(
         self,
         requests: Sequence[EncodedRequest],
         indices: Sequence[Sequence[Sequence[int]]],
-        margins: dict[int, float],
+        margins: dict[int, tuple[float, Piece | None]],
         failures: dict[int, str],
     ) -> int:
-        """Enter margins and failures by place in the window; returns the tokens that were computed."""
+        """Enter margins with their pieces, and failures, by place in the window; returns the tokens computed."""
         try:
             results = self._engine.score(requests)
         except EngineClosedError:
@@ -227,14 +276,16 @@ class Scorer:
                 failures.update(dict.fromkeys(indices[0][0], reason))
                 return 0
             return sum(self._score(*each, margins, failures) for each in smaller)
-        for result, places in zip(results, indices, strict=True):
+        for request, result, places in zip(requests, results, indices, strict=True):
             faults = result.faults()
             for place, (value, same) in enumerate(zip(result.values.tolist(), places, strict=True)):
                 if place in faults:
                     failures.update(dict.fromkeys(same, faults[place]))
-                else:
-                    for index in same:
-                        margins[index] = value
+                    continue
+                piece = None if request.pieces is None else request.pieces[place]
+                for index in same:
+                    if index not in margins or _comes_before(value, piece, *margins[index]):
+                        margins[index] = value, piece
         return sum(result.computed_tokens for result in results)
 
     def _prove_that_it_lives(self, failures: dict[int, str]) -> None:
@@ -250,14 +301,13 @@ class Scorer:
         if not np.isfinite(values).all():
             raise EngineError(f"the engine gives {values[0]} for every text; check the model's weights and dtype")
 
-    def _columns(self, planned: PlannedPass, margins: dict[int, float]) -> list[list[Any]]:
-        truncated = {
-            index: tokens
-            for request, places in zip(planned.requests, planned.indices, strict=True)
-            if any(request.truncated_tokens)
-            for tokens, same in zip(request.truncated_tokens, places, strict=True)
-            for index in same
-        }
+    def _columns(self, planned: PlannedPass, margins: dict[int, tuple[float, Piece | None]]) -> list[list[Any]]:
+        truncated: dict[int, int] = {}
+        for request, places in zip(planned.requests, planned.indices, strict=True):
+            if any(request.truncated_tokens):
+                for tokens, same in zip(request.truncated_tokens, places, strict=True):
+                    for index in same:
+                        truncated[index] = truncated.get(index, 0) + tokens
         start = planned.window.start
         pairs = [planned.window.pairs[index] for index in margins]
         columns: list[list[Any]] = [
@@ -265,11 +315,16 @@ class Scorer:
             [pair.line for pair in pairs],
             [pair.query_id for pair in pairs],
             [pair.doc_id for pair in pairs],
-            list(margins.values()),
+            [margin for margin, _ in margins.values()],
             [truncated.get(index, 0) for index in margins] if truncated else [0] * len(margins),
         ]
         if self._include_text:
             columns += [[pair.query for pair in pairs], [pair.document for pair in pairs]]
+        elif self._pieces is not None:
+            columns += [[""] * len(pairs), [""] * len(pairs)]
+        if self._pieces is not None:
+            pieces = [piece for _, piece in margins.values() if piece is not None]
+            columns += [[piece.start for piece in pieces], [piece.end for piece in pieces]]
         return columns
 
 
@@ -281,7 +336,30 @@ def _smaller_passes(requests: Sequence[EncodedRequest], indices: Sequence[Sequen
     if shares := halves(list(zip(requests, indices, strict=True))):
         return [_Shares(*zip(*half, strict=True)) for half in shares]
     documents = halves(range(len(requests[0].segments)))
-    return [_Shares([requests[0].take(half)], [[indices[0][place] for place in half]]) for half in documents]
+    return [_Shares([_take_pieces(requests[0], half)], [[indices[0][place] for place in half]]) for half in documents]
+
+
+def _take_pieces(request: EncodedRequest, segments: Sequence[int]) -> EncodedRequest:
+    """Some segments of a request, with what their pieces are."""
+    pieces = None if request.pieces is None else [request.pieces[place] for place in segments]
+    return replace(request.take(segments), pieces=pieces)
+
+
+def _comes_before(margin: float, piece: Piece | None, other_margin: float, other_piece: Piece | None) -> bool:
+    """Whether the first of two pieces decides: the one with the higher margin; of equal ones that which comes first."""
+    if piece is None or other_piece is None:
+        return False
+    return (margin, -piece.start) > (other_margin, -other_piece.start)
+
+
+def _segments_of_documents(request: EncodedRequest) -> list[list[int]]:
+    """For each document of a request in pieces, the places of its segments."""
+    found: list[list[int]] = []
+    for place, piece in enumerate(request.pieces or []):
+        if piece.document == len(found):
+            found.append([])
+        found[-1].append(place)
+    return found
 
 
 def _failure_rows(window: Window, failures: dict[int, str]) -> Iterator[FailedRow]:

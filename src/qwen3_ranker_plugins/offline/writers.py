@@ -34,6 +34,7 @@ _ROW_GROUP = 20_000
 _ROW_GROUP_CHARACTERS = 16 * 2**20
 _TAG = "qwen3-ranker"
 _FIELDS = ("query_id", "doc_id", "relevance_score", "margin", "confidence", "rank", "truncated")
+_PIECE_FIELDS = ("piece_start", "piece_end")
 
 #: Of Parquet's own metadata: JSON of what the scores were made with.
 METADATA_KEY = "qwen3_ranker"
@@ -84,13 +85,22 @@ class Writer(ABC):
         temporary: where the output is written, on the same file system.
         processing_time: write that field.
         include_text: write the texts.
+        pieces: write which piece decided.
         line: (slope, intercept) of margin -> log-odds of P(yes); (1, 0) without a calibration.
     """
 
     def __init__(
-        self, path: Path, temporary: Path, *, processing_time: bool, include_text: bool, line: tuple[float, float]
+        self,
+        path: Path,
+        temporary: Path,
+        *,
+        processing_time: bool,
+        include_text: bool,
+        pieces: bool,
+        line: tuple[float, float],
     ) -> None:
         self.path = path
+        self._pieces = pieces
         self._slope, self._intercept = line
         self._temporary = temporary
         self._processing_time = processing_time
@@ -134,9 +144,12 @@ class _TextWriter(Writer):
         *,
         processing_time: bool,
         include_text: bool,
+        pieces: bool,
         line: tuple[float, float],
     ) -> None:
-        super().__init__(path, temporary, processing_time=processing_time, include_text=include_text, line=line)
+        super().__init__(
+            path, temporary, processing_time=processing_time, include_text=include_text, pieces=pieces, line=line
+        )
         self._raw = temporary.open("wb")
         self._file = cast("BinaryIO", self._raw)
         if is_packed(path):  # without a time or a name inside: equal jobs give equal bytes
@@ -181,14 +194,15 @@ class JsonlWriter(_TextWriter):
         start = f'{{"query_id": {encode_basestring(query_id)}, "doc_id": '
         lines: list[str] = []
         for place, row in enumerate(rows, start=rank):
-            _, _, _, doc_id, margin, truncated, seconds, query, document = row
+            _, _, _, doc_id, margin, truncated, seconds, query, document, start_of_piece, end_of_piece = row
             decided = math.tanh(0.5 * (self._slope * margin + self._intercept))
+            piece = f', "piece_start": {start_of_piece}, "piece_end": {end_of_piece}' if self._pieces else ""
             time = f', "processing_time": {seconds!r}' if self._processing_time else ""
             texts = f', "query": {_quoted(query)}, "document": {_quoted(document)}' if self._include_text else ""
             lines.append(
                 f'{start}{encode_basestring(doc_id)}, "relevance_score": {0.5 + 0.5 * decided!r}, '
                 f'"margin": {margin!r}, "confidence": {abs(decided)!r}, "rank": {place}, '
-                f'"truncated": {truncated}{time}{texts}}}\n'
+                f'"truncated": {truncated}{piece}{time}{texts}}}\n'
             )
         return "".join(lines)
 
@@ -198,7 +212,7 @@ class CsvWriter(_TextWriter):
 
     def _heading(self) -> str:
         times, texts = ["processing_time"] * self._processing_time, ["query", "document"] * self._include_text
-        return ",".join([*_FIELDS, *times, *texts]) + "\n"
+        return ",".join([*_FIELDS, *_PIECE_FIELDS * self._pieces, *times, *texts]) + "\n"
 
     def _lines(self, query_id: str, rows: Sequence[ScoredRow], rank: int) -> str:
         lines = io.StringIO()
@@ -207,7 +221,8 @@ class CsvWriter(_TextWriter):
             odds = self._slope * row.margin + self._intercept
             values = [query_id, row.doc_id, relevance_score(odds), row.margin, confidence(odds), place]
             texts = [as_utf8(row.query), as_utf8(row.document)] * self._include_text
-            write([*values, row.truncated, *[row.seconds] * self._processing_time, *texts])
+            piece = [row.piece_start, row.piece_end] * self._pieces
+            write([*values, row.truncated, *piece, *[row.seconds] * self._processing_time, *texts])
         return lines.getvalue()
 
 
@@ -238,9 +253,12 @@ class ParquetWriter(Writer):
         *,
         processing_time: bool,
         include_text: bool,
+        pieces: bool,
         line: tuple[float, float],
     ) -> None:
-        super().__init__(path, temporary, processing_time=processing_time, include_text=include_text, line=line)
+        super().__init__(
+            path, temporary, processing_time=processing_time, include_text=include_text, pieces=pieces, line=line
+        )
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -252,6 +270,7 @@ class ParquetWriter(Writer):
             ("confidence", pa.float64()),
             ("rank", pa.int64()),
             ("truncated", pa.int32()),
+            *((name, pa.int64()) for name in _PIECE_FIELDS * pieces),
             *([("processing_time", pa.float64())] if processing_time else []),
             *([("query", pa.string()), ("document", pa.string())] if include_text else []),
         ]
@@ -263,9 +282,11 @@ class ParquetWriter(Writer):
     def write(self, query_id: str, rows: Sequence[ScoredRow], rank: int) -> None:
         """Add rows; they are written when there are enough for a row group."""
         for place, row in enumerate(rows, start=rank):
-            _, _, _, doc_id, margin, truncated, seconds, query, document = row
+            _, _, _, doc_id, margin, truncated, seconds, query, document, *piece = row
             odds = self._slope * margin + self._intercept
             values = [query_id, doc_id, relevance_score(odds), margin, confidence(odds), place, truncated]
+            if self._pieces:
+                values += piece
             if self._processing_time:
                 values.append(seconds)
             if self._include_text:
@@ -308,6 +329,7 @@ def open_writer(
     *,
     processing_time: bool,
     include_text: bool,
+    pieces: bool = False,
     calibration: Calibration | None = None,
 ) -> Writer:
     """The writer of a format.
@@ -315,13 +337,20 @@ def open_writer(
     Args:
         folder: of the job; holds the output until it is whole, and the index of outputs that are searched by offset.
         made_by: model, engine and settings, for formats that have a place for them.
+        pieces: write which piece of each document decided; not in TREC runs, which have no place for it.
         calibration: makes scores of margins; None for their sigmoid.
     """
     temporary = folder / "output"
     line = (1.0, 0.0) if calibration is None else (calibration.slope, calibration.intercept)
     if name == "parquet":
         return ParquetWriter(
-            path, temporary, made_by, processing_time=processing_time, include_text=include_text, line=line
+            path,
+            temporary,
+            made_by,
+            processing_time=processing_time,
+            include_text=include_text,
+            pieces=pieces,
+            line=line,
         )
     kinds: dict[str, type[JsonlWriter | TrecWriter | CsvWriter]] = {
         "jsonl": JsonlWriter,
@@ -329,7 +358,15 @@ def open_writer(
         "csv": CsvWriter,
     }
     index = folder / "queries.jsonl"
-    return kinds[name](path, temporary, index, processing_time=processing_time, include_text=include_text, line=line)
+    return kinds[name](
+        path,
+        temporary,
+        index,
+        processing_time=processing_time,
+        include_text=include_text,
+        pieces=pieces,
+        line=line,
+    )
 
 
 def _quoted(text: str) -> str:

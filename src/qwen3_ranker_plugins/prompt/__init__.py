@@ -2,7 +2,7 @@
 
 from .beginning import SLICE, SUFFIX_CHARACTERS, encode_beginnings, in_groups
 from .encoder import EncodedRequest, Encoder, PromptEncoder, length_order
-from .pieces import Piece
+from .pieces import Piece, sentence_ends
 from .template import DEFAULT_INSTRUCTION, DEFAULT_MAX_LENGTH, TEMPLATES, Template
 from .tokenizer import ModelTokenizer, as_utf8, load_tokenizer
 
@@ -23,4 +23,5 @@ __all__ = [
     "in_groups",
     "length_order",
     "load_tokenizer",
+    "sentence_ends",
 ]

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -87,6 +88,17 @@ class ModelTokenizer:
             return next(content for content, each in self.control.items() if each == token_id)
         text = self.plain.decode([token_id], skip_special_tokens=False)
         return text if self.plain.id_to_token(token_id) is not None else None
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of ids, control tokens by their content. Of a character cut in two, U+FFFD is left."""
+        contents = {token_id: content for content, token_id in self.control.items()}
+        parts: list[str] = []
+        for is_control, group in groupby(ids, contents.__contains__):
+            run = list(group)
+            parts += (
+                map(contents.__getitem__, run) if is_control else [self.plain.decode(run, skip_special_tokens=False)]
+            )
+        return "".join(parts)
 
     @property
     def yes_id(self) -> int:

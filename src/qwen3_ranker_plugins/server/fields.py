@@ -176,12 +176,36 @@ def _deeper(value: object, levels: int) -> bool:
     return levels < 0 or any(_deeper(child, levels - 1) for child in children)
 
 
+class Span(BaseModel):
+    """A part of a text, in characters (Unicode code points), not in UTF-16 units."""
+
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, offsets: tuple[int, int] | None) -> Span | None:
+        """From (start, end)."""
+        return None if offsets is None else cls(start=offsets[0], end=offsets[1])
+
+
+JudgedPiece = Annotated[
+    Span | None,
+    Field(
+        description="The piece that decided, as a part of the text that was judged; all of it if it was not cut. "
+        "Missing unless documents are judged in pieces."
+    ),
+]
+
+
 class TokenUsage(BaseModel):
     """Tokens of a request."""
 
-    prompt_tokens: int = Field(description="Tokens of all prompts, as if each document had been scored on its own.")
+    prompt_tokens: int = Field(
+        description="Tokens of all prompts, as if each document or piece had been scored on its own."
+    )
     total_tokens: int = Field(description="The same number, because nothing is generated.")
     computed_tokens: int = Field(description="Tokens that went through the model; a shared prefix counts once.")
+    pieces: int = Field(description="Texts that were judged: pieces of documents, or else whole documents.")
 
     @classmethod
     def of(cls, usages: Iterable[Usage]) -> TokenUsage:
@@ -189,7 +213,8 @@ class TokenUsage(BaseModel):
         usages = list(usages)
         prompts = sum(each.prompt_tokens for each in usages)
         computed = sum(each.computed_tokens for each in usages)
-        return cls(prompt_tokens=prompts, total_tokens=prompts, computed_tokens=computed)
+        pieces = sum(each.pieces for each in usages)
+        return cls(prompt_tokens=prompts, total_tokens=prompts, computed_tokens=computed, pieces=pieces)
 
 
 class ErrorBody(BaseModel):

@@ -44,6 +44,7 @@ class Metrics:
         )
         self.rejected = self._counter("rejected", "Requests that were refused or given up, by reason.", "reason")
         self.documents = self._counter("documents", "Documents of answered requests.")
+        self.pieces = self._counter("pieces", "Texts judged: pieces of documents, or else whole documents.")
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of their prompts, each document on its own.")
         self.computed_tokens = self._counter("computed_tokens", "Tokens that were computed for them.")
         self.request_documents = self._histogram("request_documents", "Documents per request.", _DOCUMENTS)

@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
-from ..config import RankingOptions
+from ..config import RankingOptions, RerankerSettings
+from ..explanation import Explain
 from ..prompt import EncodedRequest
 from ..ranking import PreparedRequest
 from ..reranker import Reranker
@@ -52,7 +54,7 @@ class Service:
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="qwen3-ranker-encoder")
 
     async def rank(
-        self, requests: Sequence[Request], options: RankingOptions, *, may_cut: bool = True
+        self, requests: Sequence[Request], options: RankingOptions, *, may_cut: bool = True, explain: Explain = False
     ) -> list[Ranking]:
         """One ranking per request. Cancelling it frees its place in the queue.
 
@@ -60,6 +62,7 @@ class Service:
             requests: those of one HTTP request, which are accepted or refused together.
             options: what to keep of each.
             may_cut: False refuses documents that do not fit.
+            explain: as in `Reranker.rerank`.
 
         Raises:
             ApiError: 413 or 503.
@@ -68,7 +71,7 @@ class Service:
         started = time.perf_counter()
         reranker = self._supervisor.reranker
         documents = sum(len(request.documents) for request in requests)
-        characters = sum(_readable(request, reranker.settings.max_length) for request in requests)
+        characters = sum(_readable(request, reranker.settings) for request in requests)
         with self._admission.place(documents, characters) as place:
             loop = asyncio.get_running_loop()
             prepared = await loop.run_in_executor(self._encoders, _prepare, reranker, requests)
@@ -87,7 +90,21 @@ class Service:
         seconds = time.perf_counter() - started
         rankings = [Ranking(each.result(options), each.truncated, seconds) for each in prepared]
         self._count(rankings)
+        if explain:
+            return [
+                await self._explained(*each, sentences=explain == "sentences")
+                for each in zip(prepared, rankings, strict=True)
+            ]
         return rankings
+
+    async def _explained(self, prepared: PreparedRequest, ranking: Ranking, *, sentences: bool) -> Ranking:
+        """A ranking with explanations. What is scored for them waits and counts as any other request."""
+        make = partial(self._supervisor.reranker.explainer, prepared, ranking.result, sentences=sentences)
+        explainer = await asyncio.get_running_loop().run_in_executor(self._encoders, make)
+        if explainer.without_sentences is None:
+            return replace(ranking, result=explainer.explained())
+        [without] = await self.rank([explainer.without_sentences], RankingOptions())
+        return replace(ranking, result=explainer.explained(without.result), seconds=ranking.seconds + without.seconds)
 
     def close(self) -> None:
         """End the threads."""
@@ -100,6 +117,7 @@ class Service:
         for each in rankings:
             usage = each.result.usage
             metrics.documents.inc(usage.documents)
+            metrics.pieces.inc(usage.pieces)
             metrics.prompt_tokens.inc(usage.prompt_tokens)
             metrics.computed_tokens.inc(usage.computed_tokens)
             metrics.truncated_documents.inc(len(each.truncated))
@@ -110,10 +128,15 @@ def _prepare(reranker: Reranker, requests: Sequence[Request]) -> list[PreparedRe
     return [reranker.prepare(request) for request in requests]
 
 
-def _readable(request: Request, max_length: int) -> int:
-    """Characters of a request that can be scored: those of at most `max_length` tokens of each document."""
-    most = BYTES_PER_TOKEN * min(max_length, request.max_document_tokens or max_length)
-    return min(len(request.query), BYTES_PER_TOKEN * max_length) + sum(
+def _readable(request: Request, settings: RerankerSettings) -> int:
+    """Characters of a request that can be scored: those of at most `max_length` tokens of each document, or its pieces.
+
+    Characters that two pieces share are counted when they are encoded.
+    """
+    pieces = settings.pieces if request.pieces is None else request.pieces
+    readable = settings.max_length if pieces is None else pieces.tokens * pieces.limit
+    most = BYTES_PER_TOKEN * min(readable, request.max_document_tokens or readable)
+    return min(len(request.query), BYTES_PER_TOKEN * settings.max_length) + sum(
         min(len(document), most) for document in request.documents
     )
 

@@ -25,6 +25,7 @@ from ..config import (
 from ..documents import DocumentFormat
 from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH
+from ..types import DEFAULT_PIECES
 from .services_section import translate
 from .sources import (
     KEYS_VARIABLE,
@@ -51,7 +52,8 @@ class ServerSettings(BaseModel):
 
     Attributes:
         model, engine, device, devices, dtype, template, instruction, max_length, token_budget, engine_options,
-        adapter, scoring, calibration: as in `Reranker`.
+        adapter, scoring, calibration, long_documents, piece_tokens, piece_overlap, max_pieces: as in `Reranker`. A
+            request with max_chunks_per_doc is judged in such pieces in any case, at most `max_pieces` of a document.
         host, port: the address to listen on.
         served_model_names: further names of the model; the first one stands in answers. "*" serves any name.
         strict_model_names: requests for other names get 404. Otherwise they are served, and the answer names the model.
@@ -91,6 +93,10 @@ class ServerSettings(BaseModel):
     adapter: str | None = None
     scoring: str | None = None
     calibration: str | None = None
+    long_documents: str = "truncate"
+    piece_tokens: Count = DEFAULT_PIECES.tokens
+    piece_overlap: int = Field(default=DEFAULT_PIECES.overlap, ge=0)
+    max_pieces: Count = DEFAULT_PIECES.limit
 
     host: str = "127.0.0.1"
     port: int = Field(default=8001, ge=0, le=65535)
@@ -191,6 +197,10 @@ class ServerSettings(BaseModel):
             self.scoring,
             devices=self.devices,
             calibration=self.calibration,
+            long_documents=self.long_documents,
+            piece_tokens=self.piece_tokens,
+            piece_overlap=self.piece_overlap,
+            max_pieces=self.max_pieces,
         )
 
     def dump(self) -> str:

@@ -19,6 +19,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Discriminator, Tag
 
 from ..config import RankingOptions
+from ..explanation import Explain
 from ..types import Request as RankRequest
 from .body import JsonRoute
 from .errors import SHAPE_TAG, ApiError
@@ -50,7 +51,12 @@ class Exchange:
     warnings: list[str] = field(default_factory=list)
 
     async def rank(
-        self, request: RankRequest, options: RankingOptions | None = None, *, may_cut: bool = True
+        self,
+        request: RankRequest,
+        options: RankingOptions | None = None,
+        *,
+        may_cut: bool = True,
+        explain: Explain = False,
     ) -> Ranking:
         """Rank one request.
 
@@ -58,15 +64,21 @@ class Exchange:
             request: as the wire shape understands it.
             options: what to keep; None for everything.
             may_cut: False refuses documents that do not fit (413).
+            explain: as in `Reranker.rerank`.
         """
-        (ranking,) = await self.rank_all([request], options, may_cut=may_cut)
+        (ranking,) = await self.rank_all([request], options, may_cut=may_cut, explain=explain)
         return ranking
 
     async def rank_all(
-        self, requests: Sequence[RankRequest], options: RankingOptions | None = None, *, may_cut: bool = True
+        self,
+        requests: Sequence[RankRequest],
+        options: RankingOptions | None = None,
+        *,
+        may_cut: bool = True,
+        explain: Explain = False,
     ) -> list[Ranking]:
         """Rank several requests that are accepted or refused together, and leave figures for the log."""
-        ranked = await self.state.service.rank(requests, options or RankingOptions(), may_cut=may_cut)
+        ranked = await self.state.service.rank(requests, options or RankingOptions(), may_cut=may_cut, explain=explain)
         self.rankings += ranked
         usages = [each.result.usage for each in self.rankings]
         self.request.state.facts.update(

@@ -29,6 +29,10 @@ OVERRIDES: dict[str, Callable[[str], Any]] = {
     "instruction": str,
     "max_length": int,
     "token_budget": int,
+    "long_documents": str,
+    "piece_tokens": int,
+    "piece_overlap": int,
+    "max_pieces": int,
 }
 
 Progress = Callable[[], None]

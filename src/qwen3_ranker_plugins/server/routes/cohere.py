@@ -11,9 +11,10 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...config import RankingOptions
-from ...types import Request
+from ...types import Pieces, Request
 from ..documents import judged_texts, returns_judged_text
 from ..errors import ApiError
+from ..explanations import ExplainField, ExplanationAnswer
 from ..fields import (
     EXAMPLE_DOCUMENTS,
     EXAMPLE_QUERY,
@@ -22,9 +23,11 @@ from ..fields import (
     DocumentObject,
     EmptyArguments,
     Flag,
+    JudgedPiece,
     NotBlank,
     Query,
     ScoreThreshold,
+    Span,
     StructuredRequest,
     TaskFields,
     TokenUsage,
@@ -60,11 +63,16 @@ class RerankRequest(TaskFields, StructuredRequest):
         default=None, description="False: a document that does not fit is an error (413). Otherwise its end is cut."
     )
     max_chunks_per_doc: Count | None = Field(
-        default=None, description="Cohere's. No effect, because a document is read as one piece."
+        default=None,
+        description="Cohere's and SiliconFlow's. Judge documents of more than piece_tokens (a setting) in at most this "
+        "many pieces, and at most max_pieces (a setting), the best of which decides. 0 or null: as configured.",
     )
     overlap_tokens: Count | None = Field(
-        default=None, description="SiliconFlow's. No effect, because a document is read as one piece."
+        default=None,
+        description="SiliconFlow's. Tokens that two pieces share; at most half of piece_tokens. Null: as configured. "
+        "No effect unless documents are judged in pieces.",
     )
+    explain: ExplainField = None
     return_len: Flag | None = Field(
         default=None, description="Xinference's. No effect, because meta.tokens is always in the answer."
     )
@@ -78,6 +86,8 @@ class RerankItem(BaseModel):
     index: int = Field(description="Position in the request.")
     relevance_score: float
     document: DocumentObject | None = Field(default=None, description="See return_documents.")
+    piece: JudgedPiece = None
+    explanation: ExplanationAnswer | None = Field(default=None, description="See explain.")
     judged_text: str | None = Field(default=None, description="What the model read; see return_judged_text.")
 
 
@@ -135,10 +145,32 @@ async def rank(exchange: Exchange, body: RerankRequest) -> Ranking:
         await judged_texts(exchange, body.documents, body),
         _one_of("instruction", body.instruction, "instruct", body.instruct),
         body.max_tokens_per_doc or None,
+        _pieces(exchange, body),
     )
     top_k = _one_of("top_n", body.top_n, "top_k", body.top_k) or None
     options = RankingOptions(top_k, body.score_threshold)
-    return await exchange.rank(request, options, may_cut=body.truncation is not False)
+    return await exchange.rank(request, options, may_cut=body.truncation is not False, explain=body.explain or False)
+
+
+def _pieces(exchange: Exchange, body: RerankRequest) -> Pieces | None:
+    """The pieces that a request asks for; None for what is configured.
+
+    Raises:
+        ApiError: 422, the overlap is too long.
+    """
+    settings = exchange.state.settings.reranker_settings()
+    if not body.max_chunks_per_doc and (body.overlap_tokens is None or settings.pieces is None):
+        return None
+    configured = settings.cut
+    overlap = configured.overlap if body.overlap_tokens is None else body.overlap_tokens
+    if overlap > configured.tokens // 2:
+        raise ApiError(
+            422,
+            "invalid_request",
+            f"overlap_tokens: {overlap} is more than half of a piece, which has {configured.tokens} tokens here",
+            param="overlap_tokens",
+        )
+    return Pieces(configured.tokens, overlap, min(body.max_chunks_per_doc or configured.limit, configured.limit))
 
 
 def wants_documents(exchange: Exchange, body: RerankRequest) -> bool:
@@ -178,6 +210,8 @@ async def _respond(exchange: Exchange, body: RerankRequest) -> RerankResponse:
                 index=hit.index,
                 relevance_score=hit.margin if margins else hit.score,
                 document=_as_object(body.documents[hit.index]) if documents else None,
+                piece=Span.of(hit.piece),
+                explanation=ExplanationAnswer.of(hit),
                 judged_text=hit.document if judged else None,
             )
             for hit in ranked.result
@@ -205,6 +239,7 @@ def _warnings(exchange: Exchange, cut: int) -> list[str]:
 #: Fields that a body on /rerank has only in this shape.
 _MARKS = frozenset(RerankRequest.model_fields) - {
     "query", "documents", "instruction", "top_k", "score_threshold", "document_template", "return_judged_text",
+    "explain",
 }  # fmt: skip
 
 SHAPES = [

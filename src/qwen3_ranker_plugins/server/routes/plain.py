@@ -7,15 +7,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from ...config import RankingOptions
 from ...types import Request
 from ..documents import judged_texts, returns_judged_text
+from ..explanations import ExplainField, ExplanationAnswer
 from ..fields import (
     EXAMPLE_DOCUMENTS,
     EXAMPLE_QUERY,
     DocumentObject,
     Instruction,
+    JudgedPiece,
     Positive,
     Probability,
     Query,
     ScoreThreshold,
+    Span,
     StructuredRequest,
 )
 from ..shapes import Exchange, Shape
@@ -38,6 +41,7 @@ class PlainRequest(StructuredRequest):
         "irrelevant, use score_threshold.",
     )
     score_threshold: ScoreThreshold = None
+    explain: ExplainField = None
 
 
 class RankedDocument(BaseModel):
@@ -52,6 +56,8 @@ class RankedDocument(BaseModel):
     truncated_tokens: int | None = Field(
         default=None, description="Tokens cut off its end; missing if it was read whole."
     )
+    piece: JudgedPiece = None
+    explanation: ExplanationAnswer | None = Field(default=None, description="See explain.")
 
 
 class PlainResponse(BaseModel):
@@ -70,6 +76,7 @@ async def _respond(exchange: Exchange, body: PlainRequest) -> PlainResponse:
     ranked = await exchange.rank(
         Request(body.query, texts, body.instruction),
         RankingOptions(body.top_k, body.score_threshold, body.min_confidence),
+        explain=body.explain or False,
     )
     return PlainResponse(
         query=body.query,
@@ -82,6 +89,8 @@ async def _respond(exchange: Exchange, body: PlainRequest) -> PlainResponse:
                 confidence=hit.confidence,
                 rank=rank,
                 truncated_tokens=hit.truncated_tokens or None,
+                piece=Span.of(hit.piece),
+                explanation=ExplanationAnswer.of(hit),
             )
             for rank, hit in enumerate(ranked.result, start=1)
         ],

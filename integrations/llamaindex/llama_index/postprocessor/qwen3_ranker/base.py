@@ -17,6 +17,7 @@ from qwen3_ranker_plugins import EngineError, InvalidInputError, ScoredDocument
 from qwen3_ranker_plugins.adapter_settings import Qwen3Settings
 from qwen3_ranker_plugins.adapters import (
     FAILED,
+    PIECE,
     RankingCall,
     own_copies,
     ranked_metadata,
@@ -28,7 +29,7 @@ _dispatcher = get_dispatcher(__name__)
 
 _RETRIEVAL_SCORE = "retrieval_score"
 #: Keys that are added to a node's metadata, and kept out of the texts that language and embedding models read.
-_OUR_KEYS = (_RETRIEVAL_SCORE, "qwen3_margin", "qwen3_confidence", "qwen3_truncated_tokens", FAILED)
+_OUR_KEYS = (_RETRIEVAL_SCORE, "qwen3_margin", "qwen3_confidence", "qwen3_truncated_tokens", *PIECE, FAILED)
 
 
 class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
@@ -42,6 +43,8 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
     - `qwen3_margin`: logit(yes) - logit(no), which still orders nodes whose scores all round to 1.0.
     - `qwen3_confidence`: |P(yes) - P(no)|, in [0, 1]: how decided the model is, either way.
     - `qwen3_truncated_tokens`: number of tokens cut off the end of the text to make it fit; 0 if it was read whole.
+    - `qwen3_piece_start`, `qwen3_piece_end`: with `long_documents="pieces"`, the piece that decided, as offsets of
+      characters into the node's text without its metadata.
 
     ```python
     from llama_index.core.schema import NodeWithScore, TextNode
@@ -165,7 +168,13 @@ class _Call(RankingCall[NodeWithScore]):
     """One call of either method."""
 
     def ranked(self, item: NodeWithScore, hit: ScoredDocument) -> NodeWithScore:
-        metadata = ranked_metadata(item.node.metadata, hit, item.score, _RETRIEVAL_SCORE)
+        metadata = ranked_metadata(
+            item.node.metadata,
+            hit,
+            item.score,
+            _RETRIEVAL_SCORE,
+            content=item.node.get_content(metadata_mode=MetadataMode.NONE),
+        )
         return _copy(item, hit.score, metadata)
 
     def unranked(self, item: NodeWithScore, error: Exception) -> NodeWithScore:

@@ -25,6 +25,7 @@ from qwen3_ranker_plugins.config import (
     plain,
 )
 from qwen3_ranker_plugins.prompt import DEFAULT_MAX_LENGTH
+from qwen3_ranker_plugins.types import DEFAULT_PIECES
 
 _logger = logging.getLogger(__name__)
 
@@ -42,6 +43,10 @@ _PARAMETERS = (
     "scoring",
     "devices",
     "calibration",
+    "long_documents",
+    "piece_tokens",
+    "piece_overlap",
+    "max_pieces",
     "top_k",
     "score_threshold",
     "min_confidence",
@@ -67,6 +72,8 @@ class Qwen3Ranker:
     - `qwen3_margin`: logit(yes) - logit(no), which still orders documents whose scores all round to 1.0.
     - `qwen3_confidence`: |P(yes) - P(no)|, in [0, 1]: how decided the model is, either way.
     - `qwen3_truncated_tokens`: number of tokens cut off the end of the text to make it fit; 0 if it was read whole.
+    - `qwen3_piece_start`, `qwen3_piece_end`: with `long_documents="pieces"`, the piece that decided, as offsets of
+      characters into `content`.
 
     ```python
     from haystack import Document
@@ -94,6 +101,11 @@ class Qwen3Ranker:
             "cuda:0,cuda:1"; a list of names is stored as such a text. None for one engine, on `device`.
         calibration: file of a calibration, which makes scores that agree with labels and keeps the order; None for
             P(yes) itself.
+        long_documents: "truncate" cuts a document that does not fit at its end; "pieces" judges documents of more than
+            `piece_tokens` in pieces, the best of which decides.
+        piece_tokens: maximum number of tokens of a piece.
+        piece_overlap: maximum number of tokens that a piece shares with the one before.
+        max_pieces: maximum number of pieces of a document; what follows them is not read.
         top_k: maximum number of documents to return; None returns all.
         score_threshold: minimum score, in [0, 1], of a returned document; None for no minimum.
         min_confidence: minimum confidence, in [0, 1], of a returned document; None for no minimum.
@@ -125,6 +137,10 @@ class Qwen3Ranker:
         scoring: str | None = None,
         devices: str | list[str] | None = None,
         calibration: str | os.PathLike[str] | None = None,
+        long_documents: str = "truncate",
+        piece_tokens: int = DEFAULT_PIECES.tokens,
+        piece_overlap: int = DEFAULT_PIECES.overlap,
+        max_pieces: int = DEFAULT_PIECES.limit,
         top_k: int | None = 10,
         score_threshold: float | None = None,
         min_confidence: float | None = None,
@@ -145,6 +161,10 @@ class Qwen3Ranker:
         self.scoring = scoring
         self.devices = devices
         self.calibration: str | None = plain(calibration)
+        self.long_documents = long_documents
+        self.piece_tokens = piece_tokens
+        self.piece_overlap = piece_overlap
+        self.max_pieces = max_pieces
         self.top_k = top_k
         self.score_threshold = score_threshold
         self.min_confidence = min_confidence
@@ -299,6 +319,10 @@ class Qwen3Ranker:
             scoring=self.scoring,
             devices=self.devices,
             calibration=self.calibration,
+            long_documents=self.long_documents,
+            piece_tokens=self.piece_tokens,
+            piece_overlap=self.piece_overlap,
+            max_pieces=self.max_pieces,
         )
         self.engine_options = dict(self._settings.engine_options)
         self._options = RankingOptions(self.top_k, self.score_threshold, self.min_confidence)
@@ -384,7 +408,7 @@ class _Call(RankingCall[Document]):
     """One call of `run` or `run_async`."""
 
     def ranked(self, item: Document, hit: ScoredDocument) -> Document:
-        return _copy(item, hit.score, ranked_metadata(item.meta, hit, item.score))
+        return _copy(item, hit.score, ranked_metadata(item.meta, hit, item.score, content=item.content))
 
     def unranked(self, item: Document, error: Exception) -> Document:
         return _copy(item, item.score, unranked_metadata(item.meta, error))
