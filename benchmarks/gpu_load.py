@@ -2,6 +2,7 @@
 
     export PYTHONPATH=src:.
     python benchmarks/gpu_load.py OUTPUT.json --commit "$(git rev-parse HEAD)" --vllm
+    python benchmarks/gpu_load.py OUTPUT.json --commit "$(git rev-parse HEAD)" --devices cuda:0,cuda:1
     python benchmarks/gpu_load.py OUTPUT.json --commit try --device cpu --shape tiny --scale 50 --step-seconds 1
 
 Requests are those of `qwen3-ranker bench load`, sent from processes on the same host; sizes are in tokens of Qwen3. For
@@ -9,6 +10,8 @@ each server, one after the other: 100 and 1000 titles one request at a time, and
 texts; Poisson arrivals of a query of 120 tokens with 10 items of about 180; 1, 8 and 32 clients in a closed loop, each
 with 100 documents of 390 tokens (180 words of ordinary text); ten such documents while two clients send 1000 of 640
 tokens (300 words), and those two clients alone.
+
+With `--devices`, our server is measured on 1, 2, 4, ... of them, in a closed loop of up to 128 clients.
 
 `vllm serve` runs as people start it, without a chat template: it reads fewer tokens than the official prompt has. A
 part that fails is named, and the next one runs; after `--seconds` none is begun. OUTPUT.json (figures), OUTPUT.raw.json
@@ -91,7 +94,7 @@ def plans(system: str, arguments: argparse.Namespace) -> dict[str, LoadPlan]:
     seconds, scale = arguments.step_seconds, arguments.scale
     base = LoadPlan(scaled(OPEN, scale), clients=[1], seconds=seconds, timeout=arguments.timeout, warmup=4)
     items = base.workload.items
-    rates = [rate / scale / items for rate in (RATES if system == OURS else VLLM_RATES)]
+    rates = [rate / scale / items for rate in (VLLM_RATES if system == VLLM else RATES)]
     several = arguments.processes
     long = replace(base, workload=scaled(LONG, scale), clients=[2], seconds=2 * seconds, timeout=60, warmup=2)
     return {
@@ -101,7 +104,7 @@ def plans(system: str, arguments: argparse.Namespace) -> dict[str, LoadPlan]:
             f"closed loop, {clients}": replace(
                 base, workload=scaled(CHUNKS, scale), clients=[clients], processes=min(clients, several), timeout=60
             )
-            for clients in (1, 8, 32)
+            for clients in ((1, 8, 32, 128) if arguments.devices else (1, 8, 32))
         },
         "ten beside long": replace(
             long, workload=scaled(TEN, scale), clients=[1], beside=long.workload, beside_clients=2
@@ -113,8 +116,10 @@ def plans(system: str, arguments: argparse.Namespace) -> dict[str, LoadPlan]:
 @contextlib.contextmanager
 def started(system: str, arguments: argparse.Namespace, model: Path, log: Path) -> Iterator[Target]:
     """A server of its own, ended with everything that it started."""
-    if system == OURS:
-        settings = {"model": model, "device": arguments.device, "log_level": "warning"}
+    if system != VLLM:
+        devices = arguments.devices[: int(system.rpartition(" ")[2])] if arguments.devices else []
+        place = {"devices": ",".join(devices)} if devices else {"device": arguments.device}
+        settings = {"model": model, **place, "log_level": "warning"}
         with RunningServer(settings, start_timeout=arguments.start_timeout, log=log) as running:
             yield Target.at(running.url)
         return
@@ -287,7 +292,7 @@ def title_rows(servers: dict[str, dict[str, LoadResult]], engine_ms: dict[str, l
         for system, parts in servers.items():
             if name in parts and (found := step_figures(parts[name])[0]).p50 is not None:
                 row = [f"{parts[name].workload.name}, {system}", f"{found.p50:.1f}", f"{found.p99:.1f}", "-", "-"]
-                if system == OURS and name in engine_ms:
+                if system != VLLM and name in engine_ms:
                     engine = statistics.median(engine_ms[name])
                     row[3:] = [f"{engine:.1f}", f"{found.p50 - engine:+.1f} ms, {found.p50 / engine - 1:+.1%}"]
                 rows.append(row)
@@ -334,6 +339,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="a folder of an earlier run")
     parser.add_argument("--tokenizer", type=Path, help="folder of Qwen3's tokenizer; else package dashscope is needed")
     parser.add_argument("--device", help="by default a GPU if there is one")
+    parser.add_argument("--devices", default="", help="measure on 1, 2, 4 and 8 of these, as far as there are")
     parser.add_argument("--shape", choices=SHAPES, default="0.6B")
     parser.add_argument("--scale", type=int, default=1, help="divides the numbers of documents and the rates")
     parser.add_argument("--processes", type=int, default=4, help="of the client")
@@ -343,6 +349,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=470.0, help="after which no further part is begun")
     parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    arguments.devices = [name for name in arguments.devices.split(",") if name]
     arguments.ends = time.monotonic() + arguments.seconds
     if arguments.engine:
         print(json.dumps(engine_calls(arguments, arguments.model)))
@@ -360,7 +367,11 @@ def main() -> int:
         if not (model / "config.json").exists():
             model.mkdir(parents=True, exist_ok=True)
             write_model(model, arguments.shape, arguments.device, arguments.tokenizer)
-        run(OURS, arguments, model, results, scratch)
+        for count in (1, 2, 4, 8):
+            if count <= len(arguments.devices):
+                run(f"{OURS}, devices: {count}", arguments, model, results, scratch)
+        if not arguments.devices:
+            run(OURS, arguments, model, results, scratch)
         if arguments.vllm:
             run(VLLM, arguments, model, results, scratch)
         run_engine(arguments, model, results)

@@ -40,6 +40,9 @@ class TimedRunner(Runner):
     def facts(self) -> dict[str, str]:
         return self._runner.facts()
 
+    def devices(self) -> str:
+        return self._runner.devices()
+
     def run(self, todo: Todo) -> Generator[ScoredPass]:
         for scored in self._runner.run(todo):
             self.arrivals.append((time.perf_counter(), scored.pairs))

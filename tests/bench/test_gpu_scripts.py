@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_load, gpu_vllm
+from benchmarks import gpu_load, gpu_offline, gpu_vllm
 from benchmarks.systems import CASES, write_model
 from qwen3_ranker_plugins.bench.load.run import LoadPlan, measure_load
 from qwen3_ranker_plugins.bench.load.target import Target
@@ -31,6 +31,15 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Names
         output=tmp_path / "found.json", commit="0123456789", device="cpu", shape="tiny", repeat=2, scale=50,
         timeout=200, seconds=200, ends=time.monotonic() + 200,
     )  # fmt: skip
+
+
+def test_an_offline_job_is_timed_as_its_passes_arrive(arguments: argparse.Namespace, tmp_path: Path) -> None:
+    source = tmp_path / "pairs.jsonl"
+    gpu_offline.write_pairs(source, 200)
+    row = gpu_offline.run(source, tmp_path / "out.jsonl", tmp_path / "model", 32, None)
+    assert row["engines"] == 1
+    assert row["pairs_per_second"] > 0
+    assert row["steady_pairs_per_second"] > 0
 
 
 def test_a_system_that_fails_is_in_the_results_and_the_next_one_runs(
