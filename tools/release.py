@@ -35,8 +35,8 @@ PROGRAMS = {
     ),
 }
 FIND = "from qwen3_ranker_plugins.models import resolve_model as it; print(it('bundled:tiny'))"
-#: In [project.urls] until the project has a public address.
-PLACEHOLDER = "github.com/OWNER/"
+#: In [project.urls] and READMEs until the project has a public address, and until an index has its packages.
+PLACEHOLDERS = ("github.com/OWNER/", "REPOSITORY_URL", "not on PyPI yet")
 
 
 def run(*command: str | Path, cwd: Path | None = None, path: Path | None = None) -> str:
@@ -117,13 +117,13 @@ def check_names_and_versions(built: list[Path]) -> None:
 
 
 def placeholders() -> list[str]:
-    """Wheels that name the placeholder in place of the project's address."""
+    """Wheels whose metadata, which include the README, hold what has to be replaced before publishing."""
     found = []
     for path in sorted(DIST.glob("*.whl")):
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-            if PLACEHOLDER in archive.read(name).decode():
-                found.append(path.name)
+            text = " ".join(archive.read(name).decode().split())
+            found += [f"{placeholder!r} in {path.name}" for placeholder in PLACEHOLDERS if placeholder in text]
     return found
 
 
@@ -143,7 +143,7 @@ def main(torch: str = "", *options: str) -> None:
     for path in built:
         print(f"{path.stat().st_size / 2**20:6.2f} MiB  {path.name}")
     if found := placeholders():
-        print(f"{PLACEHOLDER} stands for the project's address in {', '.join(found)}: replace it before publishing")
+        print(f"replace before publishing: {', '.join(found)}")
         if "--publish" in options:
             sys.exit(1)
 

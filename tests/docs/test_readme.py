@@ -12,6 +12,7 @@ An example that names http://127.0.0.1:8001 finds a server there.
 from __future__ import annotations
 
 import re
+import zipfile
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.server.conftest import serving
+from tools import release
 from tools.speed_chart import milliseconds
 
 ROOT = Path(__file__).parents[2]
@@ -121,3 +123,13 @@ def test_the_picture_of_the_readme_is_described_with_its_figures() -> None:
     titles, passages = milliseconds().values()
     pairs = [(round(titles[name]), round(passages[name])) for name in titles]
     assert [(int(a), int(b)) for a, b in re.findall(r"(\d+) and (\d+)", text)] == pairs
+
+
+def test_a_release_names_what_the_readmes_promise_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install lines from a clone, and the placeholder of the address, have to go before an index shows a README."""
+    monkeypatch.setattr(release, "DIST", tmp_path)
+    for name, text in (("ready", "# Ready\n"), ("early", README)):
+        with zipfile.ZipFile(tmp_path / f"{name}-0.1-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{name}-0.1.dist-info/METADATA", text)
+    file = "early-0.1-py3-none-any.whl"
+    assert release.placeholders() == [f"'REPOSITORY_URL' in {file}", f"'not on PyPI yet' in {file}"]
