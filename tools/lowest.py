@@ -7,14 +7,16 @@ come in the newest versions that go with it. Options are passed on to pytest.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = ROOT / "build" / "lowest"
-INSTALLED = ENVIRONMENT / "lowest.txt"
+STAMP = ENVIRONMENT / ".installed"
 PROJECTS = [
     ".[adapters,bench,demo,fsspec,offline,quantized,remote,server]",
     "models/tiny",
@@ -29,22 +31,35 @@ TESTS = ["tests/unit", "tests/integration", "integrations", "tests/server"]
 LEFT_OUT = ["tests/server/test_clients.py", "tests/server/test_clients_elsewhere.py"]
 
 
-def uv(*arguments: str | Path, output: Path | None = None) -> None:
-    environment = os.environ | {"VIRTUAL_ENV": str(ENVIRONMENT)}
+def uv(*arguments: str | Path) -> str:
+    """Run uv in the environment; what it printed."""
     command = [str(Path(sys.executable).with_name("uv")), *map(str, arguments)]
     print("$", *command, flush=True)
-    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, text=True, capture_output=output is not None)
-    if output is not None:
-        output.write_text(done.stdout, encoding="utf-8")
+    environment = os.environ | {"VIRTUAL_ENV": str(ENVIRONMENT)}
+    return subprocess.run(command, cwd=ROOT, env=environment, check=True, text=True, stdout=subprocess.PIPE).stdout
+
+
+def tools() -> set[str]:
+    """The names of the group test-tools, which are not what is tested."""
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
+    return {re.split(r"[<>=\[]", requirement)[0] for requirement in groups["test-tools"]}
+
+
+def install() -> None:
+    uv("venv", "--clear", "--python", sys.executable, ENVIRONMENT)
+    projects = [part for project in PROJECTS for part in ("-e", project)]
+    uv("pip", "install", "--resolution", "lowest-direct", *projects, *INDIRECT)
+    frozen = uv("pip", "freeze", "--exclude-editable")
+    lines = [line for line in frozen.splitlines() if line.partition("==")[0] not in tools()]
+    constraints = ENVIRONMENT / "constraints.txt"
+    constraints.write_text("\n".join(lines), encoding="utf-8")
+    uv("pip", "install", "--upgrade", "--group", "test-tools", "--constraint", constraints)
+    STAMP.touch()
 
 
 def main(*options: str) -> None:
-    if not INSTALLED.exists():
-        uv("venv", "--clear", "--python", sys.executable, ENVIRONMENT)
-        projects = [part for project in PROJECTS for part in ("-e", project)]
-        uv("pip", "install", "--resolution", "lowest-direct", *projects, *INDIRECT)
-        uv("pip", "freeze", "--exclude-editable", output=INSTALLED)
-        uv("pip", "install", "--group", "test-tools", "--constraint", INSTALLED)
+    if not STAMP.exists():
+        install()
     python = ENVIRONMENT / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     left_out = [f"--ignore={path}" for path in LEFT_OUT]
     sys.exit(

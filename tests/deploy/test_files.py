@@ -133,9 +133,9 @@ def test_the_image_has_the_users_and_targets_that_others_name() -> None:
     assert variables["QWEN3_RANKER_API_KEY_FILE"] in mounted
 
 
-@pytest.mark.parametrize("file", ["compose.yaml", "compose.cpu.yaml"])
+@pytest.mark.parametrize("file", ["compose.yaml", "compose.cpu.yaml", "../examples/compose.yaml"])
 def test_compose_files_follow_the_specification(file: str, tmp_path: Path) -> None:
-    plain = tmp_path / file
+    plain = tmp_path / Path(file).name
     plain.write_text(yaml.safe_dump(read(DEPLOY / file)), encoding="utf-8")
     run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", plain)
 

@@ -45,7 +45,7 @@ class BM25:
         try:
             import bm25s
         except ImportError as error:
-            raise MissingDependencyError('BM25 needs bm25s: pip install "bm25s>=0.2.6,<1"') from error
+            raise MissingDependencyError('BM25 needs bm25s: pip install "bm25s>=0.2.12,<1"') from error
         self._ids: list[str] = []
         tokens: list[list[str]] = []
         for doc_id, text in documents:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InvalidInputError, MissingDependencyError
+from ...pip_command import pip_install
 
 Floats = NDArray[np.float64]
 
@@ -34,7 +35,7 @@ def fit(method: str, margins: Floats, relevant: NDArray[np.bool_]) -> tuple[floa
     try:
         from scipy.optimize import minimize
     except ImportError as error:
-        raise MissingDependencyError('calibration needs scipy: pip install "qwen3-ranker-plugins[bench]"') from error
+        raise MissingDependencyError(f"calibration needs scipy: {pip_install('bench')}") from error
     positive, negative = int(relevant.sum()), int((~relevant).sum())
     targets = np.where(relevant, (positive + 1) / (positive + 2), 1 / (negative + 2))
     width = float(np.abs(margins).max()) or 1.0  # of one, the problem is well conditioned
