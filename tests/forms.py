@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -133,6 +134,27 @@ def write_qwen2(tokenizer: Path, target: Path) -> Path:
             torch.nn.init.normal_(projection.bias, std=0.5)
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(target)
+    return target
+
+
+def write_fine_tune(causal: Path, target: Path) -> Path:
+    """Several things that a fine-tune may have: added words, a merged adapter, the files of sentence-transformers."""
+    words = write_with_added_words(causal, target.with_name(f"{target.name}_words"), ["volcanoes", "crust"])
+    adapter = write_adapter(words, target.with_name(f"{target.name}_adapter"))
+    merged = write_merged(words, adapter, target.with_name(f"{target.name}_merged"))
+    return write_cross_encoder(merged, target, YES, NO)
+
+
+def write_bitsandbytes(causal: Path, target: Path, method: str) -> Path:
+    """As transformers and bitsandbytes write it: "nf4" or "int8"."""
+    config = (
+        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+        if method == "nf4"
+        else BitsAndBytesConfig(load_in_8bit=True)
+    )
+    model = AutoModelForCausalLM.from_pretrained(causal, dtype=torch.float32, quantization_config=config)
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(causal).save_pretrained(target)
     return target
 
 

@@ -234,7 +234,7 @@ def _compare(console: Console, reranker: Reranker, name: str, scores: list[dict[
         name: of the checkpoint, or a folder that is called as the checkpoint is.
         scores: as `read_reference_scores` returns them.
     """
-    called = name.rstrip("/").rpartition("/")[2].lower()
+    called = checkpoint_name(name).lower()
     known = [each for each in scores if called in (each["model"].lower(), each["model"].rpartition("/")[2].lower())]
     if not known:
         return []
@@ -267,6 +267,18 @@ def _compare(console: Console, reranker: Reranker, name: str, scores: list[dict[
         )
     console.print(table)
     return [] if agreeing else [f"none of {len(known)} publicly stated scores of {known[0]['model']} was found again"]
+
+
+def checkpoint_name(model: str) -> str:
+    """What a checkpoint is called, without its owner: a folder by its name, a snapshot in a hub's cache by its model's.
+
+    Such a snapshot is the folder models--OWNER--NAME/snapshots/REVISION.
+    """
+    folder = Path(model).expanduser()
+    parts = (folder.resolve() if folder.is_dir() else folder).parts
+    if len(parts) >= 3 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
+        return parts[-3].rpartition("--")[2]
+    return parts[-1] if parts else model
 
 
 def _probe(console: Console, reranker: Reranker, known: dict[str, list[float]]) -> list[str]:

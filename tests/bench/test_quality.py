@@ -124,6 +124,8 @@ def test_what_is_missing_is_said_before_anything_is_measured(monkeypatch: pytest
 def test_overrides() -> None:
     settings = RerankerSettings(model="bundled:tiny")
     assert override(settings, ["template=compact", "max-length=99"]).max_length == 99
+    other = override(settings, ["adapter=somebody/lora", "scoring=Yes / 5"])
+    assert (other.adapter, other.scoring) == ("somebody/lora", "Yes / 5")
     fast = override(settings, ["max_length=300", "preset=fast"])
     assert (fast.template, fast.max_length, fast.token_budget) == ("compact", 300, 4096)
     for change, message in (
@@ -132,6 +134,7 @@ def test_overrides() -> None:
         ("template", "write NAME=VALUE"),
         ("preset=slow", "use one of accurate, balanced, fast"),
         ("dtype=int8", "use one of auto"),
+        ("scoring=yes no", "scoring="),
     ):
         with pytest.raises(InvalidInputError, match=message):
             override(settings, [change])

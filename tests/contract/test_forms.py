@@ -27,6 +27,7 @@ from tests.forms import (
     copy_of,
     edit_json,
     write_adapter,
+    write_bitsandbytes,
     write_classifier,
     write_compressed,
     write_cross_encoder,
@@ -211,25 +212,10 @@ def test_qwen3_vl_reranker_for_texts(qwen3_folder: Path, tmp_path: Path) -> None
     assert margins(tmp_path) == pytest.approx(expected, abs=TOLERANCE)
 
 
-def quantised(tiny: Path, target: Path, method: str) -> Path:
-    """The model as transformers and bitsandbytes write it."""
-    from transformers import BitsAndBytesConfig
-
-    config = (
-        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-        if method == "nf4"
-        else BitsAndBytesConfig(load_in_8bit=True)
-    )
-    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, quantization_config=config)
-    model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(tiny).save_pretrained(target)
-    return target
-
-
 @pytest.mark.parametrize("method", ["nf4", "int8"])
 def test_bitsandbytes(tiny: Path, tmp_path: Path, method: str) -> None:
     """Within 0.05 of bitsandbytes' own products, which in 8 bits quantise the activations too."""
-    folder = quantised(tiny, tmp_path / method, method)
+    folder = write_bitsandbytes(tiny, tmp_path / method, method)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert margins(folder) == pytest.approx(difference(model, folder), abs=0.05)
     check_plain_weights(folder)

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from qwen3_ranker_plugins import InvalidInputError, Reranker
 from qwen3_ranker_plugins.cli.app import app
-from qwen3_ranker_plugins.doctor import read_reference_scores
+from qwen3_ranker_plugins.doctor import checkpoint_name, read_reference_scores
 from qwen3_ranker_plugins.prompt import TEMPLATES
+from tests.forms import copy_of
 
 QUERY, DOCUMENTS = "how are volcanoes formed?", ["Magma rises and erupts.", "Needles come in several sizes."]
 
@@ -73,3 +74,19 @@ def test_a_file_without_scores_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(InvalidInputError, match="reference_file"):
         read_reference_scores(tmp_path / "other.json")
+
+
+def test_a_snapshot_in_the_hubs_cache_is_known_by_its_models_name(tiny: Path, tmp_path: Path) -> None:
+    """As people mount it: the folder's own name is a revision, and nothing in it says what the model is called."""
+    snapshot = tmp_path / "hub" / "models--somebody--Official-Reranker" / "snapshots" / "6e9e69830b95"
+    copy_of(tiny, snapshot)
+    (tmp_path / "link").symlink_to(snapshot)
+    path = write_stated(tmp_path / "stated.json", 0.0)
+    for folder in (snapshot, tmp_path / "link"):
+        done = CliRunner().invoke(
+            app, ["doctor", "--model", str(folder), "--device", "cpu", "--reference-file", str(path)]
+        )
+        assert done.exit_code == 0
+        assert "agrees" in done.output
+    assert checkpoint_name("Qwen/Qwen3-Reranker-0.6B") == "Qwen3-Reranker-0.6B"
+    assert checkpoint_name(f"{snapshot}/") == "Official-Reranker"

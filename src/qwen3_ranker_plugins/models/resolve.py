@@ -12,6 +12,7 @@ from ..errors import ModelNotFoundError, UnsupportedModelError
 from ..pip_command import pip_install
 from .adapters import base_of, check_merged, is_adapter
 from .spec import ModelSpec, read_spec
+from .tokenizer_settings import check_adapters_tokenizer, check_tokenizer
 from .weights import read_headers
 
 # What a checkpoint, a conversion of it or an adapter consists of. No *.bin and no *.py: both can run code.
@@ -82,6 +83,7 @@ def resolve_checkpoint(
                 "as adapter"
             ) from error
     _check(folder)
+    check_tokenizer(folder)
     spec = read_spec(folder, name=name, scoring=scoring)
     if adapter is not None:
         if (chosen := _name(adapter)) == "none":
@@ -92,6 +94,7 @@ def resolve_checkpoint(
                 f"adapter={chosen!r}: {found} does not have both adapter_config.json and adapter_model.safetensors; "
                 "save the adapter with peft's save_pretrained()"
             )
+        check_adapters_tokenizer(found, folder)
         return Checkpoint(folder, found, spec)
     if is_adapter(folder):
         check_merged(folder, _base_folder(folder))

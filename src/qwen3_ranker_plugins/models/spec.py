@@ -44,6 +44,8 @@ _OTHER_MECHANISMS = {
     "Qwen3ForTextEmbedding": "it is an embedding model",
 }
 _SCORING = re.compile(r"\s*(?P<positive>[^\s/-]+)\s*(?:-\s*(?P<negative>[^\s/-]+)\s*)?(?:/\s*(?P<divisor>[0-9.]+)\s*)?")
+# What LogitScore of sentence-transformers is made of.
+_LOGIT_SCORE = {"true_token_id", "false_token_id", "module_input_name"}
 #: `scoring=` of a sequence classifier: the margin is what its score head says.
 SCORE_HEAD = "score-head"
 
@@ -247,6 +249,11 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> str:
             f"{folder}/config.json says model_type={config.get('model_type')!r} and {names[0]}, which do not belong "
             "together; download it again"
         )
+    if _text_config(config).get("is_causal") is False:
+        raise UnsupportedModelError(
+            f"{folder}/config.json says is_causal=false: its attention is bidirectional, so no prefix can be shared; "
+            "use the library that its model card names"
+        )
     return names[0]
 
 
@@ -316,10 +323,16 @@ class _Modules:
                     f"{folder}/modules.json lists a module {kind}, of which only sentence-transformers knows what it "
                     "does to a score: use its CrossEncoder"
                 )
+        _check_transformer_module(folder)
         labels: tuple[int, int | None] | None = None
         for kind, place in kinds:
             if kind == "LogitScore":
                 said = read_json(folder / str(place) / "config.json")
+                if unknown := sorted(said.keys() - _LOGIT_SCORE):
+                    raise UnsupportedModelError(
+                        f"{folder}/{place}/config.json has {unknown[0]!r}, of which only sentence-transformers knows "
+                        "what it does to a score: use its CrossEncoder"
+                    )
                 true_id, false_id = said.get("true_token_id"), said.get("false_token_id")
                 if not isinstance(true_id, int) or not (false_id is None or isinstance(false_id, int)):
                     raise UnsupportedModelError(
@@ -328,6 +341,18 @@ class _Modules:
                     )
                 labels = (true_id, false_id)
         return cls(True, labels, _default_prompt(folder))
+
+
+def _check_transformer_module(folder: Path) -> None:
+    """Raise an UnsupportedModelError if sentence_bert_config.json changes texts before they reach the chat template."""
+    path = folder / "sentence_bert_config.json"
+    said = read_json(path) if path.is_file() else {}
+    for name in ("do_lower_case", "processing_kwargs"):
+        if said.get(name):
+            raise UnsupportedModelError(
+                f"{path} says {name}={said[name]!r}, which changes prompts in sentence-transformers only: use its "
+                "CrossEncoder, or take it out"
+            )
 
 
 def _default_prompt(folder: Path) -> str | None:
@@ -376,12 +401,17 @@ def _family(folder: Path, name: str, architecture: str, modules: _Modules, given
 
 def _family_of_chat_template(folder: Path, modules: _Modules) -> Family | None:
     chat = read_chat_template(folder)
-    if chat is None or not (modules.present or "document" in chat):
+    if chat is None or not (modules.present or _renders_pairs(chat)):
         return None
     text = template_of(chat, with_instruction=False)
     if text is None:
         return None
     return next((each for each in FAMILIES if text in (each.template, each.template_without_instruction)), None)
+
+
+def _renders_pairs(chat: str) -> bool:
+    """Whether a chat template is made for a reranker: it names the roles of sentence-transformers."""
+    return all(re.search(rf"""['"]{role}['"]""", chat) for role in ("query", "document"))
 
 
 def _family_of_head(folder: Path) -> Family | None:
@@ -438,9 +468,9 @@ def _with_labels(folder: Path, spec: ModelSpec, family: Family, labels: tuple[in
 
 
 def _with_chat_template(folder: Path, spec: ModelSpec, modules: _Modules, family: Family) -> ModelSpec:
-    """The spec with the prompt of a sentence-transformers folder, if its chat template renders a pair."""
-    chat = read_chat_template(folder) if modules.present else None
-    if chat is None:
+    """The spec with the prompt of the folder's chat template, if that renders a query and a document."""
+    chat = read_chat_template(folder)
+    if chat is None or not (modules.present or _renders_pairs(chat)):
         return spec
     try:
         plain, instructed = (template_of(chat, with_instruction=each) for each in (False, True))

@@ -22,6 +22,8 @@ from .metrics import MAIN_MEASURE, PerQuery, means, per_query, reranked
 #: Settings that a second configuration may change, and how their text is read.
 OVERRIDES: dict[str, Callable[[str], Any]] = {
     "model": str,
+    "adapter": str,
+    "scoring": str,
     "engine": str,
     "device": str,
     "dtype": str,

@@ -7,6 +7,7 @@ margin: the difference of two label rows, one label row, or the weight of a scor
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from . import qwen3
 
 # Tensors that a conversion leaves in place although its architecture does not read them.
 _LEFT_OVER = {"Qwen3ForSequenceClassification": ("lm_head.weight", "score.bias")}
+# Tensors of a LoRA adapter for the embeddings or the output matrix.
+_OF_EMBEDDINGS = re.compile(r"(lm_head|embed_tokens)\.lora_")
 #: `quant_method` -> the module that transformers needs to make plain weights of it (None: nothing), the pip command.
 _DEQUANTISED = {
     "bitsandbytes": ("bitsandbytes", "pip install bitsandbytes"),
@@ -276,8 +279,14 @@ def _merged(model: Any, adapter: Path) -> Any:
     from peft import PeftModel, get_peft_model_state_dict
 
     with damage_explained(adapter):
+        stored = set(read_headers(adapter))
+        if any(_OF_EMBEDDINGS.search(name) for name in stored):
+            # Merged into a matrix that embeddings and output share, it would change both; peft adds it to one of them.
+            output = model.get_output_embeddings()
+            if output is not None:
+                output.weight = torch.nn.Parameter(output.weight.detach().clone())
         wrapped = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
-        stored, loaded = set(read_headers(adapter)), set(get_peft_model_state_dict(wrapped))
+        loaded = set(get_peft_model_state_dict(wrapped))
         if strangers := sorted(stored ^ loaded):
             raise UnsupportedModelError(
                 f"{adapter} does not fit the model: {', '.join(strangers[:3])} would be in one of them only; give the "

@@ -229,19 +229,25 @@ def plain_config(folder: Path) -> Qwen3Config | None:
         or rotary["rope_theta"] is None
         or not set(rotary) <= {"rope_theta", "rope_type", "type"}
         or found.get("rope_theta") not in (None, rotary["rope_theta"])
+        or (found.get("rope_parameters") and found.get("rope_scaling"))
+        or (found.get("layer_types") and len(layer_types) != found.get("num_hidden_layers"))
     ):
         return None
-    try:
-        sizes: dict[str, Any] = {name: int(found[name]) for name in _SIZES}
-        return Qwen3Config(
-            rope_theta=float(rotary["rope_theta"]),
-            attention_bias=bool(found.get("attention_bias", False)),
-            tie_word_embeddings=bool(found["tie_word_embeddings"]),
-            rms_norm_eps=float(found["rms_norm_eps"]),
-            **sizes,
-        )
-    except (KeyError, TypeError, ValueError):
+    sizes = {name: found.get(name) for name in _SIZES}
+    numbers = {"rope_theta": rotary["rope_theta"], "rms_norm_eps": found.get("rms_norm_eps")}
+    switches = {
+        "attention_bias": found.get("attention_bias", False),
+        "tie_word_embeddings": found.get("tie_word_embeddings"),
+    }
+    # transformers says what is wrong with a value of another type.
+    if (
+        any(type(each) is not int for each in sizes.values())
+        or any(type(each) not in (int, float) for each in numbers.values())
+        or any(type(each) is not bool for each in switches.values())
+    ):
         return None
+    settings: dict[str, Any] = sizes | numbers | switches
+    return Qwen3Config(**settings)
 
 
 _SIZES = (

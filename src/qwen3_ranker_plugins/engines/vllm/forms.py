@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+
 from ...errors import UnsupportedModelError
 from ...models import Checkpoint, Scoring
 from ...models.spec import read_json
-from ...models.weights import read_headers
+from ...models.weights import read_headers, read_rows
+from ...prompt import load_tokenizer
 
 
 def check_form(engine: str, checkpoint: Checkpoint) -> None:
@@ -27,6 +32,20 @@ def check_form(engine: str, checkpoint: Checkpoint) -> None:
         reason = f"{spec.architecture}"
     elif spec.scoring != Scoring("yes", "no"):
         reason = f"a model that is scored as {str(spec.scoring)!r}"
+    elif _has_another_output_matrix(folder):
+        reason = "an lm_head.weight that differs from the embeddings it is tied to, which vLLM leaves out"
     else:
         return
     raise UnsupportedModelError(f"{folder} holds {reason}; engine {engine!r} does not take it: use engine='packed'")
+
+
+def _has_another_output_matrix(folder: Path) -> bool:
+    """Whether the rows of yes and no in lm_head.weight, which transformers reads, are not those of the embeddings."""
+    if not read_json(folder / "config.json").get("tie_word_embeddings"):
+        return False
+    tokenizer = load_tokenizer(folder)
+    labels = [tokenizer.yes_id, tokenizer.no_id]
+    output, embeddings = (
+        read_rows(folder, name, labels) for name in ("lm_head.weight", "model.embed_tokens.weight")
+    )  # fmt: skip
+    return output is not None and embeddings is not None and not np.array_equal(output, embeddings)

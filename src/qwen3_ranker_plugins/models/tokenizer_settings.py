@@ -1,0 +1,100 @@
+"""What tokenizer_config.json says besides tokenizer.json, from which alone token ids are made here.
+
+transformers reads both. Where the second would change the ids of a document, the folder is refused: two libraries would
+score it differently, and nobody could say which one is right.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ..errors import UnsupportedModelError
+from ..prompt import ModelTokenizer, load_tokenizer
+from .spec import read_json
+
+# Classes that make ids as tokenizer.json says. Those of Qwen have a normalizer and a pre-tokenizer of their own.
+_QWEN = re.compile(r"Qwen[23]\w*Tokenizer(Fast)?")
+_GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_NORMALIZER = {"type": "NFC"}
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_REMEDY = "save the tokenizer again with AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Make sure that tokenizer.json alone says how this folder's texts become ids.
+
+    Raises:
+        UnsupportedModelError: names the setting that says otherwise, and what to do.
+    """
+    path = folder / "tokenizer_config.json"
+    said = read_json(path) if path.exists() else {}
+    kind = said.get("tokenizer_class")
+    if kind is not None and kind not in _GENERAL and not _QWEN.fullmatch(str(kind)):
+        raise UnsupportedModelError(
+            f"{path} says tokenizer_class={kind!r}, which is not a tokenizer of Qwen: use the tokenizer of the "
+            "checkpoint's base"
+        )
+    for name in ("add_prefix_space", "split_special_tokens"):
+        if said.get(name):
+            raise UnsupportedModelError(
+                f"{path} says {name}={said[name]!r}, which makes other tokens than the model was trained on: set it to "
+                "false"
+            )
+    tokenizer = load_tokenizer(folder)
+    if kind not in _GENERAL:
+        _check_steps(folder, tokenizer)
+    _check_added_words(path, said, tokenizer)
+
+
+def _check_steps(folder: Path, tokenizer: ModelTokenizer) -> None:
+    normalizer, pre_tokenizer = (
+        None if step is None else json.loads(step.__getstate__())
+        for step in (tokenizer.plain.normalizer, tokenizer.plain.pre_tokenizer)
+    )
+    steps = (pre_tokenizer or {}).get("pretokenizers", [])
+    usual = (
+        [step.get("type") for step in steps] == ["Split", "ByteLevel"]
+        and steps[0].get("pattern") == {"Regex": _SPLIT}
+        and not steps[1].get("add_prefix_space")
+    )
+    if normalizer != _NORMALIZER or not usual:
+        changed = "pre_tokenizer" if normalizer == _NORMALIZER else "normalizer"
+        raise UnsupportedModelError(
+            f"{folder}/tokenizer.json has another {changed} than Qwen's tokenizer, which transformers would put in its "
+            f"place: {_REMEDY}, or set tokenizer_class to 'PreTrainedTokenizerFast' in tokenizer_config.json if it is "
+            "meant"
+        )
+
+
+def _check_added_words(path: Path, said: dict[str, Any], tokenizer: ModelTokenizer) -> None:
+    listed = said.get("added_tokens_decoder") or {}
+    known = set(tokenizer.vocabulary) | set(tokenizer.control)
+    for number, token in listed.items() if isinstance(listed, dict) else ():
+        content = token.get("content") if isinstance(token, dict) else None
+        if isinstance(content, str) and content not in known:
+            raise UnsupportedModelError(
+                f"{path} adds the token {content!r} ({number}), which tokenizer.json does not have: {_REMEDY}"
+            )
+
+
+def check_adapters_tokenizer(adapter: Path, base: Path) -> None:
+    """Make sure that an adapter was trained with the tokens of its base, if its tokenizer lies beside it.
+
+    Raises:
+        UnsupportedModelError: it adds tokens, and says how to merge them.
+    """
+    if not (adapter / "tokenizer.json").is_file():
+        return
+    theirs, ours = load_tokenizer(adapter), load_tokenizer(base)
+    added = (set(theirs.vocabulary) | set(theirs.control)) - set(ours.vocabulary) - set(ours.control)
+    if added:
+        raise UnsupportedModelError(
+            f"{adapter} was trained with tokens that its base {base} does not have ({', '.join(sorted(added)[:3])}): "
+            "load the base with peft, call resize_token_embeddings, merge_and_unload and save_pretrained, save the "
+            "adapter's tokenizer there, and give that folder as model"
+        )

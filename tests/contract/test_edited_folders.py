@@ -1,0 +1,217 @@
+"""Folders that other code wrote or somebody edited: the margins of transformers, or a refusal; never another score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from qwen3_ranker_plugins import UnsupportedModelError
+from qwen3_ranker_plugins.models import read_spec, resolve_checkpoint
+from tests.contract.test_forms import DOCUMENTS, NO, QUERY, TOLERANCE, YES, difference, margins, prompts
+from tests.forms import change_weights, copy_of, edit_json, write_cross_encoder
+
+Edit = Callable[[Path], None]
+
+
+def config(**changes: Any) -> Edit:
+    return lambda folder: edit_json(folder / "config.json", **changes)
+
+
+def tokenizer_config(**changes: Any) -> Edit:
+    return lambda folder: edit_json(folder / "tokenizer_config.json", **changes)
+
+
+def tokenizer(**changes: Any) -> Edit:
+    return lambda folder: edit_json(folder / "tokenizer.json", **changes)
+
+
+def sharded(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="8MB")
+
+
+def without_a_shard(folder: Path) -> None:
+    sharded(folder)
+    sorted(folder.glob("model-*.safetensors"))[1].unlink()
+
+
+def truncated(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def another_output_matrix(folder: Path) -> None:
+    torch.manual_seed(1)
+    change_weights(folder, lm_head__weight=torch.randn(14464, 256) / 10)
+
+
+def untied(folder: Path) -> None:
+    another_output_matrix(folder)
+    edit_json(folder / "config.json", tie_word_embeddings=False)
+
+
+def without_a_norm(folder: Path) -> None:
+    change_weights(folder, model__layers__2__self_attn__k_norm__weight=None)
+
+
+def half_the_merges(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    found = json.loads(path.read_text())
+    merges = found["model"]["merges"]
+    path.write_text(json.dumps(found | {"model": found["model"] | {"merges": merges[: len(merges) // 2]}}))
+
+
+def without_control_tokens(folder: Path) -> None:
+    edit_json(folder / "tokenizer.json", added_tokens=[])
+    (folder / "tokenizer_config.json").unlink()
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+WORD = {"content": "volcanoes", "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+
+SCORED: dict[str, Edit] = {
+    "rope_scaling linear": config(rope_scaling=LINEAR),
+    "rope_scaling with the old name of its type": config(rope_scaling={"type": "linear", "factor": 2.0}),
+    "yarn with a factor of its own": config(rope_scaling=YARN | {"attention_factor": 1.7}),
+    "rope_parameters yarn": config(rope_parameters=YARN | {"rope_theta": 1e6}, rope_scaling=None),
+    "rope_parameters against rope_theta": config(rope_parameters={"rope_type": "default", "rope_theta": 5e3}),
+    "rope_parameters against rope_scaling": config(
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6}, rope_scaling=LINEAR
+    ),
+    "sliding_window that is not used": config(sliding_window=16),
+    "two labels named in a causal model": config(num_labels=2, id2label={"0": "a", "1": "b"}),
+    "another activation": config(hidden_act="gelu"),
+    "an output matrix against tied embeddings": another_output_matrix,
+    "an untied output matrix": untied,
+    "shards": sharded,
+    "tokens in front of every text": tokenizer_config(add_bos_token=True, bos_token="<|endoftext|>"),  # noqa: S106 - no password
+    "truncation and padding of the tokenizer": tokenizer(
+        truncation={"direction": "Right", "max_length": 16, "strategy": "LongestFirst", "stride": 0}
+    ),
+    "padding side": tokenizer_config(padding_side="right"),
+    "another chat template": tokenizer_config(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}"),
+}  # fmt: skip
+
+REFUSED: dict[str, tuple[Edit, str]] = {
+    "dynamic rope": (config(rope_scaling={"rope_type": "dynamic", "factor": 4.0}), "longest prompt of a batch"),
+    "sliding layers": (
+        config(use_sliding_window=True, sliding_window=16, max_window_layers=0), "sliding_attention.*full attention"
+    ),
+    "layer_types of fewer layers": (config(layer_types=["full_attention"] * 3), "layer_type"),
+    "bidirectional": (config(is_causal=False), "is_causal=false.*bidirectional"),
+    "untied without an output matrix": (config(tie_word_embeddings=False), r"missing keys: lm_head\.weight"),
+    "a switch as a text": (config(tie_word_embeddings="false"), "tie_word_embeddings"),
+    "biases that are not there": (config(attention_bias=True), "missing keys.*bias"),
+    "another head size": (config(head_dim=32), "cannot be loaded"),
+    "a norm is missing": (without_a_norm, r"missing keys.*k_norm"),
+    "a shard is missing": (without_a_shard, "model-00002-of"),
+    "truncated weights": (truncated, "incomplete metadata"),
+    "half the merges": (half_the_merges, "splits 'yes' into 2 tokens"),
+    "no control tokens": (without_control_tokens, "does not know"),
+    "another normalizer": (tokenizer(normalizer={"type": "Lowercase"}), "another normalizer than Qwen's"),
+    "a space in front of every text": (tokenizer_config(add_prefix_space=True), "add_prefix_space=True"),
+    "control tokens split": (tokenizer_config(split_special_tokens=True), "split_special_tokens=True"),
+    "a word that only transformers adds": (
+        tokenizer_config(added_tokens_decoder={"14463": WORD | {"special": False}}), "adds the token 'volcanoes'"
+    ),
+    "another kind of tokenizer": (tokenizer_config(tokenizer_class="LlamaTokenizerFast"), "not a tokenizer of Qwen"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", list(SCORED))
+def test_an_edit_counts_as_in_transformers(edit: str, tiny: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny, tmp_path / "model")
+    SCORED[edit](folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert margins(folder) == pytest.approx(difference(model, folder), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("edit", list(REFUSED))
+def test_what_cannot_be_followed_is_refused(edit: str, tiny: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny, tmp_path / "model")
+    change, message = REFUSED[edit]
+    change(folder)
+    with pytest.raises(UnsupportedModelError, match=f"(?s){message}"):
+        margins(folder)
+
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "ranks by pattern": {"alpha_pattern": {"q_proj": 3}, "rank_pattern": {"up_proj": 2}},
+    "saved output matrix": {"modules_to_save": ["lm_head"]},
+    "trained embeddings": {"modules_to_save": ["embed_tokens"]},
+    "trained tokens": {"trainable_token_indices": [YES, NO, 100]},
+    "output matrix": {"target_modules": ["q_proj", "lm_head"]},
+    "embeddings": {"target_modules": ["q_proj", "embed_tokens"]},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(tied|tie_word_embeddings|embedding layer).*:UserWarning")
+@pytest.mark.parametrize("kind", list(ADAPTERS))
+def test_adapters_of_peft(kind: str, tiny: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    torch.manual_seed(5)
+    arguments = {"target_modules": ["q_proj", "up_proj"], "r": 4, "lora_alpha": 16, "init_lora_weights": False}
+    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    adapter = get_peft_model(base, LoraConfig(**(arguments | ADAPTERS[kind])))
+    with torch.no_grad():
+        for name, parameter in adapter.named_parameters():
+            if any(each in name for each in ("modules_to_save", "magnitude", "trainable_tokens")):
+                parameter.add_(torch.randn_like(parameter) / 50)
+            elif "lora_embedding" in name:
+                parameter.div_(50)
+    adapter.save_pretrained(tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    expected = difference(PeftModel.from_pretrained(base, tmp_path / "adapter"), tiny)
+    assert margins(tmp_path / "adapter") == pytest.approx(expected, abs=5 * TOLERANCE)
+
+
+def test_an_adapter_with_words_of_its_own_is_refused(tiny: Path, tmp_path: Path) -> None:
+    """Its base has no rows for them, and its tokenizer would make other ids than its training did."""
+    from tests.forms import write_adapter
+
+    adapter = write_adapter(tiny, tmp_path / "adapter")
+    words = AutoTokenizer.from_pretrained(tiny)
+    words.add_tokens(["volcanoes"])
+    words.save_pretrained(adapter)
+    with pytest.raises(UnsupportedModelError, match=r"volcanoes.*merge_and_unload"):
+        resolve_checkpoint(adapter)
+
+
+def test_a_chat_template_for_pairs_is_the_prompt_without_modules_too(tiny: Path, tmp_path: Path) -> None:
+    chat = (
+        "{%- for m in messages if m.role == 'query' %}Q: {{ m.content }}{%- endfor %}"
+        "{%- for m in messages if m.role == 'document' %} D: {{ m.content }}{%- endfor %} A:"
+    )
+    folder = copy_of(tiny, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(chat)
+    assert read_spec(folder).template == "Q: {query} D: {document} A:"
+    expected = [text.format(QUERY, document) for text, document in zip(["Q: {} D: {} A:"] * 4, DOCUMENTS, strict=True)]
+    assert prompts(folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("sentence_bert_config.json", {"do_lower_case": True}),
+        ("sentence_bert_config.json", {"processing_kwargs": {"chat_template": {"add_generation_prompt": False}}}),
+        ("1_LogitScore/config.json", {"temperature": 2.0}),
+    ],
+)
+def test_what_only_sentence_transformers_does_is_refused(
+    file: str, changes: dict[str, Any], tiny: Path, tmp_path: Path
+) -> None:
+    folder = write_cross_encoder(tiny, tmp_path / "model", YES, NO)
+    edit_json(folder / file, **changes)
+    with pytest.raises(UnsupportedModelError, match="CrossEncoder"):
+        read_spec(folder)
