@@ -12,11 +12,10 @@ from qwen3_ranker_plugins import Reranker, UnsupportedModelError
 from tests.contract.test_forms import margins
 from tests.forms import (
     change_weights,
-    write_adapter,
+    copy_of,
     write_classifier,
     write_compressed,
-    write_merged,
-    write_with_added_words,
+    write_fine_tune,
 )
 
 pytestmark = [
@@ -28,17 +27,24 @@ pytestmark = [
 def write(form: str, tiny: Path, target: Path) -> Path:
     if form == "classifier":
         return write_classifier(tiny, target, noise=0.01)
-    if form == "merged":
-        return write_merged(tiny, write_adapter(tiny, target.with_name("adapter")), target)
-    if form == "added words":
-        return write_with_added_words(tiny, target, ["volcanoes", "crust"])
+    if form == "fine-tune":
+        return write_fine_tune(tiny, target)
     return write_compressed(tiny, target, form)
 
 
-@pytest.mark.parametrize("form", ["classifier", "merged", "added words"])
-def test_vllm_score_takes_it(form: str, tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("form", "engine"),
+    [
+        ("classifier", "vllm_score"),
+        # added words, a merged adapter and the files of sentence-transformers in one folder: one start for all
+        ("fine-tune", "vllm_score"),
+        ("fine-tune", "vllm_generate"),
+        ("fine-tune", "vllm_packed"),
+    ],
+)
+def test_vllm_takes_it(form: str, engine: str, tiny: Path, tmp_path: Path) -> None:
     folder = write(form, tiny, tmp_path / "model")
-    assert margins(folder, engine="vllm_score") == pytest.approx(margins(folder), abs=1e-3)
+    assert margins(folder, engine=engine) == pytest.approx(margins(folder), abs=1e-3)
 
 
 def test_vllm_score_computes_with_int8_weights_and_activations(tiny: Path, tmp_path: Path) -> None:
@@ -59,3 +65,11 @@ def test_other_engines_on_vllm_refuse_a_classifier(engine: str, tiny: Path, tmp_
     folder = write_classifier(tiny, tmp_path / "model")
     with pytest.raises(UnsupportedModelError, match=r"Qwen3ForSequenceClassification.*engine='packed'"):
         Reranker(folder, engine=engine, device="cpu")
+
+
+def test_an_output_matrix_that_vllm_would_leave_out_is_refused(tiny: Path, tmp_path: Path) -> None:
+    """transformers reads lm_head.weight although the configuration ties it to the embeddings; vLLM does not."""
+    folder = copy_of(tiny, tmp_path / "model")
+    change_weights(folder, lm_head__weight=torch.randn(14464, 256) / 10)
+    with pytest.raises(UnsupportedModelError, match=r"lm_head.weight that differs.*engine='packed'"):
+        Reranker(folder, engine="vllm_score", device="cpu")

@@ -42,24 +42,25 @@ def test_rank_and_rerank_score_with_it(flag: str, adapter: Path, tmp_path: Path)
     done = CliRunner().invoke(app, ["rank", "--query", QUERY, str(tmp_path / "texts.txt"), "--json", *model])
     assert done.exit_code == 0, done.output
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {each["text"]: each["margin"] for each in found} == pytest.approx(expected, abs=1e-5)
+    assert {each["document"]: each["margin"] for each in found} == pytest.approx(expected, abs=1e-5)
 
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps({"query": QUERY, "document": each}) + "\n" for each in DOCUMENTS))
-    done = CliRunner().invoke(app, ["rerank", str(pairs), "--output", str(tmp_path / "out"), *model])
+    pairs, output = tmp_path / "pairs.jsonl", tmp_path / "out.jsonl"
+    records = [{"query_id": "1", "doc_id": each[:5], "query": QUERY, "document": each} for each in DOCUMENTS]
+    pairs.write_text("".join(json.dumps(each) + "\n" for each in records))
+    done = CliRunner().invoke(app, ["rerank", str(pairs), "--output", str(output), "--include-text", *model])
     assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert {each["document"]: each["margin"] for each in rows} == pytest.approx(expected, abs=1e-5)
 
 
 def test_serve_scores_with_them_and_health_says_so(adapter: Path) -> None:
     settings = {"device": "cpu", "adapter": str(adapter), "scoring": SCORING}
-    expected = margins(adapter=str(adapter), scoring=SCORING)
     with serving(**settings) as server:
-        body = {"query": QUERY, "documents": DOCUMENTS, "return_margins": True}
+        body = {"query": QUERY, "documents": DOCUMENTS}
         found = httpx.post(f"{server.url}/v1/rerank", json=body, timeout=60).json()["results"]
         facts = httpx.get(f"{server.url}/health").json()["engine_facts"]
     with Reranker("bundled:tiny", device="cpu", adapter=adapter, scoring=SCORING) as reranker:
         scores = {DOCUMENTS[hit.index]: hit.score for hit in reranker.rerank(QUERY, DOCUMENTS)}
-    assert len(expected) == len(found)
     assert {DOCUMENTS[each["index"]]: each["relevance_score"] for each in found} == pytest.approx(scores, abs=1e-5)
     assert facts["scoring"] == f"{SCORING} (given)"
     assert facts["architecture"] == "Qwen3ForCausalLM (config.json)"
