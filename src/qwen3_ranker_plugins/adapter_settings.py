@@ -30,6 +30,8 @@ _RERANKER_SETTINGS = (
     "scoring",
     "devices",
     "calibration",
+    "cache",
+    "cache_path",
     "long_documents",
     "piece_tokens",
     "piece_overlap",
@@ -75,6 +77,10 @@ class Qwen3Settings(BaseModel):
     "cuda:0,cuda:1"; a list of names is stored as such a text. None for one engine, on `device`."""
     calibration: str | None = Field(default=None, frozen=True)
     """File of a calibration, which makes scores that agree with labels and keeps the order; None for P(yes) itself."""
+    cache: int | str | None = Field(default=None, frozen=True)
+    """Maximum size of a cache of scores, such as "256MB", stored as a number of bytes; None for no cache."""
+    cache_path: str | None = Field(default=None, frozen=True)
+    """File of the cache, which outlives the process; None keeps it in memory."""
     long_documents: str = Field(default="truncate", frozen=True)
     """"truncate" cuts a document that does not fit at its end; "pieces" judges documents of more than `piece_tokens` in
     pieces, the best of which decides."""
@@ -110,6 +116,7 @@ class Qwen3Settings(BaseModel):
         """Refuse at once what could only fail when the model is loaded."""
         settings = RerankerSettings(instruction=self.instruction, **self._settings())
         self.__dict__["engine_options"] = settings.engine_options
+        self.__dict__["cache"] = settings.cache
         if self.reranker is not None:
             if given := [name for name in _RERANKER_SETTINGS if name in self.model_fields_set]:
                 raise InvalidInputError(given[0], getattr(self, given[0]), "leave it out where `reranker` is given")

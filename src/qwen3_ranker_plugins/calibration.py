@@ -31,6 +31,7 @@ _DECIDING = {
     "scoring": "another scoring",
     "template": "another template",
     "instruction": "another instruction",
+    "pieces": "another way to judge long documents",
 }
 
 
@@ -45,8 +46,8 @@ class Calibration:
         method: a name from METHODS.
         slope: positive.
         intercept: 0 for temperature scaling.
-        fitted_on: "model", "adapter", "scoring", "template" and "instruction" as in `models.judgement_facts`, and
-            what was labelled: for people, and to refuse another model.
+        fitted_on: "model", "adapter", "scoring", "template", "instruction" and "pieces" as in
+            `models.judgement_facts`, and what was labelled: for people, and to refuse another model.
 
     Raises:
         InvalidInputError: a number is not usable.

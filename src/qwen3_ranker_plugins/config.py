@@ -38,6 +38,8 @@ MODEL_VARIABLE = "QWEN3_RANKER_MODEL"
 DEVICE_VARIABLE = "QWEN3_RANKER_DEVICE"
 DEVICES_VARIABLE = "QWEN3_RANKER_DEVICES"
 API_KEY_VARIABLE = "QWEN3_RANKER_API_KEY"
+#: Most bytes of a cache file whose size is not given.
+DEFAULT_FILE_BYTES = 10**9
 #: Every setting of the server is also read from the variable of this name and its own in capitals.
 VARIABLE_PREFIX = "QWEN3_RANKER_"
 
@@ -107,6 +109,10 @@ class RerankerSettings:
             "cuda:0,cuda:1" or ["cpu", "cpu"], stored as text. None for one engine in this process, on `device`.
         calibration: path of a file that makes calibrated scores of margins, see `calibration.Calibration`; None for
             the model's own scores.
+        cache: most bytes of a cache of scores, as a number or as text such as "256MB", stored as a number; None for no
+            cache.
+        cache_path: file of the cache, which outlives the process and which others may share; None keeps it in memory.
+            Without `cache`, the file has at most 1 GB.
         long_documents: "truncate" to cut a document that does not fit at its end, or "pieces" to judge documents of
             more than `piece_tokens` in pieces.
         piece_tokens, piece_overlap, max_pieces: of those pieces, see `Pieces`.
@@ -128,6 +134,8 @@ class RerankerSettings:
     scoring: str | None = None
     devices: str | None = None
     calibration: str | None = None
+    cache: int | None = None
+    cache_path: str | None = None
     long_documents: str = "truncate"
     piece_tokens: int = DEFAULT_PIECES.tokens
     piece_overlap: int = DEFAULT_PIECES.overlap
@@ -150,14 +158,11 @@ class RerankerSettings:
         if self.devices is not None and self.engine == "remote":
             raise InvalidInputError("devices", self.devices, "has no effect on the remote engine: leave it out")
         Template.named(self.template)
-        if self.adapter is not None:
-            check_text("adapter", self.adapter)
-        if self.scoring is not None:
-            check_text("scoring", self.scoring)
-        if self.calibration is not None:
-            check_text("calibration", self.calibration)
-        if self.instruction is not None:
-            check_text("instruction", self.instruction)
+        for name in ("adapter", "scoring", "instruction", "calibration", "cache_path"):
+            if (value := getattr(self, name)) is not None:
+                check_text(name, value)
+        cache = DEFAULT_FILE_BYTES if self.cache is None and self.cache_path is not None else self.cache
+        object.__setattr__(self, "cache", canonical_size("cache", cache))
         if self.max_length is None:
             raise InvalidInputError("max_length", None, "use a positive integer")
         check_positive("max_length", self.max_length)
@@ -242,6 +247,30 @@ _PLAIN: tuple[tuple[Any, Callable[[Any], object]], ...] = (
 def _make_plain(settings: RerankerSettings | RankingOptions) -> None:
     for each in fields(settings):
         object.__setattr__(settings, each.name, plain(getattr(settings, each.name)))
+
+
+def canonical_size(argument: str, value: object) -> int | None:
+    """A size as settings store it: bytes, or None.
+
+    Args:
+        argument: its name, for the error.
+        value: None, a positive number of bytes, or text such as "256MB" (10^6 bytes each) or "1.5 GiB" (2^30).
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    if value is None:
+        return None
+    found = 0
+    if isinstance(value, int) and not isinstance(value, bool):
+        found = value
+    elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        base = 1024 if match["binary"] else 1000
+        power = 0 if match["unit"] is None else 1 + "KMGT".index(match["unit"].upper())
+        found = int(float(match["number"]) * base**power)
+    if found <= 0:
+        raise InvalidInputError(argument, value, "use a number of bytes, or text such as '256MB' or '2GiB'")
+    return found
 
 
 def canonical_devices(devices: object) -> str | None:
@@ -361,6 +390,7 @@ def check_json(argument: str, value: object) -> str:
         raise InvalidInputError(argument, value, f"use values that JSON can write ({error})") from error
 
 
+_SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?:(?P<unit>[kKMGT])(?P<binary>i?)B)?")
 _NAMED_DEVICE = re.compile(r"cpu|cuda:\d+")
 _DEVICE = re.compile(r"auto|cpu|(cuda|mps|xpu|hpu|npu)(:\d+)?")
 

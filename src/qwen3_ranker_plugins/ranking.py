@@ -6,14 +6,16 @@ import logging
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import fields
-from functools import lru_cache
+from concurrent.futures import Future
+from dataclasses import astuple, fields
+from functools import lru_cache, partial
 from itertools import pairwise, repeat
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .cache import Entry, ScoreCache, Segment
 from .calibration import Calibration
 from .config import RankingOptions, check_pieces, check_positive, check_text
 from .dispatch import Submission
@@ -31,7 +33,8 @@ class PreparedRequest:
     Attributes:
         query, instruction, max_document_tokens, pieces: as in `Request`, with what is configured filled in.
         documents: as given.
-        distinct: their texts, each once.
+        distinct: their texts, each once; those that a cache knows come first.
+        num_known: how many of them a cache knows, which the engine is not asked for.
         submission: settled by the engine; cancel its future to give up.
 
     Args:
@@ -75,6 +78,11 @@ class PreparedRequest:
             [places.setdefault(document, len(places)) for document in self.documents], dtype=np.intp
         )
         self.distinct = list(places)
+        self.num_known = 0
+        #: The distinct texts that the engine has to be asked for.
+        self.unknown = self.distinct
+        #: Whether a cache may be asked.
+        self.cached = True
         self.submission = Submission(len(places))
         self._prefix_length = 0
         self._lengths: list[int] = []
@@ -90,6 +98,69 @@ class PreparedRequest:
         self._lengths.extend(encoded.lengths)
         self._cut.extend(encoded.truncated_tokens)
         return first
+
+    def recall(self, cache: ScoreCache) -> None:
+        """Take what a cache knows of the documents, and let it know the others when they are scored."""
+        cut = [self.max_document_tokens, None if self.pieces is None else astuple(self.pieces)]
+        keys = cache.keys(self.query, self.instruction, cut, self.distinct)
+        found = cache.get(keys)
+        known = [place for place, entry in enumerate(found) if entry is not None]
+        new = [place for place, entry in enumerate(found) if entry is None]
+        if new:
+            remember = partial(self._remember, cache, [keys[place] for place in new])
+            self.submission.future.add_done_callback(remember)
+        if known:
+            order = [*known, *new]
+            rank = np.empty(len(order), dtype=np.intp)
+            rank[order] = np.arange(len(order))
+            self._source = rank[self._source]
+            self.distinct = [self.distinct[place] for place in order]
+            self.num_known = len(known)
+            self.unknown = self.distinct[len(known) :]
+            self._replay([entry for entry in found if entry is not None])
+
+    def _replay(self, entries: Sequence[Entry]) -> None:
+        """Settle the first distinct documents as they were settled before."""
+        segments = [segment for entry in entries for segment in entry.segments]
+        self._prefix_length = entries[0].prefix_length
+        self._lengths.extend(segment.length for segment in segments)
+        self._cut.extend(segment.truncated for segment in segments)
+        if self._found is not None:
+            pieces = [
+                Piece(number, segment.start, segment.end)
+                for number, entry in enumerate(entries)
+                for segment in entry.segments
+            ]
+            self.submission.expect_more(self._found.add(pieces))
+        values = np.asarray([segment.margin for segment in segments], dtype=np.float32)
+        # A service has counted these prompts when it was asked for them.
+        counted = 0 if any(entry.counted_elsewhere for entry in entries) else None
+        self.submission.record(list(range(len(segments))), Margins(values, 0, prompt_tokens=counted))
+
+    def _remember(self, cache: ScoreCache, keys: Sequence[bytes], future: Future[Margins]) -> None:
+        """Let the cache know the documents after the known ones; called when the future is done."""
+        if future.cancelled() or future.exception() is not None:
+            return
+        margins = future.result()
+        faults, cut = margins.faults(), margins.truncated
+        values = margins.values.tolist()
+        entries = {}
+        for document, key in enumerate(keys, start=self.num_known):
+            places = [document] if self._found is None else self._found.places(document)
+            if faults and any(place in faults for place in places):
+                continue
+            segments = [
+                Segment(
+                    values[place],
+                    self._lengths[place],
+                    self._cut[place] + cut.get(place, 0),
+                    *((0, 0) if self._found is None else self._found.range(place)),
+                )
+                for place in places
+            ]
+            counted_elsewhere = margins.prompt_tokens is not None
+            entries[key] = Entry(self._prefix_length, segments, self._found is not None, counted_elsewhere)
+        cache.put(entries)
 
     @property
     def num_segments(self) -> int:
@@ -188,6 +259,7 @@ class PreparedRequest:
             computed_tokens=margins.computed_tokens,
             seconds=max(0.0, (time.perf_counter() if finished is None else finished) - self._started),
             pieces=pieces,
+            cached_documents=int((self._source < self.num_known).sum()),
         )
 
     def _of_documents(self, combine: np.ufunc, values: Any) -> NDArray[Any]:
@@ -213,6 +285,15 @@ class PiecesOfDocuments:
                 last = document
             self._ranges.append((start, end))
         return len(pieces) - (len(self._first) - before)
+
+    def places(self, document: int) -> range:
+        """The places of a document's pieces."""
+        end = self._first[document + 1] if document + 1 < len(self._first) else len(self._ranges)
+        return range(self._first[document], end)
+
+    def range(self, place: int) -> tuple[int, int]:
+        """Which characters of its document a piece is."""
+        return self._ranges[place]
 
     def combined(self, combine: np.ufunc, values: NDArray[Any]) -> NDArray[Any]:
         """The values of each document's pieces, combined."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -23,8 +24,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from .cache import CacheStatistics, ScoreCache
 from .calibration import Calibration
-from .config import DEFAULT_MODEL, EngineConfig, RankingOptions, RerankerSettings, canonical_devices
+from .config import DEFAULT_MODEL, EngineConfig, RankingOptions, RerankerSettings, canonical_devices, canonical_size
 from .dispatch import Engines, Lease, PassListener, Progress, ReplicaState
 from .engines import choose_engine, device_names, engine_module
 from .engines.base import EngineDescription, Margins
@@ -83,6 +85,11 @@ class Reranker:
         scoring: how the model judges, in place of what its checkpoint says, such as "yes - no"; see `models.Scoring`.
         calibration: file of a calibration, which makes scores that agree with labels and keeps the order; see
             docs/thresholds.md. One that was fitted with another model, template or instruction is refused.
+        cache: most bytes of a cache of scores, such as "256MB"; what was scored before is not tokenized and not scored
+            again, see docs/cache.md. None for no cache. Rerankers in one process with equal `cache` and `cache_path`
+            share one store.
+        cache_path: file of the cache, which outlives the process and which others may use too; None for memory. Without
+            `cache`, at most 1 GB.
         long_documents: "truncate" to cut a document that does not fit at its end, or "pieces" to judge a document of
             more than `piece_tokens` in pieces, the best of which decides.
         piece_tokens: most tokens of a piece.
@@ -114,6 +121,8 @@ class Reranker:
         adapter: str | os.PathLike[str] | None = None,
         scoring: str | None = None,
         calibration: str | os.PathLike[str] | None = None,
+        cache: int | str | None = None,
+        cache_path: str | os.PathLike[str] | None = None,
         long_documents: str = "truncate",
         piece_tokens: int = DEFAULT_PIECES.tokens,
         piece_overlap: int = DEFAULT_PIECES.overlap,
@@ -133,6 +142,8 @@ class Reranker:
             scoring=scoring,
             devices=canonical_devices(devices),
             calibration=os.fspath(calibration) if isinstance(calibration, os.PathLike) else calibration,
+            cache=canonical_size("cache", cache),
+            cache_path=os.fspath(cache_path) if isinstance(cache_path, os.PathLike) else cache_path,
             long_documents=long_documents,
             piece_tokens=piece_tokens,
             piece_overlap=piece_overlap,
@@ -176,6 +187,14 @@ class Reranker:
             self.calibration.check_judgement(self.judgement_facts(), settings.calibration)
         self._form = _form(resolved.config, settings, self.calibration)
         self._lease = Lease(engines)
+        self._cache: ScoreCache | None = None
+        if settings.cache is not None:
+            try:
+                self._cache = ScoreCache(settings, resolved.config, self._lease.engine.describe())
+            except BaseException:
+                self._lease.close()
+                raise
+            weakref.finalize(self, self._cache.close)
 
     def rerank(
         self,
@@ -284,10 +303,10 @@ class Reranker:
             return prepared.scores()
 
     async def ascore(
-        self, query: str, documents: Sequence[str], *, instruction: str | None = None
+        self, query: str, documents: Sequence[str], *, instruction: str | None = None, cached: bool = True
     ) -> NDArray[np.float32]:
-        """`score` without blocking the event loop."""
-        return (await self._settled(Request(query, documents, instruction))).scores()
+        """`score` without blocking the event loop; `cached=False` asks the engine, whatever a cache knows."""
+        return (await self._settled(Request(query, documents, instruction), cached=cached)).scores()
 
     def prepare(self, request: Request) -> PreparedRequest:
         """Check a request: the first step of every call, for callers such as a server that go on by themselves.
@@ -307,8 +326,12 @@ class Reranker:
         Raises:
             PromptTooLongError: query and instruction leave no room for a document.
         """
+        if self._cache is not None and prepared.cached:
+            prepared.recall(self._cache)
+        if prepared.num_known and not prepared.unknown:
+            return EncodedRequest(prefix=[], segments=[], truncated_tokens=[])
         read = SLICE if prepared.pieces is None else None
-        first, *others = in_groups(prepared.distinct, _LONGEST_ENCODED, read=read) or [[]]
+        first, *others = in_groups(prepared.unknown, _LONGEST_ENCODED, read=read) or [[]]
         encoded = self._encode(prepared, first)
         prepared.add(encoded)
         for turn in others:
@@ -365,11 +388,14 @@ class Reranker:
         submission.on_progress = on_progress
         if encoded is not None:
             if not submission.future.done():  # cancelled meanwhile, or there is nothing to score
-                self._lease.queue(submission, encoded, restart=restart)
+                first = prepared.num_segments - len(encoded.segments)
+                self._lease.queue(submission, encoded, first, restart=restart)
             return
-        parts = [prepared.distinct]
+        if self._cache is not None and prepared.cached:
+            prepared.recall(self._cache)
+        parts = [prepared.unknown]
         if self._lease.engine.capabilities.encodes_meanwhile:
-            parts = _parts(prepared.distinct)
+            parts = _parts(prepared.unknown)
         read = SLICE if prepared.pieces is None else None
         turns = [turn for part in parts for turn in in_groups(part, _LONGEST_ENCODED, read=read)]
         try:
@@ -409,7 +435,12 @@ class Reranker:
     def describe(self) -> EngineDescription:
         """What runs where, the model's form, and where each part of the form was read."""
         description = self._lease.engine.describe()
-        return replace(description, details={**self._form, **description.details})
+        cached = {} if self._cache is None else {"cache": self._cache.statistics().summary}
+        return replace(description, details={**self._form, **description.details, **cached})
+
+    def cache_statistics(self) -> CacheStatistics | None:
+        """What the cache holds and has done; None without a cache."""
+        return None if self._cache is None else self._cache.statistics()
 
     def judgement_facts(self) -> dict[str, str]:
         """What decides what a margin means, see `models.judgement_facts`; reads the model's files."""
@@ -418,6 +449,8 @@ class Reranker:
 
     def close(self) -> None:
         """Give up the engine; the last reranker that uses it ends its thread. Repeating it does nothing."""
+        if self._cache is not None:
+            self._cache.close()
         self._lease.close()
 
     def __enter__(self) -> Self:
@@ -455,9 +488,10 @@ class Reranker:
             if bar is not None:
                 bar.close()
 
-    async def _settled(self, request: Request) -> PreparedRequest:
+    async def _settled(self, request: Request, *, cached: bool = True) -> PreparedRequest:
         """A request that the engine has settled. Checking and encoding take a thread, so as not to block the loop."""
         prepared = await asyncio.to_thread(self.prepare, request)
+        prepared.cached = cached
         try:
             await asyncio.to_thread(self.submit, prepared, restart=True)
             await asyncio.wrap_future(prepared.submission.future)

@@ -125,6 +125,8 @@ class Usage:
         computed_tokens: tokens that went through the model. From a remote service: as `prompt_tokens`.
         seconds: wall time from the beginning of the request's tokenization to its last score, waiting included.
         pieces: texts that were judged, equal ones counted each time: pieces of documents, or else whole documents.
+        cached_documents: documents in the input whose score came from the cache: `prompt_tokens` counts them, except
+            for a remote service, and `computed_tokens` does not.
     """
 
     documents: int
@@ -132,10 +134,11 @@ class Usage:
     computed_tokens: int
     seconds: float
     pieces: int = 0
+    cached_documents: int = 0
 
     @property
     def shared_tokens(self) -> int:
-        """Tokens that did not have to be computed again: shared prefixes and equal documents."""
+        """Tokens that did not have to be computed again: shared prefixes, equal documents, cached scores."""
         return self.prompt_tokens - self.computed_tokens
 
 

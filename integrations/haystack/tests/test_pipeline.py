@@ -104,6 +104,8 @@ def test_dumps_and_loads(model: str, core: Reranker, documents: list[Document]) 
             "scoring": None,
             "devices": None,
             "calibration": None,
+            "cache": None,
+            "cache_path": None,
             "long_documents": "truncate",
             "piece_tokens": 512,
             "piece_overlap": 64,

@@ -367,6 +367,8 @@ def test_model_dump_and_back(model: str, documents: list[Document]) -> None:
         "scoring": None,
         "devices": None,
         "calibration": None,
+        "cache": None,
+        "cache_path": None,
         "long_documents": "truncate",
         "piece_tokens": 512,
         "piece_overlap": 64,

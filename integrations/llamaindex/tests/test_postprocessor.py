@@ -229,6 +229,8 @@ def test_to_dict_and_back(model: str, nodes: list[NodeWithScore]) -> None:
         "scoring": None,
         "devices": None,
         "calibration": None,
+        "cache": None,
+        "cache_path": None,
         "long_documents": "truncate",
         "piece_tokens": 512,
         "piece_overlap": 64,

@@ -71,6 +71,22 @@ CalibrationOption = Annotated[
         "Default: none; scores are P(yes) of the model.",
     ),
 ]
+CacheOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        metavar="SIZE",
+        help="Maximum size of a cache of scores, such as 256MB or 2GiB. Default: none, or 1GB with --cache-path.",
+    ),
+]
+CachePathOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cache-path",
+        metavar="FILE",
+        help="File of the cache, which outlives the process and which other processes may use. Default: in memory.",
+    ),
+]
 DeviceOption = Annotated[
     str | None,
     typer.Option("--device", help=f"Device: auto, cpu, cuda or cuda:N. Default: ${DEVICE_VARIABLE}, or auto."),

@@ -12,6 +12,8 @@ from ..errors import MissingDependencyError
 from ..pip_command import pip_install
 from .options import (
     AdapterOption,
+    CacheOption,
+    CachePathOption,
     CalibrationOption,
     DocumentTemplateOption,
     EngineOptionsOption,
@@ -37,6 +39,8 @@ def serve(
     adapter: AdapterOption = None,
     scoring: ScoringOption = None,
     calibration: CalibrationOption = None,
+    cache: CacheOption = None,
+    cache_path: CachePathOption = None,
     served_model_name: Annotated[
         list[str] | None,
         typer.Option(
@@ -220,6 +224,8 @@ def serve(
         "adapter": adapter,
         "scoring": scoring,
         "calibration": calibration,
+        "cache": cache,
+        "cache_path": cache_path,
         "served_model_names": served_model_name or None,
         "strict_model_names": strict_model_names,
         "return_documents": return_documents,

@@ -42,7 +42,7 @@ def prompt_facts(spec: ModelSpec, template: str, instruction: str | None) -> dic
 def judgement_facts(
     settings: RerankerSettings, folder: Path | None, spec: ModelSpec | None, adapter: Path | None
 ) -> dict[str, str]:
-    """What decides what a margin means: "model", "adapter", "scoring", "template" and "instruction".
+    """What decides what a margin means: "model", "adapter", "scoring", "template", "instruction" and "pieces".
 
     Args:
         settings: of the reranker.
@@ -56,4 +56,8 @@ def judgement_facts(
     else:
         known = {"model": model_hash(folder), "scoring": str(spec.scoring)}
         prompt = prompt_facts(spec, settings.template, settings.instruction)
+    pieces = settings.pieces
+    known["pieces"] = (
+        "" if pieces is None else f"{pieces.tokens} tokens, overlap {pieces.overlap}, at most {pieces.limit}"
+    )
     return {**known, "adapter": "" if adapter is None else model_hash(adapter), **prompt}

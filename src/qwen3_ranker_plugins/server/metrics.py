@@ -20,6 +20,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from .._version import __version__
+from ..cache import CacheStatistics
 from ..dispatch import PassReport, ReplicaState
 from .admission import Admission
 
@@ -89,6 +90,10 @@ class Metrics:
         """
         self.registry.register(_Replicas(replicas, admission, model))
 
+    def watch_cache(self, statistics: Callable[[], CacheStatistics | None]) -> None:
+        """Metrics of the cache of scores, if there is one, whenever they are asked for."""
+        self.registry.register(_Cache(statistics))
+
     def on_pass(self, report: PassReport) -> None:
         """Record a forward pass; called from the engine's thread."""
         if report.error is not None:
@@ -108,6 +113,34 @@ class Metrics:
 
     def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(f"qwen3_ranker_{name}", help_text, labels, buckets=buckets, registry=self.registry)
+
+
+class _Cache(Collector):
+    """See `Metrics.watch_cache`."""
+
+    def __init__(self, statistics: Callable[[], CacheStatistics | None]) -> None:
+        self._statistics = statistics
+
+    def describe(self) -> list[Metric]:
+        """Nothing: the registry does not have to ask for values to know the names."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Called for every scrape."""
+        if (now := self._statistics()) is None:
+            return
+        for name, help_text, count in (
+            ("hits", "Documents whose score came from the cache.", now.hits),
+            ("misses", "Documents that the cache did not know.", now.misses),
+            ("evictions", "Scores that left the cache for others.", now.evictions),
+        ):
+            yield CounterMetricFamily(f"qwen3_ranker_cache_{name}", help_text, value=count)
+        for name, help_text, value in (
+            ("entries", "Scores in the cache.", now.entries),
+            ("bytes", "Bytes of the cache in use.", now.bytes),
+            ("limit_bytes", "Most bytes of the cache.", now.limit),
+        ):
+            yield GaugeMetricFamily(f"qwen3_ranker_cache_{name}", help_text, value=value)
 
 
 class _Replicas(Collector):

@@ -19,6 +19,7 @@ from ..config import (
     VARIABLE_PREFIX,
     RerankerSettings,
     canonical_devices,
+    canonical_size,
     is_secret,
     variables,
 )
@@ -52,7 +53,8 @@ class ServerSettings(BaseModel):
 
     Attributes:
         model, engine, device, devices, dtype, template, instruction, max_length, token_budget, engine_options,
-        adapter, scoring, calibration, long_documents, piece_tokens, piece_overlap, max_pieces: as in `Reranker`. A
+        adapter, scoring, calibration, cache, cache_path: as in `Reranker`.
+        long_documents, piece_tokens, piece_overlap, max_pieces: as in `Reranker`. A
             request with max_chunks_per_doc is judged in such pieces in any case, at most `max_pieces` of a document.
         host, port: the address to listen on.
         served_model_names: further names of the model; the first one stands in answers. "*" serves any name.
@@ -93,6 +95,8 @@ class ServerSettings(BaseModel):
     adapter: str | None = None
     scoring: str | None = None
     calibration: str | None = None
+    cache: int | None = None
+    cache_path: str | None = None
     long_documents: str = "truncate"
     piece_tokens: Count = DEFAULT_PIECES.tokens
     piece_overlap: int = Field(default=DEFAULT_PIECES.overlap, ge=0)
@@ -131,6 +135,11 @@ class ServerSettings(BaseModel):
     @classmethod
     def _engine_by_its_name(cls, value: str) -> str:
         return ENGINE_ALIASES.get(value, value)
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _size_in_bytes(cls, value: object) -> int | None:
+        return canonical_size("cache", value)
 
     @field_validator("devices", mode="before")
     @classmethod
@@ -197,6 +206,8 @@ class ServerSettings(BaseModel):
             self.scoring,
             devices=self.devices,
             calibration=self.calibration,
+            cache=self.cache,
+            cache_path=self.cache_path,
             long_documents=self.long_documents,
             piece_tokens=self.piece_tokens,
             piece_overlap=self.piece_overlap,

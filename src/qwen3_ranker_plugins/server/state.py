@@ -44,6 +44,7 @@ class ServerState:
             probe_timeout=settings.probe_timeout,
             owns_process=lifecycle.owns_process,
         )
+        metrics.watch_cache(supervisor.cache_statistics)
         metrics.watch_replicas(supervisor.replicas, admission, settings.names[0])
         return cls(settings, lifecycle, metrics, admission, bodies, supervisor, Service(supervisor, admission, metrics))
 

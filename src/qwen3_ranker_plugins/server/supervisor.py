@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Literal, TypeVar
 
+from ..cache import CacheStatistics
 from ..config import RerankerSettings
 from ..dispatch import PassReport, ReplicaState
 from ..errors import EngineClosedError
@@ -130,6 +131,10 @@ class EngineSupervisor:
         """The state of each engine; none while the model is loaded."""
         return [] if self._reranker is None else self._reranker.replicas()
 
+    def cache_statistics(self) -> CacheStatistics | None:
+        """What the cache of scores holds and has done; None without one."""
+        return None if self._reranker is None else self._reranker.cache_statistics()
+
     def start(self) -> None:
         """Load in the background; called from the event loop."""
         self._watcher = asyncio.create_task(self._watch())
@@ -235,7 +240,7 @@ class EngineSupervisor:
 
     async def _probe(self, reranker: Reranker) -> None:
         asked = time.monotonic()
-        probe = asyncio.ensure_future(reranker.ascore("Is it alive?", ["Yes."]))
+        probe = asyncio.ensure_future(reranker.ascore("Is it alive?", ["Yes."], cached=False))
         try:
             while not probe.done():
                 patience = max(asked, self._last_answer) + self._probe_timeout - time.monotonic()

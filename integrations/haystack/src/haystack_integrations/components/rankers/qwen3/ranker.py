@@ -21,6 +21,7 @@ from qwen3_ranker_plugins.config import (
     RankingOptions,
     RerankerSettings,
     canonical_devices,
+    canonical_size,
     check_text,
     plain,
 )
@@ -43,6 +44,8 @@ _PARAMETERS = (
     "scoring",
     "devices",
     "calibration",
+    "cache",
+    "cache_path",
     "long_documents",
     "piece_tokens",
     "piece_overlap",
@@ -101,6 +104,9 @@ class Qwen3Ranker:
             "cuda:0,cuda:1"; a list of names is stored as such a text. None for one engine, on `device`.
         calibration: file of a calibration, which makes scores that agree with labels and keeps the order; None for
             P(yes) itself.
+        cache: maximum size of a cache of scores, such as "256MB"; None for no cache. Components in one process with
+            equal `cache` and `cache_path` share one.
+        cache_path: file of the cache, which outlives the process; None keeps it in memory.
         long_documents: "truncate" cuts a document that does not fit at its end; "pieces" judges documents of more than
             `piece_tokens` in pieces, the best of which decides.
         piece_tokens: maximum number of tokens of a piece.
@@ -137,6 +143,8 @@ class Qwen3Ranker:
         scoring: str | None = None,
         devices: str | list[str] | None = None,
         calibration: str | os.PathLike[str] | None = None,
+        cache: int | str | None = None,
+        cache_path: str | os.PathLike[str] | None = None,
         long_documents: str = "truncate",
         piece_tokens: int = DEFAULT_PIECES.tokens,
         piece_overlap: int = DEFAULT_PIECES.overlap,
@@ -161,6 +169,8 @@ class Qwen3Ranker:
         self.scoring = scoring
         self.devices = devices
         self.calibration: str | None = plain(calibration)
+        self.cache = cache
+        self.cache_path: str | None = plain(cache_path)
         self.long_documents = long_documents
         self.piece_tokens = piece_tokens
         self.piece_overlap = piece_overlap
@@ -319,6 +329,8 @@ class Qwen3Ranker:
             scoring=self.scoring,
             devices=self.devices,
             calibration=self.calibration,
+            cache=canonical_size("cache", self.cache),
+            cache_path=self.cache_path,
             long_documents=self.long_documents,
             piece_tokens=self.piece_tokens,
             piece_overlap=self.piece_overlap,

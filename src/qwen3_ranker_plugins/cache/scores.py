@@ -1,0 +1,286 @@
+"""The cache of scores: what makes a key, what an entry holds, and who shares a store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from .._version import __version__
+from ..config import EngineConfig, RerankerSettings
+from ..engines.base import EngineDescription
+from ..errors import InvalidInputError
+from ..models import model_hash
+from .file import FileStore
+from .store import MemoryStore, Store
+
+_KEY_BYTES = 20
+_HEADER = struct.Struct("<BI")
+_SEGMENT = struct.Struct("<fII")
+_RANGE = struct.Struct("<II")
+_HAS_PIECES, _COUNTED_ELSEWHERE = 1, 2
+
+
+class Segment(NamedTuple):
+    """A document, or one of its pieces.
+
+    Attributes:
+        margin: float32.
+        length: tokens of its segment, see `EncodedRequest.lengths`.
+        truncated: tokens that were cut off its end.
+        start, end: characters of the document that it is; both 0 for a document that was not cut into pieces.
+    """
+
+    margin: float
+    length: int
+    truncated: int
+    start: int = 0
+    end: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is known of a document and a query.
+
+    Attributes:
+        prefix_length: tokens of the prefix.
+        segments: of the document, at least one.
+        has_pieces: the document was cut into pieces, as the request asked for.
+        counted_elsewhere: a service counts the tokens of prompts, and `length` does not.
+    """
+
+    prefix_length: int
+    segments: Sequence[Segment]
+    has_pieces: bool = False
+    counted_elsewhere: bool = False
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every margin is a number; others are never kept."""
+        return bool(self.segments) and all(math.isfinite(each.margin) for each in self.segments)
+
+    def pack(self) -> bytes:
+        """As a store keeps it."""
+        flags = _HAS_PIECES * self.has_pieces | _COUNTED_ELSEWHERE * self.counted_elsewhere
+        packed = [_HEADER.pack(flags, self.prefix_length)]
+        for each in self.segments:
+            packed.append(_SEGMENT.pack(each.margin, each.length, each.truncated))
+            if self.has_pieces:
+                packed.append(_RANGE.pack(each.start, each.end))
+        return b"".join(packed)
+
+    @classmethod
+    def unpack(cls, value: bytes) -> Entry:
+        """What `pack` has made."""
+        flags, prefix_length = _HEADER.unpack_from(value)
+        has_pieces, place = bool(flags & _HAS_PIECES), _HEADER.size
+        segments = []
+        while place < len(value):
+            numbers = _SEGMENT.unpack_from(value, place)
+            place += _SEGMENT.size
+            if has_pieces:
+                numbers += _RANGE.unpack_from(value, place)
+                place += _RANGE.size
+            segments.append(Segment(*numbers))
+        return cls(prefix_length, segments, has_pieces, bool(flags & _COUNTED_ELSEWHERE))
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatistics:
+    """What a cache holds and has done. Hits and misses are of one reranker, the others of all that share the store.
+
+    Attributes:
+        entries, bytes: now; of a file, about, with what other processes wrote.
+        limit: most bytes.
+        hits, misses: documents that were found, and that were not.
+        evictions: entries that had to go.
+        path: of the file; None for memory.
+    """
+
+    entries: int
+    bytes: int
+    limit: int
+    hits: int
+    misses: int
+    evictions: int
+    path: str | None
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        where = "in memory" if self.path is None else f"in {self.path}"
+        return (
+            f"{self.entries:,} scores, {self.bytes / 1e6:,.1f} of {self.limit / 1e6:,.1f} MB {where}; "
+            f"{self.hits:,} hits, {self.misses:,} misses, {self.evictions:,} evictions"
+        )
+
+
+class ScoreCache:
+    """The scores of one model with one set of settings, in a store that others may share.
+
+    A key is a digest of everything that makes a score: package, engine and its options, libraries, device, dtype,
+    weights, adapter, prompt, length limits, instruction, query and the whole document, however much of it is read.
+
+    Args:
+        settings: of the reranker.
+        config: of its engine.
+        running: `Engine.describe()`.
+
+    Raises:
+        InvalidInputError: the file cannot be used, or the model cannot be told from another one after a restart.
+    """
+
+    def __init__(self, settings: RerankerSettings, config: EngineConfig, running: EngineDescription) -> None:
+        if settings.cache is None:
+            raise InvalidInputError("cache", None, "give a size")
+        if settings.cache_path is not None and config.folder is None:
+            raise InvalidInputError(
+                "cache_path",
+                settings.cache_path,
+                f"engine {config.engine!r} has its weights elsewhere, and nothing says whether they are the same after "
+                "a restart: give cache alone, which keeps scores in memory",
+            )
+        self._context = hashlib.blake2b(_context(settings, config, running), digest_size=32).digest()
+        path = None if settings.cache_path is None else str(Path(settings.cache_path).expanduser().absolute())
+        self._place = _Place(settings.cache, path)
+        self._store = _acquire(self._place)
+        self._counting = threading.Lock()
+        self._hits = self._misses = 0
+        self._process = os.getpid()
+        self._closed = False
+
+    def keys(self, query: str, instruction: str | None, cut: Sequence[object], documents: Sequence[str]) -> list[bytes]:
+        """The key of each document.
+
+        Args:
+            query, instruction: of the request.
+            cut: how documents are cut, as JSON can hold it.
+            documents: their whole texts.
+        """
+        shared = hashlib.blake2b(self._context, digest_size=_KEY_BYTES)
+        for text in (query, json.dumps(instruction), json.dumps(cut)):
+            content = text.encode("utf-8", "surrogatepass")
+            shared.update(len(content).to_bytes(8, "little") + content)
+        keys = []
+        for document in documents:
+            digest = shared.copy()
+            digest.update(document.encode("utf-8", "surrogatepass"))
+            keys.append(digest.digest())
+        return keys
+
+    def get(self, keys: Sequence[bytes]) -> list[Entry | None]:
+        """What is known of each key."""
+        if not self._usable:
+            return [None] * len(keys)
+        found = [None if value is None else Entry.unpack(value) for value in self._store.get(keys)]
+        hits = sum(each is not None for each in found)
+        with self._counting:
+            self._hits += hits
+            self._misses += len(found) - hits
+        return found
+
+    def put(self, entries: Mapping[bytes, Entry]) -> None:
+        """Keep entries; those without a usable margin are left out."""
+        if self._usable:
+            self._store.put({key: entry.pack() for key, entry in entries.items() if entry.is_sound})
+
+    def statistics(self) -> CacheStatistics:
+        """What it holds and has done."""
+        entries, size = self._store.size()
+        return CacheStatistics(
+            entries, size, self._store.limit, self._hits, self._misses, self._store.evictions, self._place.path
+        )
+
+    def close(self) -> None:
+        """Give up the store; the last that uses it closes it. Repeating it does nothing."""
+        with self._counting:
+            closed, self._closed = self._closed, True
+        if not closed and os.getpid() == self._process:
+            _release(self._place)
+
+    @property
+    def _usable(self) -> bool:
+        """Not in a process that was forked: locks may be held by threads that do not exist there."""
+        return not self._closed and os.getpid() == self._process
+
+
+def _context(settings: RerankerSettings, config: EngineConfig, running: EngineDescription) -> bytes:
+    """Everything that makes a score, but for the request."""
+    facts = {
+        "package": __version__,
+        "engine": config.engine,
+        "options": config.options,
+        "device": config.device.partition(":")[0],
+        "dtype": [config.dtype, running.dtype],
+        "libraries": dict(running.versions),
+        "model": f"named {settings.model}" if config.folder is None else model_hash(config.folder),
+        "modified": config.modified_ns,
+        "adapter": None if config.adapter is None else model_hash(config.adapter),
+        "form": repr(config.spec),
+        "template": settings.template,
+        "instruction": settings.instruction,
+        "max_length": settings.max_length,
+    }
+    return json.dumps(facts, sort_keys=True).encode()
+
+
+class _Place(NamedTuple):
+    """Where a store is: rerankers with an equal one share it."""
+
+    limit: int
+    path: str | None
+
+
+class _Shared(NamedTuple):
+    store: Store
+    users: int
+
+
+_stores: dict[_Place, _Shared] = {}
+_sharing = threading.Lock()
+
+
+def _acquire(place: _Place) -> Store:
+    """The store of a place, made now if nobody uses it.
+
+    Raises:
+        InvalidInputError: see `FileStore`.
+    """
+    with _sharing:
+        shared = _stores.get(place)
+        if shared is None:
+            store = MemoryStore(place.limit) if place.path is None else FileStore(Path(place.path), place.limit)
+            shared = _Shared(store, 0)
+        _stores[place] = shared._replace(users=shared.users + 1)
+        return shared.store
+
+
+def _release(place: _Place) -> None:
+    with _sharing:
+        shared = _stores[place]
+        if shared.users > 1:
+            _stores[place] = shared._replace(users=shared.users - 1)
+            return
+        del _stores[place]
+    shared.store.close()
+
+
+def _start_again_in_child() -> None:
+    """The stores are the parent's; another thread may have held the lock when the process was forked."""
+    global _sharing  # noqa: PLW0603
+    _sharing = threading.Lock()
+    _of_parent.extend(_stores.values())  # not freed: a connection that is closed here would unlock the parent's file
+    _stores.clear()
+
+
+_of_parent: list[_Shared] = []
+
+if hasattr(os, "register_at_fork"):  # Windows cannot fork
+    os.register_at_fork(after_in_child=_start_again_in_child)
