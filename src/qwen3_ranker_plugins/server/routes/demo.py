@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from ...data.bm25 import BM25
-from ...data.demo import DemoCorpus, load_demo_corpus
+from ...data.demo import DEFAULT_CANDIDATES, DemoCorpus, load_demo_corpus
 from ..errors import ApiError
 from ..fields import ErrorResponse
-
-_CANDIDATES = 12
+from ..state import state_of
 
 router = APIRouter()
 
@@ -22,6 +21,10 @@ class DemoQueries(BaseModel):
 
     corpus: str
     queries: dict[str, str]
+    shown: dict[str, str] = Field(
+        description="The questions to show first, with the reason: typical gains, then the largest loss."
+    )
+    guarded: bool = Field(description="Whether requests to this server need a key.")
 
 
 class DemoCandidate(BaseModel):
@@ -37,21 +40,30 @@ class DemoCandidates(BaseModel):
 
     query_id: str
     query: str
+    reason: str | None = Field(description="Why the question is one of those to show first.")
+    judged: list[int] = Field(description="Grades of all passages that are relevant, found or not: the ideal ranking.")
     candidates: list[DemoCandidate]
 
 
 @router.get("/demo")
-async def demo() -> DemoQueries:
+async def demo(request: Request) -> DemoQueries:
     """Questions of the demo corpus."""
-    return DemoQueries(corpus="Python language reference", queries=dict(_corpus().queries))
+    corpus = _corpus()
+    return DemoQueries(
+        corpus="Python language reference",
+        queries=dict(corpus.queries),
+        shown={each.query_id: each.reason for each in corpus.shown},
+        guarded=bool(state_of(request).lifecycle.keys),
+    )
 
 
 @router.get("/demo/{query_id}", responses={404: {"model": ErrorResponse, "description": "No such question."}})
-async def demo_query(query_id: str) -> DemoCandidates:
-    """What BM25 finds for a question."""
+async def demo_query(request: Request, query_id: str) -> DemoCandidates:
+    """What BM25 finds for a question, at most as many documents as a request may hold."""
     if query_id not in _corpus().queries:  # asked first, so that unknown ids cannot fill the cache
         raise ApiError(404, "not_found", "no such question; /demo lists them", param="query_id")
-    return _candidates(query_id)
+    found = _candidates(query_id)
+    return found.model_copy(update={"candidates": found.candidates[: state_of(request).settings.max_documents]})
 
 
 @cache
@@ -73,12 +85,14 @@ def _candidates(query_id: str) -> DemoCandidates:
     return DemoCandidates(
         query_id=query_id,
         query=query,
+        reason=next((each.reason for each in corpus.shown if each.query_id == query_id), None),
+        judged=sorted(grades.values(), reverse=True),
         candidates=[
             DemoCandidate(
                 document_id=document_id,
                 text=corpus.documents[document_id].content,
                 grade=grades.get(document_id, 0),
             )
-            for document_id in _index().search(query, _CANDIDATES)
+            for document_id in _index().search(query, DEFAULT_CANDIDATES)
         ],
     )

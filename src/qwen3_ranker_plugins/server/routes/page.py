@@ -11,7 +11,18 @@ from fastapi import APIRouter, Response
 
 router = APIRouter()
 
-PAGE = files(__package__).joinpath("page.html").read_bytes()
+
+def _assemble() -> bytes:
+    """`page/index.html`, with the files that its comments name inside its script and its style."""
+    folder = files(__package__.rpartition(".")[0]) / "page"
+
+    def inserted(names: re.Match[bytes]) -> bytes:
+        return b"\n".join(folder.joinpath(name).read_bytes() for name in names[1].decode().split())
+
+    return re.sub(rb"<!-- ((?:[a-z]+\.(?:js|css) )+)-->", inserted, folder.joinpath("index.html").read_bytes())
+
+
+PAGE = _assemble()
 
 
 def _hashes(tag: str) -> str:
