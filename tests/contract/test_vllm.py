@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, EngineError, Reranker, ScoringError
+from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, EngineError, Pieces, Reranker, ScoringError
 from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.engines.vllm.worker_engine import VllmEngine
 from qwen3_ranker_plugins.models import resolve_model
@@ -90,6 +90,21 @@ def test_hostile_text_scores_as_the_model_reads_it(
     margins = engine.score([request])[0]
     assert not margins.failures
     np.testing.assert_allclose(margins.values, one_at_a_time(request), rtol=0, atol=1e-3)
+
+
+def test_pieces_of_a_long_document_are_rows(
+    engine: VllmEngine,
+    encoder: PromptEncoder,
+    one_at_a_time: Reference,
+) -> None:
+    document = "Tigers are large cats. " * 20 + DOCUMENTS[0] + " Cats sleep. " * 20
+    request = encoder.encode(QUERY, [document, DOCUMENTS[2]], DEFAULT_INSTRUCTION, None, Pieces(40, 8))
+    assert request.pieces is not None
+    assert len(request.segments) == len(request.pieces) > 4
+    [margins] = engine.score([request])
+    np.testing.assert_allclose(margins.values, one_at_a_time(request), atol=5e-2)
+    start, end = request.pieces[int(np.argmax(margins.values))][1:]
+    assert "closes the file" in document[start:end]
 
 
 def test_a_prompt_that_vllm_refuses_fails_alone(

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from qwen3_ranker_plugins import InvalidInputError, RemoteError, Reranker, RerankResult
+from qwen3_ranker_plugins import InvalidInputError, Pieces, RemoteError, Request, Reranker, RerankResult
 
 from .services import KEY, Faulty, status
 
@@ -104,6 +104,44 @@ def test_our_server_says_what_it_cut(server_url: str, reranker: Reranker) -> Non
     assert by_index(result, "truncated_tokens") == by_index(expected, "truncated_tokens")
     assert by_index(result, "truncated_tokens")[1] > 0
     assert result.usage.prompt_tokens == expected.usage.prompt_tokens
+
+
+LONG = (
+    "A tuple is an immutable sequence of values. " * 8
+    + "The with statement closes a file. 短袖👩‍💻 "
+    + "Sets are mutable. " * 20
+)
+PIECES = Pieces(48, 8)
+
+
+@pytest.mark.parametrize("route", ["classify", "score", "rerank"])
+def test_pieces_are_cut_here_where_the_prompt_is_ours(vllm_url: str, reranker: Reranker, route: str) -> None:
+    """With the model's tokenizer, so that they are those of an engine in this process."""
+    requests = [Request("how is a file closed?", [LONG, "short"], pieces=PIECES)]
+    [expected] = reranker.rerank_many(requests)
+    with remote(vllm_url, "vllm", route=route) as other:
+        [result] = other.rerank_many(requests)
+    assert [(hit.index, hit.piece, hit.truncated_tokens) for hit in result] == [
+        (hit.index, hit.piece, hit.truncated_tokens) for hit in expected
+    ]
+    np.testing.assert_allclose(by_index(result), by_index(expected), atol=1e-4)
+    assert result.usage.pieces == expected.usage.pieces > 3
+
+
+@pytest.mark.parametrize("kind", ["server", "cohere", "tei"])
+def test_pieces_are_estimated_where_the_service_makes_the_prompt(
+    server_url: str, reranker: Reranker, kind: str
+) -> None:
+    """The piece that decided scores as its text does in a call of its own."""
+    with remote(server_url, kind) as other:
+        [result] = other.rerank_many([Request("how is a file closed?", [LONG, "short"], pieces=PIECES)])
+    best = result[0]
+    assert best.piece is not None
+    text = best.document[slice(*best.piece)]
+    assert "closes a file" in text
+    assert len(text.encode()) <= 48 * 4
+    assert best.score == pytest.approx(reranker.rerank("how is a file closed?", [text])[0].score, abs=1e-4)
+    assert result.usage.pieces > 3
 
 
 def test_a_template_of_the_services_own_is_noticed(templated_vllm_url: str, reranker: Reranker) -> None:
