@@ -44,7 +44,7 @@ def ranges(request: EncodedRequest) -> list[tuple[int, int]]:
     return [(piece.start, piece.end) for piece in request.pieces]
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(text=texts, tokens=st.integers(1, 40), share=st.floats(0, 0.5), data=st.data())
 @pytest.mark.parametrize("which", ["tiny_tokenizer", "qwen3_tokenizer"])
 def test_pieces_cover_the_text_and_are_encoded_as_texts_of_their_own(

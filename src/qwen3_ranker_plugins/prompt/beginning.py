@@ -102,17 +102,18 @@ def tokenize_beginnings(
         )
         for text in group:
             if len(text) <= slice_length:
-                yield _places(next(short).offsets, whole=True)
+                encoding = next(short)
+                yield _tokenized(encoding.ids, encoding.offsets, whole=True)
                 continue
             reader = _Reader(tokenizer, text, keep_offsets=True)
             while not reader.whole and len(reader.ids) < count:
                 reader.take(tokenizer.plain.encode(reader.next_slice(slice_length), add_special_tokens=False))
-            yield _places(reader.offsets, whole=reader.whole)
+            yield _tokenized(reader.ids, reader.offsets, whole=reader.whole)
 
 
-def _places(offsets: Sequence[tuple[int, int]], *, whole: bool) -> TokenizedText:
+def _tokenized(ids: list[int], offsets: Sequence[tuple[int, int]], *, whole: bool) -> TokenizedText:
     places = np.array(offsets, dtype=np.int64).reshape(-1, 2)
-    return TokenizedText(places[:, 0], places[:, 1], whole)
+    return TokenizedText(ids, places[:, 0], places[:, 1], whole)
 
 
 def in_groups(texts: Sequence[str], most: int, *, read: int | None) -> list[list[str]]:

@@ -43,21 +43,30 @@ class Cutter:
         pieces: overlap and number of pieces.
         longest: tokens of a piece.
         most: tokens of a document that are read; None for all.
+        suffix_ids: what follows the ids of any document; None if it has to be encoded together with the document.
     """
 
     def __init__(
-        self, tokenizer: ModelTokenizer, before_document: str, pieces: Pieces, longest: int, most: int | None
+        self,
+        tokenizer: ModelTokenizer,
+        before_document: str,
+        pieces: Pieces,
+        *,
+        longest: int,
+        most: int | None,
+        suffix_ids: list[int] | None,
     ) -> None:
         self._tokenizer = tokenizer
         self._before = before_document
         self._pieces = pieces
         self._longest = longest
         self._most = most
+        self._suffix_ids = suffix_ids
 
     def encode(self, documents: Sequence[str], encode: EncodeTexts) -> EncodedPieces:
         """Segments of all pieces, in the order of the documents."""
         texts = [as_utf8(document) for document in documents]
-        long = self._long(texts)
+        long, fitting = self._tokenized(texts)
         if self._most is not None and self._most <= self._longest:  # one piece of each is read, which is its beginning
             segments, truncated = encode(texts, self._most)
             ranges = [self._cut(text, long.get(place), self._most).ranges for place, text in enumerate(texts)]
@@ -67,7 +76,9 @@ class Cutter:
         segments_of: list[list[list[int]]] = [[]] * len(texts)
         truncated_of: list[list[int]] = [[]] * len(texts)
         ranges_of: list[list[tuple[int, int]]] = [[]] * len(texts)
-        waiting = list(range(len(texts)))
+        for place, ids in fitting.items():
+            ranges_of[place], segments_of[place], truncated_of[place] = [(0, len(texts[place]))], [ids], [0]
+        waiting = [place for place in range(len(texts)) if place not in fitting]
         while waiting:
             cuts = [self._cut(texts[place], long.get(place), lengths.get(place, self._longest)) for place in waiting]
             segments, truncated = encode(
@@ -87,8 +98,13 @@ class Cutter:
             waiting = again
         return self._joined(documents, segments_of, truncated_of, ranges_of)
 
-    def _long(self, texts: Sequence[str]) -> dict[int, TokenizedText]:
-        """Where the tokens of each text are that has more than one piece has, as far as it is read."""
+    def _tokenized(self, texts: Sequence[str]) -> tuple[dict[int, TokenizedText], dict[int, list[int]]]:
+        """What had to be tokenized to know whether it is longer than a piece.
+
+        Returns:
+            Where the tokens of those texts are that are longer, as far as they are read, and the segments of the
+            others, if these are known without encoding them once more; by place.
+        """
         longest = self._longest if self._most is None else min(self._longest, self._most)
         candidates = [
             place
@@ -98,13 +114,14 @@ class Cutter:
         read = min(self._pieces.limit * self._longest, self._most or sys.maxsize)
         before = len(self._before)
         tokenized = tokenize_beginnings(self._tokenizer, [self._before + texts[each] for each in candidates], read + 1)
-        return {
-            place: TokenizedText(
-                np.maximum(tokens.starts - before, 0), np.maximum(tokens.ends - before, 0), tokens.whole
-            )
-            for place, tokens in zip(candidates, tokenized, strict=True)
-            if len(tokens.starts) > longest
-        }
+        long: dict[int, TokenizedText] = {}
+        fitting: dict[int, list[int]] = {}
+        for place, (ids, starts, ends, whole) in zip(candidates, tokenized, strict=True):
+            if len(ids) > longest:
+                long[place] = TokenizedText(ids, np.maximum(starts - before, 0), np.maximum(ends - before, 0), whole)
+            elif self._suffix_ids is not None:
+                fitting[place] = ids + self._suffix_ids
+        return long, fitting
 
     def _cut(self, text: str, tokens: TokenizedText | None, longest: int) -> Cut:
         if tokens is None:

@@ -190,7 +190,14 @@ class PromptEncoder:
         encode_texts = partial(prompt.encode_documents, before=before_document, fitting=fitting)
         if pieces is None:
             return EncodedRequest(prefix, *encode_texts(documents, room))
-        cutter = Cutter(self.tokenizer, before_document, pieces, min(pieces.tokens, fitting), max_document_tokens)
+        cutter = Cutter(
+            self.tokenizer,
+            before_document,
+            pieces,
+            longest=min(pieces.tokens, fitting),
+            most=max_document_tokens,
+            suffix_ids=prompt.suffix_ids if prompt.suffix_is_apart else None,
+        )
         segments, truncated, found = cutter.encode(documents, encode_texts)
         return EncodedRequest(prefix, segments, truncated, pieces=found)
 
@@ -200,6 +207,7 @@ class _Prompt:
 
     Attributes:
         has_instruction: whether the prompt holds the instruction.
+        suffix_is_apart: whether the suffix begins with a control token, so that its ids do not depend on the document.
     """
 
     def __init__(self, tokenizer: ModelTokenizer, template: Template, empty_document: str) -> None:
@@ -214,6 +222,7 @@ class _Prompt:
         self._after_document = str(first.pop(0)) if first and isinstance(first[0], str) else ""
         self._rest_ids = [token_id for pieces in (first, *others) for token_id in tokenizer.encode(*pieces)]
         self.suffix_ids = [*tokenizer.encode(self._after_document), *self._rest_ids]
+        self.suffix_is_apart = not self._after_document
 
     def encode_documents(
         self, documents: Sequence[str], room: int, *, before: str, fitting: int

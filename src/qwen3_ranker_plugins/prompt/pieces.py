@@ -44,10 +44,12 @@ class TokenizedText(NamedTuple):
     """Where the tokens of a text are.
 
     Attributes:
+        ids: of the tokens; empty if they are estimated.
         starts, ends: int64 [n_tokens], offsets of each token's characters. Tokens of one character share its offsets.
         whole: these are all tokens of the text; otherwise at least one more follows.
     """
 
+    ids: list[int]
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
     whole: bool

@@ -191,7 +191,7 @@ def _estimated_pieces(documents: Sequence[str], pieces: Pieces, most: int | None
         ends = np.cumsum(widths)
         # A token begins with each character that reaches into the next four bytes.
         starts = np.flatnonzero(np.diff((ends - 1) // _BYTES_PER_TOKEN, prepend=-1))
-        tokens = TokenizedText(starts, np.append(starts[1:], len(text)), whole=True)
+        tokens = TokenizedText([], starts, np.append(starts[1:], len(text)), whole=True)
         cut = Cut([(0, len(text))], 0)
         if len(starts) > min(pieces.tokens, most or pieces.tokens):
             cut = cut_text(text, tokens, pieces, longest=pieces.tokens, most=most)
