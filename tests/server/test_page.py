@@ -225,6 +225,25 @@ def test_pasted_text_is_recognised_and_the_reading_can_be_changed(page: Page) ->
 
 
 @light_only
+def test_a_document_can_be_explained(page: Page) -> None:
+    """Its sentences are marked by what they add; an emoji in front of them does not move the marks."""
+    text = "🙂 A tuple is immutable. The with statement closes a file. A set is mutable."
+    page.fill("#query", "how is a file closed?")
+    page.fill("#documents", f"{text}\nBread needs yeast.")
+    page.press("#query", "Enter")
+    card = page.locator("#list.ranked > li").filter(has_text="with statement")
+    card.get_by_role("button", name="Explain").click()
+    marks = card.locator("mark")
+    expect(marks).to_have_count(3)
+    assert "".join(marks.all_text_contents()) == text
+    assert marks.nth(1).get_attribute("class") == "speaks"
+    assert marks.nth(1).text_content() == "The with statement closes a file. "
+    shares = [
+        int(share[:-1]) for share in marks.evaluate_all("all => all.map(m => m.style.getPropertyValue('--share'))")
+    ]
+    assert max(shares) == shares[1] == 45
+
+
 def test_files_become_documents(page: Page, tmp_path: Path) -> None:
     files = {
         "table.csv": 'id,content\n1,"first, with a comma"\n2,"second ""quoted""\nand broken"\n',

@@ -4,6 +4,7 @@ const narrow = matchMedia("(max-width: 60rem)").matches;
 let first = ""; // the example that the page opens on, until the form is touched
 let example = null; // the last example, with its judgements
 let asked = null; // aborts the request in flight
+let ranked = null; // the request whose answer is shown
 let chosen = false; // whether the user chose the format
 let source = ""; // where the documents come from, if not from typing
 let guarded = false; // whether requests need a key
@@ -84,6 +85,7 @@ async function rank() {
   try {
     const answer = await call("v1/rerank", body, mine.signal);
     const milliseconds = performance.now() - started;
+    ranked = body;
     figures(answer, milliseconds);
     reorder(answer);
     if (judged) {
@@ -98,6 +100,16 @@ async function rank() {
     byId("status").textContent = "";
     fail(error);
   }
+}
+
+// Ask what each sentence of one document adds, for the query that was ranked.
+async function explain(each) {
+  fail(null);
+  const text = ranked.documents[each.index];
+  try {
+    const { results: [result] } = await call("v1/rerank", { ...ranked, documents: [text], explain: "sentences" });
+    highlight(each, text, result.explanation.sentences);
+  } catch (error) { fail(error); }
 }
 
 // Fill the form with an example and rank it.
@@ -263,6 +275,7 @@ byId("form").addEventListener("drop", (event) => {
   byId("form").classList.remove("over");
   take(event.dataTransfer.files);
 });
+byId("list").addEventListener("explain", (event) => explain(cards.find(({ item }) => item === event.target)));
 byId("theme").addEventListener("click", () => {
   const root = document.documentElement;
   const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;

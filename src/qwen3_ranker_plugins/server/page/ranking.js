@@ -58,11 +58,31 @@ function addFold({ item, tags }) {
   tags.append(more);
 }
 
+// What each sentence adds to the score of a card, as a highlight of its text. Offsets count code points.
+function highlight({ content }, text, sentences) {
+  const points = Array.from(text);
+  const most = Math.max(...sentences.map((each) => Math.abs(each.contribution)), 1e-6);
+  content.replaceChildren(...sentences.map(({ start, end, contribution }) => {
+    const mark = make("mark", contribution > 0 ? "speaks" : "against", points.slice(start, end).join(""));
+    mark.style.setProperty("--share", `${Math.round(45 * Math.abs(contribution) / most)}%`);
+    mark.title = `${contribution > 0 ? "+" : "−"}${Math.abs(contribution).toFixed(2)} to logit(yes) − logit(no)`;
+    return mark;
+  }), make("span", "cut", points.slice(sentences.at(-1)?.end ?? 0).join("")));
+}
+
+function addExplain({ item, tags }) {
+  const button = make("button", "why", "Explain");
+  button.type = "button";
+  button.addEventListener("click", () => item.dispatchEvent(new CustomEvent("explain", { bubbles: true })));
+  tags.append(button);
+}
+
 // Cards that come into view get a fold if their text is cut. The others are neither laid out nor measured (style.css).
 const viewed = new IntersectionObserver((entries) => {
   const seen = new Set(entries.filter((each) => each.isIntersecting).map((each) => each.target));
   const fresh = cards.filter(({ item }) => seen.has(item));
   for (const { item } of fresh) viewed.unobserve(item);
+  fresh.forEach(addExplain);
   fresh.filter(({ content }) => content.scrollHeight > content.clientHeight + 2).forEach(addFold);
 }, { rootMargin: "300px" });
 
@@ -73,6 +93,7 @@ function show(documents, grades = new Map()) {
   const all = document.createDocumentFragment();
   all.append(...cards.map((each) => each.item));
   byId("list").replaceChildren(all);
+  byId("list").classList.remove("ranked");
   viewed.disconnect();
   for (const { item } of cards) viewed.observe(item);
   byId("empty").hidden = documents.length > 0;
@@ -100,6 +121,7 @@ function reorder(answer) {
     ordered.append(each.item);
   });
   byId("list").append(ordered);
+  byId("list").classList.add("ranked");
   // From where each card was to where it is: first, last, invert, play. Cards that nobody sees do not move.
   const seen = (top) => top > -200 && top < innerHeight + 200;
   for (const [each, top] of still.matches ? [] : tops()) {
