@@ -24,12 +24,13 @@ step = @printf '%s ... ' '$(1)'; started=$$(date +%s); { $(2); } && echo "$$(($$
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo quick test lowest lint clients notebooks docs release clean
+.PHONY: help demo quick test coverage lowest lint clients notebooks docs release clean
 
 help:
 	@echo 'make demo    rerank a real corpus in Haystack and LangChain (sets up .venv first, a few minutes once)'
 	@echo 'make quick   the tests of the core, the adapters and the command line (at most 2 minutes on 2 cores)'
 	@echo 'make test    lint, type-check and test everything (at most 15 minutes on 2 cores)'
+	@echo 'make coverage  which part of the core and the adapters their tests run, into docs/results/coverage.json'
 	@echo 'make lowest  the tests of the core, the adapters and the server with the lowest versions that are allowed'
 	@echo 'make lint    ruff, mypy, the layers of docs/architecture.md, spelling, workflows'
 	@echo 'make clients  LiteLLM and LlamaIndex in build/clients, for the test of the server with them'
@@ -49,6 +50,11 @@ test: lint $(VENV)/.vllm-installed
 # Without vLLM and without the tests marked slow.
 quick: $(VENV)/.test-installed
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' tests/unit tests/integration integrations
+
+# Lines that only run in processes that a test starts are not seen.
+coverage: $(VENV)/.test-installed
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report= -m 'not slow' tests/unit tests/integration integrations
+	$(BIN)/python tools/coverage_report.py
 
 # In an environment of its own, build/lowest; the first run needs 8 GB of disk, because old torch comes with CUDA.
 lowest: $(VENV)/.created

@@ -26,6 +26,8 @@ PROJECTS = [
 ]
 #: Old fastapi does not take starlette 1; without this, uv would raise fastapi rather than lower starlette.
 INDIRECT = ["starlette<0.49"]
+#: pytest 9.2 deprecates what the plugin of an anyio imports that goes with old httpx and starlette.
+TOOLS = ["pytest<9.2"]
 TESTS = ["tests/unit", "tests/integration", "integrations", "tests/server"]
 #: Clients of the server from other distributions, which ask for newer frameworks.
 LEFT_OUT = ["tests/server/test_clients.py", "tests/server/test_clients_elsewhere.py"]
@@ -53,7 +55,7 @@ def install() -> None:
     lines = [line for line in frozen.splitlines() if line.partition("==")[0] not in tools()]
     constraints = ENVIRONMENT / "constraints.txt"
     constraints.write_text("\n".join(lines), encoding="utf-8")
-    uv("pip", "install", "--upgrade", "--group", "test-tools", "--constraint", constraints)
+    uv("pip", "install", "--upgrade", "--group", "test-tools", *TOOLS, "--constraint", constraints)
     STAMP.touch()
 
 

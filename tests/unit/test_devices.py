@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -27,7 +29,13 @@ def absent(kind: str) -> bool:
 
 
 @pytest.mark.parametrize("device", ["mps", "xpu", "hpu", "xpu:1"])
-@pytest.mark.parametrize("engine", ["packed", "vllm_score"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "packed",
+        pytest.param("vllm_score", marks=pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")),
+    ],
+)
 def test_a_device_that_is_not_here_is_named(device: str, engine: str) -> None:
     if not absent(device.partition(":")[0]):
         pytest.skip(f"this machine has {device}")

@@ -286,7 +286,6 @@ async def test_bad_limits_are_refused_by_init_and_by_run(arguments: dict[str, An
         ({"engine": "warp"}, "engine='warp': use one of"),
         ({"dtype": "int3"}, "dtype='int3'"),
         ({"device": "cpu"}, r"device='cpu': .*ComponentDevice.from_str"),
-        ({"device": ComponentDevice.from_str("mps")}, "device='mps'"),
         ({"device": ComponentDevice.from_multiple(DeviceMap({"a": Device.cpu()}))}, "use one device"),
         ({"template": "{query} {nonsense} {document}"}, "unknown field {nonsense}"),
         ({"template": "no-such-name"}, "template='no-such-name'"),

@@ -154,7 +154,7 @@ async def test_nothing_in_nothing_out_without_loading_a_model() -> None:
         ({"model": ""}, "model=''"),
         ({"engine": "warp"}, "engine='warp': use one of"),
         ({"dtype": "int3"}, "dtype='int3'"),
-        ({"device": "mps"}, "device='mps'"),
+        ({"device": "tpu"}, "device='tpu'"),
         ({"template": "{query} {nonsense} {document}"}, "unknown field {nonsense}"),
         ({"instruction": " "}, "instruction=' '"),
         ({"max_length": 0}, "max_length=0"),
