@@ -3,7 +3,7 @@
     python benchmarks/cache_rag.py -o docs/results/cache_rag.json
 
 A stream of questions about the demo corpus, each with BM25's best passages, is answered without a cache, with one in
-memory, and by a second process with the first one's file. Questions come as often as in a Zipf distribution, which is
+memory, and by a second run with the first one's file. Questions come as often as in a Zipf distribution, which is
 what query logs look like; some come in other words. Then a tenth of the passages changes.
 """
 
