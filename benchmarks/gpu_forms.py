@@ -1,6 +1,10 @@
 """Every form of checkpoint on one device: margins of the packed engine against float32 references.
 
     python benchmarks/gpu_forms.py OUTPUT.json --commit COMMIT [--device cuda] [--dtype bfloat16] [--seconds 240]
+    python benchmarks/gpu_forms.py OUTPUT.json --commit COMMIT --smoke
+
+The second form runs every row on the CPU in float32, to see that the script works before a GPU is used for it.
+
 
 Writes small models with the libraries that users write them with (tests/forms.py), from the bundled model or random
 weights, and scores the same documents with transformers on the CPU in float32 and with the packed engine on the device.
@@ -106,13 +110,6 @@ def forms_of(tiny: Path, tmp: Path) -> dict[str, Callable[[], tuple[Path, str | 
     def merged() -> Path:
         return forms.write_merged(tiny, forms.write_adapter(tiny, tmp / "merged_adapter"), tmp / "merged")
 
-    def bitsandbytes(name: str, **arguments: Any) -> Path:
-        config = transformers.BitsAndBytesConfig(**arguments)
-        model = transformers.AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, quantization_config=config)
-        model.save_pretrained(tmp / name)
-        transformers.AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp / name)
-        return tmp / name
-
     def float8(style: str) -> Path:
         return forms.write_float8(tiny, tmp / style, style, tmp / f"{style}_plain")
 
@@ -133,12 +130,11 @@ def forms_of(tiny: Path, tmp: Path) -> dict[str, Callable[[], tuple[Path, str | 
         ),
         "zerank": lambda: (forms.copy_of(tiny, tmp / "zerank-2"), None, {}),
         "mxbai-rerank-v2": lambda: (forms.write_qwen2(tiny, tmp / "mxbai-rerank-base-v2"), None, {}),
+        "Qwen3-VL-Reranker, texts": lambda: (forms.write_qwen3_vl(tiny, tmp / "vl"), None, {}),
         "float8 block": lambda: (float8("block"), None, {}),
         "float8 fbgemm": lambda: (float8("fbgemm"), None, {}),
-        "bitsandbytes nf4": lambda: (
-            bitsandbytes("nf4", load_in_4bit=True, bnb_4bit_quant_type="nf4"), "causal", {}
-        ),
-        "bitsandbytes int8": lambda: (bitsandbytes("int8", load_in_8bit=True), "causal", {}),
+        "bitsandbytes nf4": lambda: (forms.write_bitsandbytes(tiny, tmp / "nf4", "nf4"), "causal", {}),
+        "bitsandbytes int8": lambda: (forms.write_bitsandbytes(tiny, tmp / "int8", "int8"), "causal", {}),
     }  # fmt: skip
     for scheme in forms.COMPRESSED:
         found[f"compressed-tensors {scheme}"] = lambda scheme=scheme: (  # type: ignore[misc]
@@ -195,7 +191,10 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--seconds", type=float, default=240, help="begin no form after this time")
+    parser.add_argument("--smoke", action="store_true", help="on the CPU, in float32, without a limit of time")
     arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.device, arguments.dtype, arguments.seconds = "cpu", "float32", float("inf")
     ends = time.monotonic() + arguments.seconds
     gpu = torch.cuda.get_device_name(0) if arguments.device.startswith("cuda") and torch.cuda.is_available() else "none"
     rows: list[Row] = []

@@ -137,6 +137,31 @@ def write_qwen2(tokenizer: Path, target: Path) -> Path:
     return target
 
 
+def write_qwen3_vl(tokenizer: Path, target: Path) -> Path:
+    """Random weights in the architecture of Qwen3-VL-Reranker, images and all."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    torch.manual_seed(2)
+    text = {
+        "vocab_size": len(AutoTokenizer.from_pretrained(tokenizer)), "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 4096, "initializer_range": 0.2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2]},
+    }  # fmt: skip
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "deepstack_visual_indexes": [0],
+    }
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision)).float()
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(target)
+    return target
+
+
 def write_fine_tune(causal: Path, target: Path) -> Path:
     """Several things that a fine-tune may have: added words, a merged adapter, the files of sentence-transformers."""
     words = write_with_added_words(causal, target.with_name(f"{target.name}_words"), ["volcanoes", "crust"])

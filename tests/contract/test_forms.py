@@ -34,6 +34,7 @@ from tests.forms import (
     write_float8,
     write_merged,
     write_qwen2,
+    write_qwen3_vl,
     write_with_added_words,
 )
 
@@ -184,26 +185,10 @@ def test_mxbai_rerank_v2(mxbai: Path, instruction: str | None) -> None:
 
 
 def test_qwen3_vl_reranker_for_texts(qwen3_folder: Path, tmp_path: Path) -> None:
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    from transformers import Qwen3VLForConditionalGeneration
 
-    torch.manual_seed(2)
-    text = {
-        "vocab_size": len(AutoTokenizer.from_pretrained(qwen3_folder)), "hidden_size": 64, "intermediate_size": 96,
-        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-        "max_position_embeddings": 4096, "initializer_range": 0.2,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2]},
-    }  # fmt: skip
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_heads": 2,
-        "out_hidden_size": 64,
-        "deepstack_visual_indexes": [0],
-    }
-    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision)).float()
-    model.save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(qwen3_folder).save_pretrained(tmp_path)
+    write_qwen3_vl(qwen3_folder, tmp_path)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
     spec = read_spec(tmp_path)
     texts = [
         spec.template.format(instruction=spec.instruction, query=QUERY, document=each or "NULL") for each in DOCUMENTS

@@ -160,6 +160,7 @@ MESSAGES = {
     "Value error, torch.float32 is not supported for quantization method fp8. Supported dtypes: [torch.bfloat16]": (
         "leave engine_options['quantization'] out"
     ),
+    "ValueError: Failed to find a kernel that can implement the ScaledMM linear layer. Reasons: ": "engine='packed'",
     "RuntimeError: _C::static_scaled_fp8_quant() expected at most 0 argument(s) but received 4": "use a GPU",
     "ValueError: User-specified max_model_len (9) is greater than the derived max_model_len (8). To allow overriding "
     "this maximum, set the env var VLLM_ALLOW_LONG_MAX_MODEL_LEN=1.": "lower max_length",

@@ -69,10 +69,14 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         ),
     ),
     (
-        r"quantization is (?:currently )?not supported|not supported for quantization method|scaled_fp8_quant",
         (
-            "this build of vLLM cannot run that quantization on this device in this dtype: use a GPU and bfloat16, or "
-            "leave engine_options['quantization'] out"
+            r"quantization is (?:currently )?not supported|not supported for quantization method|scaled_fp8_quant|"
+            r"Failed to find a kernel that can implement|(?i:unknown quantization method|error: .*bitsandbytes)"
+        ),
+        (
+            "this build of vLLM cannot run that quantization on this device in this dtype: use a GPU and bfloat16, "
+            "leave engine_options['quantization'] out, or use engine='packed', which dequantises float8, "
+            "compressed-tensors and bitsandbytes weights when it loads them"
         ),
     ),
     (r"was not ready after", "raise engine_options['start_timeout'], or set enforce_eager, which starts faster"),
