@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from .config import RankingOptions, check_text
+from .documents import DocumentFormat
 from .errors import EngineClosedError, EngineError, InvalidInputError
 from .reranker import Reranker
 from .types import RerankResult, ScoredDocument
@@ -23,6 +24,8 @@ from .types import RerankResult, ScoredDocument
 FAILED = "qwen3_failed"
 #: Keys of the piece that decided, if long documents are judged in pieces.
 PIECE = ("qwen3_piece_start", "qwen3_piece_end")
+#: Key of the text that the model read of a document, if it is wanted.
+JUDGED_TEXT = "qwen3_judged_text"
 
 _logger = logging.getLogger(__name__)
 
@@ -136,6 +139,7 @@ class RankingCall(ABC, Generic[Item]):
         top_k: maximum number of items to return if they cannot be scored; None for all.
         fail_open: whether they are then returned as they came.
         lazy: where the adapter keeps its reranker.
+        judged_text: whether the metadata of copies gain the text that the model read.
         waiting: whether the items have to be scored.
         output: copies of the items that are returned, once they are known.
     """
@@ -145,6 +149,7 @@ class RankingCall(ABC, Generic[Item]):
     top_k: int | None
     fail_open: bool
     lazy: LazyReranker
+    judged_text: bool = False
     waiting: bool = False
     output: list[Item] = field(default_factory=list)
 
@@ -199,6 +204,7 @@ def ranked_metadata(
     key: str = "retriever_score",
     *,
     content: str | None = None,
+    judged_text: bool = False,
 ) -> dict[str, Any]:
     """A deep copy of a document's metadata, with what the model says of the document.
 
@@ -208,9 +214,11 @@ def ranked_metadata(
         retriever_score: the score that it came with; kept under `key` unless the metadata has a value there already.
         key: the framework's name of that score.
         content: the document's own text, which may be a part of the text that was judged; offsets are into it.
+        judged_text: whether to add the text that the model read. That of an earlier reranker is removed in any case.
     """
     copied = own_copies(metadata)
     copied.pop(FAILED, None)
+    copied.pop(JUDGED_TEXT, None)
     if retriever_score is not None and copied.get(key) is None:
         copied[key] = retriever_score
     copied["qwen3_margin"] = hit.margin
@@ -221,15 +229,33 @@ def ranked_metadata(
     if hit.piece is not None:
         text = hit.document if content is None else content
         # Frameworks strip the white space at the ends of a text that they put metadata in front of.
-        before = hit.document.rfind(text.strip()) - (len(text) - len(text.lstrip()))
-        for name, offset in zip(PIECE, hit.piece, strict=True):
+        found = hit.document.rfind(text.strip())
+        before = found - (len(text) - len(text.lstrip()))
+        for name, offset in zip(PIECE, hit.piece, strict=True) if found >= 0 else ():  # YAML may quote the text
             copied[name] = min(max(offset - before, 0), len(text))
+    if judged_text:
+        copied[JUDGED_TEXT] = hit.document
     return copied
 
 
 def unranked_metadata(metadata: Mapping[str, Any], error: Exception) -> dict[str, Any]:
     """A deep copy of the metadata of a document that was not scored, with the name of the error's class."""
     return {**own_copies(metadata), FAILED: type(error).__name__}
+
+
+def judged_text(form: DocumentFormat, metadata: Mapping[str, Any], text: str, place: str) -> str:
+    """What is judged of a document with metadata and a text.
+
+    Raises:
+        InvalidInputError: it has nothing of what `document_template` names, or a value has no form as text.
+    """
+    judged = form.text(metadata, text, place=f"{place}.metadata")
+    if judged is None:
+        remedy = (
+            f"has none of the keys that document_template names: leave it out, or put {{{form.own}}} into the template"
+        )
+        raise InvalidInputError(place, form.template, remedy)
+    return judged
 
 
 def own_copies(values: Mapping[str, Any]) -> dict[str, Any]:

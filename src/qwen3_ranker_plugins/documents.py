@@ -50,7 +50,7 @@ class DocumentFormat:
 
     Attributes:
         fields: names of the judged fields, in this order. None: those that the template names; all fields of each
-            document with "yaml" and "lines"; `text` without a template.
+            document with "yaml", "lines" and "values"; `text` without a template.
         template: "yaml", as Cohere documents it: `name: value`, in the order of `fields`. "lines": a line `name: value`
             for each field. "values": the values without their names (only with `own`). Or a text with each field in
             braces, such as "{title}\n{text}", where {{ and }} stand for braces. What is in the braces is the key of a
@@ -101,12 +101,12 @@ class DocumentFormat:
         Raises:
             InvalidInputError: the value of a field has no form as text; names the field.
         """
+        names = document.keys() if self.fields is None else self.fields
         if self.template == "values":
-            values = [document.get(name) for name in self.fields or ()]
+            values = [document.get(name) for name in names]
             texts = [str(value) for value in values if value is not None]
             texts += [] if own is None else [own]
             return self.separator.join(texts) if texts else None
-        names = document.keys() if self.fields is None and self.own is None else self.fields or ()
         found = {name: builtin(document[name], f"{place}.{name}") for name in names if name in document}
         found = {name: value for name, value in found.items() if not _is_missing(value)}
         is_own_template = self.template is not None and self.template not in self._formats

@@ -115,6 +115,8 @@ def test_dumps_and_loads(model: str, core: Reranker, documents: list[Document]) 
             "min_confidence": None,
             "meta_fields_to_embed": ["tags"],
             "embedding_separator": "\n",
+            "document_template": "values",
+            "return_judged_text": False,
             "fail_open": False,
         },
     }

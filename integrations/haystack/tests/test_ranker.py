@@ -232,6 +232,39 @@ def test_a_document_without_text_is_named(model: str, meta: dict[str, Any]) -> N
         ranker.run(QUERY, [Document(content="fine"), Document(id="picture-7", meta=meta)])
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"meta_fields_to_embed": ["title"]}, "Files\nThe text."),
+        ({"meta_fields_to_embed": ["title", "none", "tags"], "document_template": "lines"},
+         "title: Files\ntags: io, 2\ncontent: The text."),
+        ({"meta_fields_to_embed": ["title", "ok"], "document_template": "yaml"},
+         "title: Files\nok: true\ncontent: The text.\n"),
+        ({"document_template": "{title} ({missing}): {content}"}, "Files (): The text."),
+    ],
+)  # fmt: skip
+async def test_what_is_judged_can_be_seen(model: str, core: Reranker, options: dict[str, Any], expected: str) -> None:
+    document = Document(content="The text.", meta={"title": "Files", "ok": True, "none": None, "tags": ["io", 2]})
+    ranker = Qwen3Ranker(model=model, return_judged_text=True, **options)
+    for output in (ranker.run(QUERY, [document]), await ranker.run_async(QUERY, [document])):
+        [ranked] = output["documents"]
+        assert ranked.content == "The text."
+        assert ranked.meta["qwen3_judged_text"] == expected
+        assert ranked.meta["qwen3_margin"] == pytest.approx(core.rerank(QUERY, [expected])[0].margin, abs=1e-4)
+    # A later ranker read something else.
+    [again] = Qwen3Ranker(model=model).run(QUERY, [ranked])["documents"]
+    assert "qwen3_judged_text" not in again.meta
+    ranker.document_template = "{title}"
+    ranker.meta_fields_to_embed = []
+    assert ranker.run(QUERY, [document])["documents"][0].meta["qwen3_judged_text"] == "Files"
+
+
+def test_a_value_without_a_form_as_text_is_named(model: str) -> None:
+    ranker = Qwen3Ranker(model=model, meta_fields_to_embed=["raw"], document_template="lines")
+    with pytest.raises(InvalidInputError, match=r"documents\[1\]\.meta\.raw=.*has no form as text"):
+        ranker.run(QUERY, [Document(content="fine"), Document(content="b", meta={"raw": object()})])
+
+
 def test_truncation_is_reported(model: str) -> None:
     ranker = Qwen3Ranker(model=model, max_length=150)
     long, short = Document(id="long", content="one two three " * 200), Document(id="short", content="one")
@@ -295,6 +328,14 @@ async def test_bad_limits_are_refused_by_init_and_by_run(arguments: dict[str, An
         ({"engine_options": {"depth": {1}}}, "engine_options="),
         ({"meta_fields_to_embed": "title"}, "meta_fields_to_embed='title': use a list"),
         ({"embedding_separator": None}, "embedding_separator=None"),
+        ({"document_template": "yml"}, "document_template='yml': use yaml, lines, values"),
+        ({"document_template": "{content!r}"}, "document_template=.*no format"),
+        (
+            {"document_template": "{title}", "meta_fields_to_embed": ["title"]},
+            "meta_fields_to_embed=.*give one of them",
+        ),
+        ({"document_template": "lines", "meta_fields_to_embed": ["content"]}, "leave out 'content'"),
+        ({"return_judged_text": 1}, "return_judged_text=1: use True or False"),
         ({"fail_open": "yes"}, "fail_open='yes'"),
         ({"engine": "remote", "engine_options": {"url": "http://h", "api_key": "k"}}, "hidden.*environment variable"),
     ],
@@ -438,6 +479,8 @@ def test_to_dict_and_back() -> None:
         min_confidence=0.5,
         meta_fields_to_embed=["title"],
         embedding_separator=" ",
+        document_template="lines",
+        return_judged_text=True,
         fail_open=True,
     )
     data = ranker.to_dict()
@@ -468,6 +511,8 @@ def test_to_dict_and_back() -> None:
             "min_confidence": 0.5,
             "meta_fields_to_embed": ["title"],
             "embedding_separator": " ",
+            "document_template": "lines",
+            "return_judged_text": True,
             "fail_open": True,
         },
     }
@@ -496,6 +541,8 @@ def test_settings_of_other_types_are_dumped_as_builtin_values(late: bool) -> Non
         "min_confidence": np.float32(0.5),
         "meta_fields_to_embed": [np.str_("title")],
         "embedding_separator": np.str_(" "),
+        "document_template": np.str_("lines"),
+        "return_judged_text": np.True_,
         "fail_open": np.True_,
     }
     expected = {
@@ -510,6 +557,8 @@ def test_settings_of_other_types_are_dumped_as_builtin_values(late: bool) -> Non
         "min_confidence": 0.5,
         "meta_fields_to_embed": ["title"],
         "embedding_separator": " ",
+        "document_template": "lines",
+        "return_judged_text": True,
         "fail_open": True,
     }
     ranker = Qwen3Ranker(**({} if late else given))
@@ -595,6 +644,8 @@ def test_defaults_as_a_dict() -> None:
         "min_confidence": None,
         "meta_fields_to_embed": [],
         "embedding_separator": "\n",
+        "document_template": "values",
+        "return_judged_text": False,
         "fail_open": False,
     }
 

@@ -12,8 +12,15 @@ from typing_extensions import override
 
 from qwen3_ranker_plugins import EngineError, InvalidInputError, ScoredDocument
 from qwen3_ranker_plugins.adapter_settings import Qwen3Settings
-from qwen3_ranker_plugins.adapters import RankingCall, own_copies, ranked_metadata, unranked_metadata
+from qwen3_ranker_plugins.adapters import (
+    RankingCall,
+    judged_text,
+    own_copies,
+    ranked_metadata,
+    unranked_metadata,
+)
 from qwen3_ranker_plugins.config import RankingOptions, check_positive
+from qwen3_ranker_plugins.documents import DocumentFormat
 
 
 class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
@@ -29,6 +36,7 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
     - `qwen3_truncated_tokens`: number of tokens cut off the end of the text to make it fit; 0 if it was read whole.
     - `qwen3_piece_start`, `qwen3_piece_end`: with `long_documents="pieces"`, the piece that decided, as offsets of
       characters into `page_content`.
+    - `qwen3_judged_text`, if `return_judged_text` is set: the text that the model read.
 
     ```python
     from langchain_core.documents import Document
@@ -51,6 +59,12 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
     out."""
     embedding_separator: str = "\n"
     """Text between those values and the document's text."""
+    document_template: str = "values"
+    """How those values and the text are joined. "values": as above. "lines": a line `key: value` for each, the last one
+    for `page_content`. "yaml": the same as YAML. Or a text with keys of the metadata and `page_content` in braces, such
+    as "{title} ({year}): {page_content}", without `metadata_fields_to_embed`; a missing value is empty."""
+    return_judged_text: StrictBool = False
+    """Put the text that the model read into `metadata["qwen3_judged_text"]`."""
     fail_open: StrictBool = False
     """If scoring fails, or the query is None or blank, return the documents in the order in which they came, at most
     `top_n` of them, without new scores and with `qwen3_failed` in their metadata: the name of the error's class.
@@ -61,6 +75,7 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
     def _check_limits(self) -> Self:
         check_positive("top_n", self.top_n)
         RankingOptions(None, self.score_threshold, self.min_confidence)
+        self._format()
         return self
 
     @override
@@ -123,6 +138,7 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
             self.top_n,
             self.fail_open,
             self._lazy,
+            self.return_judged_text,
             waiting=bool(distinct),
         )
         if not isinstance(query, str) or not query.strip():
@@ -131,14 +147,21 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
 
     def _texts(self, documents: list[Document]) -> list[str]:
         """What is judged of each document."""
-        if not self.metadata_fields_to_embed:
-            return [document.page_content for document in documents]
-        texts = []
-        for document in documents:
-            values = [document.metadata.get(key) for key in self.metadata_fields_to_embed]
-            embedded = [str(value) for value in values if value is not None]
-            texts.append(self.embedding_separator.join([*embedded, document.page_content]))
-        return texts
+        form = self._format()
+        return [
+            judged_text(form, document.metadata, document.page_content, f"documents[{index}]")
+            for index, document in enumerate(documents)
+        ]
+
+    def _format(self) -> DocumentFormat:
+        """How the judged text is made."""
+        return DocumentFormat(
+            self.metadata_fields_to_embed,
+            self.document_template,
+            own="page_content",
+            separator=self.embedding_separator,
+            argument="metadata_fields_to_embed",
+        )
 
 
 class _Call(RankingCall[Document]):
@@ -148,10 +171,8 @@ class _Call(RankingCall[Document]):
         given = item.metadata.get("score")
         if given is None:
             given = item.metadata.get("relevance_score")
-        return _copy(
-            item,
-            {**ranked_metadata(item.metadata, hit, given, content=item.page_content), "relevance_score": hit.score},
-        )
+        metadata = ranked_metadata(item.metadata, hit, given, content=item.page_content, judged_text=self.judged_text)
+        return _copy(item, {**metadata, "relevance_score": hit.score})
 
     def unranked(self, item: Document, error: Exception) -> Document:
         return _copy(item, unranked_metadata(item.metadata, error))

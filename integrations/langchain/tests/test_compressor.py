@@ -129,6 +129,35 @@ def test_metadata_fields_are_embedded_in_their_order_and_only_none_is_left_out(m
     assert ranked.metadata["qwen3_margin"] == core.rerank(QUERY, ["Files | 0 |  | False | The text."])[0].margin
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"metadata_fields_to_embed": ["title"]}, "Files\nThe text."),
+        ({"metadata_fields_to_embed": ["title", "tags"], "document_template": "lines"},
+         "title: Files\ntags: io, 2\npage_content: The text."),
+        ({"metadata_fields_to_embed": ["ok"], "document_template": "yaml"}, "ok: true\npage_content: The text.\n"),
+        ({"document_template": "{title} ({missing}): {page_content}"}, "Files (): The text."),
+    ],
+)  # fmt: skip
+async def test_what_is_judged_can_be_seen(model: str, core: Reranker, options: dict[str, Any], expected: str) -> None:
+    document = Document("The text.", metadata={"title": "Files", "ok": True, "tags": ["io", 2]})
+    compressor = Qwen3Rerank(model=model, return_judged_text=True, **options)
+    for [ranked] in (
+        compressor.compress_documents([document], QUERY), await compressor.acompress_documents([document], QUERY)
+    ):  # fmt: skip
+        assert ranked.page_content == "The text."
+        assert ranked.metadata["qwen3_judged_text"] == expected
+        assert ranked.metadata["qwen3_margin"] == pytest.approx(core.rerank(QUERY, [expected])[0].margin, abs=1e-4)
+    [again] = Qwen3Rerank(model=model).compress_documents([ranked], QUERY)
+    assert "qwen3_judged_text" not in again.metadata
+
+
+def test_a_document_with_nothing_of_the_template_is_named(model: str) -> None:
+    compressor = Qwen3Rerank(model=model, document_template="{title}")
+    with pytest.raises(InvalidInputError, match=r"documents\[1\]=.*none of the keys.*page_content"):
+        compressor.compress_documents([Document("a", metadata={"title": "A"}), Document("b")], QUERY)
+
+
 def test_truncation_is_reported(model: str) -> None:
     compressor = Qwen3Rerank(model=model, max_length=150)
     ranked = compressor.compress_documents([Document("one two three " * 200, id="long"), Document("one")], QUERY)
@@ -161,6 +190,13 @@ async def test_nothing_in_nothing_out_without_loading_a_model() -> None:
         ({"token_budget": -5}, "token_budget=-5"),
         ({"engine_options": {"depth": {1}}}, "engine_options="),
         ({"metadata_fields_to_embed": "title"}, "metadata_fields_to_embed"),
+        ({"document_template": "yml"}, "document_template='yml': use yaml, lines, values"),
+        ({"document_template": "{a!r}"}, "document_template=.*no format"),
+        (
+            {"document_template": "{a}", "metadata_fields_to_embed": ["a"]},
+            "metadata_fields_to_embed=.*give one of them",
+        ),
+        ({"return_judged_text": 1}, "return_judged_text"),
         ({"top_k": 3}, "top_k\n.*Extra inputs are not permitted"),
     ],
 )
@@ -379,6 +415,8 @@ def test_model_dump_and_back(model: str, documents: list[Document]) -> None:
         "min_confidence": None,
         "metadata_fields_to_embed": ["topic"],
         "embedding_separator": "\n",
+        "document_template": "values",
+        "return_judged_text": False,
         "fail_open": False,
     }
     again = Qwen3Rerank(**dump)
@@ -404,6 +442,8 @@ def test_settings_of_other_types_are_dumped_as_builtin_values() -> None:
         "min_confidence": np.float32(0.5),
         "metadata_fields_to_embed": [np.str_("title")],
         "embedding_separator": np.str_(" "),
+        "document_template": np.str_("lines"),
+        "return_judged_text": np.True_,
         "fail_open": np.True_,
     }
     expected: dict[str, Any] = {
@@ -419,6 +459,8 @@ def test_settings_of_other_types_are_dumped_as_builtin_values() -> None:
         "min_confidence": 0.5,
         "metadata_fields_to_embed": ["title"],
         "embedding_separator": " ",
+        "document_template": "lines",
+        "return_judged_text": True,
         "fail_open": True,
     }
     late = Qwen3Rerank(**{name: given[name] for name in ("model", "engine", "dtype", "max_length", "token_budget")})

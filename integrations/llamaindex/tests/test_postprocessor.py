@@ -79,6 +79,47 @@ def test_metadata_modes(model: str, core: Reranker, mode: MetadataMode) -> None:
     assert ranked.metadata["qwen3_margin"] == pytest.approx(expected.margin, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "title: Files\nfor_embedding: b\n\nThe text."),
+        ({"metadata_fields_to_embed": ["for_llm", "title"]}, "[1, 2]\nFiles\nThe text."),
+        ({"metadata_fields_to_embed": []}, "The text."),
+        ({"metadata_fields_to_embed": ["title", "for_llm"], "document_template": "lines"},
+         "title: Files\nfor_llm: 1, 2\ncontent: The text."),
+        # Without keys of one's own, what the mode shows is joined.
+        ({"document_template": "yaml"}, "title: Files\nfor_embedding: b\ncontent: The text.\n"),
+        ({"document_template": "lines", "metadata_mode": "llm"}, "title: Files\nfor_llm: 1, 2\ncontent: The text."),
+        ({"document_template": "lines", "metadata_mode": "none"}, "content: The text."),
+        ({"document_template": "{title} ({missing}): {content}"}, "Files (): The text."),
+    ],
+)  # fmt: skip
+def test_what_is_judged_can_be_seen(model: str, core: Reranker, options: dict[str, Any], expected: str) -> None:
+    node = TextNode(
+        text="The text.",
+        metadata={"title": "Files", "for_llm": [1, 2], "for_embedding": "b"},
+        excluded_embed_metadata_keys=["for_llm"],
+        excluded_llm_metadata_keys=["for_embedding"],
+    )
+    for [ranked] in both_ways(
+        Qwen3Rerank(model=model, return_judged_text=True, **options), [NodeWithScore(node=node)], QUERY
+    ):
+        assert ranked.text == "The text."
+        assert ranked.metadata["qwen3_judged_text"] == expected
+        assert ranked.metadata["qwen3_margin"] == pytest.approx(core.rerank(QUERY, [expected])[0].margin, abs=1e-4)
+        # Neither the language model nor a second reranker reads it.
+        assert "judged" not in ranked.node.get_content(metadata_mode=MetadataMode.LLM)
+        [again] = Qwen3Rerank(model=model).postprocess_nodes([ranked], query_str=QUERY)
+        assert "qwen3_judged_text" not in again.metadata
+
+
+def test_a_node_with_nothing_of_the_template_is_named(model: str) -> None:
+    reranker = Qwen3Rerank(model=model, document_template="{title}")
+    nodes = [NodeWithScore(node=TextNode(text="a", metadata={"title": "A"})), NodeWithScore(node=TextNode(text="b"))]
+    with pytest.raises(InvalidInputError, match=r"nodes\[1\]=.*none of the keys.*\{content\}"):
+        reranker.postprocess_nodes(nodes, query_str=QUERY)
+
+
 @pytest.mark.parametrize("mode", list(MetadataMode))
 def test_what_models_read_stays_as_it_was(model: str, nodes: list[NodeWithScore], mode: MetadataMode) -> None:
     before = {each.node_id: each.node.get_content(metadata_mode=mode) for each in nodes}
@@ -147,6 +188,9 @@ def test_nothing_in_nothing_out_without_loading_a_model() -> None:
         ({"min_confidence": float("nan")}, "min_confidence=nan"),
         ({"engine": "warp"}, "engine='warp'"),
         ({"metadata_mode": "some"}, "metadata_mode"),
+        ({"document_template": "yml"}, "document_template='yml': use yaml, lines, values"),
+        ({"document_template": "{a}", "metadata_fields_to_embed": ["a"]}, "to_embed=.*give one of them"),
+        ({"document_template": "lines", "metadata_fields_to_embed": ["content"]}, "leave out 'content'"),
         ({"top_k": 3}, "Extra inputs are not permitted"),
     ],
 )
@@ -240,6 +284,9 @@ def test_to_dict_and_back(model: str, nodes: list[NodeWithScore]) -> None:
         "score_threshold": 0.25,
         "min_confidence": None,
         "metadata_mode": "llm",
+        "metadata_fields_to_embed": None,
+        "document_template": "values",
+        "return_judged_text": False,
         "fail_open": False,
     }
     assert {type(value) for value in data.values()} == {str, int, float, bool, dict, type(None)}

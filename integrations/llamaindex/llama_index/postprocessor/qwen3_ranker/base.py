@@ -17,19 +17,24 @@ from qwen3_ranker_plugins import EngineError, InvalidInputError, ScoredDocument
 from qwen3_ranker_plugins.adapter_settings import Qwen3Settings
 from qwen3_ranker_plugins.adapters import (
     FAILED,
+    JUDGED_TEXT,
     PIECE,
     RankingCall,
+    judged_text,
     own_copies,
     ranked_metadata,
     unranked_metadata,
 )
 from qwen3_ranker_plugins.config import RankingOptions, check_positive, plain
+from qwen3_ranker_plugins.documents import DocumentFormat
 
 _dispatcher = get_dispatcher(__name__)
 
 _RETRIEVAL_SCORE = "retrieval_score"
 #: Keys that are added to a node's metadata, and kept out of the texts that language and embedding models read.
-_OUR_KEYS = (_RETRIEVAL_SCORE, "qwen3_margin", "qwen3_confidence", "qwen3_truncated_tokens", *PIECE, FAILED)
+_OUR_KEYS = (
+    _RETRIEVAL_SCORE, "qwen3_margin", "qwen3_confidence", "qwen3_truncated_tokens", *PIECE, JUDGED_TEXT, FAILED
+)  # fmt: skip
 
 
 class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
@@ -45,6 +50,7 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
     - `qwen3_truncated_tokens`: number of tokens cut off the end of the text to make it fit; 0 if it was read whole.
     - `qwen3_piece_start`, `qwen3_piece_end`: with `long_documents="pieces"`, the piece that decided, as offsets of
       characters into the node's text without its metadata.
+    - `qwen3_judged_text`, if `return_judged_text` is set: the text that the model read.
 
     ```python
     from llama_index.core.schema import NodeWithScore, TextNode
@@ -67,6 +73,16 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
     """Minimum confidence, in [0, 1], of a returned node; None for no minimum."""
     metadata_mode: Annotated[MetadataMode, PlainSerializer(plain)] = MetadataMode.EMBED
     """Which metadata is put in front of the text: "embed" (that of the embedding model), "llm", "all" or "none"."""
+    metadata_fields_to_embed: list[str] | None = None
+    """Keys of the metadata whose values are put in front of the text, in this order, in place of those that
+    `metadata_mode` chooses. Missing values and None are left out."""
+    document_template: str = "values"
+    """How metadata and text are joined. "values": as the node's own templates do it, or the values of
+    `metadata_fields_to_embed` and the text, each on a line of its own. "lines": a line `key: value` for each, the last
+    one for `content`. "yaml": the same as YAML. Or a text with keys of the metadata and `content` in braces, such as
+    "{title} ({year}): {content}", without `metadata_fields_to_embed`; a missing value is empty."""
+    return_judged_text: StrictBool = False
+    """Put the text that the model read into `metadata["qwen3_judged_text"]`."""
     fail_open: StrictBool = False
     """If scoring fails, or the query is missing or blank, return the nodes in the order in which they came, at most
     `top_n` of them, with unchanged scores and with `qwen3_failed` in their metadata: the name of the error's class.
@@ -82,6 +98,7 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
     def _check_limits(self) -> Self:
         check_positive("top_n", self.top_n)
         RankingOptions(None, self.score_threshold, self.min_confidence)
+        self._format()
         return self
 
     def _postprocess_nodes(
@@ -114,12 +131,13 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
         """Everything that both methods do before scoring."""
         check_positive("top_n", self.top_n)  # it may have been changed since it was validated
         distinct = _without_duplicates(nodes)
+        form = self._format()
         query = None if query_bundle is None else query_bundle.query_str
         call = _Call(
             distinct,
             {
                 "query": query,
-                "documents": [self._text(each.node) for each in distinct],
+                "documents": [self._text(form, each.node, index) for index, each in enumerate(distinct)],
                 "top_k": self.top_n,
                 "score_threshold": self.score_threshold,
                 "min_confidence": self.min_confidence,
@@ -128,19 +146,35 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
             self.top_n,
             self.fail_open,
             self._lazy,
+            self.return_judged_text,
             waiting=bool(distinct),
         )
         if not isinstance(query, str) or not query.strip():
             call.refuse_query()
         return call
 
-    def _text(self, node: BaseNode) -> str:
+    def _format(self) -> DocumentFormat:
+        """How the judged text is made, if not by the node's own templates."""
+        return DocumentFormat(
+            self.metadata_fields_to_embed,
+            self.document_template,
+            own="content",
+            argument="metadata_fields_to_embed",
+        )
+
+    def _text(self, form: DocumentFormat, node: BaseNode, index: int) -> str:
         """What is judged of a node.
 
         Raises:
             InvalidInputError: it is an image without a text.
         """
-        text = node.get_content(metadata_mode=self.metadata_mode)
+        own = node.get_content(metadata_mode=MetadataMode.NONE)
+        if form.fields is not None:
+            text = judged_text(form, node.metadata, own, f"nodes[{index}]")
+        elif form.template == "values":
+            text = node.get_content(metadata_mode=self.metadata_mode)
+        else:
+            text = judged_text(form, _visible(node, self.metadata_mode), own, f"nodes[{index}]")
         if isinstance(node, ImageNode) and not text.strip():
             raise InvalidInputError(
                 "nodes", node.node_id, "this image has no text to judge: leave it out, or give it a text"
@@ -174,11 +208,22 @@ class _Call(RankingCall[NodeWithScore]):
             item.score,
             _RETRIEVAL_SCORE,
             content=item.node.get_content(metadata_mode=MetadataMode.NONE),
+            judged_text=self.judged_text,
         )
         return _copy(item, hit.score, metadata)
 
     def unranked(self, item: NodeWithScore, error: Exception) -> NodeWithScore:
         return _copy(item, item.score, unranked_metadata(item.node.metadata, error))
+
+
+def _visible(node: BaseNode, mode: MetadataMode) -> dict[str, Any]:
+    """The metadata that a mode shows, as `BaseNode.get_metadata_str` has it."""
+    hidden = {
+        MetadataMode.EMBED: node.excluded_embed_metadata_keys,
+        MetadataMode.LLM: node.excluded_llm_metadata_keys,
+        MetadataMode.NONE: list(node.metadata),
+    }.get(mode, [])
+    return {key: value for key, value in node.metadata.items() if key not in hidden}
 
 
 def _copy(given: NodeWithScore, score: float | None, metadata: dict[str, Any]) -> NodeWithScore:

@@ -25,6 +25,7 @@ from qwen3_ranker_plugins.config import (
     check_text,
     plain,
 )
+from qwen3_ranker_plugins.documents import DocumentFormat
 from qwen3_ranker_plugins.prompt import DEFAULT_MAX_LENGTH
 from qwen3_ranker_plugins.types import DEFAULT_PIECES
 
@@ -55,6 +56,8 @@ _PARAMETERS = (
     "min_confidence",
     "meta_fields_to_embed",
     "embedding_separator",
+    "document_template",
+    "return_judged_text",
     "fail_open",
 )
 _values_of = attrgetter(*_PARAMETERS)
@@ -77,6 +80,7 @@ class Qwen3Ranker:
     - `qwen3_truncated_tokens`: number of tokens cut off the end of the text to make it fit; 0 if it was read whole.
     - `qwen3_piece_start`, `qwen3_piece_end`: with `long_documents="pieces"`, the piece that decided, as offsets of
       characters into `content`.
+    - `qwen3_judged_text`, if `return_judged_text` is set: the text that the model read.
 
     ```python
     from haystack import Document
@@ -118,6 +122,10 @@ class Qwen3Ranker:
         meta_fields_to_embed: keys of `meta` whose values are put in front of the text, in this order. Missing values
             and None are left out.
         embedding_separator: text between those values and the document's text.
+        document_template: how those values and the content are joined. "values": as above. "lines": a line `key: value`
+            for each, the last one for `content`. "yaml": the same as YAML. Or a text with keys of `meta` and `content`
+            in braces, such as "{title} ({year}): {content}", without `meta_fields_to_embed`; a missing value is empty.
+        return_judged_text: put the text that the model read into `meta["qwen3_judged_text"]`.
         fail_open: if scoring fails, or the query is None or blank, return the documents in the order in which they
             came, at most `top_k` of them, with unchanged scores and with `qwen3_failed` in their meta: the name of the
             error's class. Thresholds are not applied, because there is no P(yes) to compare with. Other invalid input,
@@ -154,6 +162,8 @@ class Qwen3Ranker:
         min_confidence: float | None = None,
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
+        document_template: str = "values",
+        return_judged_text: bool = False,
         fail_open: bool = False,
     ) -> None:
         self.model: str = plain(model)
@@ -180,6 +190,8 @@ class Qwen3Ranker:
         self.min_confidence = min_confidence
         self.meta_fields_to_embed = [] if meta_fields_to_embed is None else meta_fields_to_embed
         self.embedding_separator = embedding_separator
+        self.document_template = document_template
+        self.return_judged_text = return_judged_text
         self.fail_open = fail_open
         self._lazy = LazyReranker()
         self._check()
@@ -342,8 +354,16 @@ class Qwen3Ranker:
             raise InvalidInputError("meta_fields_to_embed", self.meta_fields_to_embed, "use a list of keys, or None")
         self.meta_fields_to_embed = [plain(key) for key in self.meta_fields_to_embed]
         check_text("embedding_separator", self.embedding_separator, may_be_empty=True)
-        if not isinstance(self.fail_open, bool):
-            raise InvalidInputError("fail_open", self.fail_open, "use True or False")
+        self._format = DocumentFormat(
+            self.meta_fields_to_embed,
+            self.document_template,
+            own="content",
+            separator=self.embedding_separator,
+            argument="meta_fields_to_embed",
+        )
+        for name in ("return_judged_text", "fail_open"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidInputError(name, getattr(self, name), "use True or False")
         self._checked = copy.deepcopy(_values_of(self))
 
     def _check_changes(self) -> None:
@@ -386,6 +406,7 @@ class Qwen3Ranker:
             self.top_k if top_k is None else top_k,
             self.fail_open,
             self._lazy,
+            self.return_judged_text,
         )
         if not isinstance(query, str) or not query.strip():
             call.refuse_query()
@@ -400,19 +421,17 @@ class Qwen3Ranker:
         Raises:
             InvalidInputError: a document has no text.
         """
-        texts = []
+        texts: list[str] = []
         for document in documents:
-            parts = [str(document.meta[key]) for key in self.meta_fields_to_embed if document.meta.get(key) is not None]
-            if document.content is not None:
-                parts.append(document.content)
-            if not parts:
+            text = self._format.text(document.meta, document.content, place=f"documents[{len(texts)}].meta")
+            if text is None:
                 raise InvalidInputError(
                     "documents",
                     document,
                     f"the document with id {document.id!r} has no text to judge: leave it out, give it a content, "
                     "or name keys of its meta in meta_fields_to_embed",
                 )
-            texts.append(self.embedding_separator.join(parts))
+            texts.append(text)
         return texts
 
 
@@ -420,7 +439,8 @@ class _Call(RankingCall[Document]):
     """One call of `run` or `run_async`."""
 
     def ranked(self, item: Document, hit: ScoredDocument) -> Document:
-        return _copy(item, hit.score, ranked_metadata(item.meta, hit, item.score, content=item.content))
+        meta = ranked_metadata(item.meta, hit, item.score, content=item.content, judged_text=self.judged_text)
+        return _copy(item, hit.score, meta)
 
     def unranked(self, item: Document, error: Exception) -> Document:
         return _copy(item, item.score, unranked_metadata(item.meta, error))
