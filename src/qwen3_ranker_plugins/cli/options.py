@@ -128,6 +128,14 @@ TokenBudgetOption = Annotated[
     typer.Option("--token-budget", help="Maximum number of tokens in one forward pass. Default: chosen by device."),
 ]
 
+RankFieldsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--rank-fields",
+        metavar="NAME,...",
+        help="Fields that are judged of each document, in this order. Default: its text alone.",
+    ),
+]
 DocumentTemplateOption = Annotated[
     str | None,
     typer.Option(

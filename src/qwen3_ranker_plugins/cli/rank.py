@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config import RankingOptions, RerankerSettings, check_text
+from ..documents import TEXT, DocumentFormat
 from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH
 from ..reranker import Reranker
@@ -28,6 +29,7 @@ from .options import (
     CalibrationOption,
     DeviceOption,
     DevicesOption,
+    DocumentTemplateOption,
     DtypeOption,
     EngineOption,
     EngineOptionsOption,
@@ -38,9 +40,11 @@ from .options import (
     ModelOption,
     PieceOverlapOption,
     PieceTokensOption,
+    RankFieldsOption,
     ScoringOption,
     TemplateOption,
     model_name,
+    names,
     placement,
     read_engine_options,
 )
@@ -69,6 +73,8 @@ def rank(
         ),
     ] = None,
     by: Annotated[By, typer.Option(help="What a document is: a line that is not blank, or a whole file.")] = By.LINE,
+    rank_fields: RankFieldsOption = None,
+    document_template: DocumentTemplateOption = None,
     top_k: Annotated[int, typer.Option(help="Maximum number of hits to print.")] = 10,
     score_threshold: Annotated[
         float | None, typer.Option(help="Minimum P(yes) of a printed document, from 0 to 1. Default: no minimum.")
@@ -104,6 +110,8 @@ def rank(
 ) -> None:
     """Rank lines of text or whole files for a query, best first.
 
+    With --rank-fields or --document-template, documents are the objects of JSON lines or the rows of Parquet files.
+
     Exit code 0: there are hits; 1: no document is a hit, or it cannot be done here; 2: an argument is unusable.
     """
     check_text("query", query)
@@ -127,7 +135,12 @@ def rank(
         max_pieces=max_pieces,
     )
     options = RankingOptions(top_k, score_threshold, min_confidence)
-    documents = [document for name in files or ["-"] for document in _documents(name, by)]
+    form = _document_format(rank_fields, document_template, by)
+    documents = [
+        document
+        for name in files or ["-"]
+        for document in (_documents(name, by) if form is None else _records(name, form))
+    ]
     if not documents:
         errors().print("nothing to rank: no line with text in it")
         raise typer.Exit(1)
@@ -186,6 +199,41 @@ def _documents(name: str, by: By) -> Iterator[_Document]:
     if text is None:
         raise InvalidInputError("FILE", name, "is binary; give text, such as what pdftotext, gunzip or pandoc writes")
     yield from _split(text, source, by)
+
+
+def _document_format(rank_fields: str | None, document_template: str | None, by: By) -> DocumentFormat | None:
+    """How the text of a document with fields is made; None if documents are texts.
+
+    Raises:
+        InvalidInputError: the options are unusable, or contradict each other.
+    """
+    if rank_fields is None and document_template is None:
+        return None
+    if by is By.FILE:
+        raise InvalidInputError("by", by.value, "a whole file has no fields: leave it out, or leave out the fields")
+    return DocumentFormat(None if rank_fields is None else names("rank-fields", rank_fields), document_template)
+
+
+def _records(name: str, form: DocumentFormat) -> Iterator[_Document]:
+    """The documents of a file of objects.
+
+    Raises:
+        InvalidInputError: it cannot be read, or an object has none of the fields; names the line.
+    """
+    from ..data.records import read_records
+
+    source = "stdin" if name == "-" else name
+    for number, record in read_records(name):
+        place = f"{source}:{number}"
+        text = None
+        if isinstance(record, dict):
+            text = form.text(record, place=place)
+        elif isinstance(record, str) and (form.fields is None or TEXT in form.fields):
+            text = record
+        if text is None:
+            wanted = "an object with fields" if form.fields is None else f"one of the fields {', '.join(form.fields)}"
+            raise InvalidInputError("FILE", place, f"needs {wanted}, with a value")
+        yield _Document(place, text)
 
 
 def _below(folder: Path, by: By) -> Iterator[_Document]:

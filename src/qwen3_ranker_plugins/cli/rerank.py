@@ -22,6 +22,7 @@ from .options import (
     AdapterOption,
     CalibrationOption,
     DeviceOption,
+    DocumentTemplateOption,
     DtypeOption,
     EngineOption,
     EngineOptionsOption,
@@ -31,9 +32,11 @@ from .options import (
     MaxPiecesOption,
     PieceOverlapOption,
     PieceTokensOption,
+    RankFieldsOption,
     ScoringOption,
     TemplateOption,
     TokenBudgetOption,
+    names,
     placement,
     read_engine_options,
 )
@@ -85,6 +88,8 @@ def rerank(
             "query, document, documents, id, title or text.",
         ),
     ] = None,
+    rank_fields: RankFieldsOption = None,
+    document_template: DocumentTemplateOption = None,
     input_format: Annotated[
         str | None,
         typer.Option(
@@ -99,7 +104,7 @@ def rerank(
         ),
     ] = None,
     include_text: Annotated[
-        bool, typer.Option("--include-text", help="Also write the texts of queries and documents.")
+        bool, typer.Option("--include-text", help="Also write the query, and what was judged of the document.")
     ] = False,
     processing_time: Annotated[
         bool,
@@ -192,6 +197,8 @@ def rerank(
             token_budget=token_budget,
             format="jsonl" if to_standard_output and output_format is None else output_format,
             columns=parse_columns(columns),
+            rank_fields=None if rank_fields is None else names("rank-fields", rank_fields),
+            document_template=document_template,
             input_format=input_format,
             include_text=include_text,
             processing_time=processing_time,

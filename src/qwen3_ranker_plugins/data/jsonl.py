@@ -38,7 +38,7 @@ class JsonlSource(FileSource):
             else:
                 if number <= FIRST_RECORDS and isinstance(record, dict):
                     self.fields_seen |= dict.fromkeys(record)
-                if type(record) is dict and nested not in record:
+                if type(record) is dict and nested not in record and records.form is None:
                     get = record.get
                     yield checked(number, get(query_id), get(doc_id), get(query), get(document))
                 else:

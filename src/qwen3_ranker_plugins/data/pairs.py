@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from numbers import Integral
 from typing import NamedTuple
 from uuid import UUID
 
+from ..documents import TEXT, DocumentFormat
 from ..errors import InvalidInputError
 
 #: The fields of a pair, in this order.
@@ -47,10 +49,12 @@ class Fields:
         columns: name in the input -> name in FIELDS, for those that differ.
         embeds_titles: documents of a nested record have `title` put in front of `text`, and `id` for a `doc_id` that
             is missing. False for jobs that began with a version that read neither.
+        form: which fields make the judged text of a document; None if it is one text already.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     embeds_titles: bool = True
+    form: DocumentFormat | None = None
 
     def __post_init__(self) -> None:
         for theirs, ours in self.columns.items():
@@ -70,6 +74,11 @@ class Fields:
         """What the input calls these fields."""
         theirs = {name: column for column, name in self.columns.items()}
         return [theirs.get(name, name) for name in ours]
+
+    @property
+    def form_text(self) -> str:
+        """`form` in one line; "" for none."""
+        return "" if self.form is None else json.dumps([self.form.fields, self.form.template], ensure_ascii=False)
 
 
 def parse_columns(text: str | None) -> dict[str, str]:
@@ -98,6 +107,9 @@ class RecordReader:
     A flat record holds `query_id`, `doc_id`, `query` and `document`. A nested one holds `query`, `documents` (texts, or
     objects with `doc_id` or `id`, `text` and perhaps `title`) and `query_id`, which defaults to the line number; a
     document's id defaults to its place, from 0. Ids that are whole numbers become their decimal form.
+
+    With `Fields.form`, the text of a document is made of several fields: those of the objects in `documents`, those of
+    the object in `document`, or else those of the flat record itself. Texts in `documents` are judged as they are.
     """
 
     def __init__(self, fields: Fields) -> None:
@@ -106,6 +118,7 @@ class RecordReader:
             fields.names(*FIELDS)
         )
         self._embeds_titles = fields.embeds_titles
+        self.form = fields.form
 
     def pairs(self, record: object, line: int) -> Iterator[Pair]:
         """The pairs of one record, at least one."""
@@ -113,8 +126,33 @@ class RecordReader:
             yield unusable(line, f"needs a JSON object, not {type(record).__name__}")
         elif self.documents in record:
             yield from self._nested(record, line)
-        else:
+        elif self.form is None:
             yield checked(line, *(record.get(name) for name in self.flat))
+        else:
+            document = record.get(self.document)
+            if not isinstance(document, dict) and self.form.fields is not None:
+                document = record
+            query_id, doc_id, query = (record.get(name) for name in self.flat[:3])
+            yield self.formed(line, query_id, doc_id, query, document)
+
+    def formed(self, line: int, query_id: object, doc_id: object, query: object, document: object) -> Pair:
+        """A pair whose text `form` makes; `document` is an object, or a string."""
+        form = self.form
+        assert form is not None  # noqa: S101 - for mypy
+        known = (each if isinstance(each, str) else "" for each in map(as_id, (query_id, doc_id)))
+        if isinstance(document, str) and (form.fields is None or TEXT in form.fields):
+            return checked(line, query_id, doc_id, query, document)
+        if not isinstance(document, dict):
+            what = "is missing" if document is None else f"needs an object, not {type(document).__name__}"
+            return unusable(line, f"{self.document} {what}", *known)
+        try:
+            text = form.text(document, place=self.document)
+        except InvalidInputError as error:
+            return unusable(line, f"{error.argument} {error.remedy}", *known)
+        if text is None:
+            names = "no field with a value" if form.fields is None else f"none of the fields {', '.join(form.fields)}"
+            return unusable(line, f"{self.document} has {names}", *known)
+        return checked(line, query_id, doc_id, query, text)
 
     def _nested(self, record: dict[str, object], line: int) -> Iterator[Pair]:
         documents = record[self.documents]
@@ -128,7 +166,12 @@ class RecordReader:
             return
         for place, document in enumerate(documents):
             if not isinstance(document, dict):
-                yield checked(line, query_id, str(place), query, document)
+                judge = checked if self.form is None else self.formed
+                yield judge(line, query_id, str(place), query, document)
+                continue
+            if self.form is not None:
+                own = [document[name] for name in (self.doc_id, self.id) if document.get(name) is not None]
+                yield self.formed(line, query_id, own[0] if own else str(place), query, document)
                 continue
             text = document.get(self.text, document.get(self.document))
             doc_id = document.get(self.doc_id)

@@ -39,15 +39,19 @@ class ParquetSource(FileSource):
         self._of_path = {name: value for name, value in _partition(file.name).items() if name not in names}
         known = {*names, *self._of_path}
         query_id, query, documents = self._records.query_id, self._records.query, self._records.documents
-        self._is_flat = set(flat) <= known
+        form, columns = fields.form, flat
+        if form is not None:  # the object in `document`, or else columns, are the fields of a document
+            columns = [*flat[:3], *([flat[3]] if flat[3] in known else form.fields or ())]
+            columns += [name for name in form.fields or () if name in known and name not in columns]
+        self._is_flat = set(columns) <= known and len(columns) > 3
         if not self._is_flat and not {query, documents} <= known:
             raise InvalidInputError(
                 "INPUT",
                 file.location,
-                f"has columns {sorted(known)}; needs {flat}, or {query}, {documents}: give other names with --columns "
-                "NAME=FIELD,..., such as qid=query_id,passage=document",
+                f"has columns {sorted(known)}; needs {columns}, or {query}, {documents}: give other names with "
+                "--columns NAME=FIELD,..., such as qid=query_id,passage=document",
             )
-        self._wanted = flat if self._is_flat else [name for name in (query_id, query, documents) if name in known]
+        self._wanted = columns if self._is_flat else [name for name in (query_id, query, documents) if name in known]
         self._columns = [name for name in self._wanted if name in names]
         self._rows = max(1, self._file.metadata.num_rows)
         self._read = 0
@@ -72,7 +76,7 @@ class ParquetSource(FileSource):
     def _pairs(self, batch: Any, row: int) -> list[Pair]:
         """Of rows from `row` + 1 on."""
         try:
-            if self._is_flat:
+            if self._is_flat and self._records.form is None:
                 columns = [self._values(batch, name) for name in self._wanted]
                 return [checked(number, *fields) for number, fields in enumerate(zip(*columns, strict=True), row + 1)]
             return [

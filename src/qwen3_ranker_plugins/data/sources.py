@@ -49,6 +49,9 @@ def open_source(
     """
     if isinstance(source, InputFile):
         return _open_file(source, fields, input_format or "jsonl")
+    if fields.form is not None and (run is not None or not isinstance(source, str)):
+        remedy = "has no effect on tuples, BEIR folders and ir_datasets ids: give JSONL, Parquet, CSV or TSV"
+        raise InvalidInputError("rank_fields", fields.form_text, remedy)
     if not isinstance(source, str):
         return PairsSource(source)
     if source.startswith(PREFIX):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from ..errors import InvalidInputError
 from .files import MAX_LINE_BYTES, InputFile, Unpacked
-from .pairs import FLAT, Fields, Pair, checked, unusable
+from .pairs import FLAT, Fields, Pair, RecordReader, checked, unusable
 from .source import FileSource
 
 _logger = logging.getLogger("qwen3_ranker_plugins.offline")  # what jobs say of themselves
@@ -27,7 +27,11 @@ class TableSource(FileSource):
 
     def __init__(self, file: InputFile, fields: Fields, *, delimiter: str) -> None:
         super().__init__(file)
-        self._columns = fields.names(*FLAT)
+        self._records = RecordReader(fields)
+        form = fields.form
+        self._columns = fields.names(*FLAT) if form is None else [*fields.names(*FLAT[:3]), *(form.fields or ())]
+        if form is not None and form.fields is None:
+            raise InvalidInputError("rank_fields", None, f"name the columns of {file.location} that are judged")
         self._tabs = delimiter == "\t"
         self._fraction = 0.0
         self._warned = False
@@ -90,10 +94,16 @@ class TableSource(FileSource):
                         self.file.location,
                         number,
                     )
-                pair = checked(number, *(row[place] for place in places))
+                pair = self._pair(number, [row[place] for place in places])
                 broken = any("\udc80" <= character <= "\udcff" for text in pair[1:5] for character in _odd(text))
                 yield unusable(number, "not UTF-8") if broken else pair
         self._fraction = 1.0
+
+    def _pair(self, number: int, values: list[str]) -> Pair:
+        if self._records.form is None:
+            return checked(number, *values)
+        query_id, doc_id, query, *judged = values
+        return self._records.formed(number, query_id, doc_id, query, dict(zip(self._columns[3:], judged, strict=True)))
 
     def fraction(self) -> float:
         """By bytes of the file as it lies on the disk."""

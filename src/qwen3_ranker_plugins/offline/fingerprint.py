@@ -12,7 +12,9 @@ from ..config import RerankerSettings
 from ..models import judgement_facts, model_hash, prompt_facts, resolve_checkpoint
 
 #: What an ordinary job does not have -> its value there, which is not stored: jobs of earlier versions lack it too.
-OPTIONAL = {"adapter": "", "scoring": "yes - no", "calibration": "", "long_documents": "truncate"}
+OPTIONAL = {
+    "adapter": "", "scoring": "yes - no", "calibration": "", "long_documents": "truncate", "judged_fields": "",
+}  # fmt: skip
 
 
 def settings_fingerprint(settings: RerankerSettings, calibration: Calibration | None) -> dict[str, str]:

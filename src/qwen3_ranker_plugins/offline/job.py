@@ -23,6 +23,7 @@ from ..config import (
 from ..data.pairs import Fields
 from ..data.source import PairTuple, Source
 from ..data.sources import INPUT_FORMATS, STANDARD_INPUT, open_source
+from ..documents import DocumentFormat
 from ..engines import create_engine
 from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH
@@ -73,9 +74,12 @@ class RerankJob:
             adapter, scoring, calibration, long_documents, piece_tokens, piece_overlap, max_pieces: as of a `Reranker`.
             A job cannot go on with another calibration, or other pieces.
         format: "jsonl", "csv", "parquet" or "trec".
+        rank_fields: fields that are judged of each document, in this order: of the objects in `documents`, of the
+            object in `document`, or of a flat record itself (its columns). None: the document is one text.
+        document_template: how these fields are joined; see `documents.DocumentFormat`.
         columns: name in the input -> "query_id", "doc_id", "query", "document", "documents", "id", "title" or "text".
         input_format: "jsonl", "csv", "tsv" or "parquet"; None takes it from the suffix, and JSONL for standard input.
-        include_text: write the texts too.
+        include_text: write the texts too: the query, and what was judged of the document.
         processing_time: write that field, the only one that differs between two runs of the same job.
         max_errors: stop when more pairs than this cannot be scored; None goes on to the end.
         runner: "local" or "ray".
@@ -117,6 +121,8 @@ class RerankJob:
         max_pieces: int = DEFAULT_PIECES.limit,
         format: str | None = None,  # noqa: A002 - named as the option
         columns: Mapping[str, str] | None = None,
+        rank_fields: Sequence[str] | None = None,
+        document_template: str | None = None,
         input_format: str | None = None,
         include_text: bool = False,
         processing_time: bool = True,
@@ -166,6 +172,8 @@ class RerankJob:
         self.format = format_of(self.output, format)
         self.columns = dict(columns or {})
         Fields(self.columns)
+        given = rank_fields is not None or document_template is not None
+        self.document_format = DocumentFormat(rank_fields, document_template) if given else None
         if input_format is not None:
             check_choice("input_format", input_format, INPUT_FORMATS)
         self.input_format = input_format
@@ -215,7 +223,7 @@ class RerankJob:
             goes_on = self._goes_on(checkpoint)
             begun = checkpoint.begun if goes_on else {}
             # A job that an earlier version began is read to its end as that version read it.
-            fields = Fields(self.columns, embeds_titles=begun.get("nested_titles") != "ignored")
+            fields = Fields(self.columns, begun.get("nested_titles") != "ignored", self.document_format)
             source = self._open_source(checkpoint.folder, fields)
             settings = settings_fingerprint(self.settings, self.calibration)
             if not goes_on:
@@ -303,6 +311,7 @@ class RerankJob:
             "include_text": str(self.include_text),
             "output": f"{self.format}{'' if self.processing_time else ', without processing_time'}",
             "columns": fields.text,
+            "judged_fields": fields.form_text,
             "input_format": self.input_format or "",
             "nested_titles": "embedded" if fields.embeds_titles else "ignored",
         }
