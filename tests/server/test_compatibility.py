@@ -11,7 +11,7 @@ import httpx
 import pytest
 import yaml
 
-from qwen3_ranker_plugins import Reranker
+from qwen3_ranker_plugins import Request, Reranker
 from qwen3_ranker_plugins.server.fields import DEEPEST_DOCUMENT
 
 from .conftest import DOCUMENTS, QUERY, Running, serving
@@ -38,6 +38,7 @@ def _ranked(answer: httpx.Response, items: str = "results", score: str = "releva
         ({"top_n": None, "max_chunks_per_doc": None, "return_len": None, "kwargs": "{}"}, 5),  # Xinference's client
         ({"return_documents": "true", "return_len": "true"}, 5),  # RAGFlow for Xinference
         ({"top_n": 3, "return_documents": False, "max_chunks_per_doc": 1024, "overlap_tokens": 80}, 3),  # SiliconFlow
+        ({"additional_data": None, "truncate_prompt_tokens": 511}, 5),  # WeKnora
         ({"top_n": 2, "truncation": True}, 2),
         ({"top_k": 2}, 2),
         ({"instruct": None, "kwargs": {}, "chat_template_kwargs": None}, 5),
@@ -100,6 +101,27 @@ def test_nims_shape(client: httpx.Client, reranker: Reranker) -> None:
             assert _ranked(client.post(path, json={**body, **limit}), "rankings", "logit") == margins[:2]
     long = {**body, "passages": [{"text": "word " * 9000}], "truncate": "NONE"}
     assert client.post("/v1/ranking", json=long).status_code == 413
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_tokens_per_doc": 2},
+        {"truncate_prompt_tokens": 2},
+        {"truncate_prompt_tokens": 2, "max_tokens_per_doc": 511},
+        {"truncate_prompt_tokens": 511, "max_tokens_per_doc": 2},
+    ],
+)
+def test_vllms_limit_of_tokens_cuts_documents(limits: dict[str, int], client: httpx.Client, reranker: Reranker) -> None:
+    """vLLM cuts the joined pair; here the template and the query stay whole."""
+    request = Request(QUERY, DOCUMENTS, max_document_tokens=2)
+    scores = reranker.score_many([request])[0].tolist()
+    answer = client.post("/v1/rerank", json={**BODY, **limits})
+    assert dict(_ranked(answer)) == {index: pytest.approx(score, abs=1e-5) for index, score in enumerate(scores)}
+    assert len(answer.json()["meta"]["truncated"]) == 4  # all but the empty one
+    pairs = {"text_1": QUERY, "text_2": DOCUMENTS, **limits}
+    data = client.post("/v1/score", json=pairs).json()["data"]
+    assert [each["score"] for each in data] == pytest.approx(scores, abs=1e-5)
 
 
 def test_teis_shape_takes_a_number_of_results(client: httpx.Client, expected: list[tuple[int, object]]) -> None:

@@ -190,7 +190,7 @@ def test_lists_of_different_lengths_are_refused(client: httpx.Client) -> None:
         ("/rerank", {"query": "q", "texts": ["d"], "documents": ["d"]}, "documents"),
         ("/v1/rerank", {"query": "q", "documents": ["d"], "rank_fields": ["title"]}, "documents.0"),
         ("/v1/rerank", {"query": "q", "documents": ["d"], "rank_fields": []}, "rank_fields"),
-        ("/v1/rerank", {"query": "q", "documents": ["d"], "truncate_prompt_tokens": 9}, "truncate_prompt_tokens"),
+        ("/v1/rerank", {"query": "q", "documents": ["d"], "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ("/v1/rerank", {"query": "q", "documents": ["d"], "top_n": -1}, "top_n"),
         ("/v1/rerank", {"query": "q", "documents": ["d"], "top_n": 1, "top_k": 2}, "top_k"),
         ("/v1/rerank", {"query": "q", "documents": ["d"], "instruction": "a", "instruct": "b"}, "instruct"),

@@ -108,9 +108,12 @@ class TaskFields(WireRequest):
     use_activation: bool | None = Field(
         default=None, description="vLLM's. False: scores are logit(yes) - logit(no) instead of P(yes)."
     )
-    truncate_prompt_tokens: Literal[-1] | None = Field(
-        default=None, description="vLLM's. Only -1, the model's limit; max_tokens_per_doc cuts documents."
+    truncate_prompt_tokens: Literal[-1] | Positive | None = Field(
+        default=None,
+        description="vLLM's. Each document is cut to at most this many tokens, as by max_tokens_per_doc; the prompt "
+        "around it is never cut. -1: the model's limit.",
     )
+    additional_data: EmptyArguments = Field(default=None, description=f"vLLM's. Only empty. {NO_EFFECT}")
     truncation_side: Literal["right"] | None = Field(default=None, description="vLLM's. Documents lose their end.")
     max_tokens_per_query: Literal[0] | None = Field(
         default=None, description="vLLM's. Only 0, because a query is never cut."
@@ -122,6 +125,12 @@ class TaskFields(WireRequest):
     priority: int | None = Field(default=None, description=NO_EFFECT)
     request_id: str | None = Field(default=None, description=f"{NO_EFFECT} The header X-Request-ID sets an id.")
     cache_salt: str | None = Field(default=None, description=NO_EFFECT)
+
+    @property
+    def document_limit(self) -> int | None:
+        """Each document is cut to at most this many tokens; None: cut only to fit."""
+        limits = (self.max_tokens_per_doc, self.truncate_prompt_tokens)
+        return min((limit for limit in limits if limit is not None and limit > 0), default=None)
 
 
 class DocumentObject(BaseModel):

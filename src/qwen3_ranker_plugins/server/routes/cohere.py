@@ -144,7 +144,7 @@ async def rank(exchange: Exchange, body: RerankRequest) -> Ranking:
         body.query,
         await judged_texts(exchange, body.documents, body),
         _one_of("instruction", body.instruction, "instruct", body.instruct),
-        body.max_tokens_per_doc or None,
+        body.document_limit,
         _pieces(exchange, body),
     )
     top_k = _one_of("top_n", body.top_n, "top_k", body.top_k) or None

@@ -120,7 +120,7 @@ def _requests(body: _ScoreRequest) -> tuple[list[Request], list[tuple[int, int]]
         group = grouped.setdefault(query, [])
         places.append((numbers.setdefault(query, len(numbers)), len(group)))
         group.append(document)
-    limit = body.max_tokens_per_doc or None
+    limit = body.document_limit
     return [Request(query, group, body.instruction, limit) for query, group in grouped.items()], places
 
 
