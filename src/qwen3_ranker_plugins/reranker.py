@@ -43,7 +43,7 @@ from .types import DEFAULT_PIECES, Request, RerankResult
 _LONG_REQUEST = 40_000
 PARTS = (0.08, 0.3, 1.0)
 
-# Encoding stops to look whether anybody still waits when this many characters are encoded, a tenth of a second.
+# After this many characters, about a tenth of a second, encoding checks whether the request was cancelled.
 _LONGEST_ENCODED = 262_144
 
 _LONGEST_TURN = 0.02  # seconds
@@ -503,8 +503,8 @@ class Reranker:
         """Encode some documents of a request.
 
         Requests that arrive together are encoded in turns, so that the engine has the first of them soon: the tokenizer
-        spreads one batch over all cores; side by side, all batches would be ready when the last one is. Nobody waits
-        long for a long request.
+        spreads one batch over all cores, so that batches encoded at the same time would all be ready only when the last
+        one is. No request waits longer than `_LONGEST_TURN` for another.
         """
         held = _encoding.acquire(timeout=_LONGEST_TURN)
         try:

@@ -1,6 +1,6 @@
 """Which documents share a forward pass, and how a pass that failed is split. Pure functions of what waits.
 
-The dispatcher fills one pass at a time from whoever waits; an offline job plans all passes of its input in advance.
+The dispatcher fills one pass at a time from the requests that wait; an offline job plans the passes of a window.
 """
 
 from __future__ import annotations

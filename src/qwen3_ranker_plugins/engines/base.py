@@ -44,8 +44,8 @@ class EngineCapabilities:
     """What the dispatcher needs to know to keep an engine busy. The defaults fit one model on one device.
 
     Attributes:
-        token_budget: at most this many tokens in one call of `score`. A document that is longer comes alone.
-        documents_per_pass: at most this many documents in one call of `score`; None for no limit.
+        token_budget: maximum number of tokens in one call of `score`. A document that is longer has a call of its own.
+        documents_per_pass: maximum number of documents in one call of `score`; None for no limit.
         workers: how many threads call `score` at the same time. With more than one, as for a service on the network,
             each call holds documents of one request, because requests gain nothing from sharing a call.
         passes_in_flight: how many calls of `score` may overlap on the engine's one device. With two, the second is
@@ -70,7 +70,7 @@ class EngineDescription:
         engine: its registered name.
         device: "cpu", the name of a GPU, or the address of a service.
         dtype: of weights and activations.
-        token_budget: tokens of one pass; None where that says nothing about the engine.
+        token_budget: maximum number of tokens in one pass; None if the engine has no such limit.
         details: other facts by name, in the order in which they are shown.
         versions: version of each library that computes, by its name.
     """

@@ -107,7 +107,7 @@ class ModelSpec:
     Attributes:
         architecture: the class in `architectures`.
         decoder: "qwen3", "qwen2" or "qwen3_vl".
-        family: name of the `Family` whose defaults hold where the checkpoint says nothing.
+        family: name of the `Family` whose defaults apply where the checkpoint does not say.
         scoring: see `Scoring`.
         template: text of the prompt with an instruction, see `prompt.Template`.
         template_without_instruction: text of the prompt without one; None if there is always one.

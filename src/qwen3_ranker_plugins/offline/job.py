@@ -69,7 +69,7 @@ class RerankJob:
         output: its suffix says the format, unless `format` does. Written when everything is scored.
         run: the TREC run that says which documents belong to which query.
         model: a hub name, a folder, or "bundled:tiny"; None for the one that QWEN3_RANKER_MODEL names. There is no
-            default: a job that runs for hours should not do so with a model that nobody chose.
+            default: a job that runs for hours should not do so with a model that was not chosen.
         engine, device, dtype, template, instruction, max_length, token_budget, engine_options,
             adapter, scoring, calibration, long_documents, piece_tokens, piece_overlap, max_pieces: as of a `Reranker`.
             A job cannot go on with another calibration, or other pieces.
@@ -81,7 +81,7 @@ class RerankJob:
         input_format: "jsonl", "csv", "tsv" or "parquet"; None takes it from the suffix, and JSONL for standard input.
         include_text: write the texts too: the query, and what was judged of the document.
         processing_time: write that field, the only one that differs between two runs of the same job.
-        max_errors: stop when more pairs than this cannot be scored; None goes on to the end.
+        max_errors: maximum number of pairs that cannot be scored before the job stops; None for no maximum.
         runner: "local" or "ray".
         devices: for the local runner: an engine in a process of its own on each, such as ["cuda:0", "cuda:1"];
             ["all"] for every GPU.

@@ -1,4 +1,4 @@
-"""Standard input as a file, since a job reads its input from the beginning whenever it goes on."""
+"""Standard input as a file, since a job reads its input from the beginning whenever it continues."""
 
 from __future__ import annotations
 

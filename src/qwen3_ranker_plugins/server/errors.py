@@ -1,4 +1,4 @@
-"""One shape for every error. It never holds text of the request or a stack trace."""
+"""One shape for every error. It never contains text of the request or a stack trace."""
 
 from __future__ import annotations
 

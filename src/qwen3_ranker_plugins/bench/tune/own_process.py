@@ -1,4 +1,4 @@
-"""One configuration measured in a process of its own: its memory is its own, and running out of it kills nobody else.
+"""One configuration measured in its own process: memory is measured alone, and running out of it ends no other process.
 
 `python -m qwen3_ranker_plugins.bench.tune.own_process` reads a `Trial` as JSON and answers with an `Outcome` as JSON.
 """

@@ -36,7 +36,7 @@ class Runner(ABC):
     def run(self, todo: Todo) -> Generator[ScoredPass]:
         """Score the passes of each window that are not done, in any order.
 
-        Whoever takes a pass commits it before asking for the next one.
+        The caller commits each pass before it asks for the next one.
 
         Raises:
             RankerError: an engine ended.
@@ -53,7 +53,7 @@ class Runner(ABC):
 
 
 def _put(queue: Queue[tuple[str, Any]], stop: threading.Event, item: tuple[str, Any]) -> None:
-    """Wait for room, unless nobody takes items any more."""
+    """Wait for room, unless no consumer is left."""
     while not stop.is_set():
         try:
             queue.put(item, timeout=0.1)

@@ -81,7 +81,7 @@ class ProcessRunner(Runner):
                         del worker.unfinished[answer]
 
     def _feed(self, ahead: Todo) -> bool:
-        """Give windows to whoever has too few; False if all work is done."""
+        """Give windows to the engines that have too few; False if all work is done."""
         while True:
             idle = min(self._workers, key=lambda worker: len(worker.unfinished))
             if len(idle.unfinished) == WINDOWS_AHEAD or (item := next(ahead, None)) is None:

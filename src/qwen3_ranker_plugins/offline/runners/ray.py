@@ -125,7 +125,7 @@ class RayRunner(Runner):
                     yield scored
 
     def _feed(self, ahead: Todo, pending: dict[Any, _Stream], load: list[int]) -> bool:
-        """Give windows to whoever has too few; False if all work is done."""
+        """Give windows to the engines that have too few; False if all work is done."""
         while min(load) < WINDOWS_AHEAD:
             item = self._again.popleft() if self._again else next(ahead, None)
             if item is None:
