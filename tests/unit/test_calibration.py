@@ -102,6 +102,7 @@ def test_other_values_are_refused() -> None:
     [
         ({"template": "compact"}, "another template"),
         ({"instruction": "Find recipes"}, "another instruction"),
+        ({"long_documents": "pieces"}, "another way to judge long documents"),
     ],
 )
 def test_a_calibration_for_another_prompt_is_refused(write: Write, settings: dict[str, str], what: str) -> None:
