@@ -24,6 +24,8 @@ from qwen3_ranker_plugins.pip_command import CORE, FOLDERS
 
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
+PAGE = ROOT / "docs" / "install.md"
+BEGIN, END = "<!-- wheels: tools/release.py -->\n", "<!-- end of wheels -->"
 #: Distribution -> a program that shows that its wheel works with what it depends on, and nothing else.
 PROGRAMS = {
     CORE: "import qwen3_ranker_plugins as it; print(it.__version__, it.Reranker.__name__)",
@@ -127,6 +129,15 @@ def placeholders() -> list[str]:
     return found
 
 
+def write_sizes() -> None:
+    """The sizes of the wheels, into docs/install.md."""
+    rows = [f"| {name} | {wheel(name).stat().st_size / 2**20:.2f} MiB |\n" for name in FOLDERS]
+    text = PAGE.read_text(encoding="utf-8")
+    start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+    PAGE.write_text(text[:start] + "| wheel | size |\n|---|---|\n" + "".join(rows) + text[end:], encoding="utf-8")
+    print("".join(rows), end="")
+
+
 def main(torch: str = "", *options: str) -> None:
     if set(options) - {"--publish"}:
         sys.exit(f"usage: {__doc__}")
@@ -140,8 +151,7 @@ def main(torch: str = "", *options: str) -> None:
         try_alone(distribution, program)
     try_the_remedy()
     try_together(torch)
-    for path in built:
-        print(f"{path.stat().st_size / 2**20:6.2f} MiB  {path.name}")
+    write_sizes()
     if found := placeholders():
         print(f"replace before publishing: {', '.join(found)}")
         if "--publish" in options:
