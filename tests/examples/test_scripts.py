@@ -14,6 +14,7 @@ from tools.notebooks import ENVIRONMENT, EXAMPLES, NOT_PASSED_ON
 EXPECTED = {
     "haystack_rag": "[1] P(yes) 0.63  dict-2",
     "langchain_rag": "[1] P(yes) 0.63  dict-2",
+    "llamaindex_rag": "[1] P(yes) 0.63  dict-2",
     "large_scale": "pairs scored",
     "serving": "remote: ",
 }
