@@ -214,7 +214,10 @@ class TokenUsage(BaseModel):
     )
     total_tokens: int = Field(description="The same number, because nothing is generated.")
     computed_tokens: int = Field(description="Tokens that went through the model; a shared prefix counts once.")
-    pieces: int = Field(description="Texts that were judged: pieces of documents, or else whole documents.")
+    pieces: int | None = Field(
+        default=None,
+        description="Texts that were judged, if a document was judged in several pieces; missing otherwise.",
+    )
 
     @classmethod
     def of(cls, usages: Iterable[Usage]) -> TokenUsage:
@@ -222,7 +225,8 @@ class TokenUsage(BaseModel):
         usages = list(usages)
         prompts = sum(each.prompt_tokens for each in usages)
         computed = sum(each.computed_tokens for each in usages)
-        pieces = sum(each.pieces for each in usages)
+        judged = sum(each.pieces for each in usages)
+        pieces = None if judged == sum(each.documents for each in usages) else judged
         return cls(prompt_tokens=prompts, total_tokens=prompts, computed_tokens=computed, pieces=pieces)
 
 
