@@ -225,7 +225,8 @@ class Reranker:
             EngineError: the pass failed, or the reranker is closed.
         """
         options = self.options.override(top_k, score_threshold, min_confidence)
-        check_explain(explain)
+        if explain:
+            check_explain(explain)
         with self._submitted([Request(query, documents, instruction)], show_progress) as [prepared]:
             result = prepared.result(options)
         if not explain:
@@ -249,7 +250,8 @@ class Reranker:
     ) -> RerankResult:
         """`rerank` without blocking the event loop; cancelling it frees its place in the queue."""
         options = self.options.override(top_k, score_threshold, min_confidence)
-        check_explain(explain)
+        if explain:
+            check_explain(explain)
         prepared = await self._settled(Request(query, documents, instruction))
         result = prepared.result(options)
         if not explain:
