@@ -14,6 +14,8 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml models/*/pyproject.toml)
 
 # Two processes fit two cores and 16 GiB of memory; conftest.py says which tests stay together.
+# A name, because a comma would end an argument of `call`.
+DEMO = .[demo,server]
 PARALLEL ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
 # OpenMP threads that wait by spinning make a pass much slower when another process wants a core.
@@ -104,7 +106,7 @@ $(VENV)/.torch-installed: $(VENV)/.created
 	@touch $@
 
 $(VENV)/.demo-installed: $(VENV)/.torch-installed $(PROJECTS)
-	$(call step,Installing the package and both integrations,$(PIP) install -e '.[demo,server]' -e models/tiny -e integrations/haystack -e integrations/langchain)
+	$(call step,Installing the package and both integrations,$(PIP) install -e '$(DEMO)' -e models/tiny -e integrations/haystack -e integrations/langchain)
 	@touch $@
 
 $(VENV)/.test-installed: $(VENV)/.demo-installed
