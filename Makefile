@@ -13,9 +13,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml models/*/pyproject.toml)
 
-# Two processes fit two cores and 16 GiB of memory; conftest.py says which tests stay together.
 # A name, because a comma would end an argument of `call`.
-DEMO = .[demo,server]
+DEMO := .[demo,server]
+
+# Two processes fit two cores and 16 GiB of memory; conftest.py says which tests stay together.
 PARALLEL ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
 # OpenMP threads that wait by spinning make a pass much slower when another process wants a core.
