@@ -8,6 +8,7 @@ SmolLM2-135M-Instruct writes the answers on the CPU, offline: its weights are a 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import warnings
 from importlib.util import find_spec
@@ -50,7 +51,12 @@ def model_folder() -> Path | None:
     scratch = Path(tempfile.mkdtemp(dir=FOLDER.parent, prefix=".generator-"))
     AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(scratch)
     plain.save_pretrained(scratch)
-    scratch.rename(FOLDER)
+    try:
+        scratch.rename(FOLDER)
+    except OSError:  # another process was faster
+        shutil.rmtree(scratch)
+        if not FOLDER.exists():
+            raise
     return FOLDER
 
 

@@ -134,7 +134,7 @@ def test_overrides() -> None:
         ("template", "write NAME=VALUE"),
         ("preset=slow", "use one of accurate, balanced, fast"),
         ("dtype=int8", "use one of auto"),
-        ("scoring=yes no", "scoring="),
+        ("scoring= ", "scoring="),
     ):
         with pytest.raises(InvalidInputError, match=message):
             override(settings, [change])

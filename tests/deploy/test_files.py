@@ -109,7 +109,7 @@ def test_the_image_copies_what_exists_and_what_the_builder_is_sent() -> None:
     assert sorted(sources) == sorted(sent)
     assert all((ROOT / each).exists() for each in sources)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needed = [project["readme"], *project["license-files"]]
+    needed = ["README.md", *project["license-files"]]
     assert all(any(fnmatch(each, f"{source}*") for source in sources) for each in needed)
     extras = {extra for group in re.findall(r"/source\[([\w,]+)\]", text) for extra in group.split(",")}
     assert extras <= set(project["optional-dependencies"])

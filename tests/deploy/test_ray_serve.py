@@ -77,7 +77,7 @@ def test_the_same_application_answers(url: str, reranker: Reranker) -> None:
         headers = {"Authorization": f"Bearer {KEY}"}
         pairs = {"queries": QUERY, "documents": TEXTS, "use_activation": False}
         answer = client.post("/v1/score", json=pairs, headers=headers).json()
-        assert client.get("/health").json()["model"] == "bundled:tiny"
+        assert client.get("/health", headers=headers).json()["model"] == "bundled:tiny"
     margins = {hit.index: hit.margin for hit in reranker.rerank(QUERY, TEXTS)}
     assert [each["score"] for each in answer["data"]] == [
         pytest.approx(margins[index], abs=1e-4) for index in range(len(TEXTS))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,7 @@ def test_it_scores_in_a_server_that_is_configured_in_yaml(theirs: Path, tmp_path
     file = tmp_path / "server.yaml"
     file.write_text("model: bundled:tiny\nengine: lengths\nengine_options: {factor: 4}\n")
     settings = load_settings(file, {}).settings.reranker_settings()
-    with Reranker(**vars(settings)) as reranker:
+    with Reranker(**asdict(settings)) as reranker:
         assert reranker.describe().details == {"factor": "4"}
 
 

@@ -189,10 +189,11 @@ def test_settings_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @of_the_sdk
 def test_the_cohere_sdk_with_a_template(server: Running, reranker: Reranker) -> None:
     """Documents as dicts, and our own fields through the SDK's door for further ones."""
-    client = cohere.Client("key", base_url=server.url)
     options = {"additional_body_parameters": {"document_template": "{title}: {body}", "return_judged_text": True}}
     documents = [{"title": each["title"], "body": each["body"]} for each in (FILES, TIGERS)]
-    answer = client.rerank(query=QUERY, documents=documents, return_documents=True, request_options=options)
+    with httpx.Client() as connections:
+        client = cohere.Client("key", base_url=server.url, httpx_client=connections)
+        answer = client.rerank(query=QUERY, documents=documents, return_documents=True, request_options=options)
     texts = ["Files in Python: Use the with statement.", "Tigers: They live in Asia."]
     assert [(each.index, each.relevance_score, each.judged_text) for each in answer.results] == [  # type: ignore[attr-defined]
         (hit.index, pytest.approx(hit.score, abs=1e-5), hit.document) for hit in reranker.rerank(QUERY, texts)
@@ -205,9 +206,11 @@ def test_the_cohere_sdk_with_a_template(server: Running, reranker: Reranker) -> 
 def test_cohere_v2_with_yaml_of_ones_own(server: Running) -> None:
     """The strings that Cohere's second version asks for, `yaml.dump(..., sort_keys=False)`, are those that we make."""
     own = [yaml.dump(each, sort_keys=False) for each in (FILES, TIGERS)]
-    answer = cohere.ClientV2("key", base_url=server.url).rerank(model="rerank-v3.5", query=QUERY, documents=own)
-    with server.client() as client:
-        ours = _ask(client, "/v2/rerank", document_template="yaml")
+    with httpx.Client() as connections:
+        client = cohere.ClientV2("key", base_url=server.url, httpx_client=connections)
+        answer = client.rerank(model="rerank-v3.5", query=QUERY, documents=own)
+    with server.client() as other:
+        ours = _ask(other, "/v2/rerank", document_template="yaml")
     assert _judged(ours) == own
     assert [(each.index, each.relevance_score) for each in answer.results] == [
         (each["index"], pytest.approx(each["relevance_score"], abs=1e-5)) for each in ours.json()["results"]

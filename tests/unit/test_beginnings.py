@@ -39,7 +39,7 @@ def cut_by_definition(text: str) -> bool:
 
     Line breaks after punctuation, blanks after line breaks, and an added token that counts between blanks only.
     """
-    return any(each * 100 in text.replace("\r\n", "\n") for each in ("\n", "\x85", "\r", "Fluxomat"))
+    return any(each * 100 in text.replace("\r\n", "\n") for each in ("\n", "\x85", "\r", "Fluxomat", "Fluxomat "))
 
 
 texts = st.lists(runs, min_size=1, max_size=12).map(lambda parts: "".join(motif * times for motif, times in parts))

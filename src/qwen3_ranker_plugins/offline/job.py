@@ -69,10 +69,11 @@ class RerankJob:
         output: its suffix says the format, unless `format` does. Written when everything is scored.
         run: the TREC run that says which documents belong to which query.
         model: a hub name, a folder, or "bundled:tiny"; None for the one that QWEN3_RANKER_MODEL names. There is no
-            default: a job that runs for hours should not do so with a model that was not chosen.
-        engine, device, dtype, template, instruction, max_length, token_budget, engine_options,
-            adapter, scoring, calibration, long_documents, piece_tokens, piece_overlap, max_pieces: as of a `Reranker`.
-            A job cannot go on with another calibration, or other pieces.
+            default: a job may run for hours, and should not do so with a model that nobody chose.
+        engine, device, dtype, template, instruction, max_length, token_budget, engine_options: as in `Reranker`.
+        adapter, scoring, calibration: as in `Reranker`. A job cannot be continued with another one.
+        long_documents, piece_tokens, piece_overlap, max_pieces: as in `Reranker`. They stay the same when a job is
+            continued.
         format: "jsonl", "csv", "parquet" or "trec".
         rank_fields: fields that are judged of each document, in this order: of the objects in `documents`, of the
             object in `document`, or of a flat record itself (its columns). None: the document is one text.
