@@ -79,12 +79,18 @@ def test_a_full_queue_says_when_to_come_back(strict: Running, reranker: Reranker
     wait_until(lambda: strict.state.admission.tokens == strict.state.admission.requests == 0)
 
 
-def test_a_queue_that_is_too_long_for_a_deadline_refuses_at_once(strict: Running, reranker: Reranker) -> None:
+def test_a_queue_that_is_too_long_for_a_deadline_refuses_at_once(reranker: Reranker) -> None:
+    """A server of its own, which has not measured its pace yet."""
     documents = [f"document {number}" + " word" * 40 for number in range(4)]
-    admission = strict.state.admission
     body = {"query": QUERY, "documents": documents}
-    with ThreadPoolExecutor(2) as pool, busy_engine(reranker) as gate, strict.client() as client:
-        waiting = pool.submit(httpx.post, f"{strict.url}/rerank", timeout=60, json=body)
+    with (
+        serving(request_timeout=30) as fresh,
+        ThreadPoolExecutor(2) as pool,
+        busy_engine(reranker) as gate,
+        fresh.client() as client,
+    ):
+        admission = fresh.state.admission
+        waiting = pool.submit(httpx.post, f"{fresh.url}/rerank", timeout=60, json=body)
         wait_until(lambda: admission.documents == 4 and admission.tokens > 100)
         # Passes far below the token budget say nothing about a long queue.
         admission.served(tokens=10, seconds=50.0, token_budget=1000)
@@ -97,7 +103,7 @@ def test_a_queue_that_is_too_long_for_a_deadline_refuses_at_once(strict: Running
         assert (early.status_code, early.json()["error"]["type"]) == (503, "queue_full")
         assert "the deadline is in 0.2 s" in early.json()["error"]["message"]
         assert 1 <= int(early.headers["Retry-After"]) <= 60
-        patient = pool.submit(httpx.post, f"{strict.url}/rerank", timeout=60, json=body)
+        patient = pool.submit(httpx.post, f"{fresh.url}/rerank", timeout=60, json=body)
         wait_until(lambda: admission.documents == 8)
         gate.set()
         assert [each.result(60).status_code for each in (waiting, patient)] == [200, 200]
