@@ -23,7 +23,6 @@ _HALF_LIFE = 60.0
 #: Tokens per second before anything was measured.
 _UNKNOWN_PACE = 10_000.0
 
-
 #: Time of time.monotonic() at which the request that is handled gets 504; the middleware sets it.
 DEADLINE: ContextVar[float] = ContextVar("qwen3_ranker_deadline")
 
@@ -111,14 +110,14 @@ class Admission:
         """
         left = DEADLINE.get(math.inf) - time.monotonic()
         pace = self._pace.tokens_per_second
-        if pace is None or left == math.inf:
+        if pace is None or (self.tokens + place.tokens) / pace <= left:  # whatever the others' shares are
             return
         wait = (place.tokens + sum(min(other.tokens, place.tokens) for other in self._places)) / pace
         if wait > left:
             raise unavailable(
                 "queue_full",
                 f"the queue is too long: an answer would take about {wait:.1f} s, and the deadline is in {left:.1f} s",
-                max(1, min(60, math.ceil(wait - left))),
+                _retry_after(wait - left),
             )
 
     def _full(self, what: str) -> ApiError:
@@ -138,7 +137,12 @@ class Admission:
     @property
     def retry_after(self) -> int:
         """Seconds until about half of the queue is gone at the engine's pace, from 1 to 60."""
-        return max(1, min(60, math.ceil(self.tokens / 2 / (self._pace.tokens_per_second or _UNKNOWN_PACE))))
+        return _retry_after(self.tokens / 2 / (self._pace.tokens_per_second or _UNKNOWN_PACE))
+
+
+def _retry_after(seconds: float) -> int:
+    """Whole seconds for the header of that name, from 1 to 60."""
+    return max(1, min(60, math.ceil(seconds)))
 
 
 class _Pace:

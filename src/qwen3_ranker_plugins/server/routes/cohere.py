@@ -158,8 +158,10 @@ def _pieces(exchange: Exchange, body: RerankRequest) -> Pieces | None:
     Raises:
         ApiError: 422, the overlap is too long.
     """
+    if not body.max_chunks_per_doc and body.overlap_tokens is None:
+        return None
     settings = exchange.state.settings.reranker_settings()
-    if not body.max_chunks_per_doc and (body.overlap_tokens is None or settings.pieces is None):
+    if not body.max_chunks_per_doc and settings.pieces is None:
         return None
     configured = settings.cut
     overlap = configured.overlap if body.overlap_tokens is None else body.overlap_tokens
