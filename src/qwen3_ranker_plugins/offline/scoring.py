@@ -208,7 +208,7 @@ class Scorer:
                 request, places = encoded[number]
                 found = request.pieces or []
                 kept = [place for document in documents for place in segments[number][document]]
-                requests.append(replace(request.take(kept), pieces=[found[place] for place in kept]))
+                requests.append(request.take(kept))
                 indices.append([places[found[place].document] for place in kept])
             yield requests, indices
 
@@ -252,7 +252,7 @@ class Scorer:
             yield _Shares(planned.requests, planned.indices)
             return
         for shares in fill_in_order(planned.requests, self._engine.capabilities):
-            requests = [_take_pieces(planned.requests[number], segments) for number, segments in shares]
+            requests = [planned.requests[number].take(segments) for number, segments in shares]
             yield _Shares(
                 requests, [[planned.indices[number][place] for place in segments] for number, segments in shares]
             )
@@ -336,13 +336,7 @@ def _smaller_passes(requests: Sequence[EncodedRequest], indices: Sequence[Sequen
     if shares := halves(list(zip(requests, indices, strict=True))):
         return [_Shares(*zip(*half, strict=True)) for half in shares]
     documents = halves(range(len(requests[0].segments)))
-    return [_Shares([_take_pieces(requests[0], half)], [[indices[0][place] for place in half]]) for half in documents]
-
-
-def _take_pieces(request: EncodedRequest, segments: Sequence[int]) -> EncodedRequest:
-    """Some segments of a request, with what their pieces are."""
-    pieces = None if request.pieces is None else [request.pieces[place] for place in segments]
-    return replace(request.take(segments), pieces=pieces)
+    return [_Shares([requests[0].take(half)], [[indices[0][place] for place in half]]) for half in documents]
 
 
 def _comes_before(margin: float, piece: Piece | None, other_margin: float, other_piece: Piece | None) -> bool:

@@ -64,11 +64,12 @@ class EncodedRequest:
         return self.prefix + self.segments[index]
 
     def take(self, indices: Sequence[int]) -> EncodedRequest:
-        """The same request with only some of its segments, in the order given, and without `pieces`."""
+        """The same request with only some of its segments, in the order given."""
         return EncodedRequest(
             prefix=self.prefix,
             segments=[self.segments[i] for i in indices],
             truncated_tokens=[self.truncated_tokens[i] for i in indices],
+            pieces=None if self.pieces is None else [self.pieces[i] for i in indices],
         )
 
     def followed_by(self, other: Self) -> Self:

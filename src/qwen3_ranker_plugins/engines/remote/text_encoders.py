@@ -55,6 +55,7 @@ class TextRequest(EncodedRequest):
             self,
             segments=[self.segments[i] for i in indices],
             truncated_tokens=[self.truncated_tokens[i] for i in indices],
+            pieces=None if self.pieces is None else [self.pieces[i] for i in indices],
             documents=[self.documents[i] for i in indices],
         )
 
