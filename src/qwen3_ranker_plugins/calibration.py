@@ -157,6 +157,11 @@ class Calibration:
             raise InvalidInputError("calibration", name, f"is damaged: {error}") from error
 
 
+def log_odds_line(calibration: Calibration | None) -> tuple[float, float]:
+    """(slope, intercept) of margin -> log-odds of P(yes); (1, 0) without a calibration."""
+    return (1.0, 0.0) if calibration is None else (calibration.slope, calibration.intercept)
+
+
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

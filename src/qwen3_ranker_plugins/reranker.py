@@ -26,7 +26,15 @@ from numpy.typing import NDArray
 
 from .cache import CacheStatistics, ScoreCache
 from .calibration import Calibration
-from .config import DEFAULT_MODEL, EngineConfig, RankingOptions, RerankerSettings, canonical_devices, canonical_size
+from .config import (
+    DEFAULT_MODEL,
+    EngineConfig,
+    RankingOptions,
+    RerankerSettings,
+    canonical_devices,
+    canonical_size,
+    plain,
+)
 from .dispatch import Engines, Lease, PassListener, Progress, ReplicaState
 from .engines import choose_engine, device_names, engine_module
 from .engines.base import EngineDescription, Margins
@@ -129,7 +137,7 @@ class Reranker:
         max_pieces: int = DEFAULT_PIECES.limit,
     ) -> None:
         settings = RerankerSettings(
-            model=os.fspath(model) if isinstance(model, os.PathLike) else model,
+            model=plain(model),
             engine=engine,
             device=device,
             dtype=dtype,
@@ -138,12 +146,12 @@ class Reranker:
             max_length=max_length,
             token_budget=token_budget,
             engine_options={} if engine_options is None else engine_options,
-            adapter=os.fspath(adapter) if isinstance(adapter, os.PathLike) else adapter,
+            adapter=plain(adapter),
             scoring=scoring,
             devices=canonical_devices(devices),
-            calibration=os.fspath(calibration) if isinstance(calibration, os.PathLike) else calibration,
+            calibration=plain(calibration),
             cache=canonical_size("cache", cache),
-            cache_path=os.fspath(cache_path) if isinstance(cache_path, os.PathLike) else cache_path,
+            cache_path=plain(cache_path),
             long_documents=long_documents,
             piece_tokens=piece_tokens,
             piece_overlap=piece_overlap,

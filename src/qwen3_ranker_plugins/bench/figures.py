@@ -28,7 +28,10 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _png(figure: Any) -> bytes:
+def _png(figure: Any, title: str, footer: Sequence[str]) -> bytes:
+    """The finished figure under its title and over its notes."""
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure.supxlabel("\n".join(footer), fontsize=8, color="#50575e")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI)
     return buffer.getvalue()
@@ -125,9 +128,7 @@ def throughput_panels(points: Sequence[SweepPoint], title: str, footer: Sequence
         axes.minorticks_off()
     for axes in (*panels[0], panels[1, 0]):
         axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
-    figure.suptitle(title, fontsize=13, fontweight="bold")
-    figure.supxlabel("\n".join(footer), fontsize=8, color="#50575e")
-    return _png(figure)
+    return _png(figure, title, footer)
 
 
 @dataclass(frozen=True)
@@ -167,9 +168,7 @@ def gains(panels: Sequence[Gain], measure: str, title: str, footer: Sequence[str
         else:
             axes.set_xticks([])
         axes.set_xlabel(f"{len(values)} queries, best gain first.  {panel.summary}", fontsize=9)
-    figure.suptitle(title, fontsize=13, fontweight="bold")
-    figure.supxlabel("\n".join(footer), fontsize=8, color="#50575e")
-    return _png(figure)
+    return _png(figure, title, footer)
 
 
 @dataclass(frozen=True)
@@ -202,9 +201,7 @@ def configuration_bars(bars: Sequence[Bar], title: str, footer: Sequence[str]) -
     axes.barh(range(len(bars)), middles, xerr=spread, color=colours, height=0.6, capsize=3)
     axes.set_yticks(range(len(bars)), [f"{bar.label}{' (chosen)' if bar.chosen else ''}" for bar in bars], fontsize=9)
     axes.invert_yaxis()
-    figure.suptitle(title, fontsize=13, fontweight="bold")
-    figure.supxlabel("\n".join(footer), fontsize=8, color="#50575e")
-    return _png(figure)
+    return _png(figure, title, footer)
 
 
 def latency_lines(series: Mapping[str, Mapping[int, Sequence[float]]], title: str, footer: Sequence[str]) -> bytes:
@@ -229,9 +226,7 @@ def latency_lines(series: Mapping[str, Mapping[int, Sequence[float]]], title: st
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     _legend(axes)
-    figure.suptitle(title, fontsize=13, fontweight="bold")
-    figure.supxlabel("\n".join(footer), fontsize=8, color="#50575e")
-    return _png(figure)
+    return _png(figure, title, footer)
 
 
 @dataclass(frozen=True)
@@ -280,9 +275,7 @@ def load_lines(points: Sequence[LoadPoint], x: str, limit_ms: float | None, titl
     axes.margins(x=0.08, y=0.12)
     axes.set_xlim(left=0)
     _legend(axes)
-    figure.suptitle(title, fontsize=13, fontweight="bold")
-    figure.supxlabel("\n".join(footer), fontsize=8, color="#50575e")
-    return _png(figure)
+    return _png(figure, title, footer)
 
 
 @dataclass(frozen=True)
@@ -352,6 +345,4 @@ def threshold_panels(plot: ThresholdPlot, title: str, footer: Sequence[str]) -> 
         axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     for axes in (left, middle):
         axes.set_ylim(-0.02, 1.04)
-    figure.suptitle(title, fontsize=13, fontweight="bold")
-    figure.supxlabel("\n".join(footer), fontsize=8, color="#50575e")
-    return _png(figure)
+    return _png(figure, title, footer)

@@ -19,6 +19,7 @@ from ..config import (
     check_choice,
     check_positive,
     model_from_environment,
+    plain,
 )
 from ..data.pairs import Fields
 from ..data.source import PairTuple, Source
@@ -42,7 +43,7 @@ from .scoring import EngineFactory
 from .spool import spool_standard_input
 from .storage import storage
 from .windows import Window, Windows
-from .writers import format_of, open_writer
+from .writers import Contents, format_of, open_writer
 
 logger = logging.getLogger(__name__)
 
@@ -159,9 +160,9 @@ class RerankJob:
             max_length,
             token_budget,
             engine_options or {},
-            adapter=None if adapter is None else os.fspath(adapter),
+            adapter=plain(adapter),
             scoring=scoring,
-            calibration=None if calibration is None else os.fspath(calibration),
+            calibration=plain(calibration),
             long_documents=long_documents,
             piece_tokens=piece_tokens,
             piece_overlap=piece_overlap,
@@ -412,16 +413,10 @@ class RerankJob:
     def _write(self, checkpoint: Checkpoint, made_by: dict[str, str], *, grouped: bool) -> Counts:
         errors_path = checkpoint.folder / "errors"
         with storage(self.output):
-            writer = open_writer(
-                self.format,
-                self.output,
-                checkpoint.folder,
-                made_by,
-                processing_time=self.processing_time,
-                include_text=self.include_text,
-                pieces=self.settings.pieces is not None,
-                calibration=self.calibration,
+            contents = Contents(
+                self.processing_time, self.include_text, self.settings.pieces is not None, self.calibration
             )
+            writer = open_writer(self.format, self.output, checkpoint.folder, made_by, contents)
             with writer, errors_path.open("w", encoding="utf-8") as errors:
                 counts = merge(checkpoint.windows(), writer, errors, checkpoint.folder, grouped=grouped)
                 sync(errors)

@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ..calibration import Calibration
+from ..calibration import Calibration, log_odds_line
 from ..config import check_positive, check_probability
 from ..errors import InvalidInputError
 from ..ranking import likely_relevant, warn_of_min_confidence
@@ -202,7 +202,7 @@ class RerankResults:
 
 
 def _pairs_of_trec(lines: Iterable[str], calibration: Calibration | None) -> Iterator[RerankedPair]:
-    slope, intercept = (1.0, 0.0) if calibration is None else (calibration.slope, calibration.intercept)
+    slope, intercept = log_odds_line(calibration)
     for line in lines:
         query_id, _, doc_id, rank, score, _ = line.split()
         margin = float(score)

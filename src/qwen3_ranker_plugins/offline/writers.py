@@ -11,12 +11,13 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from json.encoder import encode_basestring, encode_basestring_ascii
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
 
-from ..calibration import Calibration
+from ..calibration import Calibration, log_odds_line
 from ..data.files import pyarrow_or_raise
 from ..errors import InvalidInputError
 from ..prompt import as_utf8
@@ -77,34 +78,39 @@ def confidence(log_odds: float) -> float:
     return math.tanh(0.5 * abs(log_odds))
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What an output holds besides ids, scores and ranks.
+
+    Attributes:
+        processing_time: that field.
+        include_text: the texts.
+        pieces: which piece of each document decided; not in TREC runs, which have no place for it.
+        calibration: makes scores of margins; None for their sigmoid.
+    """
+
+    processing_time: bool
+    include_text: bool
+    pieces: bool
+    calibration: Calibration | None
+
+
 class Writer(ABC):
     """Writes one query after the other.
 
     Args:
         path: replaced when everything was written; untouched until then.
         temporary: where the output is written, on the same file system.
-        processing_time: write that field.
-        include_text: write the texts.
-        pieces: write which piece decided.
-        line: (slope, intercept) of margin -> log-odds of P(yes); (1, 0) without a calibration.
+        contents: what is written of each row.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        temporary: Path,
-        *,
-        processing_time: bool,
-        include_text: bool,
-        pieces: bool,
-        line: tuple[float, float],
-    ) -> None:
+    def __init__(self, path: Path, temporary: Path, contents: Contents) -> None:
         self.path = path
-        self._pieces = pieces
-        self._slope, self._intercept = line
         self._temporary = temporary
-        self._processing_time = processing_time
-        self._include_text = include_text
+        self._processing_time = contents.processing_time
+        self._include_text = contents.include_text
+        self._pieces = contents.pieces
+        self._slope, self._intercept = log_odds_line(contents.calibration)
 
     def fault(self, row: ScoredRow) -> str | None:  # noqa: ARG002 - some formats need it
         """Why a row cannot stand in this format; None if it can."""
@@ -136,20 +142,8 @@ class Writer(ABC):
 class _TextWriter(Writer):
     """Lines of text, with a note of where each query begins."""
 
-    def __init__(
-        self,
-        path: Path,
-        temporary: Path,
-        index: Path,
-        *,
-        processing_time: bool,
-        include_text: bool,
-        pieces: bool,
-        line: tuple[float, float],
-    ) -> None:
-        super().__init__(
-            path, temporary, processing_time=processing_time, include_text=include_text, pieces=pieces, line=line
-        )
+    def __init__(self, path: Path, temporary: Path, index: Path, contents: Contents) -> None:
+        super().__init__(path, temporary, contents)
         self._raw = temporary.open("wb")
         self._file = cast("BinaryIO", self._raw)
         if is_packed(path):  # without a time or a name inside: equal jobs give equal bytes
@@ -245,20 +239,8 @@ class TrecWriter(_TextWriter):
 class ParquetWriter(Writer):
     """Row groups of some thousand rows; `query_id` has statistics, so that one query is found quickly."""
 
-    def __init__(
-        self,
-        path: Path,
-        temporary: Path,
-        made_by: Mapping[str, str],
-        *,
-        processing_time: bool,
-        include_text: bool,
-        pieces: bool,
-        line: tuple[float, float],
-    ) -> None:
-        super().__init__(
-            path, temporary, processing_time=processing_time, include_text=include_text, pieces=pieces, line=line
-        )
+    def __init__(self, path: Path, temporary: Path, made_by: Mapping[str, str], contents: Contents) -> None:
+        super().__init__(path, temporary, contents)
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -270,9 +252,9 @@ class ParquetWriter(Writer):
             ("confidence", pa.float64()),
             ("rank", pa.int64()),
             ("truncated", pa.int32()),
-            *((name, pa.int64()) for name in _PIECE_FIELDS * pieces),
-            *([("processing_time", pa.float64())] if processing_time else []),
-            *([("query", pa.string()), ("document", pa.string())] if include_text else []),
+            *((name, pa.int64()) for name in _PIECE_FIELDS * contents.pieces),
+            *([("processing_time", pa.float64())] if contents.processing_time else []),
+            *([("query", pa.string()), ("document", pa.string())] if contents.include_text else []),
         ]
         self._schema = pa.schema(fields, {METADATA_KEY: json.dumps(dict(made_by), sort_keys=True)})
         self._columns: list[list[Any]] = [[] for _ in fields]
@@ -321,52 +303,23 @@ class ParquetWriter(Writer):
         super().__exit__(kind, error, trace)
 
 
-def open_writer(
-    name: str,
-    path: Path,
-    folder: Path,
-    made_by: Mapping[str, str],
-    *,
-    processing_time: bool,
-    include_text: bool,
-    pieces: bool = False,
-    calibration: Calibration | None = None,
-) -> Writer:
+def open_writer(name: str, path: Path, folder: Path, made_by: Mapping[str, str], contents: Contents) -> Writer:
     """The writer of a format.
 
     Args:
         folder: of the job; holds the output until it is whole, and the index of outputs that are searched by offset.
         made_by: model, engine and settings, for formats that have a place for them.
-        pieces: write which piece of each document decided; not in TREC runs, which have no place for it.
-        calibration: makes scores of margins; None for their sigmoid.
+        contents: what is written of each row.
     """
     temporary = folder / "output"
-    line = (1.0, 0.0) if calibration is None else (calibration.slope, calibration.intercept)
     if name == "parquet":
-        return ParquetWriter(
-            path,
-            temporary,
-            made_by,
-            processing_time=processing_time,
-            include_text=include_text,
-            pieces=pieces,
-            line=line,
-        )
+        return ParquetWriter(path, temporary, made_by, contents)
     kinds: dict[str, type[JsonlWriter | TrecWriter | CsvWriter]] = {
         "jsonl": JsonlWriter,
         "trec": TrecWriter,
         "csv": CsvWriter,
     }
-    index = folder / "queries.jsonl"
-    return kinds[name](
-        path,
-        temporary,
-        index,
-        processing_time=processing_time,
-        include_text=include_text,
-        pieces=pieces,
-        line=line,
-    )
+    return kinds[name](path, temporary, folder / "queries.jsonl", contents)
 
 
 def _quoted(text: str) -> str:
