@@ -1,10 +1,10 @@
-"""What a cache of scores saves a RAG pipeline.
+"""Measure what a cache of scores saves in a RAG pipeline.
 
     python benchmarks/cache_rag.py -o docs/results/cache_rag.json
 
-A stream of questions about the demo corpus, each with BM25's best passages, is answered without a cache, with one in
-memory, and by a second run with the first one's file. Questions come as often as in a Zipf distribution, which is
-what query logs look like; some come in other words. Then a tenth of the passages changes.
+A stream of questions about the demo corpus, each with BM25's best passages, is ranked without a cache, with a cache in
+memory, and by a second run that uses the cache file of the first one. The frequencies of questions follow a Zipf
+distribution, as in query logs; some questions are rephrased. Then a tenth of the passages changes.
 """
 
 from __future__ import annotations

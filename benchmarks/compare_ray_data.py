@@ -1,10 +1,10 @@
-"""Can Ray Data carry an offline job? Windows through its actors and through plain ones: docs/results/ray_data.json.
+"""Compare Ray Data's actors with plain Ray actors as runners of an offline job -> docs/results/ray_data.json.
 
     python benchmarks/compare_ray_data.py
 
-Both get the same windows from the driver and give every pass back as soon as it is scored; a pass sleeps for 50 ms, so
-the cores do not matter. What is compared is how long the two actors of each stand still between passes, and how many
-passes are scored and not yet in the driver's hands, which is what a kill of the driver would lose.
+Both get the same windows from the driver and return every pass as soon as it is scored; a pass sleeps for 50 ms, so
+that the cores do not matter. The script compares how long the two actors of each are idle between passes, and how many
+passes are scored but have not reached the driver: a kill of the driver would lose these.
 """
 
 from __future__ import annotations

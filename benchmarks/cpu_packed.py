@@ -1,12 +1,12 @@
-"""Writes the CPU table of docs/performance.md: the packed engine beside transformers on padded prompts.
+"""Write the CPU table of docs/performance.md: the packed engine compared with transformers on padded prompts.
 
     python benchmarks/cpu_packed.py OUTPUT.json                      # the bundled model
     python benchmarks/cpu_packed.py OUTPUT.json --shape 0.6B        # random weights in the shape of Qwen3-Reranker-0.6B
 
 Both have the same weights and dtype. Every repetition has a new query; the engine and the baseline score it in turn, so
-that other load on the machine disturbs both. Times include tokenization. The baseline pads all prompts of a call to the
-longest one, on the left, and computes logits for the last position only. `largest_margin_difference` is the one between
-the two.
+that other load on the machine disturbs both. Times include tokenization. The baseline pads all prompts of a call on the
+left to the length of the longest one, and computes logits for the last position only. `largest_margin_difference` is
+the largest difference between the margins of the two.
 """
 
 from __future__ import annotations

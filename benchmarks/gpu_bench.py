@@ -1,14 +1,14 @@
-"""Writes the tables of docs/performance.md for a GPU: the packed engine beside transformers on padded prompts.
+"""Write the tables of docs/performance.md for a GPU: the packed engine compared with transformers on padded prompts.
 
     python benchmarks/gpu_bench.py OUTPUT --commit "$(git rev-parse HEAD)"                       # all parts
     python benchmarks/gpu_bench.py OUTPUT --commit ... --parts packed profile                    # some of them
     python benchmarks/gpu_bench.py OUTPUT --commit try --device cpu --shape tiny --scale 20 --repeat 2   # a try-out
 
-OUTPUT is a folder, which gets `gpu_bench.json` and `gpu_bench.md`. Each part runs in a process of its own with a time
-limit; if one fails, it is named with the end of its log, and the other parts run. A part that is not asked for keeps
-its results in the JSON file.
+OUTPUT is a folder, in which `gpu_bench.json` and `gpu_bench.md` are written. Each part runs in its own process with a
+time limit. If a part fails, it is reported with the end of its log, and the other parts run. Parts that are not
+requested keep their results in the JSON file.
 
-Weights are random: right for speed and for agreement between implementations, and meaningless for quality. A time is
+Weights are random, which is valid for speed and for agreement between implementations, but not for quality. A time is
 the median of `--repeat` calls, each with a query that no other call has. Each row also has the largest difference of a
 margin to transformers in float32, one prompt at a time (part `reference`, which always runs first).
 """

@@ -1,14 +1,13 @@
-"""Every form of checkpoint on one device: margins of the packed engine against float32 references.
+"""Compare margins of the packed engine with float32 references, for every form of checkpoint on one device.
 
     python benchmarks/gpu_forms.py OUTPUT.json --commit COMMIT [--device cuda] [--dtype bfloat16] [--seconds 240]
     python benchmarks/gpu_forms.py OUTPUT.json --commit COMMIT --smoke
 
-The second form runs every row on the CPU in float32, to see that the script works before a GPU is used for it.
+The second command runs every row on the CPU in float32, to check the script before it is run on a GPU.
 
-
-Writes small models with the libraries that users write them with (tests/forms.py), from the bundled model or random
-weights, and scores the same documents with transformers on the CPU in float32 and with the packed engine on the device.
-A form that fails is in the table with its error, and so is one whose library is not installed.
+The script writes small models with the libraries with which users write theirs (tests/forms.py), from the bundled model
+or random weights. It scores the same documents with transformers on the CPU in float32 and with the packed engine on
+the device. If a form fails or its library is not installed, the table contains the error.
 """
 
 from __future__ import annotations

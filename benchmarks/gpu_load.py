@@ -1,4 +1,4 @@
-"""Writes the tables of docs/performance.md for many callers: our server under load, and `vllm serve` in the same run.
+"""Write the tables of docs/performance.md for many callers: our server under load, and `vllm serve` in the same run.
 
     export PYTHONPATH=src:.
     python benchmarks/gpu_load.py OUTPUT.json --commit "$(git rev-parse HEAD)" --vllm
@@ -13,10 +13,10 @@ tokens (300 words), and those two clients alone.
 
 With `--devices`, our server is measured on 1, 2, 4, ... of them, in a closed loop of up to 128 clients.
 
-`vllm serve` runs as people start it, without a chat template: it reads fewer tokens than the official prompt has. A
-part that fails is named, and the next one runs; after `--seconds` none is begun. OUTPUT.json (figures), OUTPUT.raw.json
-(every request) and OUTPUT.md are written after each part. Exit code 1: a part failed or was not run. Random weights are
-right for speed and silent about quality.
+`vllm serve` runs as it is usually started, without a chat template, so that it reads fewer tokens than the official
+prompt has. If a part fails, it is reported, and the next one runs; after `--seconds` no part is started. OUTPUT.json
+(figures), OUTPUT.raw.json (every request) and OUTPUT.md are written after each part. Exit code 1: a part failed or was
+not run. Weights are random, which is valid for speed but not for quality.
 """
 
 from __future__ import annotations

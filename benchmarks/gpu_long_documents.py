@@ -1,14 +1,14 @@
-"""Measures the attention of long documents on one GPU: our kernel alone, FlashAttention 4, torch's FlashAttention 2.
+"""Measure the attention of long documents on one GPU: our kernel alone, FlashAttention 4, torch's FlashAttention 2.
 
     python benchmarks/gpu_long_documents.py OUTPUT.json --commit "$(git rev-parse HEAD)" [--tokenizer FOLDER]
     python benchmarks/gpu_long_documents.py OUTPUT.json --commit try --device cpu --shape tiny --scale 50 --repeat 1
 
-Each path runs in a process of its own with a time limit; one that fails is named with the end of its log, and the
-others run. What was measured before a failure is kept. Weights are random. For each path:
+Each path runs in its own process with a time limit. If one fails, it is reported with the end of its log, and the
+others run; results from before a failure are kept. Weights are random. The script measures for each path:
 
 - calls of `rerank`, medians of `--repeat`, each with a query that no other call has, and the largest difference of a
   margin to transformers in float32, one prompt at a time (a sample), and to our kernel alone (all documents);
-- passes of documents of one length, which show from which length on a path is worth its copies of the prefix;
+- passes of documents of one length, which show from which length on a path outweighs the cost of copying the prefix;
 - the kernels of a pass of long documents, by the device's time.
 """
 

@@ -1,12 +1,12 @@
-"""Writes the table of docs/offline.md for several GPUs: an offline job on one device and on all, and their outputs.
+"""Write the table of docs/offline.md for several GPUs: an offline job on one device and on all, with their outputs.
 
     PYTHONPATH=. python benchmarks/gpu_offline.py OUTPUT.json --commit "$(git rev-parse HEAD)"     two GPUs, 0.6B shape
     PYTHONPATH=. python benchmarks/gpu_offline.py OUTPUT.json --commit ... --devices cpu,cpu --shape tiny --pairs 2000
 
-Random weights in the shape of Qwen3-Reranker-0.6B, right for speed and silent about quality. Each run is a whole job
-with engines in processes of their own. "steady" is the rate between 40 % and 95 % of the pairs: on a GPU the engines
-compile during the first passes, and in the last ones some have nothing left to do. Runs on one device and on all take
-turns; figures are medians.
+The model has random weights in the shape of Qwen3-Reranker-0.6B, which is valid for speed but not for quality. Each run
+is a whole job whose engines have their own processes. "steady" is the rate between 40 % and 95 % of the pairs: on a
+GPU, engines compile during the first passes, and some have no work left during the last ones. Runs on one device and on
+all devices take turns; figures are medians.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tables of `gpu_bench.py`, from the results of its parts alone."""
+"""Makes the tables of `gpu_bench.py` from nothing but the results of its parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/engines.md: our engines beside the copied vLLM scripts, on the same weights and queries.
+"""Write the tables of docs/engines.md: our engines compared with the copied vLLM scripts, on equal weights and queries.
 
     export PYTHONPATH=src:.
     python benchmarks/gpu_vllm.py OUTPUT.json --commit "$(git rev-parse HEAD)"      # the table
@@ -8,17 +8,17 @@
     python benchmarks/gpu_vllm.py OUTPUT.json --commit ... --resume                 # what an earlier run lacks
     python benchmarks/gpu_vllm.py OUTPUT.json --commit try --device cpu --shape tiny --scale 50 --repeat 2   # a try-out
 
-Each system runs in a process of its own, one after the other. A time is the median of `--repeat` calls, texts in and
-scores out, each with a query that no other call has. A system that fails, or takes more than `--timeout` seconds, is
-named in the results, and the next one runs; after `--seconds` none is started. OUTPUT.json, OUTPUT.margins.json and
-OUTPUT.md are written after each system, so an interrupted run leaves what was measured, and `--resume` adds what is
-missing or failed. Exit code 1: something failed.
+The systems run one after the other, each in its own process. A time is the median of `--repeat` calls from texts to
+scores, each with a query that no other call has. If a system fails, or takes more than `--timeout` seconds, the results
+say so, and the next one runs; after `--seconds` no system is started. OUTPUT.json, OUTPUT.margins.json and OUTPUT.md
+are written after each system, so that an interrupted run keeps its results, and `--resume` adds what is missing or
+failed. Exit code 1: something failed.
 
-A copied script that fails is tried once more with vLLM's engine core in the script's own process instead of a forked
-one, so that the comparison has a number; the result says so.
+If a copied script fails, it is tried once more with vLLM's engine core in the script's own process instead of a forked
+one, so that there is a number to compare with; the result says so.
 
 The arithmetic floor is that of the linear layers over the packed tokens (each query computed once), at 798 TFLOP/s
-(measured on one H100). Random weights are right for speed and for agreement between implementations, and meaningless
+(measured on one H100). Weights are random, which is valid for speed and for agreement between implementations, but not
 for quality.
 """
 

@@ -1,4 +1,4 @@
-"""The parts of a request's time inside an engine on vLLM; `gpu_vllm.py --profile` runs it in a process of its own."""
+"""Measures the parts of a request's time inside an engine on vLLM; `gpu_vllm.py --profile` starts it as a process."""
 
 from __future__ import annotations
 

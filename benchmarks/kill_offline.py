@@ -1,9 +1,9 @@
-"""Kill offline jobs at random moments, compare what they write in the end, and write docs/results/offline_kills.json.
+"""Kill offline jobs at random moments, compare their final outputs, and write docs/results/offline_kills.json.
 
     python benchmarks/kill_offline.py [KILLS] [SEED]
 
-The engine is cheap: a pass takes a millisecond, so that a kill is likely to hit between two steps of the job itself.
-Every output is compared byte for byte with that of a job that nothing happened to.
+A pass of the test engine takes only a millisecond, so that a kill probably hits between two steps of the job itself.
+Every output is compared byte for byte with the output of a job that was not killed.
 """
 
 from __future__ import annotations

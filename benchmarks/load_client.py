@@ -1,6 +1,6 @@
-"""What the client of `bench load` can send itself -> docs/results/load_client.json.
+"""Measure how much load the client of `bench load` can send -> docs/results/load_client.json.
 
-A server that does nothing but answer runs in a process of its own, on the same cores.
+The server only answers, without any work; it runs in its own process, on the same cores.
 
     PYTHONPATH=src:. python benchmarks/load_client.py [--processes 1 2]
 """

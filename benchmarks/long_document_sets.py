@@ -1,11 +1,11 @@
-"""Write two labelled sets of long documents, made of the demonstration corpus, for `qwen3-ranker bench quality`.
+"""Write two labelled sets of long documents from the demonstration corpus, for `qwen3-ranker bench quality`.
 
-`sections/` in BEIR's form: whole sections of the Python language reference in place of their passages. A section has
-the highest grade of its passages.
+`sections/`, in BEIR's format: whole sections of the Python language reference instead of their passages. The grade of a
+section is the highest grade of its passages.
 
-`needles.jsonl`, a list of candidates for each question, as MLDR is built: in one of them a passage that answers the
-question stands at a random place among passages that do not; the others consist of such passages alone. What a model
-makes of these documents depends on whether it reads as far as the answer.
+`needles.jsonl`: a list of candidates for each question, built like MLDR. One candidate contains a passage that answers
+the question, at a random position among passages that do not; the others contain only passages that do not. A model can
+rank these documents correctly only if it reads as far as the answer.
 
     python benchmarks/long_document_sets.py FOLDER
 """

@@ -1,7 +1,7 @@
-"""What documents of megabytes cost a server's other clients -> docs/results/long_documents.json.
+"""Measure how documents of several megabytes slow down a server's other clients -> docs/results/long_documents.json.
 
-A small request is sent alone, and while three clients keep one document of 4 MB each in flight. A document of 20 MB is
-encoded as an offline job does it.
+A small request is sent alone, and then while each of three clients has a document of 4 MB in flight. A document of
+20 MB is encoded as in an offline job.
 
     python benchmarks/measure_long_documents.py
 """

@@ -1,13 +1,13 @@
-"""Measure what an offline job costs beside the forward pass, and write docs/results/offline.json.
+"""Measure what an offline job costs in addition to the forward passes, and write docs/results/offline.json.
 
     python benchmarks/measure_offline.py overhead     10^5 and 10^6 pairs through a null engine, on one core
-    python benchmarks/measure_offline.py checkpoint   a real run with the bundled model: time beside the engine
-    python benchmarks/measure_offline.py actors       two Ray actors on two cores against one on one
-    python benchmarks/measure_offline.py cores        what two cores give to two processes that multiply matrices
-    python benchmarks/measure_offline.py profile      where the overhead goes
+    python benchmarks/measure_offline.py checkpoint   a real run with the bundled model: time outside of the engine
+    python benchmarks/measure_offline.py actors       two Ray actors on two cores compared with one on one core
+    python benchmarks/measure_offline.py cores        speedup of two processes that multiply matrices on two cores
+    python benchmarks/measure_offline.py profile      which steps cause the overhead
 
-Each run is a process of its own, pinned to the cores named here. "Overhead" is CPU time outside the tokenizers
-library and the (null) engine: reading, grouping, planning, committing, ordering, writing.
+Each run is its own process, pinned to the cores named here. "Overhead" is CPU time outside of the tokenizers library
+and the (null) engine: reading, grouping, planning, committing, ordering, writing.
 """
 
 from __future__ import annotations

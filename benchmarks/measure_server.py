@@ -1,6 +1,6 @@
-"""Memory and answers of a server over many requests -> docs/results/server.json.
+"""Measure the memory of a server over many requests, and check its answers -> docs/results/server.json.
 
-A process with its own settings is sent requests by an async client; its memory is read from /health meanwhile. Every
+An async client sends requests to a server in another process, and reads its memory from /health at the same time. Every
 answer is compared with a direct call for the same texts.
 
     python benchmarks/measure_server.py --requests 10000 --concurrency 64

@@ -1,7 +1,7 @@
-"""One long document, and the same text as passages: `python benchmarks/measure_splitting.py OUTPUT.json`.
+"""Compare one long document with the same text as passages: `python benchmarks/measure_splitting.py OUTPUT.json`.
 
-The bundled model on a CPU. Times are processor time (user and system) of this process, which other load hardly changes;
-medians of five calls with a new query each.
+The bundled model runs on a CPU. Times are processor time (user and system) of this process, which other load hardly
+affects; they are medians of five calls, each with a new query.
 """
 
 from __future__ import annotations

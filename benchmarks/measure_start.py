@@ -1,9 +1,10 @@
-"""How long `qwen3-ranker rank` on five lines takes from a fresh process, beside what it imports.
+"""Measure how long `qwen3-ranker rank` takes for five lines in a new process, and how long its imports take.
 
 python benchmarks/measure_start.py [--repeat 7] [--output docs/results/start.json]
 
-The commands take turns in every round, so that what else runs on the machine disturbs all of them. Wall time is what a
-user waits for; processor time (user and system, of the process and its children) hardly depends on other processes.
+The commands take turns in every round, so that other programs on the machine disturb all of them alike. Wall time is
+how long a user waits; processor time (user and system, of the process and its children) hardly depends on other
+processes.
 """
 
 from __future__ import annotations

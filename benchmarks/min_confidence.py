@@ -1,7 +1,7 @@
-"""What `min_confidence` and `score_threshold` keep of the demo corpus: `python benchmarks/min_confidence.py`.
+"""Show what `min_confidence` and `score_threshold` keep of the demo corpus: `python benchmarks/min_confidence.py`.
 
 Reads the margins and judgements of docs/results/bench-quality-demo.json (49 questions, the 10 best passages of BM25 for
-each) and prints, for each limit, how many of the relevant pairs stay and which share of the kept pairs is relevant.
+each) and prints, for each limit, how many of the relevant pairs are kept and which share of the kept pairs is relevant.
 """
 
 from __future__ import annotations

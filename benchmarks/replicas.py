@@ -1,12 +1,12 @@
-"""Replicas under load: documents a second, and what a killed and a stopped worker cost. Writes one JSON file.
+"""Measure replicas under load: documents per second, and the cost of a killed and of a stopped worker.
 
     python benchmarks/replicas.py --devices cpu,cpu --output docs/results/cpu_replicas.json
     python benchmarks/replicas.py --model FOLDER --devices cuda:0,cuda:1,cuda:2,cuda:3 --output ...
     python benchmarks/replicas.py --model FOLDER --devices cuda:0 --sizes 10,100,1000 --output ...
 
-For 1, 2, 4, ... of the devices: milliseconds of one call at a time for lists of several sizes, compared with the same
-engine in this process; then CLIENTS callers, of whose answers none may be missing or wrong, while one worker gets
-SIGKILL and one SIGSTOP.
+For 1, 2, 4, ... of the devices, the script measures the milliseconds of single calls for lists of several sizes, and
+compares them with the same engine in this process. Then CLIENTS callers send requests while one worker gets SIGKILL and
+one gets SIGSTOP; no answer may be missing or wrong. The results are written as one JSON file.
 """
 
 from __future__ import annotations

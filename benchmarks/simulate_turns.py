@@ -1,7 +1,8 @@
-"""Who waits how long for a pass, by discrete events with the real filling of passes -> docs/results/turns.json.
+"""Simulate how long requests wait for a pass, with the real filling of passes -> docs/results/turns.json.
 
-Two clients keep a long request waiting, and one client a short one. A pass takes its tokens times a constant, and a
-constant: the share of it in a full pass is an argument. Nothing is computed; times are in full passes.
+Two clients always have a long request in the queue, and one client always has a short one. The time of a pass is a
+constant plus its tokens times another constant; the first constant's share of a full pass is an argument. No model
+runs. The unit of time is a full pass.
 
     python benchmarks/simulate_turns.py
 """

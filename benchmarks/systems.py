@@ -1,4 +1,4 @@
-"""What the scripts here share: random weights, documents, queries, and the copied vLLM scripts."""
+"""Shared by the scripts here: random weights, documents, queries, and the copied vLLM scripts."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Forms of checkpoints on the engines that run on vLLM, against the packed engine in float32 on the CPU.
+"""Compare forms of checkpoints on the engines that run on vLLM with the packed engine in float32 on the CPU.
 
     python benchmarks/vllm_forms.py OUTPUT.json --commit COMMIT [--only TEXT] [--device cpu] [--dtype float32]
 
-Each row starts vLLM once, in a process of its own. A form that vLLM does not take is in the table with the error that
-the engine gives, so that the table also shows whether the error names the engine that takes it.
+For each row vLLM is started once, in its own process. If vLLM does not support a form, the table contains the engine's
+error, and thus shows whether that error names an engine that supports the form.
 """
 
 from __future__ import annotations

@@ -2,16 +2,16 @@
 
 Every CPython ships the language reference as plain text in `pydoc_data.topics` (it is what
 `help("with")` prints), so the demo needs no download. The text differs between Python versions, and
-judgements refer to passages by id, so the package ships passages made once, on `SHIPPED_VERSION`.
-This script reproduces the shipped file byte for byte on that version; other versions give other
-passages, to which the shipped judgements do not apply.
+judgements refer to passages by id. The package therefore ships passages that were made once, on
+`SHIPPED_VERSION`. On that version this script reproduces the shipped file byte for byte; other versions
+give other passages, to which the shipped judgements do not apply.
 
     python tools/build_demo_corpus.py OUTPUT_FOLDER
 
-Topics are cut at headings and definitions first, then at paragraphs; never inside a paragraph or an
-example. Wording is kept. What goes is what pydoc's renderer added or what means nothing away from the
-page: hard line breaks, heading underlines, `*` and `**` emphasis, the rules of tables, "See also"
-lists. Footnotes move to the text that refers to them and lose their numbers.
+Topics are cut at headings and definitions first, then at paragraphs, but never inside a paragraph or an
+example. The wording is kept. The script removes what pydoc's renderer added and what is meaningless
+outside of the page: hard line breaks, heading underlines, `*` and `**` emphasis, the rules of tables and
+"See also" lists. Footnotes move to the text that refers to them and lose their numbers.
 """
 
 from __future__ import annotations

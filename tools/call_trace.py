@@ -2,7 +2,7 @@
 
     python tools/call_trace.py [number of documents]
 
-Comprehensions and lambdas are left out: they are lines of the function that contains them.
+Comprehensions and lambdas are not counted, because they are part of the function that contains them.
 """
 
 from __future__ import annotations

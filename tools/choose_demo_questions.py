@@ -1,7 +1,7 @@
 """Choose the questions that `qwen3-ranker demo` and the server's page show first, by the rule in RULE.
 
 python tools/choose_demo_questions.py            # rank, measure and choose: about two minutes on two cores
-python tools/choose_demo_questions.py --check    # only whether shown.json follows from the measured gains
+python tools/choose_demo_questions.py --check    # only check that shown.json follows from the measured gains
 
 Writes docs/results/demo-questions.json, with nDCG@10 of every question before and after, and
 src/qwen3_ranker_plugins/assets/demo/shown.json, with the choice.

@@ -1,4 +1,4 @@
-"""Write docs/cli.md: what `qwen3-ranker COMMAND --help` prints, for every command. With --check, only compare.
+"""Write docs/cli.md with the output of `qwen3-ranker COMMAND --help` for every command; with --check, only compare.
 
 python tools/cli_reference.py [--check]
 """

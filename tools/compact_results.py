@@ -1,8 +1,8 @@
-"""Make the JSON files of docs/results small: `python tools/compact_results.py [FILE ...]`, default: all there.
+"""Make the JSON files of docs/results small: `python tools/compact_results.py [FILE ...]`, by default all of them.
 
-Short values share a line. Files of `qwen3-ranker bench` and `tune` keep every value and digit, since `bench report`
-computes from them. In the files of benchmarks/*.py, whose pages quote only the largest difference of margins, numbers
-keep six significant digits and the margins themselves go.
+Short values share a line. Files of `qwen3-ranker bench` and `tune` keep all values and digits, because `bench report`
+computes from them. In the files of benchmarks/*.py, numbers are rounded to six significant digits, and margins are
+removed, because the pages quote only their largest difference.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Compile every Triton kernel of the engines for GPUs that need not be here, and compare what each needs with them.
+"""Compile every Triton kernel of the engines for GPUs that need not be present, and check that it fits their limits.
 
     python tools/compile_kernels.py [--capability 75] [--capability 80] [--shape NAME] [--output FILE.json]
 
-The launchers in `engines/` run on tensors without memory. Where they would launch a kernel, it is compiled for the
-capability instead, with the arguments and the tiles that an engine would use: float16 on Turing, bfloat16 on newer
-GPUs, in the shapes of Qwen3-Reranker and of the bundled model. Exits with 1 if a kernel does not compile, does not fit
-into a block's shared memory or a thread's registers, or is never launched here.
+The launchers in `engines/` run on tensors without memory. Instead of launching a kernel, they compile it for the
+compute capability, with the arguments and tiles that an engine would use: float16 on Turing, bfloat16 on newer GPUs,
+with the shapes of Qwen3-Reranker and of the bundled model. The exit code is 1 if a kernel does not compile, does not
+fit into a block's shared memory or a thread's registers, or is never launched.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Turn .coverage into docs/results/coverage.json, and the figure of CONTRIBUTING.md."""
+"""Write docs/results/coverage.json and the figure in CONTRIBUTING.md from the file .coverage."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Try the install lines of docs/install.md in empty environments; write what each brings and takes into its table.
+"""Try the install lines of docs/install.md in empty environments, and write packages, sizes and times into its table.
 
     python tools/install_sizes.py [--torch REQUIREMENT] [--uv PROGRAM] [--table-only]
 
-Each line runs in the clone, in a new virtual environment into which the CPU build of torch is installed first where the
-line needs torch. Then bundled:tiny is added, and a program shows that the installation works. With --uv, it is `uv pip
-install` that runs: much quicker on a busy machine, and times are not recorded.
+Each line runs in the clone, in a new virtual environment. If the line needs torch, its CPU build is installed first.
+Then bundled:tiny is added, and a program shows that the installation works. With --uv, `uv pip install` runs instead of
+pip: this is much faster on a busy machine, but times are not recorded.
 """
 
 from __future__ import annotations

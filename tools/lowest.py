@@ -1,7 +1,7 @@
 """Run the tests of the core, the adapters and the server with the lowest versions that the pyproject.toml files allow.
 
-In build/lowest, an environment of its own: uv resolves what is named there to its lowest version, then the test tools
-come in the newest versions that go with it. Options are passed on to pytest.
+The environment is build/lowest: uv installs the named dependencies in their lowest versions, and then the test tools in
+the newest versions that fit these. Options are passed on to pytest.
 """
 
 from __future__ import annotations

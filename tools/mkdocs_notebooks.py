@@ -1,6 +1,6 @@
-"""A hook of mkdocs: the notebooks of examples/ become pages. They are shown as they are stored, and not executed.
+"""A hook of mkdocs that makes pages of the notebooks in examples/, as they are stored; it does not execute them.
 
-Tags of cells are for the tests and do not appear.
+The tags of cells are for the tests and do not appear.
 """
 
 from __future__ import annotations

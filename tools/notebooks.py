@@ -1,4 +1,4 @@
-"""Execute the example notebooks from top to bottom in fresh kernels, one after the other, and store what they print.
+"""Execute the example notebooks from top to bottom in fresh kernels, one after the other, and store their outputs.
 
 `make notebooks`, or `python tools/notebooks.py examples/haystack_rag.ipynb ...`. tests/examples executes them the
 same way and compares the cells tagged "stable".

@@ -1,4 +1,4 @@
-"""Run the demo and write its measures to docs/results/demo.json, the file behind the figures in the README.
+"""Run the demo and write its measures to docs/results/demo.json, the source of the figures in the README.
 
 python tools/record_demo.py
 """

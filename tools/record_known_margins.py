@@ -1,4 +1,4 @@
-"""Write the margins that `qwen3-ranker doctor` compares with: the bundled model, packed engine, CPU, float32.
+"""Write the margins with which `qwen3-ranker doctor` compares: bundled model, packed engine, CPU, float32.
 
 python tools/record_known_margins.py
 """

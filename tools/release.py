@@ -2,8 +2,8 @@
 
     python tools/release.py [TORCH] [--publish]
 
-TORCH is installed before what needs "some torch". With --publish, a placeholder in place of the project's address is an
-error.
+TORCH is installed before the packages that require torch in any version. With --publish, a placeholder in place of the
+project's address is an error.
 """
 
 from __future__ import annotations

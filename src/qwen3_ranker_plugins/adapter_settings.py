@@ -1,6 +1,6 @@
 """The settings of a `Reranker` as fields of a pydantic model, for adapters of frameworks that are built on pydantic.
 
-Needs pydantic, which those frameworks bring.
+Needs pydantic, which those frameworks install.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Qwen3Settings(BaseModel):
         ValidationError: a ValueError that names the argument, its value and the remedy.
     """
 
-    # Our own messages show what is wrong; pydantic's would add the whole input, and a key with it.
+    # Our own messages show what is wrong; pydantic's would repeat the whole input, including a key in it.
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", hide_input_in_errors=True)
 
     model: str = Field(default=DEFAULT_MODEL, frozen=True)
@@ -69,32 +69,34 @@ class Qwen3Settings(BaseModel):
     engine_options: dict[str, Any] = Field(default_factory=dict, frozen=True)
     """Options of the engine, by name."""
     adapter: str | None = Field(default=None, frozen=True)
-    """A LoRA adapter for the model: path of a folder, or name on the hub; "none" for no adapter from its own folder."""
+    """A LoRA adapter for the model: path of a folder, or name on the hub. "none" ignores an adapter in the model's own
+    folder; None uses that one, if there is one."""
     scoring: str | None = Field(default=None, frozen=True)
-    """How the model judges, such as "yes - no", in place of what its checkpoint says."""
+    """How the model judges, such as "yes - no", which takes precedence over what its checkpoint says."""
     devices: str | None = Field(default=None, frozen=True)
-    """An engine in a process of its own on each of these: "all" for every visible GPU, or names such as
-    "cuda:0,cuda:1"; a list of names is stored as such a text. None for one engine, on `device`."""
+    """Run one engine on each of these devices, each in its own process: "all" for every visible GPU, or names such as
+    "cuda:0,cuda:1"; a list of names is stored as such a text. None runs one engine, on `device`."""
     calibration: str | None = Field(default=None, frozen=True)
-    """File of a calibration, which makes scores that agree with labels and keeps the order; None for P(yes) itself."""
+    """Calibration file, which maps margins to scores that agree with labels and keeps the order; None for P(yes)
+    itself."""
     cache: int | str | None = Field(default=None, frozen=True)
     """Maximum size of a cache of scores, such as "256MB", stored as a number of bytes; None for no cache."""
     cache_path: str | None = Field(default=None, frozen=True)
     """File of the cache, which outlives the process; None keeps it in memory."""
     long_documents: str = Field(default="truncate", frozen=True)
-    """"truncate" cuts a document that does not fit at its end; "pieces" judges documents of more than `piece_tokens` in
-    pieces, the best of which decides."""
+    """"truncate" cuts off the end of a document that does not fit the prompt; "pieces" judges a document of more than
+    `piece_tokens` tokens in pieces and ranks it by the best one."""
     piece_tokens: int = Field(default=DEFAULT_PIECES.tokens, frozen=True)
     """Maximum number of tokens of a piece."""
     piece_overlap: int = Field(default=DEFAULT_PIECES.overlap, frozen=True)
-    """Maximum number of tokens that a piece shares with the one before."""
+    """Maximum number of tokens that a piece shares with the previous one."""
     max_pieces: int = Field(default=DEFAULT_PIECES.limit, frozen=True)
-    """Maximum number of pieces of a document; what follows them is not read."""
+    """Maximum number of pieces of a document; the text after the last one is not read."""
     instruction: str | None = None
-    """The task for which documents are judged; None for the reranker's own."""
+    """The task for which documents are judged; None for the default of the model, or of `reranker`."""
     reranker: SkipJsonSchema[Reranker | None] = Field(default=None, exclude=True, repr=False, frozen=True)
-    """A reranker to use in place of the settings above, which must then be left out. Whoever made it closes it. It
-    cannot be used in a process that was forked from the one that made it."""
+    """A reranker to use in place of the settings above, which must then be left out. Its owner closes it. It cannot be
+    used in a process that was forked from the one that made it."""
 
     _lazy: LazyReranker = PrivateAttr(default_factory=LazyReranker)
 
@@ -113,14 +115,15 @@ class Qwen3Settings(BaseModel):
 
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
-        """Refuse at once what could only fail when the model is loaded."""
+        """Refuse invalid settings now, not when the model is loaded."""
         settings = RerankerSettings(instruction=self.instruction, **self._settings())
         self.__dict__["engine_options"] = settings.engine_options
         self.__dict__["cache"] = settings.cache
         if self.reranker is not None:
             if given := [name for name in _RERANKER_SETTINGS if name in self.model_fields_set]:
-                raise InvalidInputError(given[0], getattr(self, given[0]), "leave it out where `reranker` is given")
-            # What is dumped is what scores. (This bypasses the frozen fields, and does not mark them as given.)
+                raise InvalidInputError(given[0], getattr(self, given[0]), "leave it out if `reranker` is given")
+            # A dump has to show the settings that score. (This bypasses the frozen fields, and does not mark them as
+            # given.)
             self.__dict__.update({name: getattr(self.reranker.settings, name) for name in _RERANKER_SETTINGS})
         return self
 
@@ -135,7 +138,7 @@ class Qwen3Settings(BaseModel):
     def close(self) -> None:
         """Release the model; the last object that uses it frees it. Garbage collection does the same.
 
-        It is loaded again when it is needed again. A `reranker` that was given stays open.
+        It is loaded again when it is needed. A `reranker` that was given stays open.
         """
         self._lazy.close()
 

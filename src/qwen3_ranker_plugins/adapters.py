@@ -22,9 +22,9 @@ from .types import RerankResult, ScoredDocument
 
 #: Key of a document that was not scored; its value is the name of the error's class.
 FAILED = "qwen3_failed"
-#: Keys of the piece that decided, if long documents are judged in pieces.
+#: Keys of the piece with the highest margin, if long documents are judged in pieces.
 PIECE = ("qwen3_piece_start", "qwen3_piece_end")
-#: Key of the text that the model read of a document, if it is wanted.
+#: Key of the text that the model read, if it is requested.
 JUDGED_TEXT = "qwen3_judged_text"
 
 _logger = logging.getLogger(__name__)
@@ -33,12 +33,12 @@ _logger = logging.getLogger(__name__)
 class LazyReranker:
     """The reranker of one adapter: made at first use, and made again after `close` and in a forked child process.
 
-    Thread-safe. Copies and pickles are empty, as they may get other settings. Any two are equal, so that adapters with
-    equal settings are.
+    Thread-safe. Copies and pickles hold no reranker, because they may get other settings. Any two instances are equal,
+    so that adapters with equal settings are equal too.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a thread that loads may fork, and takes it a second time then
+        self._lock = threading.RLock()  # a thread that forks while it loads takes the lock a second time
         self._reranker: Reranker | None = None
         _all[id(self)] = self
 
@@ -63,7 +63,7 @@ class LazyReranker:
             reranker.close()
 
     def set_options(self, options: RankingOptions) -> None:
-        """Let the reranker, if there is one, use other defaults for the next calls."""
+        """Set the default options of the next calls, if there is a reranker."""
         with self._lock:
             if self._reranker is not None:
                 self._reranker.options = options
@@ -101,14 +101,15 @@ _all: weakref.WeakValueDictionary[int, LazyReranker] = weakref.WeakValueDictiona
 _of_parent: list[Reranker | None] = []
 _forking = threading.local()
 
-# In seconds. A child that is forked while another thread loads inherits what transformers has half done, and its own
-# load fails or hangs. So a fork waits for loads, though not without end: a load may wait for another thread's fork.
+# Maximum number of seconds that a fork waits for loads. A child that is forked while another thread loads a model
+# inherits a half-initialized transformers, and its own load fails or hangs. The wait is limited, because a load may
+# wait for a fork in another thread.
 _LONGEST_LOAD = 60
 
 
 def _wait_for_loads() -> None:
     locks = [each._lock for each in list(_all.values())]  # noqa: SLF001 - of this module
-    deadline = time.monotonic() + _LONGEST_LOAD  # one for all: two threads that load and fork wait for each other
+    deadline = time.monotonic() + _LONGEST_LOAD  # one for all locks: threads that load and fork wait for each other
     _forking.held = [lock for lock in locks if lock.acquire(timeout=max(0.0, deadline - time.monotonic()))]
 
 
@@ -131,17 +132,17 @@ Item = TypeVar("Item")
 
 @dataclass
 class RankingCall(ABC, Generic[Item]):
-    """One call of an adapter. Subclasses say how documents of their framework are copied.
+    """One call of an adapter. Subclasses define how documents of their framework are copied.
 
     Attributes:
         items: documents of the framework, without duplicates.
-        arguments: of `Reranker.rerank`; its documents are the texts of `items`, in the same order.
+        arguments: the arguments of `Reranker.rerank`; its documents are the texts of `items`, in the same order.
         top_k: maximum number of items to return if they cannot be scored; None for all.
-        fail_open: whether they are then returned as they came.
-        lazy: where the adapter keeps its reranker.
-        judged_text: whether the metadata of copies gain the text that the model read.
+        fail_open: whether items that cannot be scored are returned in their input order, rather than raising an error.
+        lazy: holder of the reranker of the adapter.
+        judged_text: whether the metadata of copies gains the text that the model read.
         waiting: whether the items have to be scored.
-        output: copies of the items that are returned, once they are known.
+        output: copies of the items that are returned; empty until then.
     """
 
     items: list[Item]
@@ -159,18 +160,18 @@ class RankingCall(ABC, Generic[Item]):
 
     @abstractmethod
     def unranked(self, item: Item, error: Exception) -> Item:
-        """A copy without a new score, marked with what failed."""
+        """A copy without a new score, with the name of the error in its metadata."""
 
     def finish(self, result: RerankResult) -> None:
-        """Output the items that the reranker has kept, best first."""
+        """Output the items in `result`, best first."""
         self.output = [self.ranked(self.items[hit.index], hit) for hit in result]
 
     def refuse_query(self) -> None:
-        """Do without a query: an upstream component found nothing to ask, so that it is None or a blank text.
+        """Handle a query that is None or blank, as it is if an upstream component found nothing to ask.
 
         Raises:
-            InvalidInputError: `fail_open` is not set, or the query is something other than a text, which is a mistake
-                of the program.
+            InvalidInputError: `fail_open` is not set, or the query is neither None nor a text, which is a mistake in
+                the program.
         """
         query = self.arguments["query"]
         try:
@@ -181,11 +182,11 @@ class RankingCall(ABC, Generic[Item]):
             self.fail(error)
 
     def fail(self, error: EngineError | InvalidInputError) -> None:
-        """Output the first items as they came, if `fail_open` is set.
+        """Output the first `top_k` items in their input order, if `fail_open` is set.
 
         Raises:
-            EngineError, InvalidInputError: the one given, if `fail_open` is not set. A closed reranker, and one that
-                was made before a fork, raises in any case, because it would leave every later answer unranked.
+            EngineError, InvalidInputError: `error`, if `fail_open` is not set. An EngineClosedError is raised in any
+                case, because every later answer would be unranked too.
         """
         if isinstance(error, EngineClosedError):
             self.lazy.drop_ended()
@@ -206,15 +207,17 @@ def ranked_metadata(
     content: str | None = None,
     judged_text: bool = False,
 ) -> dict[str, Any]:
-    """A deep copy of a document's metadata, with what the model says of the document.
+    """A deep copy of a document's metadata, with the results of the model added.
 
     Args:
-        metadata: of the document as it came.
+        metadata: metadata of the document before ranking.
         hit: its place in the ranking.
-        retriever_score: the score that it came with; kept under `key` unless the metadata has a value there already.
+        retriever_score: score of the document before ranking; stored under `key` unless the metadata has a value there
+            already.
         key: the framework's name of that score.
-        content: the document's own text, which may be a part of the text that was judged; offsets are into it.
-        judged_text: whether to add the text that the model read. That of an earlier reranker is removed in any case.
+        content: the document's own text, which may be a part of the judged text; offsets of the piece refer to it.
+        judged_text: whether to add the text that the model read. The text of an earlier reranker is removed in any
+            case.
     """
     copied = own_copies(metadata)
     copied.pop(FAILED, None)
@@ -228,10 +231,10 @@ def ranked_metadata(
         copied.pop(name, None)
     if hit.piece is not None:
         text = hit.document if content is None else content
-        # Frameworks strip the white space at the ends of a text that they put metadata in front of.
+        # Frameworks strip the white space at both ends of a text before they put metadata in front of it.
         found = hit.document.rfind(text.strip())
         before = found - (len(text) - len(text.lstrip()))
-        for name, offset in zip(PIECE, hit.piece, strict=True) if found >= 0 else ():  # YAML may quote the text
+        for name, offset in zip(PIECE, hit.piece, strict=True) if found >= 0 else ():  # YAML may have quoted the text
             copied[name] = min(max(offset - before, 0), len(text))
     if judged_text:
         copied[JUDGED_TEXT] = hit.document
@@ -244,10 +247,10 @@ def unranked_metadata(metadata: Mapping[str, Any], error: Exception) -> dict[str
 
 
 def judged_text(form: DocumentFormat, metadata: Mapping[str, Any], text: str, place: str) -> str:
-    """What is judged of a document with metadata and a text.
+    """The judged text of a document with metadata and a text.
 
     Raises:
-        InvalidInputError: it has nothing of what `document_template` names, or a value has no form as text.
+        InvalidInputError: it has none of the keys that `document_template` names, or a value has no form as text.
     """
     judged = form.text(metadata, text, place=f"{place}.metadata")
     if judged is None:
@@ -259,7 +262,7 @@ def judged_text(form: DocumentFormat, metadata: Mapping[str, Any], text: str, pl
 
 
 def own_copies(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Deep copies of values. One that cannot be copied, such as a lock or a connection, is shared."""
+    """Deep copies of values. A value that cannot be copied, such as a lock or a connection, is shared."""
     try:
         return copy.deepcopy(dict(values))
     except Exception:  # noqa: BLE001 - a value's own __deepcopy__ may raise anything

@@ -1,4 +1,4 @@
-"""A calibration: margins -> probabilities that agree with labels. It changes scores and never the order.
+"""A calibration: margins -> probabilities that agree with labels. It changes scores, but not their order.
 
 `qwen3-ranker bench threshold --calibrate` fits one and writes it as a JSON file; `calibration=FILE` applies it.
 """
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from .errors import InvalidInputError
 
 KIND = "qwen3-ranker calibration"
-#: Raised when a file of an earlier version could be misread.
+#: Version of the file format, raised when a file of an earlier version could be misread.
 FORMAT = 1
 METHODS = ("temperature", "platt")
 _FIELDS = {"kind", "format", "method", "slope", "intercept", "fitted_on"}
 
-#: Parts of `Calibration.fitted_on` that decide what a margin means -> how an error message calls them.
+#: Parts of `Calibration.fitted_on` that determine the meaning of a margin -> their names in error messages.
 _DECIDING = {
     "model": "another model",
     "adapter": "another adapter",
@@ -47,10 +47,11 @@ class Calibration:
         slope: positive.
         intercept: 0 for temperature scaling.
         fitted_on: "model", "adapter", "scoring", "template", "instruction" and "pieces" as in
-            `models.judgement_facts`, and what was labelled: for people, and to refuse another model.
+            `models.judgement_facts`, and a description of the labelled data. It informs people, and serves to refuse
+            another model.
 
     Raises:
-        InvalidInputError: a number is not usable.
+        InvalidInputError: the method is unknown, or a number is invalid.
     """
 
     method: str
@@ -83,14 +84,14 @@ class Calibration:
         return margins.astype(np.float64) * self.slope + self.intercept
 
     def check_judgement(self, facts: Mapping[str, str], path: str) -> None:
-        """Refuse a calibration that was fitted on margins which mean something else.
+        """Refuse a calibration that was fitted on margins with another meaning.
 
         Args:
-            facts: of the reranker, see `models.judgement_facts`.
-            path: of the file, for the message.
+            facts: facts of the reranker, see `models.judgement_facts`.
+            path: path of the file, for the error message.
 
         Raises:
-            InvalidInputError: names what differs.
+            InvalidInputError: the facts differ; the message names the first difference.
         """
         for name, what in _DECIDING.items():
             fitted, now = self.fitted_on.get(name), facts[name]
@@ -120,7 +121,7 @@ class Calibration:
         """Write a file for `read`.
 
         Raises:
-            InvalidInputError: it cannot be written there.
+            InvalidInputError: the file cannot be written there.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +134,7 @@ class Calibration:
         """The calibration of a file.
 
         Raises:
-            InvalidInputError: it cannot be read, or is none.
+            InvalidInputError: the file cannot be read, or is not a calibration.
         """
         name = os.fspath(path)
         remedy = "give a file that qwen3-ranker bench threshold --calibrate has written"
@@ -144,7 +145,7 @@ class Calibration:
         except (ValueError, RecursionError) as error:
             raise InvalidInputError("calibration", name, f"is not JSON ({error}); {remedy}") from error
         if not isinstance(value, dict) or value.get("kind") != KIND:
-            raise InvalidInputError("calibration", name, f"is no calibration; {remedy}")
+            raise InvalidInputError("calibration", name, f"is not a calibration; {remedy}")
         if value.get("format") != FORMAT:
             raise InvalidInputError(
                 "calibration", name, f"has format {value.get('format')!r}, this version reads {FORMAT}: fit it again"

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 BUNDLED_MODEL = "bundled:tiny"
 
-#: Every engine is registered under this group of entry points, those of this package too; see `engines.registry`.
+#: The entry point group in which every engine is registered, including those of this package; see `engines.registry`.
 ENGINE_GROUP = "qwen3_ranker_plugins.engines"
-#: Other names of engines; settings hold the name that they stand for.
+#: Aliases of engines; settings store the registered name.
 ENGINE_ALIASES = {"qwen3_vllm_score": "vllm_score", "qwen3_vllm": "vllm_generate"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LONG_DOCUMENTS = ("truncate", "pieces")
@@ -38,26 +38,28 @@ MODEL_VARIABLE = "QWEN3_RANKER_MODEL"
 DEVICE_VARIABLE = "QWEN3_RANKER_DEVICE"
 DEVICES_VARIABLE = "QWEN3_RANKER_DEVICES"
 API_KEY_VARIABLE = "QWEN3_RANKER_API_KEY"
-#: Most bytes of a cache file whose size is not given.
+#: Maximum size of a cache file in bytes if `cache` is not set.
 DEFAULT_FILE_BYTES = 10**9
-#: Every setting of the server is also read from the variable of this name and its own in capitals.
+#: The server also reads each setting from the environment variable that is this prefix and its name in capitals.
 VARIABLE_PREFIX = "QWEN3_RANKER_"
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What makes two engines the same; rerankers with equal ones share an engine.
+    """Everything that determines an engine. Rerankers with equal configurations share one.
 
     Attributes:
         engine: a registered name.
-        folder: the resolved model folder; None if the engine reads nothing from one.
-        device: "cpu", "cuda:N" or another device of torch; for the remote engine "remote", as its dtype.
-        dtype: "float32", "bfloat16" or "float16".
-        token_budget: tokens of one forward pass; None leaves it to the engine.
-        modified_ns: when the model's files were last written, so that new weights are not scored with old ones.
-        options: the engine's own options as canonical JSON, which can be compared and hashed; see `engine_options`.
-        spec: how the model judges a document; None if the engine reads nothing of the model.
-        adapter: folder of a LoRA adapter that is merged into the weights.
+        folder: the resolved model folder; None if the engine needs none.
+        device: "cpu", "cuda:N" or another torch device; "remote" for the remote engine.
+        dtype: "float32", "bfloat16" or "float16"; "remote" for the remote engine.
+        token_budget: maximum number of tokens in one forward pass; None lets the engine choose.
+        modified_ns: when the model's files were last modified, in nanoseconds. A change makes it another engine, so
+            that an engine with the old weights is not reused.
+        options: the engine's own options as canonical JSON text, which can be compared and hashed; see
+            `engine_options`.
+        spec: how the model judges a document; None if the engine does not read the model's files.
+        adapter: folder of a LoRA adapter that is merged into the weights; None for no adapter.
     """
 
     engine: str
@@ -81,7 +83,7 @@ class EngineConfig:
         """`folder`, for an engine that reads its model from one.
 
         Raises:
-            InvalidInputError: it is None.
+            InvalidInputError: `folder` is None.
         """
         if self.folder is None:
             raise InvalidInputError("folder", None, f"engine {self.engine!r} needs the folder of a model")
@@ -90,32 +92,36 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class RerankerSettings:
-    """What a reranker is made of; checked here without loading anything.
+    """The settings of a reranker. They are checked on construction, without loading a model.
 
     Attributes:
         model: a hub name, a folder, or "bundled:tiny".
-        engine: "auto", a registered name, or a name from ENGINE_ALIASES, which becomes the one that it stands for.
-        device: "auto", "cpu", "cuda" or "cuda:N", or another device of torch: "mps", "xpu", "hpu" or "npu".
+        engine: "auto", a registered name, or a name from ENGINE_ALIASES, which is replaced by the registered name.
+        device: "auto", "cpu", "cuda" or "cuda:N", or another torch device: "mps", "xpu", "hpu" or "npu".
         dtype: a name from DTYPES.
         template: "standard" for the prompt that the model was trained on, another name from `prompt.TEMPLATES`, or the
             text of a template.
         instruction: the task that documents are judged for; None for the model's default.
-        max_length: longest prompt in tokens.
-        token_budget: tokens of one forward pass; None leaves it to the engine.
-        engine_options: the engine's own options, by name; what can be written as JSON. The engine checks them.
-        adapter: a LoRA adapter for the model: a folder or a hub name; "none" to leave out one that lies in its folder.
-        scoring: how the model judges, in place of what its checkpoint says, such as "yes - no"; see `models.Scoring`.
-        devices: an engine in a process of its own on each of these: "all" for every visible GPU, or a list such as
-            "cuda:0,cuda:1" or ["cpu", "cpu"], stored as text. None for one engine in this process, on `device`.
-        calibration: path of a file that makes calibrated scores of margins, see `calibration.Calibration`; None for
-            the model's own scores.
-        cache: most bytes of a cache of scores, as a number or as text such as "256MB", stored as a number; None for no
+        max_length: maximum length of a prompt in tokens.
+        token_budget: maximum number of tokens in one forward pass; None lets the engine choose.
+        engine_options: the engine's own options by name, with values that JSON can represent. The engine checks them.
+        adapter: a LoRA adapter for the model: a folder or a hub name; "none" to ignore an adapter in the model's own
+            folder; None to use that one, if there is one.
+        scoring: how the model judges, such as "yes - no", which takes precedence over the checkpoint; see
+            `models.Scoring`. None for what the checkpoint says.
+        devices: run one engine on each of these devices, each in its own process: "all" for every visible GPU, or a
+            list such as "cuda:0,cuda:1" or ["cpu", "cpu"], stored as text. None runs one engine in this process, on
+            `device`.
+        calibration: path of a calibration file, which maps margins to calibrated scores, see `calibration.Calibration`;
+            None for the model's own scores.
+        cache: maximum size of a cache of scores, in bytes or as text such as "256MB", stored as bytes; None for no
             cache.
-        cache_path: file of the cache, which outlives the process and which others may share; None keeps it in memory.
-            Without `cache`, the file has at most 1 GB.
-        long_documents: "truncate" to cut a document that does not fit at its end, or "pieces" to judge documents of
-            more than `piece_tokens` in pieces.
-        piece_tokens, piece_overlap, max_pieces: of those pieces, see `Pieces`.
+        cache_path: file of the cache, which outlives the process and can be shared with other processes; None keeps the
+            cache in memory. The maximum size is 1 GB unless `cache` sets another.
+        long_documents: "truncate" to cut off the end of a document that does not fit the prompt, or "pieces" to judge a
+            document of more than `piece_tokens` tokens in pieces.
+        piece_tokens, piece_overlap, max_pieces: maximum size of those pieces in tokens, their overlap in tokens and
+            their maximum number, see `Pieces`.
 
     Raises:
         InvalidInputError: names the setting, its value and the remedy.
@@ -171,29 +177,33 @@ class RerankerSettings:
         check_pieces(self.cut)
         if self.engine == "remote":
             _check_no_secrets(self.engine_options)
-        # A copy, so that later changes to the caller's mapping change nothing here.
+        # A copy, so that later changes to the caller's mapping have no effect here.
         object.__setattr__(self, "engine_options", json.loads(check_json("engine_options", self.engine_options)))
 
     @cached_property
     def cut(self) -> Pieces:
-        """How a document is cut, if it is judged in pieces."""
+        """How documents are cut if they are judged in pieces."""
         return Pieces(self.piece_tokens, self.piece_overlap, self.max_pieces)
 
     @cached_property
     def pieces(self) -> Pieces | None:
-        """`cut`, or None if documents are judged as one."""
+        """`cut`, or None if each document is judged as a whole."""
         return self.cut if self.long_documents == "pieces" else None
 
 
 @dataclass(frozen=True)
 class RankingOptions:
-    """What is kept of a ranking. None means no limit.
+    """Which documents of a ranking are returned. None means no limit.
 
     Attributes:
-        top_k: at most this many documents.
+        top_k: maximum number of documents.
         score_threshold: only documents with score >= this, in [0, 1].
-        min_confidence: only documents with confidence |P(yes) - P(no)| >= this, in [0, 1]. A confident "no" passes: to
-            drop what is irrelevant, use score_threshold. Dropping a likely relevant document logs a warning.
+        min_confidence: only documents with confidence |P(yes) - P(no)| >= this, in [0, 1]. A confident "no" passes too:
+            to drop irrelevant documents, use score_threshold. A warning is logged when a likely relevant document is
+            dropped.
+
+    Raises:
+        InvalidInputError: a value is out of range.
     """
 
     top_k: int | None = None
@@ -209,7 +219,7 @@ class RankingOptions:
     def override(
         self, top_k: int | None = None, score_threshold: float | None = None, min_confidence: float | None = None
     ) -> RankingOptions:
-        """These options with those of a call in place of the configured ones; None keeps the configured one."""
+        """These options, replaced by those that a call gives; None keeps the configured value."""
         if top_k is None and score_threshold is None and min_confidence is None:
             return self
         return RankingOptions(
@@ -220,7 +230,7 @@ class RankingOptions:
 
 
 def plain(value: Any) -> Any:
-    """The builtin value of a path, an enumeration's member, a scalar of numpy, or another subclass of a builtin type.
+    """Convert a path, an enum member, a numpy scalar or an instance of a builtin type's subclass to a builtin value.
 
     Settings hold builtin values, so that JSON, YAML and pickles of them can be read without the caller's libraries.
     Everything else is returned as it is.
@@ -235,7 +245,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-#: The first that fits counts: a bool is an Integral, and every Integral is a Real.
+#: Tried in this order, because a bool is an Integral and every Integral is a Real.
 _PLAIN: tuple[tuple[Any, Callable[[Any], object]], ...] = (
     ((bool, np.bool_), bool),
     (str, str.__str__),
@@ -253,11 +263,11 @@ def canonical_size(argument: str, value: object) -> int | None:
     """A size as settings store it: bytes, or None.
 
     Args:
-        argument: its name, for the error.
+        argument: name of the argument in error messages.
         value: None, a positive number of bytes, or text such as "256MB" (10^6 bytes each) or "1.5 GiB" (2^30).
 
     Raises:
-        InvalidInputError: it is something else.
+        InvalidInputError: the value is none of these.
     """
     if value is None:
         return None
@@ -277,10 +287,10 @@ def canonical_devices(devices: object) -> str | None:
     """Devices as settings store them: None, "all", or names such as "cuda:0,cuda:1".
 
     Args:
-        devices: None, or such a text, or a sequence of names.
+        devices: None, a text in this form, or a sequence of names.
 
     Raises:
-        InvalidInputError: it is something else.
+        InvalidInputError: the value is none of these.
     """
     if devices is None:
         return None
@@ -292,7 +302,9 @@ def canonical_devices(devices: object) -> str | None:
         return "all"
     for name in names:
         if not _NAMED_DEVICE.fullmatch(name):
-            raise InvalidInputError("devices", devices, f"{name!r} is none of 'cpu' and 'cuda:N', or 'all' alone")
+            raise InvalidInputError(
+                "devices", devices, f"{name!r} is not a device: use 'cpu' or 'cuda:N', or 'all' alone"
+            )
     if not names:
         raise InvalidInputError("devices", devices, "name at least one device, or leave it out")
     return ",".join(names)
@@ -334,7 +346,7 @@ def engine_entry_point(engine: str) -> EntryPoint:
 
 @lru_cache(maxsize=1)
 def _registered() -> dict[str, list[EntryPoint]]:
-    """Entry points of all engines by name. Reading the metadata of all distributions takes some 30 ms."""
+    """Entry points of all engines by name. Reading the metadata of all distributions takes about 30 ms."""
     found: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=ENGINE_GROUP):
         found.setdefault(point.name, []).append(point)
@@ -356,7 +368,7 @@ def check_positive(argument: str, value: object) -> None:
 
 
 def check_pieces(pieces: Pieces) -> None:
-    """Raise InvalidInputError, which names the setting, unless documents can be cut into such pieces."""
+    """Raise InvalidInputError, which names the setting, unless all values are valid."""
     values: dict[str, tuple[object, int]] = {
         "piece_tokens": (pieces.tokens, 1),
         "piece_overlap": (pieces.overlap, 0),
@@ -381,7 +393,7 @@ def check_probability(argument: str, value: object) -> None:
 
 
 def check_json(argument: str, value: object) -> str:
-    """The canonical JSON of a mapping; raises InvalidInputError unless it is one with names that are strings."""
+    """The canonical JSON of a mapping; InvalidInputError unless its keys are strings and JSON can hold its values."""
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise InvalidInputError(argument, value, "use a mapping of option names to values")
     try:
@@ -400,15 +412,15 @@ _HOLDS_SECRET = re.compile(
     r"(?:^|[_-]|api|access)(?:key|token|secret|password|passwd|auth|authorization|bearer)$", re.IGNORECASE
 )
 _HOLDS_SECRETS = re.compile(r"(?:^|[_-]|api|access)(?:headers?|credentials?|keys|secrets|passwords)$", re.IGNORECASE)
-# An address with a user and a password, or with a query.
+# A URL with a user or a password, or with a query.
 _CREDENTIALS = re.compile(r"^[a-z]+://(?:[^/?#]*@|[^?#]*[?#])", re.IGNORECASE)
 
 
 def is_secret(name: str, value: object) -> bool:
     """Whether the value of an option must not be printed, logged or stored.
 
-    It is one if the option is named as a secret and holds one (a list of words under a name such as
-    `classifier_from_token` does not), or if it is an address that holds a user, a password or a query.
+    A value is secret if the option's name says so and the value can be a secret (the list of words in
+    `classifier_from_token` cannot), or if it is a URL with a user, a password or a query.
     """
     if value is None or isinstance(value, bool) or value in ("", [], {}):
         return False
@@ -418,7 +430,7 @@ def is_secret(name: str, value: object) -> bool:
 
 
 def _check_no_secrets(options: object) -> None:
-    """Refuse, without showing them, secrets where they would be printed, pickled and written into pipelines.
+    """Refuse secrets in options, which are printed, pickled and written into pipelines. The error does not show them.
 
     Raises:
         InvalidInputError: an option holds a secret.
@@ -434,7 +446,7 @@ def _check_no_secrets(options: object) -> None:
 
 
 def check_text(argument: str, value: object, *, may_be_empty: bool = False) -> None:
-    """Raise InvalidInputError unless the value is a string with something in it."""
+    """Raise InvalidInputError unless the value is a string that is not blank."""
     if not isinstance(value, str):
         raise InvalidInputError(argument, value, f"needs a string, not {type(value).__name__}")
     if not may_be_empty and not value.strip():
@@ -462,7 +474,7 @@ def devices_from_environment() -> str | None:
 
 
 def variables() -> dict[str, str]:
-    """What follows QWEN3_RANKER_ in the names of environment variables, in lower case -> value, which may be empty."""
+    """The variables QWEN3_RANKER_*: name without the prefix, in lower case -> value, which may be empty."""
     return {
         name.removeprefix(VARIABLE_PREFIX).lower(): value
         for name, value in os.environ.items()
@@ -471,7 +483,7 @@ def variables() -> dict[str, str]:
 
 
 def variables_in_other_case() -> list[str]:
-    """Names of environment variables that would be ours if they were written in capitals, which nothing reads."""
+    """Names of environment variables that differ from ours in upper and lower case only, and are therefore not read."""
     return [
         name for name in os.environ if name.upper().startswith(VARIABLE_PREFIX) and not name.startswith(VARIABLE_PREFIX)
     ]

@@ -1,4 +1,4 @@
-"""Hashes of large files: over all of a file, or over samples of it."""
+"""Hashes of large files: over the whole file, or over samples of it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Sampling:
     block: int = 2**20
 
 
-#: Of a single local file. The first block of model weights holds the names of all tensors.
+#: For a single local file. The first block of model weights holds the names of all tensors.
 THOROUGH = Sampling(whole=64 * 2**20, samples=64)
-#: Of each of many shards, and of what has to come over a network.
+#: For each of many shards, and for files that are read over a network.
 LIGHT = Sampling(whole=4 * 2**20, samples=8, block=2**18)
 
 

@@ -1,4 +1,4 @@
-"""What `qwen3-ranker doctor` finds: what is installed, what is usable, and whether it scores as it should."""
+"""What `qwen3-ranker doctor` prints: what is installed, what is usable, and whether the model scores as it should."""
 
 from __future__ import annotations
 
@@ -78,13 +78,17 @@ def diagnose(
     reference: str | None = None,
     reference_file: Path | None = None,
 ) -> bool:
-    """Print everything; False if the model scores the probes in the wrong order, or not as it is known to.
+    """Print the diagnosis.
 
     Args:
-        console: to print to.
-        model, engine, engine_options, device, devices, adapter, scoring: as of a `Reranker`.
-        reference: name of the official checkpoint that the model is a copy of; None for the model's own name.
-        reference_file: with publicly stated scores; None for the package's.
+        console: where to print.
+        model, engine, engine_options, device, devices, adapter, scoring: as for a `Reranker`.
+        reference: name of the official checkpoint of which the model is a copy; None for the model's own name.
+        reference_file: JSON file with publicly stated scores; None for the package's own file.
+
+    Returns:
+        False if the model scores a probe in the wrong order, or differs from its known margins or from all publicly
+        stated scores.
 
     Raises:
         RankerError: the engine or the model cannot be used; the message says what to do.
@@ -142,10 +146,10 @@ def known_margins() -> dict[str, list[float]]:
 
 
 def read_reference_scores(path: Path | None = None) -> list[dict[str, Any]]:
-    """Publicly stated scores: what was scored, by which checkpoint, who states it, and how far from it may be.
+    """Publicly stated scores: what was scored, by which checkpoint, who states the score, and the tolerance.
 
     Args:
-        path: a JSON file in the form of assets/reference_scores.json; None for that one.
+        path: a JSON file in the form of the package's assets/reference_scores.json; None for that file.
 
     Raises:
         InvalidInputError: the file cannot be read.
@@ -158,12 +162,14 @@ def read_reference_scores(path: Path | None = None) -> list[dict[str, Any]]:
         )
         found: list[dict[str, Any]] = json.loads(text)["scores"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidInputError("reference_file", str(path), f"give a file like the package's ({error!r})") from error
+        raise InvalidInputError(
+            "reference_file", str(path), f"give a file in the form of assets/reference_scores.json ({error!r})"
+        ) from error
     return found
 
 
 def installed_version(distribution: str) -> str | None:
-    """The version of an installed distribution."""
+    """The version of a distribution; None if it is not installed."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -182,12 +188,12 @@ def visible_devices() -> list[str]:
         name = torch.cuda.get_device_name(index)
         lines.append(f"cuda:{index}: {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
     if len(lines) == 1 and shutil.which("nvidia-smi"):
-        lines.append(f"nvidia-smi is there, but torch {torch.__version__} sees no GPU: install a CUDA build of torch")
+        lines.append(f"nvidia-smi is here, but torch {torch.__version__} sees no GPU: install a CUDA build of torch")
     return lines
 
 
 def usable_models() -> list[str]:
-    """The bundled model, and what of Qwen3-Reranker lies in the hub's cache."""
+    """The bundled model, and the Qwen3-Reranker checkpoints in the hub's cache."""
     from huggingface_hub import scan_cache_dir  # imported here because it takes a tenth of a second
     from huggingface_hub.errors import CacheNotFound
 
@@ -214,7 +220,7 @@ def _facts(facts: dict[str, str]) -> Table:
 
 
 def _peak_memory() -> str:
-    """What this process has used at most; an engine in a process of its own reports its memory itself."""
+    """Peak memory of this process. An engine in a process of its own reports its memory itself."""
     if sys.platform == "win32":
         return "unknown"
     import resource
@@ -224,15 +230,17 @@ def _peak_memory() -> str:
 
 
 def _compare(console: Console, reranker: Reranker, name: str, scores: list[dict[str, Any]]) -> list[str]:
-    """Compare with publicly stated scores of the checkpoint and print them; returns a fault if none agrees.
-
-    One that differs is printed as such and is no fault: sources seldom state the dtype and the template.
+    """Compare publicly stated scores of the checkpoint with the model's, and print both.
 
     Args:
-        console: to print to.
-        reranker: to ask.
-        name: of the checkpoint, or a folder that is called as the checkpoint is.
+        console: where to print.
+        reranker: its settings are used with the template of each score.
+        name: of the checkpoint, or a folder of the same name.
         scores: as `read_reference_scores` returns them.
+
+    Returns:
+        A fault if no score agrees. A single score that differs is not a fault, because sources seldom state the dtype
+        and the template.
     """
     called = checkpoint_name(name).lower()
     known = [each for each in scores if called in (each["model"].lower(), each["model"].rpartition("/")[2].lower())]
@@ -244,7 +252,7 @@ def _compare(console: Console, reranker: Reranker, name: str, scores: list[dict[
         table.add_column(column, justify="right")
     agreeing = 0
     for each in known:
-        # "standard" is the model's own prompt, as of zerank.
+        # "standard" is the model's own prompt, for example zerank's.
         template = each["template"] if each["template"] in TEMPLATES else "standard"
         settings = replace(reranker.settings, template=template, instruction=each.get("instruction"))
         with Reranker.from_settings(settings) as judge:
@@ -266,13 +274,14 @@ def _compare(console: Console, reranker: Reranker, name: str, scores: list[dict[
             Text("agrees" if agrees else "differs", style="green" if agrees else "red"),
         )
     console.print(table)
-    return [] if agreeing else [f"none of {len(known)} publicly stated scores of {known[0]['model']} was found again"]
+    return [] if agreeing else [f"none of {len(known)} publicly stated scores of {known[0]['model']} was reproduced"]
 
 
 def checkpoint_name(model: str) -> str:
-    """What a checkpoint is called, without its owner: a folder by its name, a snapshot in a hub's cache by its model's.
+    """The name of a checkpoint without its owner.
 
-    Such a snapshot is the folder models--OWNER--NAME/snapshots/REVISION.
+    For a folder that is the folder's name, except for a snapshot in a hub's cache, whose folder is
+    models--OWNER--NAME/snapshots/REVISION: for that it is NAME.
     """
     folder = Path(model).expanduser()
     parts = (folder.resolve() if folder.is_dir() else folder).parts
@@ -282,12 +291,15 @@ def checkpoint_name(model: str) -> str:
 
 
 def _probe(console: Console, reranker: Reranker, known: dict[str, list[float]]) -> list[str]:
-    """Score the probes and print them; returns what is wrong with the scores.
+    """Score the probes and print the scores.
 
     Args:
-        console: to print to.
-        reranker: to ask.
-        known: query -> margins that it has to give; where there are none, order and finiteness count.
+        console: where to print.
+        reranker: scores the probes.
+        known: query -> expected margins. For other queries, only their order and that they are finite is checked.
+
+    Returns:
+        What is wrong with the scores, one sentence for each probe that fails.
     """
     tolerance = 0.05 if reranker.describe().dtype == "float32" else 0.1
     table = Table(box=box.SIMPLE_HEAD)

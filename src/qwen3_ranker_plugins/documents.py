@@ -1,6 +1,6 @@
-"""Structured documents: which fields are judged, and how they become the one text that the model reads.
+"""Structured documents: which fields are judged, and how they are joined into the text that the model reads.
 
-The server, the adapters, offline jobs and the command line all use `DocumentFormat`. Nothing else joins fields.
+The server, the adapters, offline jobs and the command line all use `DocumentFormat`; no other code joins fields.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from uuid import UUID
 from .config import check_text, plain
 from .errors import InvalidInputError
 
-#: What is judged of a document if nothing else is said.
+#: The field that is judged by default.
 TEXT = "text"
-#: A request can bring a template, which is applied to each of its documents.
+#: Limits: a request can bring a template, which is applied to each of its documents.
 LONGEST_TEMPLATE = 4_000
 MOST_FIELDS = 100
 DEEPEST_VALUE = 100
@@ -42,24 +42,24 @@ class DocumentFormat:
     >>> DocumentFormat(template="{title} ({year}): {text}").text({"title": "Cats", "text": "They sleep."})
     'Cats (): They sleep.'
 
-    A field that a document lacks is left out, or is empty in a template of one's own. None counts as lacking, and so
-    does NaN, which stands for a missing value in data frames. Numbers and booleans are written as in JSON, dates and
+    A field that a document lacks is left out; in a custom template it is empty. A value of None counts as lacking, and
+    so does NaN, which marks a missing value in data frames. Numbers and booleans are written as in JSON, dates and
     times as in ISO 8601. Lists and objects are nested in YAML; elsewhere a list of simple values is joined with commas,
     and everything else is JSON. Only "values" writes Python's `str(value)`, as other rankers of Haystack and LangChain
     do.
 
     Attributes:
-        fields: names of the judged fields, in this order. None: those that the template names; all fields of each
-            document with "yaml", "lines" and "values"; `text` without a template.
+        fields: names of the judged fields, in this order. None means the fields that the template names, all fields of
+            each document with "yaml", "lines" and "values", and `text` without a template.
         template: "yaml", as Cohere documents it: `name: value`, in the order of `fields`. "lines": a line `name: value`
             for each field. "values": the values without their names (only with `own`). Or a text with each field in
-            braces, such as "{title}\n{text}", where {{ and }} stand for braces. What is in the braces is the key of a
-            field and nothing else, so that no attribute or item of a value can be reached. None: YAML, unless one field
-            is named and its value is a text, which is then judged without its name.
-        own: name of the text that a framework's document has besides its metadata. It is judged last, or where the
-            template names it. None: documents consist of fields alone.
+            braces, such as "{title}\n{text}", where {{ and }} are literal braces. The braces hold the name of a field
+            and nothing else, so that a template cannot reach attributes or items of a value. None means YAML, but if
+            one field is named and its value is a text, that text alone is judged.
+        own: name in templates of the text that a framework's document has besides its metadata. The text comes last, or
+            where the template names it. None: documents have no such text.
         separator: text between "values".
-        argument: what the caller calls `fields`, for messages.
+        argument: the caller's name of `fields`, for error messages.
 
     Raises:
         InvalidInputError: names the argument, its value and the remedy.
@@ -94,9 +94,9 @@ class DocumentFormat:
         """The text that the model reads; None if the document has none of the fields.
 
         Args:
-            document: its fields.
-            own: its own text, if it has one besides them.
-            place: of the document, for messages.
+            document: the fields of the document.
+            own: the text that it has besides its fields, if any.
+            place: the caller's name of the document, for error messages.
 
         Raises:
             InvalidInputError: the value of a field has no form as text; names the field.
@@ -124,7 +124,7 @@ class DocumentFormat:
         return as_yaml(found)
 
     def unseen(self, documents: Iterable[Mapping[str, Any]]) -> list[str]:
-        """The named fields that no document has: their names may be mistaken."""
+        """The named fields that no document has: their names may be misspelled."""
         unseen = dict.fromkeys(self.fields or ())
         for document in documents:
             for name in [name for name in unseen if name in document]:
@@ -139,7 +139,7 @@ class DocumentFormat:
 
     @cached_property
     def _parts(self) -> list[tuple[str, str | None]]:
-        """(text, name of the field after it, or None) of a template of one's own. It is parsed, and never formatted.
+        """(literal text, name of the field after it or None) of a custom template, which never goes to `str.format`.
 
         Raises:
             InvalidInputError: it is neither the name of a format nor a template.
@@ -180,13 +180,13 @@ def as_text(value: Any) -> str:
 
 
 def as_yaml(fields: Mapping[str, Any]) -> str:
-    """Values of `builtin` as YAML, in their order, with lines of any length."""
+    """Values of `builtin` as YAML, in their order, without line wrapping."""
     import yaml
 
     text = json.dumps(fields, ensure_ascii=False)
     escaped = set(_ESCAPED.findall(text))
     values, originals = fields, {}
-    if escaped:  # other characters stand for them while libyaml writes
+    if escaped:  # private characters replace them while libyaml writes
         free = (code for code in _STAND_INS if chr(code) not in text)
         originals = dict(zip(free, sorted(escaped), strict=False))
         values = json.loads(text.translate({ord(original): code for code, original in originals.items()}))
@@ -196,7 +196,7 @@ def as_yaml(fields: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=1)
 def _dumper() -> Any:
-    """The writer of libyaml, a hundred times as fast as PyYAML's own; without anchors for repeated values."""
+    """The writer of libyaml, a hundred times as fast as PyYAML's own. It writes no anchors for repeated values."""
     import yaml
 
     class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
@@ -207,15 +207,15 @@ def _dumper() -> Any:
 
 
 def builtin(value: Any, place: str, levels: int = DEEPEST_VALUE) -> Any:
-    """A value as JSON has it: None, a boolean, a number, a text, a list, or a dictionary with texts as keys.
+    """A value in JSON's types: None, a boolean, a number, a text, a list, or a dictionary with texts as keys.
 
     Args:
-        value: of any type that frameworks and data frames put into metadata.
-        place: of the value, for messages.
+        value: a value of any type that frameworks and data frames put into metadata.
+        place: the caller's name of the value, for error messages.
         levels: how many more lists and objects may be nested in it.
 
     Raises:
-        InvalidInputError: it has no such form.
+        InvalidInputError: JSON has no type for it, or it is nested too deeply.
     """
     if value is None or type(value) in _BUILTIN:
         return value
@@ -227,7 +227,7 @@ def builtin(value: Any, place: str, levels: int = DEEPEST_VALUE) -> Any:
         return {str(plain(key)): builtin(each, place, levels - 1) for key, each in value.items()}
     if isinstance(value, (list, tuple, AbstractSet)):
         values = [builtin(each, place, levels - 1) for each in value]
-        return sorted(values, key=repr) if isinstance(value, AbstractSet) else values  # the same in every process
+        return sorted(values, key=repr) if isinstance(value, AbstractSet) else values  # the same order in every process
     value = _simple(value)
     if type(value) not in _BUILTIN:
         remedy = "has no form as text: give texts, numbers, booleans, dates, or lists and objects of them"

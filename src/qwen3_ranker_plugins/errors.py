@@ -2,7 +2,7 @@
 
 ```text
 RankerError
-├── InvalidInputError (also ValueError)   an argument is unusable; the message names it, its value, the remedy
+├── InvalidInputError (also ValueError)   an argument is invalid; the message names it, its value, the remedy
 │   └── PromptTooLongError                query + instruction leave no room for a document
 ├── MissingDependencyError (also ImportError)
 ├── ModelError
@@ -10,7 +10,7 @@ RankerError
 │   └── UnsupportedModelError             found, but not a Qwen3 yes/no reranker that can be loaded safely
 └── EngineError
     ├── EngineClosedError                 the reranker was closed, or belongs to another process
-    ├── RemoteError                       a service cannot be reached, refuses, or answers what cannot be used
+    ├── RemoteError                       a service cannot be reached, refuses a request, or sends an unusable answer
     └── ScoringError                      documents without a usable score; the others keep theirs
 ```
 """
@@ -31,7 +31,7 @@ class RankerError(Exception):
 
 
 class InvalidInputError(RankerError, ValueError):
-    """An argument is unusable.
+    """An argument is invalid.
 
     >>> raise InvalidInputError("top_k", 0, "give a positive integer, or None for all documents")
     Traceback (most recent call last):
@@ -68,7 +68,7 @@ class ModelNotFoundError(ModelError):
 
 
 class UnsupportedModelError(ModelError):
-    """The folder was found, and is refused for the reason given."""
+    """The model was found, but cannot be used for the reason given."""
 
 
 class EngineError(RankerError):
@@ -80,7 +80,7 @@ class EngineClosedError(EngineError):
 
 
 class RemoteError(EngineError):
-    """A remote service cannot be reached, refuses the request, or answers what cannot be used.
+    """A remote service cannot be reached, refuses the request, or sends an unusable answer.
 
     Attributes:
         status: the HTTP status of its last answer; None if there was none.
@@ -117,7 +117,7 @@ class ScoringError(EngineError):
 
 
 def remedy_of_reading(error: Exception) -> str:
-    """What to do about a file of a model that could not be read: only a damaged one has to be fetched again."""
+    """The remedy for a model file that could not be read: only a damaged file has to be downloaded again."""
     if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
         return "the file may be sound: make it readable on this machine, and try again"
     return "download it again"

@@ -1,4 +1,4 @@
-"""Why a document is where it is: the prompt, what of the document it holds, and what each sentence adds."""
+"""Why a document has its rank: the prompt, the part of the document in it, and what each sentence contributes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .prompt import Encoder, PromptEncoder, sentence_ends
 from .ranking import PreparedRequest
 from .types import Explanation, Pieces, Request, RerankResult, ScoredDocument, Sentence
 
-#: What `explain` may be.
+#: Type of the argument `explain`.
 Explain = bool | Literal["sentences"]
 
-#: A text with more sentences is left out in this many parts, of neighbouring sentences each.
+#: A text with more sentences is split into this many parts of neighbouring sentences; each part is left out once.
 MOST_PARTS = 64
 
 
@@ -28,14 +28,14 @@ def check_explain(explain: object) -> None:
 class Explainer:
     """Explains the hits of one result.
 
-    If sentences are asked for, `without_sentences` is a request that has to be scored first: every text that was
-    judged, without one of its sentences after the other. All of them share the prefix of one request.
+    If sentences are requested, `without_sentences` is a request that has to be scored first. Its documents are the
+    judged texts with one sentence left out, one for each sentence; all of them share one prefix.
 
     Args:
-        encoder: of the reranker that made the result.
+        encoder: encoder of the reranker that made the result.
         prepared: the request.
         result: its result.
-        sentences: find out what each sentence adds.
+        sentences: whether to measure what each sentence contributes.
     """
 
     def __init__(self, encoder: Encoder, prepared: PreparedRequest, result: RerankResult, *, sentences: bool) -> None:
@@ -64,7 +64,8 @@ class Explainer:
         """The result with an explanation in each hit.
 
         Args:
-            without_sentences: all hits of the request of that name. Its tokens and its time are added to the usage.
+            without_sentences: result of the request `without_sentences`, with all its hits. Its tokens and its time are
+                added to the usage.
         """
         explanations, usage = self._explanations, self._result.usage
         if without_sentences is not None:
@@ -111,7 +112,7 @@ def _explanations(encoder: Encoder, prepared: PreparedRequest, result: RerankRes
 
 
 def _parts(text: str, start: int, end: int) -> list[tuple[int, int]]:
-    """The sentences of `text[start:end]`, neighbouring ones together if there are too many."""
+    """(start, end) of the sentences of `text[start:end]`; if there are too many, neighbouring ones are merged."""
     ends = sorted({*sentence_ends(text, start, end), end} - {start}) or [end]
     if len(ends) > MOST_PARTS:
         ends = [ends[(number + 1) * len(ends) // MOST_PARTS - 1] for number in range(MOST_PARTS)]

@@ -1,4 +1,4 @@
-"""The pip command that installs what is missing from the place that this package came from."""
+"""The pip command that installs missing packages from the same source as this package."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FOLDERS = {
 
 
 def pip_install(*extras: str, also: tuple[str, ...] = ()) -> str:
-    """The command that adds extras of this package, and other distributions of its repository.
+    """The command that installs extras of this package, and other distributions of its repository.
 
-    pip and uv write down where they took a distribution from (`direct_url.json`, PEP 610), unless it was an index.
+    pip and uv record the source of a distribution (`direct_url.json`, PEP 610), unless it is an index.
 
     Args:
-        extras: of this package.
-        also: other distributions, of `FOLDERS`.
+        extras: names of extras of this package.
+        also: other distributions, which are keys of `FOLDERS`.
 
     >>> pip_install("server", "packed")  # installed from an index
     'pip install "qwen3-ranker-plugins[server,packed]"'
@@ -47,12 +47,12 @@ def pip_install(*extras: str, also: tuple[str, ...] = ()) -> str:
         return _command("", [f"{name}{extra}" for name, extra in wanted.items()])
     # Not urllib.request's url2pathname: its import takes a tenth of a second. On Windows the path is /C:/folder.
     place = Path(unquote(urlsplit(url).path).removeprefix("/" if os.name == "nt" else ""))
-    if "dir_info" not in origin:  # a wheel or sdist: its siblings lie next to it
+    if "dir_info" not in origin:  # a wheel or sdist, with the other distributions in the same folder
         return _command(f'--find-links "{place.parent}" ', [f"{name}{extra}" for name, extra in wanted.items()])
     editable = "-e " if origin["dir_info"].get("editable") else ""
     if (place / "pyproject.toml").is_file():
         clone, where = f"{place}{os.sep}", ""
-    else:  # it is gone, as after the build of an image
+    else:  # the folder is gone, as after the build of an image
         clone, where = "./", f"in a clone of {CORE}: "
     paths = [f"{clone}{FOLDERS[name]}".removesuffix("/.") + extra for name, extra in wanted.items()]
     return where + "pip install " + " ".join(f'{editable}"{path}"' for path in paths)
@@ -67,7 +67,7 @@ def _subdirectory(name: str) -> str:
 
 
 def _origin() -> Mapping[str, Any]:
-    """Where this package was installed from; nothing if that was an index."""
+    """Where this package was installed from; empty for an index."""
     try:
         text = distribution(CORE).read_text("direct_url.json")
     except PackageNotFoundError:

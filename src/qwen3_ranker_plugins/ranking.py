@@ -1,4 +1,4 @@
-"""What happens to a request before and after the engine: its check, and the order of its documents."""
+"""The steps of a request before and after the engine: checking it, and ordering its documents."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ _logger = logging.getLogger(__name__)
 
 
 class PreparedRequest:
-    """A checked request, of which equal documents are scored once. It is made once, submitted once, and ranks itself.
+    """A checked request, which is submitted once and then ranks its documents. Equal documents are scored once.
 
     Attributes:
-        query, instruction, max_document_tokens, pieces: as in `Request`, with what is configured filled in.
-        documents: as given.
-        distinct: their texts, each once; those that a cache knows come first.
-        num_known: how many of them a cache knows, which the engine is not asked for.
-        submission: settled by the engine; cancel its future to give up.
+        query, instruction, max_document_tokens, pieces: as in `Request`, with configured values in place of None.
+        documents: the documents as given.
+        distinct: the distinct texts; those whose score a cache holds come first.
+        num_known: number of distinct texts whose score a cache holds; the engine does not score them again.
+        submission: the state of the request in the engine; cancel its future to give up the request.
 
     Args:
-        request: as the caller gave it.
+        request: the request as the caller gave it.
         configured_instruction: for a request without an instruction of its own.
-        calibration: makes scores of margins; None for their sigmoid.
-        configured_pieces: for a request without pieces of its own; None judges each document as one.
+        calibration: maps margins to calibrated scores; None for the sigmoid of margins.
+        configured_pieces: for a request without pieces of its own; None judges each document as a whole.
 
     Raises:
         InvalidInputError: names the argument, its value and the remedy.
@@ -70,7 +70,7 @@ class PreparedRequest:
             raise InvalidInputError("documents", request.documents, "needs a list of strings")
         self.documents = list(request.documents)
         for index, document in enumerate(self.documents):
-            if type(document) is not str:  # no argument's name is made for each of a thousand that are right
+            if type(document) is not str:  # faster than check_text, which formats a name for every document
                 check_text(f"documents[{index}]", document, may_be_empty=True)
         places: dict[str, int] = {}
         # For each document, its place among the distinct texts.
@@ -79,9 +79,9 @@ class PreparedRequest:
         )
         self.distinct = list(places)
         self.num_known = 0
-        #: The distinct texts that the engine has to be asked for.
+        #: The distinct texts that the engine has to score.
         self.unknown = self.distinct
-        #: Whether a cache may be asked.
+        #: Whether scores may come from a cache.
         self.cached = True
         self.submission = Submission(len(places))
         self._prefix_length = 0
@@ -90,7 +90,7 @@ class PreparedRequest:
         self._found = None if self.pieces is None else PiecesOfDocuments()
 
     def add(self, encoded: EncodedRequest) -> int:
-        """Note the sizes of the next distinct texts; returns the place of the first of their segments."""
+        """Record the sizes of the next distinct texts. Returns the position of their first segment."""
         first = len(self._lengths)
         if self._found is not None and encoded.pieces is not None:
             self.submission.expect_more(self._found.add(encoded.pieces))
@@ -100,7 +100,7 @@ class PreparedRequest:
         return first
 
     def recall(self, cache: ScoreCache) -> None:
-        """Take what a cache knows of the documents, and let it know the others when they are scored."""
+        """Take the scores that a cache holds, and store the others in it when they are known."""
         cut = [self.max_document_tokens, None if self.pieces is None else astuple(self.pieces)]
         keys = cache.keys(self.query, self.instruction, cut, self.distinct)
         found = cache.get(keys)
@@ -120,7 +120,7 @@ class PreparedRequest:
             self._replay([entry for entry in found if entry is not None])
 
     def _replay(self, entries: Sequence[Entry]) -> None:
-        """Settle the first distinct documents as they were settled before."""
+        """Record the cached margins of the first distinct documents."""
         segments = [segment for entry in entries for segment in entry.segments]
         self._prefix_length = entries[0].prefix_length
         self._lengths.extend(segment.length for segment in segments)
@@ -133,12 +133,12 @@ class PreparedRequest:
             ]
             self.submission.expect_more(self._found.add(pieces))
         values = np.asarray([segment.margin for segment in segments], dtype=np.float32)
-        # A service has counted these prompts when it was asked for them.
+        # A remote service already counted the tokens of these prompts when it scored them.
         counted = 0 if any(entry.counted_elsewhere for entry in entries) else None
         self.submission.record(list(range(len(segments))), Margins(values, 0, prompt_tokens=counted))
 
     def _remember(self, cache: ScoreCache, keys: Sequence[bytes], future: Future[Margins]) -> None:
-        """Let the cache know the documents after the known ones; called when the future is done."""
+        """Store the newly scored documents in the cache. Called when the future is done."""
         if future.cancelled() or future.exception() is not None:
             return
         margins = future.result()
@@ -164,32 +164,32 @@ class PreparedRequest:
 
     @property
     def num_segments(self) -> int:
-        """Texts of what has been encoded: distinct documents, or their pieces."""
+        """Number of texts encoded so far: distinct documents, or their pieces."""
         return len(self._lengths)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of what has been encoded, with the prefix computed once."""
+        """Number of tokens encoded so far; the prefix counts once."""
         return self._prefix_length + sum(self._lengths)
 
     @property
     def truncated(self) -> list[tuple[int, int]]:
-        """(position in the input, tokens cut off) of every encoded document that is not read whole."""
+        """(position in the input, tokens cut off) of every encoded document that was truncated."""
         cut = self._of_documents(np.add, self._cut).tolist()
         return (
             [(index, cut[place]) for index, place in enumerate(self._source.tolist()) if cut[place]] if any(cut) else []
         )
 
     def cancel(self) -> None:
-        """Drop what no pass has taken, if the engine has not settled the request."""
+        """Drop the documents that no pass has taken. Has no effect if the request is scored already."""
         self.submission.future.cancel()
 
     def scores(self) -> NDArray[np.float32]:
-        """P(yes) in input order. Waits for the engine, and raises as `result`."""
+        """P(yes) in input order, float32 [n_documents]. Waits for the engine, and raises the errors of `result`."""
         return sigmoid(self._log_odds(self._margins(self.submission.future.result()))).astype(np.float32)
 
     def result(self, options: RankingOptions) -> RerankResult:
-        """Order by margin, apply thresholds, cut. Waits for the engine.
+        """Order by margin, apply the thresholds, keep at most top_k. Waits for the engine.
 
         Raises:
             ScoringError: a margin is missing or not finite.
@@ -219,7 +219,7 @@ class PreparedRequest:
         if self._found is not None:
             best = self._found.best(margins.values)
             pieces = [best[place] for place in self._source[kept].tolist()]
-        # Whole arrays become lists of Python's numbers at once, which takes half the time of one number after another.
+        # Converting whole arrays to lists takes half the time of converting one number after another.
         columns = (each[kept].tolist() for each in (scores, values, confidences, cut[self._source]))
         hits = _scored_documents(
             indices, [self.documents[index] for index in indices], *columns, pieces, [None] * len(indices)
@@ -242,7 +242,7 @@ class PreparedRequest:
         return values
 
     def _log_odds(self, margins: NDArray[np.floating]) -> NDArray[np.floating]:
-        """The logarithm of P(yes) / P(no): the margins, or what the calibration makes of them."""
+        """The logarithm of P(yes) / P(no): the margins, calibrated if there is a calibration."""
         return margins if self._calibration is None else self._calibration.apply(margins)
 
     def _usage(self, margins: Margins) -> Usage:
@@ -269,14 +269,14 @@ class PreparedRequest:
 
 
 class PiecesOfDocuments:
-    """Which pieces belong to which document; those of a document follow one another."""
+    """Which pieces belong to which document. The pieces of a document are adjacent."""
 
     def __init__(self) -> None:
         self._ranges: list[tuple[int, int]] = []
         self._first: list[int] = []
 
     def add(self, pieces: Sequence[Piece]) -> int:
-        """Note the pieces of the next documents; returns how many more they are than their documents."""
+        """Record the pieces of the next documents. Returns the number of pieces minus the number of documents."""
         before = len(self._first)
         last = None
         for place, (document, start, end) in enumerate(pieces, start=len(self._ranges)):
@@ -287,16 +287,16 @@ class PiecesOfDocuments:
         return len(pieces) - (len(self._first) - before)
 
     def places(self, document: int) -> range:
-        """The places of a document's pieces."""
+        """The positions of a document's pieces."""
         end = self._first[document + 1] if document + 1 < len(self._first) else len(self._ranges)
         return range(self._first[document], end)
 
     def range(self, place: int) -> tuple[int, int]:
-        """Which characters of its document a piece is."""
+        """(start, end) of a piece in its document, in characters."""
         return self._ranges[place]
 
     def combined(self, combine: np.ufunc, values: NDArray[Any]) -> NDArray[Any]:
-        """The values of each document's pieces, combined."""
+        """One value per document: `combine` applied to the values of its pieces."""
         return combine.reduceat(values, self._first) if self._first else values
 
     def document_of(self, piece: int) -> int:
@@ -304,7 +304,7 @@ class PiecesOfDocuments:
         return bisect_right(self._first, piece) - 1
 
     def best(self, margins: NDArray[np.float32]) -> list[tuple[int, int]]:
-        """For each document, which characters its best piece is; of equal ones the first."""
+        """(start, end) of each document's piece with the highest margin; the first one if several are equal."""
         return [
             self._ranges[first if last == first + 1 else first + int(np.argmax(margins[first:last]))]
             for first, last in pairwise([*self._first, len(self._ranges)])
@@ -312,7 +312,7 @@ class PiecesOfDocuments:
 
 
 def likely_relevant(score_threshold: float | None) -> float:
-    """The score from which on a caller probably wants a document: the threshold, or else 0.5."""
+    """The lowest score of a document that is likely relevant: the threshold, or 0.5 without one."""
     return 0.5 if score_threshold is None else score_threshold
 
 
@@ -320,8 +320,8 @@ def likely_relevant(score_threshold: float | None) -> float:
 def warn_of_min_confidence(min_confidence: float, score_threshold: float | None = None) -> None:
     """Log that `min_confidence` dropped a document that is likely relevant, once for each pair of limits."""
     _logger.warning(
-        "min_confidence=%g dropped a document with a score of at least %g: it keeps what the model is decided about, "
-        "relevant or not. To drop what is irrelevant, use score_threshold",
+        "min_confidence=%g dropped a document with a score of at least %g: it keeps documents of which the model is "
+        "certain, relevant or not. To drop irrelevant documents, use score_threshold",
         min_confidence,
         likely_relevant(score_threshold),
     )
@@ -335,7 +335,7 @@ _FIELDS: list[Callable[[ScoredDocument, Any], None]] = [
 def _scored_documents(*columns: list[Any]) -> tuple[ScoredDocument, ...]:
     """One document for each row of the columns, which are in the order of its fields.
 
-    Field by field through the slots: the frozen class's own `__init__` takes more than twice as long for many.
+    Assigns the fields through their slots: the frozen class's own `__init__` takes more than twice as long.
     """
     documents = tuple(map(object.__new__, repeat(ScoredDocument, len(columns[0]))))
     for assign, column in zip(_FIELDS, columns, strict=True):

@@ -1,7 +1,7 @@
 """Reranker: check -> encode -> queue -> order -> top_k, for sync and async callers.
 
-Every call goes the same way: `prepare` checks a request, `submit` encodes and queues it, and the prepared request ranks
-its documents when the engine has settled it.
+Every call takes the same path: `prepare` checks a request, `submit` encodes and queues it, and the prepared request
+ranks its documents when the engine has scored them.
 """
 
 from __future__ import annotations
@@ -45,21 +45,23 @@ from .prompt import DEFAULT_MAX_LENGTH, SLICE, SUFFIX_CHARACTERS, EncodedRequest
 from .ranking import PreparedRequest
 from .types import DEFAULT_PIECES, Request, RerankResult
 
-# A request of at least this many characters, some 10,000 tokens, is queued in parts if its engine is on a GPU: encoding
-# it takes milliseconds. The parts end at these shares of it: each keeps the GPU busy for about as long as the next one
-# takes to encode and to lay out, which is a fifth to a third of the GPU's own time.
+# For an engine on a GPU, a request of at least this many characters (about 10,000 tokens) is queued in parts, so that
+# the GPU does not idle during the milliseconds that encoding takes. The parts end at these fractions of the request.
+# Encoding and laying out a part takes a fifth to a third of the time that the GPU needs for it, so each part keeps the
+# GPU busy for about as long as the next one takes to be ready.
 _LONG_REQUEST = 40_000
 PARTS = (0.08, 0.3, 1.0)
 
-# After this many characters, about a tenth of a second, encoding checks whether the request was cancelled.
+# Encoding checks for cancellation each time it has encoded this many characters, which takes about 0.1 s.
 _LONGEST_ENCODED = 262_144
 
-_LONGEST_TURN = 0.02  # seconds
+# The longest time in seconds that a request waits for another one to be encoded.
+_LONGEST_TURN = 0.02
 _encoding = threading.Lock()
 
 
 def _new_lock() -> None:
-    """In a forked child, whose parent may have held the lock in a thread that does not exist here."""
+    """Replace the lock in a forked child: a thread of the parent, which does not exist here, may have held it."""
     global _encoding  # noqa: PLW0603
     _encoding = threading.Lock()
 
@@ -72,42 +74,49 @@ class Reranker:
     """Orders documents by P(yes) of a Qwen3 reranker.
 
     Thread-safe; concurrent callers share forward passes. Rerankers with equal engine settings in one process
-    share one engine, which ends with the last of them. Usable as a context manager.
+    share one engine, which is closed with the last of them. Usable as a context manager.
 
     Args:
-        model: a hub name, a folder, or "bundled:tiny"; what a remote service calls it.
+        model: a hub name, a folder, or "bundled:tiny"; for the remote engine, the service's name of the model.
         engine: "auto" or the name of a registered engine, see docs/engines.md.
-        device: "auto", "cpu", "cuda" or "cuda:N"; "mps", "xpu" and others of torch run the model's layers, untested.
+        device: "auto", "cpu", "cuda" or "cuda:N"; other torch devices such as "mps" and "xpu" are accepted but not
+            tested.
         dtype: "auto", "float32", "bfloat16" or "float16".
         template: "standard", "standard-hf", "compact", or the text of a template with {query} and {document}.
         instruction: the task that documents are judged for; None for the model's default.
-        max_length: longest prompt in tokens; longer documents are cut at their end and say so.
-        token_budget: tokens of one forward pass, which bounds memory; None chooses by device.
+        max_length: maximum length of a prompt in tokens. The end of a document that does not fit is cut off and counted
+            in `ScoredDocument.truncated_tokens`.
+        token_budget: maximum number of tokens in one forward pass, which bounds memory; None chooses by device.
         engine_options: the engine's own options by name, see docs/engines.md and docs/remote.md; None for its defaults.
-        devices: run an engine in a process of its own on each of these: "all" for every visible GPU, or a list such as
-            "cuda:0,cuda:1" or ["cpu", "cpu"]. They serve one queue, a long request is split over those that are idle,
-            and one that dies or hangs is replaced. None for one engine in this process, on `device`.
+        devices: run one engine on each of these devices, each in its own process: "all" for every visible GPU, or a
+            list such as "cuda:0,cuda:1" or ["cpu", "cpu"]. The engines serve one queue, a long request is split over
+            the idle ones, and an engine that dies or hangs is restarted. None runs one engine in this process, on
+            `device`.
         top_k, score_threshold, min_confidence: defaults of `rerank`, see `RankingOptions`.
-        adapter: a LoRA adapter for the model, which is merged into its weights: a folder or a hub name; "none" to leave
-            out one that lies in the model's folder.
-        scoring: how the model judges, in place of what its checkpoint says, such as "yes - no"; see `models.Scoring`.
-        calibration: file of a calibration, which makes scores that agree with labels and keeps the order; see
-            docs/thresholds.md. One that was fitted with another model, template or instruction is refused.
-        cache: most bytes of a cache of scores, such as "256MB"; what was scored before is not tokenized and not scored
-            again, see docs/cache.md. None for no cache. Rerankers in one process with equal `cache` and `cache_path`
-            share one store.
-        cache_path: file of the cache, which outlives the process and which others may use too; None for memory. Without
-            `cache`, at most 1 GB.
-        long_documents: "truncate" to cut a document that does not fit at its end, or "pieces" to judge a document of
-            more than `piece_tokens` in pieces, the best of which decides.
-        piece_tokens: most tokens of a piece.
-        piece_overlap: most tokens that a piece shares with the one before; at most half of `piece_tokens`.
-        max_pieces: most pieces of a document; what follows them is not read, and counts as truncated.
+        adapter: a LoRA adapter for the model, which is merged into its weights: a folder or a hub name; "none" to
+            ignore an adapter in the model's own folder; None to use that one, if there is one.
+        scoring: how the model judges, such as "yes - no", which takes precedence over the checkpoint; see
+            `models.Scoring`. None for what the checkpoint says.
+        calibration: path of a calibration file, which maps margins to scores that agree with labels and keeps the
+            order; see docs/thresholds.md. A calibration that was fitted with another model, template or instruction is
+            refused.
+        cache: maximum size of a cache of scores, in bytes or as text such as "256MB". Documents that were scored before
+            for the same query are neither tokenized nor scored again, see docs/cache.md. None for no cache. Rerankers
+            in one process with equal `cache` and `cache_path` share one store.
+        cache_path: file of the cache, which outlives the process and can be shared with other processes; None keeps the
+            cache in memory. The maximum size is 1 GB unless `cache` sets another.
+        long_documents: "truncate" to cut off the end of a document that does not fit the prompt, or "pieces" to judge a
+            document of more than `piece_tokens` tokens in pieces and rank it by the best one.
+        piece_tokens: maximum number of tokens in a piece.
+        piece_overlap: maximum number of tokens that a piece shares with the previous one; at most half of
+            `piece_tokens`.
+        max_pieces: maximum number of pieces of a document; the text after the last one is not read, and counts as
+            truncated.
 
     Raises:
-        InvalidInputError: an argument is unusable.
+        InvalidInputError: an argument is invalid.
         ModelNotFoundError, UnsupportedModelError: see `resolve_model`.
-        MissingDependencyError: what the engine needs is not installed.
+        MissingDependencyError: a package that the engine needs is not installed.
     """
 
     def __init__(
@@ -161,7 +170,7 @@ class Reranker:
 
     @classmethod
     def from_settings(cls, settings: RerankerSettings, options: RankingOptions | None = None) -> Self:
-        """A reranker made of settings that were checked before, and of the defaults of `rerank`.
+        """Make a reranker from settings, which are checked already, and default options of `rerank`.
 
         Raises: as `Reranker`.
         """
@@ -188,7 +197,7 @@ class Reranker:
         self.model_path: Path | None = resolved.folder
         self._encoder = resolved.encoder
         self._config = resolved.config
-        #: What makes scores of margins; None for their sigmoid.
+        #: Maps margins to calibrated scores; None if scores are the sigmoid of margins.
         self.calibration: Calibration | None = None
         if settings.calibration is not None:
             self.calibration = Calibration.read(settings.calibration)
@@ -223,8 +232,9 @@ class Reranker:
             documents: texts; equal ones are scored once. An empty list gives an empty result.
             top_k, instruction, score_threshold, min_confidence: None means as configured.
             show_progress: draw a progress bar on standard error.
-            explain: True gives each hit an `Explanation`: its prompt, what of the document was judged, its places.
-                "sentences" also scores what was judged without each of its sentences, which takes a second request.
+            explain: True adds an `Explanation` to each hit: the prompt, the judged part of the document, and its ranks
+                before and after. "sentences" also scores that part without each of its sentences in turn, which takes a
+                second request.
 
         Raises:
             InvalidInputError: names the argument and its value.
@@ -256,7 +266,10 @@ class Reranker:
         min_confidence: float | None = None,
         explain: Explain = False,
     ) -> RerankResult:
-        """`rerank` without blocking the event loop; cancelling it frees its place in the queue."""
+        """`rerank` without blocking the event loop. Cancelling the call removes it from the queue.
+
+        Raises: as `rerank`.
+        """
         options = self.options.override(top_k, score_threshold, min_confidence)
         if explain:
             check_explain(explain)
@@ -287,7 +300,7 @@ class Reranker:
             return [each.result(options) for each in prepared]
 
     def score_many(self, requests: Sequence[Request], *, show_progress: bool = False) -> list[NDArray[np.float32]]:
-        """P(yes) of every document of every request, whatever top_k and thresholds are configured.
+        """P(yes) of every document of every request; the configured top_k and thresholds are ignored.
 
         Returns:
             One float32 array [n_documents] per request, in input order.
@@ -315,11 +328,11 @@ class Reranker:
     async def ascore(
         self, query: str, documents: Sequence[str], *, instruction: str | None = None, cached: bool = True
     ) -> NDArray[np.float32]:
-        """`score` without blocking the event loop; `cached=False` asks the engine, whatever a cache knows."""
+        """`score` without blocking the event loop; with `cached=False`, cached scores are not used."""
         return (await self._settled(Request(query, documents, instruction), cached=cached)).scores()
 
     def prepare(self, request: Request) -> PreparedRequest:
-        """Check a request: the first step of every call, for callers such as a server that go on by themselves.
+        """The first step of every call: check a request. For callers such as a server that run each step themselves.
 
         Raises:
             InvalidInputError: names the argument and its value.
@@ -327,11 +340,11 @@ class Reranker:
         return PreparedRequest(request, self.settings.instruction, self.calibration, self.settings.pieces)
 
     def explainer(self, prepared: PreparedRequest, result: RerankResult, *, sentences: bool) -> Explainer:
-        """What explains the result of a prepared request, for callers such as a server that go on by themselves."""
+        """The `Explainer` of a result, for callers such as a server that run the steps of a call themselves."""
         return Explainer(self._encoder, prepared, result, sentences=sentences)
 
     def encode(self, prepared: PreparedRequest) -> EncodedRequest:
-        """Encode all of a prepared request now, so that its `num_tokens` and `truncated` are known. Then `submit` both.
+        """Encode a whole request before it is submitted, so that its `num_tokens` and `truncated` are known.
 
         Raises:
             PromptTooLongError: query and instruction leave no room for a document.
@@ -362,14 +375,15 @@ class Reranker:
     ) -> Future[Margins]:
         """Encode a prepared request and queue it; `prepared.result(options)` ranks it.
 
-        Returns when all is encoded and queued. While a GPU scores, a long request is encoded in growing parts, of which
-        the first is scored meanwhile. Cancelling the future, from any thread, drops every part that no pass has taken.
+        Returns when the whole request is encoded and queued. For an engine on a GPU, a long request is encoded and
+        queued in growing parts, so that the GPU scores one part while the next is encoded. Cancelling the returned
+        future, from any thread, drops every document that no pass has taken.
 
         Args:
-            prepared: not submitted before.
+            prepared: a request that was not submitted before.
             on_progress: called from the engine's thread with the number of documents that a pass has scored.
             encoded: what `encode` returned, if it was called.
-            restart: if the engine's process has ended, wait until another one has started, instead of raising.
+            restart: if the engine's process has ended, wait until it has been restarted, instead of raising.
 
         Raises:
             PromptTooLongError: query and instruction leave no room for a document.
@@ -389,7 +403,7 @@ class Reranker:
     ) -> Iterator[None]:
         """`submit` in steps of a fraction of a second each, for callers that have other requests to encode as well.
 
-        Yields between two parts of a request, and ends when all is queued or the request was cancelled.
+        Yields between two parts of a request, and ends when the whole request is queued or was cancelled.
 
         Args: as `submit`.
         Raises: as `submit`.
@@ -425,17 +439,18 @@ class Reranker:
         """Whether the engine's threads and processes are alive.
 
         If a thread has ended, every call raises EngineClosedError. If the process of the only engine, or of every
-        replica, has ended or hung, `submit` raises it, and the methods that return scores wait for another process.
+        replica, has ended or hung, `submit` raises it, and the methods that return scores wait until it has been
+        restarted.
         """
         return self._lease.running
 
     @property
     def replaces(self) -> bool:
-        """Whether engines whose process has ended are started again by themselves; so it is with `devices`."""
+        """Whether engines whose process has ended are restarted automatically, as they are with `devices`."""
         return self._lease.replaces
 
     def replicas(self) -> list[ReplicaState]:
-        """What each engine does, and has done: one engine, or one on each of `devices`."""
+        """State and counters of each engine: one engine, or one for each of `devices`."""
         return self._lease.replicas()
 
     def on_pass(self, listener: PassListener) -> None:
@@ -443,22 +458,22 @@ class Reranker:
         self._lease.on_pass(listener)
 
     def describe(self) -> EngineDescription:
-        """What runs where, the model's form, and where each part of the form was read."""
+        """Which engine runs on which device, how the model judges, and from which file each of these facts was read."""
         description = self._lease.engine.describe()
         cached = {} if self._cache is None else {"cache": self._cache.statistics().summary}
         return replace(description, details={**self._form, **description.details, **cached})
 
     def cache_statistics(self) -> CacheStatistics | None:
-        """What the cache holds and has done; None without a cache."""
+        """Content and counters of the cache; None without a cache."""
         return None if self._cache is None else self._cache.statistics()
 
     def judgement_facts(self) -> dict[str, str]:
-        """What decides what a margin means, see `models.judgement_facts`; reads the model's files."""
+        """Everything that determines the meaning of a margin, see `models.judgement_facts`; reads the model's files."""
         config = self._config
         return judgement_facts(self.settings, config.folder, config.spec, config.adapter)
 
     def close(self) -> None:
-        """Give up the engine; the last reranker that uses it ends its thread. Repeating it does nothing."""
+        """Release the engine, which is closed with the last reranker that uses it. Repeated calls have no effect."""
         if self._cache is not None:
             self._cache.close()
         self._lease.close()
@@ -472,7 +487,7 @@ class Reranker:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Copies and pickles carry the settings; the copy joins the same engine, or loads its own elsewhere."""
+        """Copies and pickles carry the settings; a copy shares the engine, or loads its own in another process."""
         return _make_again, (type(self), self.settings, self.options)
 
     def __repr__(self) -> str:
@@ -480,7 +495,7 @@ class Reranker:
 
     @contextmanager
     def _submitted(self, requests: Sequence[Request], show_progress: bool) -> Iterator[list[PreparedRequest]]:
-        """Requests on their way; what is left of them when the block ends, as by an interrupt, leaves the queue."""
+        """Requests after `submit`. When the block ends, even by an interrupt, those that wait are cancelled."""
         prepared: list[PreparedRequest] = []
         bar = _ProgressBar() if show_progress else None
         try:
@@ -499,7 +514,7 @@ class Reranker:
                 bar.close()
 
     async def _settled(self, request: Request, *, cached: bool = True) -> PreparedRequest:
-        """A request that the engine has settled. Checking and encoding take a thread, so as not to block the loop."""
+        """A request that the engine has scored; a thread checks and encodes it, so as not to block the event loop."""
         prepared = await asyncio.to_thread(self.prepare, request)
         prepared.cached = cached
         try:
@@ -512,9 +527,9 @@ class Reranker:
     def _encode(self, prepared: PreparedRequest, texts: list[str]) -> EncodedRequest:
         """Encode some documents of a request.
 
-        Requests that arrive together are encoded in turns, so that the engine has the first of them soon: the tokenizer
-        spreads one batch over all cores, so that batches encoded at the same time would all be ready only when the last
-        one is. No request waits longer than `_LONGEST_TURN` for another.
+        Requests that arrive together are encoded one after another, so that the engine gets the first one early. The
+        tokenizer spreads one batch over all cores, so batches that are encoded at the same time all finish late. No
+        request waits longer than `_LONGEST_TURN` for another.
         """
         held = _encoding.acquire(timeout=_LONGEST_TURN)
         try:
@@ -528,7 +543,7 @@ class Reranker:
 
 
 def _form(config: EngineConfig, settings: RerankerSettings, calibration: Calibration | None) -> dict[str, str]:
-    """How the model judges, for people; of an engine that reads no model, nothing but the calibration."""
+    """How the model judges, as shown by `describe`; only the calibration for an engine that reads no model."""
     calibrated = {} if calibration is None else {"calibration": f"{calibration.summary} ({settings.calibration})"}
     if config.spec is None:
         return calibrated
@@ -572,7 +587,7 @@ def _checked_requests(requests: Sequence[Request]) -> Sequence[Request]:
 
 
 def _parts(texts: list[str]) -> list[list[str]]:
-    """The texts in the parts that go to a GPU one after the other; one part if all should go at once."""
+    """Split texts into the parts that are queued one after another; a short request is one part."""
     work = list(accumulate(len(text) + SUFFIX_CHARACTERS for text in texts))
     if not work or work[-1] < _LONG_REQUEST:
         return [texts]
@@ -595,7 +610,7 @@ class _ProgressBar:
         self._expected = 0
 
     def expect(self, documents: int) -> Progress:
-        """More documents will come; call what is returned with the number that has been scored."""
+        """Expect more documents. Call the returned function with the number of documents that were scored."""
         self._expected += documents
         self._bar.update(self._task, total=self._expected)
         return partial(self._bar.advance, self._task)

@@ -9,15 +9,17 @@ from typing import overload
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """How long documents are judged in pieces; see docs/long-documents.md.
+    """How to cut long documents into pieces that are judged separately; see docs/long-documents.md.
 
-    A document with more tokens than a piece, or than fit the prompt, is cut. Its pieces are judged like documents, and
-    the one with the highest margin decides.
+    A document is cut if it has more tokens than a piece may have, or more than fit the prompt. Each piece is judged
+    like a document, and the highest margin of its pieces becomes the margin of the document.
 
     Attributes:
-        tokens: most tokens of a piece, without the rest of the prompt; fewer if the prompt leaves less room.
-        overlap: most tokens that a piece shares with the one before; at most half of `tokens`.
-        limit: most pieces of a document. What follows them is not read and counts as truncated.
+        tokens: maximum number of tokens in a piece, without the rest of the prompt; fewer if the prompt leaves less
+            room.
+        overlap: maximum number of tokens that a piece shares with the previous one; at most half of `tokens`.
+        limit: maximum number of pieces of a document. The text after the last piece is not read and counts as
+            truncated.
     """
 
     tokens: int = 512
@@ -35,9 +37,9 @@ class Request:
     Attributes:
         query: what the user asked; not empty.
         documents: texts in any order; may be empty.
-        instruction: the task, as in the model's prompt; None means as configured.
+        instruction: the task that the prompt states; None means as configured.
         max_document_tokens: cut each document to at most this many tokens; None cuts only what does not fit the prompt.
-        pieces: judge long documents in such pieces; None means as configured.
+        pieces: how to cut long documents; None means as configured.
     """
 
     query: str
@@ -49,12 +51,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """What a sentence of a document adds to its margin.
+    """How much one sentence contributes to the margin of its document.
 
     Attributes:
-        start, end: it is `document[start:end]`, with the white space after it.
-        margin: of what was judged without this sentence.
-        contribution: the document's margin - `margin`; positive if the sentence speaks for the document.
+        start, end: offsets in characters: the sentence, with the white space after it, is `document[start:end]`.
+        margin: the margin of the judged text without this sentence.
+        contribution: the document's margin - `margin`; positive if the sentence makes the document more relevant.
     """
 
     start: int
@@ -65,17 +67,18 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """How a document came to its score and its place.
+    """Why a document has its score and its rank.
 
     Attributes:
-        prompt: the text of all ids that the model read; None if a service makes the prompt.
-        prompt_tokens: their number; None if a service makes the prompt.
-        judged: (start, end) of the part of the document that the prompt holds: all of it, what is left of it where it
-            is cut, or the piece that decided. A service may have cut more than is known here.
-        rank: place in the result, from 1.
-        rank_before: place in the input, from 1.
-        sentences: what each sentence of that part adds, if asked for; None otherwise. Of more than 64 sentences,
-            neighbouring ones count as one.
+        prompt: the whole prompt, decoded from the ids that the model read; None if a remote service builds the prompt.
+        prompt_tokens: number of tokens in the prompt; None if a remote service builds it.
+        judged: (start, end) of the part of the document that the prompt holds, in characters: the whole document, the
+            part before the cut if it was truncated, or the piece with the highest margin. A remote service may have cut
+            off more than is known here.
+        rank: rank in the result, counted from 1.
+        rank_before: position in the input, counted from 1.
+        sentences: the contribution of each sentence of that part; None unless requested. If there are more than 64
+            sentences, neighbouring ones are merged.
     """
 
     prompt: str | None
@@ -88,20 +91,21 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class ScoredDocument:
-    """A document with its judgement.
+    """A document with its score.
 
     Attributes:
         index: position in the input.
         document: the text as it was given.
         score: P(yes) = sigmoid(margin), in [0, 1]; with a calibration, the calibrated P(yes).
         margin: logit(yes) - logit(no); orders documents whose scores both round to 1.0.
-        confidence: |P(yes) - P(no)| = tanh(|margin| / 2), in [0, 1]: how decided the model is, either way; with a
-            calibration, of the calibrated P(yes).
-        truncated_tokens: tokens cut off the end of the document so that the prompt fits; 0 if it was read whole. A
-            lower bound for a document of more than 65,536 characters, which is tokenized only as far as it is read.
-        piece: (start, end) of the piece that decided, which is `document[start:end]`, if documents are judged in
-            pieces; all of a document that is not cut. None if documents are judged as one.
-        explanation: of the score and the place; None unless asked for.
+        confidence: |P(yes) - P(no)| = tanh(|margin| / 2), in [0, 1]: how certain the model is of its answer, whether
+            yes or no; computed from the calibrated P(yes) if there is a calibration.
+        truncated_tokens: number of tokens cut off the end of the document to make the prompt fit; 0 if it was read
+            whole. A lower bound for a document of more than 65,536 characters, which is tokenized only as far as it is
+            read.
+        piece: (start, end) of the piece with the highest margin, `document[start:end]`, if documents are judged in
+            pieces; the whole document if it was not cut. None if each document is judged as a whole.
+        explanation: why the document has its score and rank; None unless requested.
     """
 
     index: int
@@ -119,14 +123,16 @@ class Usage:
     """What one call cost.
 
     Attributes:
-        documents: documents in the input, equal texts counted each time.
-        prompt_tokens: tokens of all prompts, as if each document or piece had been scored on its own. From a remote
-            service: as it counted them, equal texts once; 0 if it does not say.
-        computed_tokens: tokens that went through the model. From a remote service: as `prompt_tokens`.
-        seconds: wall time from the beginning of the request's tokenization to its last score, waiting included.
-        pieces: texts that were judged, equal ones counted each time: pieces of documents, or else whole documents.
-        cached_documents: documents in the input whose score came from the cache: `prompt_tokens` counts them, except
-            for a remote service, and `computed_tokens` does not.
+        documents: number of documents in the input; equal texts count each time.
+        prompt_tokens: number of tokens in all prompts, as if each document or piece had been scored on its own. For a
+            remote service: the number that the service reports, which counts equal texts once; 0 if it reports none.
+        computed_tokens: number of tokens that went through the model. For a remote service: the same as
+            `prompt_tokens`.
+        seconds: wall time from the start of the request's tokenization to its last score, including time in the queue.
+        pieces: number of texts that were judged: pieces, or whole documents if they are not cut; equal texts count each
+            time.
+        cached_documents: number of documents in the input whose score came from the cache. `prompt_tokens` includes
+            them, except for a remote service; `computed_tokens` does not.
     """
 
     documents: int
@@ -147,8 +153,8 @@ class RerankResult(Sequence[ScoredDocument]):
     """Documents in their new order, best first, and what the call cost. Behaves as a sequence of hits.
 
     Attributes:
-        hits: what is left after thresholds and top_k.
-        usage: counts every document of the input.
+        hits: the documents that pass the thresholds, at most top_k.
+        usage: cost of the whole call, including documents that are not in `hits`.
     """
 
     hits: tuple[ScoredDocument, ...]

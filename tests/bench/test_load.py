@@ -85,7 +85,7 @@ def test_percentiles_rates_and_failures_of_known_requests() -> None:
         ([(1800, 800.0), (600, 100.0), (1200, 400.0)], 1350, "interpolated"),
         ([(600, 100.0), (1200, None)], 600, "measured; at 1,200 more than 1 % of the requests failed"),
         ([(600, 100.0), (1200, 500.0)], 1200, "at least"),
-        ([(600, 501.0), (1200, 400.0)], 0, "beyond the limit at the lowest rate"),
+        ([(600, 501.0), (1200, 400.0)], 0, "beyond the limit even at the lowest rate"),
         (
             [(600, 100.0), (1200, 900.0), (1800, 300.0)],
             900,

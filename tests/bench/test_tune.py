@@ -81,7 +81,7 @@ def test_a_dtype_must_be_faster_and_leave_the_scores_alone() -> None:
     assert choose_dtype([reference, entry("bfloat16", None, 0.95)]) is reference
     assert choose_dtype([reference, entry("bfloat16", None, 0.1, margin=0.5)]) is reference
     assert choose_dtype([reference, entry("float16", None, 0.1, error="not here")]) is reference
-    with pytest.raises(BenchError, match="nothing that was tried can run here; the first reason: no GPU"):
+    with pytest.raises(BenchError, match="no configuration that was tried can run here; the first reason: no GPU"):
         choose_dtype([entry("auto", None, 1.0, error="no GPU")])
 
 

@@ -1,4 +1,7 @@
-"""docs/architecture.md and CONTRIBUTING.md name files that exist, and the layers that import-linter checks."""
+"""docs/architecture.md names files that exist, the layers that import-linter checks, and all dependencies.
+
+CONTRIBUTING.md names files that exist, too.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from tools.call_trace import calls_of_a_run
 
@@ -53,6 +58,38 @@ def test_the_layers_are_those_of_the_linter() -> None:
     at = package.index("engines")
     layers = [*package[:at], *engines, *package[at + 1 :]]
     assert drawn == ["adapters", *[layer.replace("_version | ", "") for layer in layers]]
+
+
+def test_every_dependency_has_its_reason() -> None:
+    """The tables of dependencies have a line for each in a pyproject.toml, no other, and ranges that are declared."""
+    declared: dict[str, list[SpecifierSet]] = {}
+    for path in (
+        ROOT / "pyproject.toml",
+        *ROOT.glob("integrations/*/pyproject.toml"),
+        ROOT / "models/tiny/pyproject.toml",
+    ):
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        project = data["project"]
+        groups = [*project.get("optional-dependencies", {}).values(), *data.get("dependency-groups", {}).values()]
+        for each in sum(groups, [*data["build-system"]["requires"], *project.get("dependencies", [])]):
+            if isinstance(each, str):  # or an included group
+                requirement = Requirement(each)
+                declared.setdefault(requirement.name, []).append(requirement.specifier)
+    del declared["qwen3-ranker-plugins"]
+    explained = set()
+    page = ARCHITECTURE.partition("## Dependencies")[2]
+    for first, second in re.findall(r"^\| ([a-z][^|]*) \| ([^|]*?) ?\|", page, re.MULTILINE):
+        listed, _, place = first.partition(" (")
+        if first == "package" or place.startswith("Makefile"):
+            continue
+        names = [Requirement(name).name for name in listed.split(", ")]
+        ranges = second.split(" / ") if second else []
+        explained.update(names)
+        if len(set(names)) == 1:
+            names *= len(ranges) or 1
+        for name, allowed in zip(names, ranges, strict=True) if ranges else ():
+            assert SpecifierSet(allowed) in declared[name], f"{name}: {allowed}"
+    assert explained == declared.keys()
 
 
 def test_the_path_of_a_call_is_short() -> None:

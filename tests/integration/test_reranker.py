@@ -113,7 +113,7 @@ def test_min_confidence_that_drops_a_likely_relevant_document_is_reported_once(
     [record] = caplog.records
     assert record.levelname == "WARNING"
     assert record.message.startswith("min_confidence=0.9999 dropped a document with a score of at least 0.5: ")
-    assert record.message.endswith("To drop what is irrelevant, use score_threshold")
+    assert record.message.endswith("To drop irrelevant documents, use score_threshold")
     caplog.clear()
     worst = min(others, key=lambda hit: hit.score)
     assert worst.confidence < 0.9998

@@ -153,7 +153,7 @@ def test_the_command_rank_takes_records(tmp_path: Path, reranker: Reranker) -> N
     assert run("-", text=json.dumps(OTHER) + "\n") == [("stdin:1", TEXTS[1])]
     for more, message in (
         ([str(lines), "--rank-fields", "body"], f"{lines.name}:1'"),
-        ([str(tmp_path)], "is no file"),
+        ([str(tmp_path)], "is not a file"),
         ([str(lines), "--by", "file"], "a whole file has no fields"),
         ([__file__], "need a .jsonl"),
     ):

@@ -213,7 +213,7 @@ def test_the_first_of_equal_pairs_is_kept(tmp_path: Path, job: Job) -> None:
     summary = job(write_jsonl(tmp_path / "in.jsonl", records)).run().summary
     assert (summary.scored, summary.errors) == (19, 1)
     assert reasons(tmp_path) == {
-        ("q0", "d3", 6): "the same query_id and doc_id stand in line 4, which was kept",
+        ("q0", "d3", 6): "line 4 has the same query_id and doc_id and was kept",
     }
 
 
@@ -253,7 +253,7 @@ def test_more_errors_than_allowed_stop_the_job_and_keep_what_was_scored(tmp_path
 
 def test_duplicates_count_against_max_errors(tmp_path: Path, job: Job) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", make_records(10) * 2)
-    with pytest.raises(TooManyErrorsError, match="10 pairs have no place"):
+    with pytest.raises(TooManyErrorsError, match="10 pairs cannot be written"):
         job(source, max_errors=9).run()
     assert not (tmp_path / "out.jsonl").exists()
     assert job(source, max_errors=10).run().summary.errors == 10
@@ -276,5 +276,5 @@ def test_what_a_run_names_and_the_corpus_lacks(tmp_path: Path, job: Job) -> None
         (("x", "a", 3), "the queries have no 'x'"),
         (("", "", 4), "needs the 6 fields of a TREC run, and has 3"),
         (("", "", 5), "not UTF-8 at byte 0 of the line"),
-        (("q", "a", 7), "the same query_id and doc_id stand in line 1, which was kept"),
+        (("q", "a", 7), "line 1 has the same query_id and doc_id and was kept"),
     ]

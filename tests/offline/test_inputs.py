@@ -208,7 +208,7 @@ def test_two_texts_of_one_query_id_are_reported(tmp_path: Path, job: Job, caplog
         record["query_id"] = "q1"  # another group
     summary = job(write_jsonl(tmp_path / "in.jsonl", records)).run().summary
     assert summary.mixed_queries == 2
-    assert "2 query ids stand for more than one text" in caplog.text
+    assert "2 query ids have more than one text" in caplog.text
     assert "'q0' in lines 1 and 4; 'q1' in lines 11 and 41" in caplog.text
 
 

@@ -217,7 +217,7 @@ def test_a_finished_job_is_not_done_again(tmp_path: Path, job: Job) -> None:
 def test_a_file_of_somebody_else_is_not_replaced(tmp_path: Path, job: Job) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", make_records(3))
     (tmp_path / "out.jsonl").write_text("precious\n")
-    with pytest.raises(CheckpointError, match="has not made it"):
+    with pytest.raises(CheckpointError, match="was not made by this job"):
         job(source).run()
     assert (tmp_path / "out.jsonl").read_text() == "precious\n"
 
@@ -243,10 +243,10 @@ def test_truncated_documents_are_counted_and_said(tmp_path: Path, job: Job) -> N
         ({"run": "x.run"}, "BEIR"),
         ({"source": "missing.jsonl"}, "no such file"),
         ({"devices": ["all"]}, "0 CUDA devices"),
-        ({"devices": ["cuda:0"], "runner": "ray"}, "local runner"),
+        ({"devices": ["cuda:0"], "runner": "ray"}, "unless runner is .local."),
         ({"workers": 2}, "no effect unless runner is 'ray'"),
         ({"ray_address": "auto"}, "no effect unless runner is 'ray'"),
-        ({"restart": True, "overwrite": True}, "give one of them"),
+        ({"restart": True, "overwrite": True}, "give only one of them"),
         ({"columns": {"qid": "query"}, "input_format": "xml"}, "jsonl, parquet, csv, tsv"),
         ({"columns": {"qid": "qid"}}, "query_id, doc_id"),
         ({"output": "out.parquet.gz"}, "leave .gz out"),

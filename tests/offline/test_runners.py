@@ -50,14 +50,14 @@ def test_a_worker_that_ends_or_hangs_is_replaced_and_nothing_is_lost_or_twice(
     ending = {"marker": str(marker), "signal": int(number)}
     summary = job(source, "two.jsonl", **options, engine_options=ending, devices=["cpu", "cpu"]).run().summary
     assert marker.exists()
-    assert "another process takes its place" in caplog.text
+    assert "starting a new one in its place" in caplog.text
     assert (summary.pairs, summary.scored, summary.resumed) == (601, 600, 0)
     assert (tmp_path / "local.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
 
 
 def test_a_worker_that_ends_before_it_scores_is_reported_and_the_job_goes_on_later(tmp_path: Path, job: Job) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", make_records(600))
-    with pytest.raises(EngineError, match=r"worker qwen3-ranker-cpu ended with exit code -9 before .* to go on"):
+    with pytest.raises(EngineError, match=r"worker qwen3-ranker-cpu ended with exit code -9 before .* to continue"):
         job(source, window_pairs=64, engine_factory=CondemnedEngine, devices=["cpu"]).run()
     summary = job(source, window_pairs=64, engine_factory=NullEngine, devices=["cpu"]).run().summary
     assert (summary.scored, summary.resumed) == (600, 0)

@@ -399,7 +399,7 @@ def test_an_error_of_the_server_is_shown(browser: Browser, reranker: Reranker) -
         page.get_by_label("Query").fill("q")
         page.locator("#documents").fill("a\nb\nc\nd")
         page.get_by_role("button", name="Rerank").click()
-        expect(page.get_by_role("alert")).to_contain_text("413: 4 documents; one request may hold 3")
+        expect(page.get_by_role("alert")).to_contain_text("413: 4 documents; the limit is 3")
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=SCREENSHOTS / "page-error.png")
         page.close()

@@ -155,7 +155,7 @@ def test_equal_ids_of_different_texts_are_reported(ranker: Qwen3Ranker, caplog: 
     [ranked] = ranker.run(QUERY, same)["documents"]
     assert (ranked.meta["retriever_score"], caplog.text) == (0.2, "")
     ranker.run(QUERY, [*same, Document(id="0", content="other", score=0.9), Document(id="1", content="third")])
-    assert "1 ids, such as '0', stand for documents with different texts" in caplog.text
+    assert "1 ids, such as '0', belong to documents with different texts" in caplog.text
 
 
 def test_equal_texts_with_different_ids_both_stay_in_input_order(ranker: Qwen3Ranker) -> None:

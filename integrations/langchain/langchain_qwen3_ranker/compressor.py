@@ -32,10 +32,10 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
     - `retriever_score`: the `score`, or else the `relevance_score`, that the document came with, if it had one. An
       existing value is kept, so that a second reranker does not replace it with the score of the first.
     - `qwen3_margin`: logit(yes) - logit(no), which still orders documents whose scores all round to 1.0.
-    - `qwen3_confidence`: |P(yes) - P(no)|, in [0, 1]: how decided the model is, either way.
+    - `qwen3_confidence`: |P(yes) - P(no)|, in [0, 1]: how certain the model is of its answer, whether yes or no.
     - `qwen3_truncated_tokens`: number of tokens cut off the end of the text to make it fit; 0 if it was read whole.
-    - `qwen3_piece_start`, `qwen3_piece_end`: with `long_documents="pieces"`, the piece that decided, as offsets of
-      characters into `page_content`.
+    - `qwen3_piece_start`, `qwen3_piece_end`: with `long_documents="pieces"`, the piece with the highest margin, as
+      offsets in `page_content` in characters.
     - `qwen3_judged_text`, if `return_judged_text` is set: the text that the model read.
 
     ```python
@@ -88,14 +88,14 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
             documents: the documents to rank, in any order; they are not changed. Of several with the same id and the
                 same text, the first is ranked. An empty list gives an empty list.
             query: the question or search text. None and blank texts are errors, unless `fail_open` is set.
-            callbacks: not used, because nothing in here is a run of its own.
+            callbacks: not used, because reranking starts no run of its own.
 
         Raises:
             InvalidInputError: a ValueError that names the argument, its value and the remedy.
             PromptTooLongError: query and instruction leave no room for a document.
             ScoringError: a document has no usable score; not with `fail_open`.
             EngineError: the forward pass failed; not with `fail_open`.
-            EngineClosedError: the reranker was closed during the call, or was given and is the parent process's.
+            EngineClosedError: the reranker was closed during the call, or `reranker` belongs to the parent process.
             ModelNotFoundError, UnsupportedModelError, MissingDependencyError: the model cannot be loaded.
         """
         call = self._start(documents, query)
@@ -146,7 +146,7 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
         return call
 
     def _texts(self, documents: list[Document]) -> list[str]:
-        """What is judged of each document."""
+        """The text to judge of each document."""
         form = self._format()
         return [
             judged_text(form, document.metadata, document.page_content, f"documents[{index}]")
@@ -154,7 +154,7 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
         ]
 
     def _format(self) -> DocumentFormat:
-        """How the judged text is made."""
+        """How the text to judge is made from a document."""
         return DocumentFormat(
             self.metadata_fields_to_embed,
             self.document_template,

@@ -1,8 +1,8 @@
-"""What every LangChain document compressor that reranks should hold to, as tests to inherit.
+"""Conformance tests for LangChain document compressors that rerank, to be inherited.
 
 langchain-tests has suites for chat models, embeddings, vector stores and retrievers, and none for rerankers. This one
-has the same shape: a class per compressor names what is under test, pytest runs the inherited tests, and one of them
-fails if another was overridden in silence.
+works in the same way: a test class names the compressor under test, pytest runs the inherited tests, and one of them
+fails if another one was overridden without a reason.
 
 ```python
 from langchain_qwen3_ranker import Qwen3Rerank
@@ -19,7 +19,7 @@ class TestQwen3Rerank(DocumentCompressorTests):
         return {"model": "bundled:tiny"}
 ```
 
-Needs `pip install "langchain-qwen3-ranker[conformance]"`. For explained assertions put
+Needs `pip install "langchain-qwen3-ranker[conformance]"`. For assertion messages with values, put
 `pytest.register_assert_rewrite("langchain_qwen3_ranker.conformance")` into conftest.py.
 """
 
@@ -49,22 +49,22 @@ class DocumentCompressorTests:
 
     @property
     def compressor_params(self) -> dict[str, Any]:
-        """Arguments that it is made with, without the number of documents to return."""
+        """Arguments of its constructor, except the number of documents to return."""
         return {}
 
     @property
     def top_n_param(self) -> str:
-        """Name of the argument that says how many documents to return."""
+        """Name of the argument for the maximum number of documents to return."""
         return "top_n"
 
     @property
     def score_key(self) -> str | None:
-        """Where in the metadata the score stands; None if the compressor returns no scores."""
+        """Key of the score in the metadata; None if the compressor returns no scores."""
         return "relevance_score"
 
     @property
     def score_tolerance(self) -> float:
-        """How much the scores of two equal calls may differ."""
+        """Maximum difference between the scores of two equal calls."""
         return 1e-4
 
     @property
@@ -79,7 +79,7 @@ class DocumentCompressorTests:
 
     @property
     def query(self) -> str:
-        """What is asked."""
+        """The query of most tests."""
         return "which statement closes a file?"
 
     @property
@@ -98,12 +98,12 @@ class DocumentCompressorTests:
         ]
 
     def make_compressor(self, top_n: int | None = None) -> BaseDocumentCompressor:
-        """A compressor that returns that many documents, by default all of `documents`."""
+        """A compressor that returns at most `top_n` documents, by default all of `documents`."""
         limit = len(self.documents) if top_n is None else top_n
         return self.compressor_class(**self.compressor_params, **{self.top_n_param: limit})
 
     def assert_same_ranking(self, one: Sequence[Document], other: Sequence[Document]) -> None:
-        """The same documents in the same order with, nearly, the same scores."""
+        """Assert the same documents in the same order, with scores equal up to `score_tolerance`."""
         assert [document.id for document in one] == [document.id for document in other]
         for score, expected in zip(self._scores(one), self._scores(other), strict=True):
             assert math.isclose(score, expected, abs_tol=self.score_tolerance)
@@ -298,14 +298,14 @@ class _EveryDocument(BaseRetriever):
 
 
 class _Reversed(BaseDocumentTransformer):
-    """Turns the order round."""
+    """Reverses the order."""
 
     def transform_documents(self, documents: Sequence[Document], **kwargs: Any) -> Sequence[Document]:  # noqa: ARG002
         return documents[::-1]
 
 
 class _Recorder(BaseCallbackHandler):
-    """Writes down what retrievers returned and what went wrong."""
+    """Records what retrievers returned and which errors they raised."""
 
     def __init__(self) -> None:
         self.retrieved: list[int] = []

@@ -26,18 +26,18 @@ class Qwen3CrossEncoder(Qwen3Settings, BaseCrossEncoder):
     print(compressor.compress_documents(documents, "how is a file closed?"))
     ```
 
-    It has no `fail_open`, because it has to return scores, and none are made up.
+    It has no `fail_open`, because it has to return a score for each pair and does not make one up.
     """
 
     @override
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
-        """P(yes) of each pair, in the order of the pairs. Pairs with the same query share the work on it.
+        """P(yes) of each pair, in the order of the pairs. Pairs with the same query are scored as one request.
 
         Args:
             text_pairs: pairs of query and document.
 
         Raises:
-            InvalidInputError: a ValueError; names the pair, its value and the remedy.
+            InvalidInputError: a ValueError that names the pair, its value and the remedy.
             PromptTooLongError: query and instruction leave no room for a document.
             ScoringError: a document has no usable score.
             EngineError: the forward pass failed, or the reranker was closed during the call.

@@ -289,7 +289,7 @@ def test_a_ready_reranker_can_be_shared(core: Reranker, documents: list[Document
 
 
 def test_a_ready_reranker_and_settings_for_another_are_refused(core: Reranker) -> None:
-    with pytest.raises(ValidationError, match="model='other': leave it out where `reranker` is given"):
+    with pytest.raises(ValidationError, match="model='other': leave it out if `reranker` is given"):
         Qwen3Rerank(model="other", reranker=core)
     with pytest.raises(ValidationError, match="reranker"):
         Qwen3Rerank(reranker="bundled:tiny")  # type: ignore[arg-type]

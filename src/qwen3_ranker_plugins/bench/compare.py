@@ -1,4 +1,4 @@
-"""Two result files side by side: ratios of figures, and everything that makes the comparison unfair."""
+"""Compares two result files: ratios of their figures, and everything that makes the comparison unfair."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .throughput.batch_sizes import ThroughputResult
 from .throughput.batch_sizes import evaluate as evaluate_throughput
 from .tune.search import TuneResult, chosen_trial
 
-#: Parts of "about" that may move a figure. The commit is among them: it is often what is compared.
+#: Parts of "about" that may change a figure. The commit is one of them: often two commits are compared.
 _COMPARED = ("version", "commit", "python", "system", "processor", "cores", "gpus")
 
 
 def compare_results(a: Result, b: Result, names: tuple[str, str]) -> Report:
-    """B against A.
+    """A report of B against A.
 
     Args:
-        a, b: results of one kind.
-        names: what to call them.
+        a, b: results of the same kind.
+        names: their names in messages.
 
     Raises:
-        InvalidInputError: they are of different kinds, or have no row in common.
+        InvalidInputError: the results are of different kinds, or have no row in common.
     """
     if a.kind != b.kind:
         raise InvalidInputError("B", names[1], f"is a {b.kind} result, and {names[0]} a {a.kind} one")
@@ -107,10 +107,10 @@ def _ratio(first: float, second: float) -> str:
 
 
 def _figures(result: Result) -> dict[str, float]:  # noqa: PLR0911 - one for each kind of result
-    """Name -> figure, computed from raw values."""
+    """Name -> figure, computed from the raw values."""
     match result:
         case QualityResult():
-            # Labels of systems say how they differ from each other; their place says which is which.
+            # Systems are identified by their position: labels only say how the systems of one result differ.
             return {
                 f"{'first stage' if not place else f'system {place}'}, {name}": value
                 for place, measures in enumerate(evaluate_quality(result).means.values())
@@ -154,7 +154,7 @@ def _figures(result: Result) -> dict[str, float]:  # noqa: PLR0911 - one for eac
 
 
 def _latency_figures(result: LatencyResult, prefix: str) -> dict[str, float]:
-    """Fresh queries first: those are to be compared."""
+    """Figures of latency; fresh queries first, because these are the ones to compare."""
     return {
         f"{prefix}{each['mode']} query, n={each['documents']}, {label} ms": each[name]
         for each in evaluate_latency(result)
@@ -164,7 +164,7 @@ def _latency_figures(result: LatencyResult, prefix: str) -> dict[str, float]:
 
 
 def _threshold_figures(result: ThresholdResult) -> dict[str, float]:
-    """Of each wish that a threshold fulfils, and how reliable the scores are."""
+    """Figures of each target that a threshold reaches, and of how reliable the scores are."""
     found = evaluate_threshold(result)
     figures = {"area under the ROC curve": found.area_under_roc, "ECE of P(yes)": found.raw.ece}
     if found.cross_fitted is not None:
@@ -177,7 +177,7 @@ def _threshold_figures(result: ThresholdResult) -> dict[str, float]:
 
 
 def _load_figures(result: LoadResult) -> dict[str, float]:
-    """Of each step, and the rate within the limit."""
+    """Figures of each step, and the highest rate within the limit."""
     figures: dict[str, float] = {}
     for step, found in zip(result.steps, step_figures(result), strict=True):
         name = (

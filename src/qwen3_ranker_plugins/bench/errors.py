@@ -1,9 +1,9 @@
-"""What can stop a measurement.
+"""Errors that stop a measurement.
 
 .. code-block:: text
 
     RankerError
-    └── BenchError       it could not be made: a server that does not start or answer, a trial that fails
+    └── BenchError       the measurement failed: a server does not start or answer, or a trial fails
 """
 
 from __future__ import annotations
@@ -12,4 +12,4 @@ from ..errors import RankerError
 
 
 class BenchError(RankerError):
-    """A measurement could not be made; the message says why."""
+    """A measurement failed; the message says why."""

@@ -1,4 +1,4 @@
-"""Pictures, as PNG bytes. matplotlib without pyplot: nothing global, no display needed."""
+"""Pictures as PNG bytes. matplotlib is used without pyplot, which has global state and may need a display."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import MissingDependencyError
 from ..pip_command import pip_install
 
-# Blue and orange, which people with any colour vision tell apart.
+# Blue and orange, which people with any kind of colour vision can distinguish.
 _BLUE, _ORANGE, _GREY = "#2f6fb5", "#d98c21", "#8a9199"
 _DPI = 160
 
@@ -38,7 +38,7 @@ def _png(figure: Any, title: str, footer: Sequence[str]) -> bytes:
 
 
 def _legend(axes: Any) -> None:
-    """A legend above the axes, where it hides no curve."""
+    """Add a legend above the axes, where it does not hide a curve."""
     axes.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.1)
 
 
@@ -54,13 +54,13 @@ def _plain(axes: Any, title: str, x: str, y: str) -> None:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """What the four panels show of one batch size.
+    """The values that the four panels show for one batch size.
 
     Attributes:
-        pairs_per_second: of each round.
+        pairs_per_second: pairs per second of each round.
         latency_ms: "p50", "p95", "p99" -> milliseconds of one call.
-        host_mib, device_mib: peaks; None if there is none.
-        quality: "nDCG@10", "balanced accuracy" -> value; empty if the labels say nothing about this model.
+        host_mib, device_mib: peak memory in MiB; None if it was not measured.
+        quality: "nDCG@10", "balanced accuracy" -> value; empty if quality is meaningless, as with random weights.
     """
 
     batch_size: int
@@ -136,9 +136,9 @@ class Gain:
     """One panel of gains.
 
     Attributes:
-        title: from what to what.
+        title: which two rankings are compared.
         values: query id -> gain.
-        summary: a line with mean, interval and p.
+        summary: a line with mean, interval and p value.
     """
 
     title: str
@@ -176,9 +176,9 @@ class Bar:
     """The times of one configuration.
 
     Attributes:
-        label: its settings.
-        milliseconds: of each request.
-        chosen: whether it is the chosen one.
+        label: the settings, in words.
+        milliseconds: duration of each request.
+        chosen: whether the configuration was chosen.
     """
 
     label: str
@@ -187,7 +187,7 @@ class Bar:
 
 
 def configuration_bars(bars: Sequence[Bar], title: str, footer: Sequence[str]) -> bytes:
-    """Median milliseconds of each configuration, the chosen one in another colour, fastest to slowest as a line."""
+    """Median milliseconds of each configuration; a line from fastest to slowest; the chosen one in another colour."""
     figure = _figure(9, 1.6 + 0.45 * len(bars))
     axes = figure.subplots()
     _plain(axes, "", "ms of one request: median; line: fastest to slowest", "")
@@ -205,14 +205,14 @@ def configuration_bars(bars: Sequence[Bar], title: str, footer: Sequence[str]) -
 
 
 def latency_lines(series: Mapping[str, Mapping[int, Sequence[float]]], title: str, footer: Sequence[str]) -> bytes:
-    """Median milliseconds over the number of documents, a line per series, its spread as a band."""
+    """Median milliseconds over the number of documents, with one line per series and its spread as a band."""
     import numpy as np
 
     figure = _figure(9, 5.5)
     axes = figure.subplots()
     _plain(axes, "", "documents in a request", "ms, client wall time; band: fastest to slowest")
     colours = (_BLUE, _ORANGE, "#7b4fa3", "#3a9ea5", _GREY, "#8c6d46")
-    markers, styles = ("o", "s", "^", "D", "v"), ("-", "--", "-.", ":")  # lines differ without colour, too
+    markers, styles = ("o", "s", "^", "D", "v"), ("-", "--", "-.", ":")  # so that lines differ without colour, too
     for place, (label, points) in enumerate(series.items()):
         counts = sorted(points)
         colour = colours[place % len(colours)]
@@ -235,9 +235,9 @@ class LoadPoint:
 
     Attributes:
         label: the step in words.
-        items_per_second: its place on the x axis.
-        p50, p99: milliseconds of answered requests; None if there is none.
-        failed: share of the requests that failed.
+        items_per_second: its position on the x axis.
+        p50, p99: milliseconds of answered requests; None if no request was answered.
+        failed: share of the requests that failed, from 0 to 1.
     """
 
     label: str
@@ -283,8 +283,8 @@ class ReliabilityLine:
     """One line of a reliability diagram.
 
     Attributes:
-        label: which score.
-        ece: its expected calibration error.
+        label: name of the score.
+        ece: expected calibration error of the score.
         points: (mean score, share of relevant pairs) of each bin.
     """
 
@@ -295,11 +295,11 @@ class ReliabilityLine:
 
 @dataclass(frozen=True)
 class ThresholdPlot:
-    """What the three panels show.
+    """The values that the three panels show.
 
     Attributes:
-        score: what the score is called.
-        thresholds: of the lines, falling.
+        score: name of the score.
+        thresholds: x values of the lines, in descending order.
         lines: name of a measure -> its value at each threshold.
         bands: name of a measure -> (lower, upper) bounds of its interval.
         reliability: lines of the reliability diagram.
@@ -325,7 +325,7 @@ def threshold_panels(plot: ThresholdPlot, title: str, footer: Sequence[str]) -> 
     _plain(left, "Precision, recall and F1", f"threshold of the {plot.score}", "value; band: 95% interval")
     for name, values in plot.lines.items():
         colour, dash = styles[name]
-        # A threshold between two scores keeps what the upper one keeps.
+        # A threshold between two scores keeps the same pairs as the upper score.
         left.step(plot.thresholds, values, where="post", color=colour, linestyle=dash, label=name)
         if name in plot.bands:
             left.fill_between(plot.thresholds, *plot.bands[name], color=colour, alpha=0.15, linewidth=0)

@@ -1,4 +1,4 @@
-"""What a measurement ran on: program, commit, machine and versions, and how busy the machine was without it."""
+"""The environment of a measurement: program, commit, machine and versions, and how busy other processes kept it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from .._version import __version__
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "vllm", "numpy", "ir-measures", "scipy", "matplotlib", "bm25s")
 
-#: A load average of more than this for each core, or this share of the cores' time, disturbs a measurement.
+#: A load average per core of more than this, or other processes with this share of the cores' time, disturb a
+#: measurement.
 _BUSY_LOAD = 0.75
 _BUSY_SHARE = 0.25
 #: Seconds for which other processes are watched.
@@ -30,16 +31,16 @@ class Environment:
 
     Attributes:
         command: the command line.
-        date: in ISO 8601, UTC.
-        version, commit: of this package.
-        python, system, processor: as Python and the system name them.
-        cores: that this process may use.
-        load_before: load average over a minute, before the measurement.
-        busy_before, busy_after: share of these cores' time that processes took while this one waited, right before and
-            right after the measurement; None where it cannot be read.
-        gpus: name, driver and memory of each.
+        date: date and time in ISO 8601, UTC.
+        version, commit: version and commit of this package.
+        python, system, processor: their names, as Python and the system report them.
+        cores: number of cores that this process may use.
+        load_before: load average over one minute, before the measurement.
+        busy_before, busy_after: share of these cores' time that other processes took while this one waited, right
+            before and right after the measurement; None if it cannot be read.
+        gpus: name, driver and memory of each GPU.
         libraries: name -> version.
-        engine: `Reranker.describe()`, or what /health says.
+        engine: `Reranker.describe()`, or the facts of /health.
     """
 
     command: str
@@ -58,12 +59,12 @@ class Environment:
     engine: dict[str, str] = field(default_factory=dict)
 
     def after(self, engine: dict[str, str]) -> Environment:
-        """The same after the measurement, with what the engine says of itself."""
+        """The environment after the measurement, with the facts about the engine."""
         return replace(self, engine=dict(engine), busy_after=busy_share())
 
     @property
     def warning(self) -> str | None:
-        """A line on a machine that was busy with something else; None if it was quiet."""
+        """A warning if the machine was busy with something else; None if it was quiet."""
         signs = []
         if self.load_before is not None and self.load_before > _BUSY_LOAD * (self.cores or 1):
             signs.append(f"load average {self.load_before:.1f} on {self.cores} cores before")
@@ -86,7 +87,7 @@ class Environment:
 
     @property
     def version_line(self) -> str:
-        """Versions that move figures, in one line."""
+        """The versions that may change figures, in one line."""
         libraries = [
             f"{name} {self.libraries[name]}" for name in ("torch", "transformers", "vllm") if name in self.libraries
         ]
@@ -116,12 +117,12 @@ def environment() -> Environment:
 
 
 def own_cores() -> set[int]:
-    """The cores that this process may use; empty where the system does not say."""
+    """The cores that this process may use; empty if the system does not say."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 def busy_share() -> float | None:
-    """Share of our cores' time that is in use while this process waits; None without psutil."""
+    """Share of our cores' time that other processes use while this one waits; None without psutil."""
     try:
         import psutil
     except ImportError:
@@ -144,14 +145,14 @@ def commit() -> str | None:
         )
         return done.stdout.strip() if done.returncode == 0 else None
 
-    # An installed copy may lie below somebody else's repository.
+    # An installed copy may be inside another repository.
     if git("ls-files", "--error-unmatch", "__init__.py") is None or (head := git("rev-parse", "HEAD")) is None:
         return None
     return head + ("+changes" if git("status", "--porcelain", "--", ".") else "")
 
 
 def gpus() -> list[dict[str, str]]:
-    """Name, driver and memory of each NVIDIA GPU, as nvidia-smi tells them."""
+    """Name, driver and memory of each NVIDIA GPU, as nvidia-smi reports them."""
     executable = shutil.which("nvidia-smi")
     if executable is None:
         return []

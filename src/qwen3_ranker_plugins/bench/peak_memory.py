@@ -1,4 +1,4 @@
-"""Peak memory of a stretch of work, on the host and on the device; each figure says how it was read."""
+"""Measures the peak memory of a block of code, on the host and on the device, and records how each figure was read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class MemoryPeak:
-    """Peaks in MiB, and how each was read; None where there is none."""
+    """Peaks in MiB, and how each was read; None if there is no figure."""
 
     host_mib: float | None = None
     host_method: str = ""
@@ -22,15 +22,15 @@ class MemoryPeak:
 
 
 class PeakMemory:
-    """What a `with` block needed at most. It is in `host` and `device` (MiB) and in `peak` after the block.
+    """The peak memory of a `with` block, which is in `host` and `device` (MiB) and in `peak` after the block.
 
-    Host: the largest resident size of this process in the block (Linux can reset that mark; elsewhere it is the
-    largest since the process began, and `host_method` says so), plus what its child processes hold at the end.
-    Device: what torch's allocator had reserved at most in this process; for an engine in another process, what
-    nvidia-smi shows as used on the whole device at the end. None on a CPU.
+    Host: the largest resident size of this process in the block, plus the memory of its child processes at the end.
+    Only Linux can reset the largest size; elsewhere it is the largest since the process began, and `host_method` says
+    so. Device: the most that torch's allocator had reserved in this process; for an engine in another process, the
+    memory that nvidia-smi shows as used on the whole device at the end. None on a CPU.
 
     Args:
-        on_gpu: whether what is measured uses one.
+        on_gpu: whether the measured code uses a GPU.
     """
 
     def __init__(self, *, on_gpu: bool) -> None:
@@ -61,7 +61,7 @@ class PeakMemory:
 
     @property
     def peak(self) -> MemoryPeak:
-        """What was measured."""
+        """The measured peaks."""
         return MemoryPeak(self.host, self.host_method, self.device, self.device_method)
 
 
@@ -95,7 +95,7 @@ def _children() -> float:
     for child in psutil.Process().children(recursive=True):
         try:
             total += child.memory_info().rss / 2**20
-        except psutil.Error:  # it has ended meanwhile
+        except psutil.Error:  # the child has ended meanwhile
             continue
     return total
 

@@ -1,4 +1,4 @@
-"""Three starting points, each choice with its reason; `qwen3-ranker tune` measures what they cost on a device."""
+"""Three sets of settings to start from, with the reasons; `qwen3-ranker tune` measures their cost on a device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Preset:
     Attributes:
         name: a key of PRESETS.
         template, max_length, token_budget, dtype: as in `Reranker`.
-        also_try: further dtypes that `tune` may choose if they are faster and hardly move a score.
+        also_try: further dtypes that `tune` may choose if they are faster and hardly change a score.
         reasons: setting -> why this value.
     """
 
@@ -98,7 +98,7 @@ def preset_named(name: str) -> Preset:
     """The preset.
 
     Raises:
-        InvalidInputError: there is none of that name.
+        InvalidInputError: there is no preset of that name.
     """
     check_choice("preset", name, tuple(PRESETS))
     return PRESETS[name]

@@ -1,4 +1,4 @@
-"""Figures that others published, printed next to ours for orientation and labelled as theirs."""
+"""Figures that others published. They are printed next to ours for orientation, and labelled as published."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LATENCY_SOURCE = (
 
 LATENCY_DOCUMENTS = (100, 200, 400, 600, 800, 1000)
 
-#: backend and format -> mean ms for each of LATENCY_DOCUMENTS
+#: Backend and format -> mean milliseconds for each of LATENCY_DOCUMENTS.
 LATENCY: dict[str, tuple[float, ...]] = {
     "Tesla T4 generate / compact": (213.5, 418.0, 861.4, 1263.4, 1744.3, 2162.2),
     "Tesla T4 generate / standard": (254.9, 475.4, 909.7, 1353.2, 1912.5, 2406.7),
@@ -42,7 +42,7 @@ ITEMS_SOURCE = (
     "and server: for orientation only."
 )
 
-#: system -> items per second, and P99 in ms at that rate if it was published
+#: System -> items per second, and P99 in milliseconds at that rate if it was published.
 ITEMS_PER_SECOND: dict[str, tuple[str, str]] = {
     "SGLang, multi-item scoring": ("1,200", "511"),
     "LinkedIn": ("2,200", "-"),

@@ -1,4 +1,4 @@
-"""One report, three forms: on the terminal, as Markdown, and as one HTML file that needs nothing else."""
+"""A report in three forms: on the terminal, as Markdown, and as a single HTML file without other files."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from .machine import Environment
 
 
 def about_lines(about: Environment) -> list[str]:
-    """Where a result comes from; first a warning, if the machine was busy."""
+    """Lines on where a result comes from; a warning comes first if the machine was busy."""
     lines = [] if about.warning is None else [about.warning]
     return [*lines, f"device: {about.device_line}", about.version_line, f"command: {about.command}"]
 
 
 def model_name(model: str) -> str:
-    """How a title calls a model: a folder by its own name, without the path to it, which says nothing elsewhere."""
+    """The name of a model in titles: of a folder only its last part, because its path is meaningless elsewhere."""
     path = PurePath(model)
     return path.name if path.is_absolute() or len(path.parts) > 2 or model.startswith((".", "~")) else model
 
 
 def random_weights(model: str) -> bool:
-    """Whether a model's name says that its weights are random, as those for measuring speed are: qwen3-random-0.6B."""
+    """Whether a model's name says that its weights are random, as for measuring speed: qwen3-random-0.6B."""
     return "random" in re.split(r"[^a-z]+", model_name(model).lower())
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first column is a label.
+    """A table with cells of text; the first column is a label.
 
     Attributes:
-        title: what it shows.
+        title: what the table shows.
         header: one text per column.
-        rows: as wide as the header.
-        note: what a reader must know to read it rightly.
-        figures: whether the other columns are numbers, which end at the right.
+        rows: one text per column in each row.
+        note: what a reader must know to understand the table.
+        figures: whether the other columns are numbers, which are aligned right.
     """
 
     title: str
@@ -53,7 +53,7 @@ class Table:
     figures: bool = True
 
     def markdown(self) -> str:
-        """A heading, the table, the note."""
+        """The heading, the table and the note as Markdown."""
         lines = [
             _row(self.header),
             "|" + "|".join(["---", *["---:" if self.figures else "---"] * (len(self.header) - 1)]) + "|",
@@ -62,7 +62,7 @@ class Table:
         return f"## {self.title}\n\n" + "\n".join(lines) + (f"\n\n{self.note}" if self.note else "")
 
     def rich(self) -> RichTable:
-        """For a terminal."""
+        """The table for a terminal."""
         table = RichTable(
             title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1)
         )
@@ -86,14 +86,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """What a result says.
+    """The content of a report.
 
     Attributes:
         title: one line.
-        lines: what was measured, where, with which settings.
-        tables: in reading order.
-        picture: a PNG, and what it shows in words.
-        raw: the result file's text, so that the HTML report holds its own evidence.
+        lines: what was measured, where, and with which settings.
+        tables: the tables in reading order.
+        picture: a PNG, and a description of what it shows.
+        raw: text of the result file, so that the HTML report contains its raw values.
     """
 
     title: str
@@ -103,7 +103,7 @@ class Report:
     raw: str = field(default="", repr=False)
 
     def print(self, console: Console) -> None:
-        """To a terminal or a pipe."""
+        """Print the report to a terminal or a pipe."""
         console.print(Text(self.title, style="bold"))
         for line in self.lines:
             console.print(Text(line, style="bold yellow" if line.startswith("WARNING") else "dim"))
@@ -114,14 +114,14 @@ class Report:
                 console.print(Text(table.note, style="dim"))
 
     def markdown(self, picture: str | None = None) -> str:
-        """A page; `picture` is the file name to refer to."""
+        """The report as Markdown; `picture` is the file name of the picture."""
         parts = [f"# {self.title}", "\n".join(f"- {line}" for line in self.lines)]
         if picture is not None and self.picture is not None:
             parts.append(f"![{self.picture[1]}]({picture})")
         return "\n\n".join([*parts, *(table.markdown() for table in self.tables)]) + "\n"
 
     def html(self) -> str:
-        """A page without scripts, whose policy forbids it to load anything."""
+        """The report as an HTML page without scripts, whose policy forbids it to load anything."""
         lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.lines)
         picture = ""
         if self.picture is not None:

@@ -1,4 +1,4 @@
-"""The kinds of results: how each is read from a file, computed again, reported, and written as the four files."""
+"""The kinds of results, and how each is read from a file, recomputed, reported and written as up to four files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .tune import search
 
 
 class _Kind(NamedTuple):
-    """What belongs to a kind of result: its class, its report, and what computes its figures, if a file has them."""
+    """A kind of result: its class, its report, and the function that computes its figures, if its files have any."""
 
     result: type[Result]
     report: Callable[[Any], Report]
@@ -46,10 +46,10 @@ _KINDS = {
 
 
 def check_output(folder: Path | None, tag: str | None) -> None:
-    """Create the folder and import what reports need, before anything is measured.
+    """Create the folder and import the dependencies of reports before anything is measured.
 
     Raises:
-        InvalidInputError: it cannot be created, or the tag is no file name.
+        InvalidInputError: the folder cannot be created, or the tag is not a file name.
         MissingDependencyError: a part of the extra is not installed.
     """
     for module in ("ir_measures", "matplotlib", "msgspec", "psutil", "scipy"):
@@ -64,10 +64,10 @@ def check_output(folder: Path | None, tag: str | None) -> None:
 
 
 def read_result(path: Path) -> Result:
-    """A file that `write_result` wrote.
+    """Read a file that `write_result` wrote.
 
     Raises:
-        InvalidInputError: it is none, or of another version of the format.
+        InvalidInputError: it is not such a file, or it has another version of the format.
         MissingDependencyError: msgspec is not installed.
     """
     try:
@@ -92,13 +92,13 @@ def read_result(path: Path) -> Result:
 
 
 def recomputed(result: Result) -> Result:
-    """The result with the figures that this version computes from the raw values."""
+    """The result with the figures that this version computes from its raw values."""
     evaluate = _KINDS[result.kind].evaluate
     return result if evaluate is None else replace(result, figures=plain(evaluate(result)))  # type: ignore[call-arg]
 
 
 def report_of(result: Result) -> Report:
-    """What a result says, computed from its raw values."""
+    """The report of a result, computed from its raw values."""
     return _KINDS[result.kind].report(result)
 
 
@@ -109,7 +109,7 @@ def write_report(result: Result, report: Report, folder: Path, name: str, more: 
         The names of the files.
 
     Raises:
-        InvalidInputError: they cannot be written there.
+        InvalidInputError: the files cannot be written there.
     """
     path = folder / f"{name}.json"
     write_result(path, result)

@@ -1,7 +1,7 @@
-"""Result files: raw values, and all that is needed to know what was measured, where, and how to do it again.
+"""Result files: raw values, and everything needed to know what was measured, where, and how to repeat it.
 
-Each kind of result is a dataclass derived from `Result`, in the package of what it measures. A file holds its fields as
-JSON, with the kind and the version of the format; figures in it are for other readers and are computed again here.
+Each kind of result is a dataclass derived from `Result`, in the package that measures it. A file contains its fields as
+JSON, with the kind and the version of the format. The figures in it are for other readers; here they are recomputed.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any, ClassVar
 from ..errors import InvalidInputError
 from .machine import Environment
 
-#: Raised when a file of an earlier version could be misread.
+#: Version of the format; it is increased when a file of an earlier version could be misread.
 FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What all kinds have.
+    """The fields that all kinds of results have.
 
     Attributes:
-        about: where it was measured.
-        settings: what was asked for, as JSON can hold it.
-        seed: of every random choice; None if there is none.
+        about: the environment of the measurement.
+        settings: the settings of the measurement, as JSON values.
+        seed: seed of every random choice; None if there is none.
     """
 
     kind: ClassVar[str]
@@ -36,7 +36,7 @@ class Result:
     seed: int | None
 
     def as_json(self) -> dict[str, Any]:
-        """As a file has it."""
+        """The result as it is written to a file."""
         return {
             "kind": self.kind,
             "format": FORMAT,
@@ -45,7 +45,7 @@ class Result:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses and mappings as dicts, sequences as lists; a dataclass may have an `as_json` of its own."""
+    """Dataclasses and mappings as dicts, sequences as lists; a dataclass may have its own `as_json`."""
     if hasattr(value, "as_json"):
         return value.as_json()
     if is_dataclass(value) and not isinstance(value, type):
@@ -58,20 +58,20 @@ def plain(value: Any) -> Any:
 
 
 def write_result(path: Path, result: Result) -> None:
-    """Write on one line, creating the folder.
+    """Write a value as JSON on one line; create the folder if necessary.
 
     Raises:
-        InvalidInputError: it cannot be written there.
+        InvalidInputError: the file cannot be written.
     """
     text = json.dumps(result.as_json(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     write_text(path, text + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text, creating the folder.
+    """Write a text; create the folder if necessary.
 
     Raises:
-        InvalidInputError: it cannot be written there.
+        InvalidInputError: the file cannot be written.
     """
     make_folder(path.parent)
     try:
@@ -81,10 +81,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and those above it; done before measuring, so that no measurement is lost.
+    """Create a folder and its parents; called before measuring, so that no measurement is lost.
 
     Raises:
-        InvalidInputError: it cannot be created.
+        InvalidInputError: the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

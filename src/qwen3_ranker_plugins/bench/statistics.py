@@ -1,4 +1,4 @@
-"""Figures over raw values: percentiles, and whether a mean difference between paired values is chance."""
+"""Statistics of raw values: percentiles, and tests whether a mean difference between paired values is chance."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from ..errors import MissingDependencyError
 from ..pip_command import pip_install
 
-#: Sign flips that the randomisation test draws; its smallest p value is 1 / (this + 1).
+#: Number of random sign flips of the randomisation test; its smallest p value is 1 / (this + 1).
 RESAMPLES = 9_999
 
-#: Differences below are rounding: the same documents in another order of addition.
+#: Smaller differences are rounding errors: the same values were added in another order.
 _NOISE = 1e-12
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """Median, mean, percentiles (linear interpolation), extremes and sample standard deviation; unit as given."""
+    """Median, mean, percentiles (linear interpolation), extremes and sample standard deviation, in the given unit."""
     array = np.asarray(values, dtype=np.float64)
     quantiles = dict(zip(("p50", "p90", "p95", "p99"), np.percentile(array, (50, 90, 95, 99)).tolist(), strict=True))
     return {
@@ -33,15 +33,15 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Significance:
-    """A mean difference between paired values, and how likely chance alone makes one as large.
+    """A mean difference between paired values, and how likely chance alone gives one as large.
 
     Attributes:
         difference: mean of b - a.
-        low, high: 95% confidence interval of it, by Student's t.
-        t_test: two-sided p value of the paired t-test: means over many queries are nearly normal.
+        low, high: its 95% confidence interval, by Student's t.
+        t_test: two-sided p value of the paired t-test, for which means over many queries are normal enough.
         randomisation: two-sided p value of Fisher's randomisation test, which assumes no distribution: how often
             random signs of the differences give a mean as far from 0.
-        wins, losses, ties: queries where b is above, below, equal.
+        wins, losses, ties: number of queries where b is above, below and equal to a.
     """
 
     difference: float
@@ -59,7 +59,7 @@ def paired(a: Sequence[float], b: Sequence[float], *, seed: int) -> Significance
 
     Args:
         a, b: one value per query, in the same order.
-        seed: of the randomisation test.
+        seed: seed of the randomisation test.
 
     Raises:
         MissingDependencyError: scipy is not installed.
@@ -72,7 +72,7 @@ def paired(a: Sequence[float], b: Sequence[float], *, seed: int) -> Significance
     delta[np.abs(delta) < _NOISE] = 0.0
     counts = {"wins": int((delta > 0).sum()), "losses": int((delta < 0).sum()), "ties": int((delta == 0).sum())}
     mean = float(delta.mean())
-    if len(delta) < 2 or not delta.any():  # no spread to compare with: nothing speaks against chance
+    if len(delta) < 2 or not delta.any():  # no spread to compare with: chance cannot be excluded
         return Significance(mean, mean, mean, 1.0, 1.0, **counts)
     if np.ptp(delta) < _NOISE:  # the same gain for every query: t is infinite, and scipy warns
         low = high = mean

@@ -1,4 +1,4 @@
-"""The words that generated product titles are made of. Brands are invented."""
+"""The words of which generated product titles are made. The brands are invented."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Product titles as shops write them, generated: for measuring where real ones cannot be shipped.
+"""Generates product titles like those of shops, for measurements: real titles cannot be shipped with the package.
 
-Written for this project. A title is put together from parts, so that it reads like one; its lengths follow those of
-real titles (1,000 Chinese and 1,000 English ones, lengths only), which `docs/benchmarks.md` compares.
+Titles are assembled from parts so that they read like real ones. Their lengths follow those of 1,000 Chinese and 1,000
+English real titles; `docs/benchmarks.md` compares both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from . import title_words
 
 LANGUAGES = ("zh", "en", "both")
 
-#: A search for such products, of the length that searches have.
+#: A search for such products, with the length of a typical search.
 DEFAULT_QUERY = "健身女生T恤短袖"
 
 
@@ -24,9 +24,9 @@ def generate_titles(count: int, *, language: str = "zh", seed: int = 0) -> list[
     """Distinct titles; the same for the same arguments.
 
     Args:
-        count: how many.
-        language: "zh", "en", or "both" in turns.
-        seed: of the choices.
+        count: number of titles.
+        language: "zh", "en", or "both" in turn.
+        seed: seed of the random choices.
 
     Raises:
         InvalidInputError: an argument is unusable.
@@ -70,28 +70,30 @@ def generate_queries(count: int, *, language: str = "zh", seed: int = 0) -> list
 
 
 def read_titles(path: Path) -> list[str]:
-    """A file's lines that are not blank, one title each.
+    """The titles of a file: its lines that are not blank.
 
     Raises:
-        InvalidInputError: it cannot be read, or holds none.
+        InvalidInputError: the file cannot be read, or contains no title.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
-        raise InvalidInputError("titles", str(path), f"{error.strerror}; give a text file, one title a line") from error
+        raise InvalidInputError(
+            "titles", str(path), f"{error.strerror}; give a text file with one title per line"
+        ) from error
     except UnicodeDecodeError as error:
         raise InvalidInputError("titles", str(path), f"is not UTF-8 at byte {error.start}") from error
     titles = [line.strip() for line in lines if line.strip()]
     if not titles:
-        raise InvalidInputError("titles", str(path), "has no line with text in it")
+        raise InvalidInputError("titles", str(path), "contains no line with text")
     return titles
 
 
 def sample(titles: list[str], count: int, rng: random.Random) -> list[str]:
-    """`count` titles, none twice.
+    """Draw `count` titles without replacement.
 
     Raises:
-        InvalidInputError: there are fewer.
+        InvalidInputError: there are fewer titles.
     """
     if count > len(titles):
         raise InvalidInputError("titles", len(titles), f"titles are fewer than the {count} of one request: give more")
@@ -99,7 +101,7 @@ def sample(titles: list[str], count: int, rng: random.Random) -> list[str]:
 
 
 def _chinese(rng: random.Random) -> str:
-    """Brand or season, what it is, for whom, how it looks: until the shop's 30 characters or so are used up."""
+    """A Chinese title: brand or season, product, user and style, up to the limit of shops, about 30 characters."""
     item = rng.choice(title_words.ZH_ITEMS)
     wanted = min(60, max(8, round(rng.gauss(27.5, 4.2))))
     parts = []
@@ -123,7 +125,7 @@ def _chinese(rng: random.Random) -> str:
 
 
 def _english(rng: random.Random) -> str:
-    """Brand, model number, item, attributes; lower case, as feeds of shops have them."""
+    """An English title: brand, model number, item and attributes, in lower case as in the feeds of shops."""
     wanted = min(40, max(2, round(rng.lognormvariate(2.02, 0.62))))
     item = rng.choice(title_words.EN_ITEMS)
     words = [rng.choice(title_words.EN_BRANDS)]

@@ -1,6 +1,6 @@
 """The command line: assembles the commands and turns errors into exit codes.
 
-0: done; 1: it cannot be done here, and the message says why (`rank` also: no document is a hit); 2: an argument is
+0: done; 1: the command failed, and the message says why (`rank` also: no document is a hit); 2: an argument is
 unusable; 130: interrupted.
 """
 

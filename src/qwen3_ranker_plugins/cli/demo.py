@@ -61,7 +61,7 @@ def demo(
 
 
 def _program() -> str:
-    """How to call this program again; `make demo` calls it by a path, in an environment that is not on PATH."""
+    """The command that calls this program again; `make demo` calls it by its path, because it is not on PATH."""
     called = Path(sys.argv[0])
     by_path = called.name == NAME and called.is_file() and shutil.which(NAME) is None
     return os.path.relpath(called) if by_path else NAME

@@ -38,7 +38,7 @@ def doctor(
         ),
     ] = None,
     reference_file: Annotated[
-        Path | None, typer.Option(help="JSON file with stated scores, in the form of the package's own.")
+        Path | None, typer.Option(help="JSON file with stated scores, in the format of the package's own file.")
     ] = None,
 ) -> None:
     """Show what is installed and usable here, and check that the model scores known pairs as it should."""

@@ -50,7 +50,7 @@ AdapterOption = Annotated[
     typer.Option(
         "--adapter",
         help="LoRA adapter that is merged into the model: a local folder, or a name on the Hugging Face hub; none "
-        "leaves out one that lies in the model's folder.",
+        "ignores an adapter in the model's folder.",
     ),
 ]
 ScoringOption = Annotated[
@@ -84,7 +84,7 @@ CachePathOption = Annotated[
     typer.Option(
         "--cache-path",
         metavar="FILE",
-        help="File of the cache, which outlives the process and which other processes may use. Default: in memory.",
+        help="File of the cache. It outlives the process, and other processes may use it. Default: in memory.",
     ),
 ]
 DeviceOption = Annotated[
@@ -95,7 +95,7 @@ DevicesOption = Annotated[
     str | None,
     typer.Option(
         "--devices",
-        help="An engine in a process of its own on each of these devices: all for every visible GPU, or names such as "
+        help="Devices, each of which gets an engine in its own process: all for every visible GPU, or names such as "
         f"cuda:0,cuda:1. Default: ${DEVICES_VARIABLE}, or one engine on --device.",
     ),
 ]
@@ -113,13 +113,13 @@ LongDocumentsOption = Annotated[
     str,
     typer.Option(
         "--long-documents",
-        help="What happens to a long document: truncate cuts it at its end to fit; pieces judges it in pieces, the "
-        "best of which decides.",
+        help="What happens to a long document: truncate cuts it at its end to fit; pieces judges it in pieces, and "
+        "the best piece gives its score.",
     ),
 ]
-_PIECE_TOKENS = "With pieces, a document of more tokens than this is cut into pieces of at most this many."
-_PIECE_OVERLAP = "Maximum number of tokens that a piece shares with the one before."
-_MAX_PIECES = "Maximum number of pieces of a document; what follows them is not read."
+_PIECE_TOKENS = "Maximum number of tokens in a piece. With pieces, longer documents are cut into pieces."
+_PIECE_OVERLAP = "Maximum number of tokens that a piece shares with the previous one."
+_MAX_PIECES = "Maximum number of pieces of a document; the rest is not read."
 PieceTokensOption = Annotated[int, typer.Option("--piece-tokens", help=_PIECE_TOKENS)]
 PieceOverlapOption = Annotated[int, typer.Option("--piece-overlap", help=_PIECE_OVERLAP)]
 MaxPiecesOption = Annotated[int, typer.Option("--max-pieces", help=_MAX_PIECES)]
@@ -133,16 +133,16 @@ RankFieldsOption = Annotated[
     typer.Option(
         "--rank-fields",
         metavar="NAME,...",
-        help="Fields that are judged of each document, in this order. Default: its text alone.",
+        help="Fields of each document that are judged, in this order. Default: its text alone.",
     ),
 ]
 DocumentTemplateOption = Annotated[
     str | None,
     typer.Option(
         "--document-template",
-        help="How the fields of a document are joined: yaml, lines (a line NAME: VALUE for each), or a text with names "
-        "of fields in braces, such as '{title}: {text}', in place of --rank-fields. Default: the text of one field, "
-        "YAML of several.",
+        help="How the fields of a document are joined: yaml, lines (one line NAME: VALUE per field), or a text with "
+        "names of fields in braces, such as '{title}: {text}', which replaces --rank-fields. Default: one field as its "
+        "text, several as YAML.",
     ),
 ]
 
@@ -191,10 +191,11 @@ _MEASURED: dict[str, tuple[Any, object]] = {
 
 
 def takes_settings(*, without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorates a command whose parameter `settings` is made of the options of a model, which take its place.
+    """Decorator that replaces a command's parameter `settings` by the options of a model, from which it makes settings.
 
     Args:
-        without: options that the command does not have. If it has a parameter `preset` of its own, this one counts.
+        without: options that the command does not have. If the command has its own parameter `preset`, that one is
+            used.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -244,7 +245,7 @@ def read_engine_options(options: Sequence[str] | None) -> dict[str, object]:
     """`--engine-option` as `RerankerSettings.engine_options` takes them.
 
     Raises:
-        InvalidInputError: not NAME=VALUE, or a name comes twice.
+        InvalidInputError: an option is not NAME=VALUE, or a name is repeated.
     """
     read: dict[str, object] = {}
     for option in options or []:
@@ -302,27 +303,27 @@ def settings_of(
 
 
 def numbers(argument: str, text: str) -> list[int]:
-    """The numbers of "4,8,16".
+    """Parse numbers such as "4,8,16".
 
     Raises:
-        InvalidInputError: something else.
+        InvalidInputError: the text is something else.
     """
     try:
         found = [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise InvalidInputError(argument, text, "give numbers with commas between them, such as 4,8,16") from error
+        raise InvalidInputError(argument, text, "give numbers separated by commas, such as 4,8,16") from error
     if any(number <= 0 for number in found) or len(set(found)) < len(found):
         raise InvalidInputError(argument, text, "give positive numbers, none of them twice")
     return found
 
 
 def names(argument: str, text: str) -> list[str]:
-    """The parts of "a,b".
+    """Parse names such as "a,b".
 
     Raises:
-        InvalidInputError: there is none, or one is given twice.
+        InvalidInputError: there is no name, or a name is repeated.
     """
     found = [part.strip() for part in text.split(",") if part.strip()]
     if not found or len(set(found)) < len(found):
-        raise InvalidInputError(argument, text, "give names with commas between them, none of them twice")
+        raise InvalidInputError(argument, text, "give names separated by commas, none of them twice")
     return found

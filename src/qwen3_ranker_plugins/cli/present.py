@@ -1,4 +1,4 @@
-"""What the user gets of a result: a print, and files if a folder is named."""
+"""Shows a result to the user: prints it, and writes files if a folder is named."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def present(result: Result, folder: Path | None, tag: str | None, more: Mapping[
     Args:
         result: of any kind.
         folder: None to print only.
-        tag: name of the files; None for the kind.
-        more: further files by name.
+        tag: name of the files; None for the kind of result.
+        more: further files to write: name -> text.
     """
     report = report_of(result)
     report.print(output(width=160))

@@ -1,4 +1,4 @@
-"""`qwen3-ranker rank`. Exit code 0: there are hits; 1: there are none, as grep has it, or it cannot be done here."""
+"""`qwen3-ranker rank`. Exit code 0: there are hits; 1: there are none (as with grep), or the command failed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from .options import (
 )
 from .terminal import errors, loading, output
 
-#: A text has no zero bytes, and hardly any that are not UTF-8: a page in Latin-1 has some, a compressed file many.
+#: A text file has no zero bytes, and few bytes that are not UTF-8: Latin-1 text has some, a compressed file many.
 _UNREADABLE_SHARE = 0.3
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -68,8 +68,8 @@ def rank(
         list[str] | None,
         typer.Argument(
             metavar="FILE",
-            help="Text files, or folders, which stand for all text files below them except hidden ones; - for standard "
-            "input, which is also the default.",
+            help="Text files, or folders, of which all text files except hidden ones are read; - for standard "
+            "input, which is the default.",
         ),
     ] = None,
     by: Annotated[By, typer.Option(help="What a document is: a line that is not blank, or a whole file.")] = By.LINE,
@@ -103,7 +103,7 @@ def rank(
         bool,
         typer.Option(
             "--explain",
-            help="Show for each hit what was judged, and what each sentence adds to logit(yes) - logit(no).",
+            help="Show which part of each hit was judged, and what each sentence adds to logit(yes) - logit(no).",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each hit as a line of JSON, in UTF-8.")] = False,
@@ -112,7 +112,7 @@ def rank(
 
     With --rank-fields or --document-template, documents are the objects of JSON lines or the rows of Parquet files.
 
-    Exit code 0: there are hits; 1: no document is a hit, or it cannot be done here; 2: an argument is unusable.
+    Exit code 0: there are hits; 1: no document is a hit, or the command failed; 2: an argument is unusable.
     """
     check_text("query", query)
     one, several = placement(device, devices)
@@ -142,7 +142,7 @@ def rank(
         for document in (_documents(name, by) if form is None else _records(name, form))
     ]
     if not documents:
-        errors().print("nothing to rank: no line with text in it")
+        errors().print("nothing to rank: no line contains text")
         raise typer.Exit(1)
     with loading(settings.model):
         reranker = Reranker(**asdict(settings), **asdict(options))
@@ -190,14 +190,14 @@ def _documents(name: str, by: By) -> Iterator[_Document]:
     source = "stdin" if name == "-" else name
     try:
         if name == "-" and sys.stdin.isatty():
-            errors().print("reading standard input, one document a line; Ctrl-D ends it")
+            errors().print("reading standard input, one document per line; Ctrl-D ends it")
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
         remedy = f"{error.strerror}; give text files, folders of text files, or - for standard input"
         raise InvalidInputError("FILE", name, remedy) from error
     text = _decoded(content, source)
     if text is None:
-        raise InvalidInputError("FILE", name, "is binary; give text, such as what pdftotext, gunzip or pandoc writes")
+        raise InvalidInputError("FILE", name, "is binary; give text, such as the output of pdftotext, gunzip or pandoc")
     yield from _split(text, source, by)
 
 
@@ -287,7 +287,7 @@ def _split(text: str, source: str, by: By) -> Iterator[_Document]:
         if text.strip():
             yield _Document(source, text)
         return
-    # Not splitlines(), which also ends lines at form feeds and others that no editor counts.
+    # Not splitlines(), which also ends lines at form feeds and other characters that no editor counts as line ends.
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
         if line.strip():
             yield _Document(f"{source}:{number}", line)
@@ -321,12 +321,12 @@ def _print_json(result: RerankResult, documents: Sequence[_Document], model: str
             "model": model,
             "document": hit.document,
         }
-        # Bytes, because JSON is UTF-8 whatever the terminal's encoding; a file's name may hold what UTF-8 cannot.
+        # Bytes, because JSON is UTF-8, whatever the terminal's encoding. UTF-8 may be unable to encode a file's name.
         typer.echo(json.dumps(fields, ensure_ascii=False).encode("utf-8", errors="replace"))
 
 
 def _explained(hit: ScoredDocument, explanation: Explanation, source: str) -> Table:
-    """What each sentence of a hit adds, and what the prompt holds of it."""
+    """A table of what each sentence of a hit adds, with notes on the part of the hit that the prompt contains."""
     start, end = explanation.judged
     title = (
         f"{explanation.rank}. {source}: margin {hit.margin:+.3f}, P(yes) {hit.score:.3f}, was {explanation.rank_before}"
@@ -354,7 +354,7 @@ def _explained(hit: ScoredDocument, explanation: Explanation, source: str) -> Ta
 
 
 def _printable(text: str) -> Text:
-    """The beginning of a text on one line, without what moves a terminal's cursor or changes its colours."""
+    """The beginning of a text on one line, without control characters that move the cursor or change colours."""
     printable = "".join(character if character.isprintable() else " " for character in text[:2000])
     shown = Text(" ".join(printable.split()))
     shown.truncate(240, overflow="ellipsis")
@@ -368,7 +368,7 @@ def _ranking(result: RerankResult, documents: Sequence[_Document], caption: str)
     table.add_column("source", overflow="fold", style="dim")
     table.add_column("text")
     for rank, hit in enumerate(result, start=1):
-        # Of a long document, the piece that decided.
+        # Of a long document, the piece with the highest score.
         text = _printable(hit.document if hit.piece is None else hit.document[slice(*hit.piece)])
         if hit.truncated_tokens:
             text.append(f" (its last {hit.truncated_tokens} tokens were not read)", style="yellow")

@@ -1,4 +1,7 @@
-"""`qwen3-ranker rerank`. Exit code 0: every pair was scored; 1: some were not, or the job stopped; 2: an argument."""
+"""`qwen3-ranker rerank`.
+
+Exit code 0: every pair was scored; 1: some pairs were not, or the job stopped; 2: an argument is unusable.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ def rerank(
             "-o",
             help="Output file, which appears when everything is scored: .jsonl, .csv, .trec, .run or .txt (also .gz), "
             "or "
-            ".parquet; or - for standard output, where nothing survives a kill.",
+            ".parquet; or - for standard output, in which case a killed job cannot be continued.",
         ),
     ],
     model: Annotated[
@@ -78,13 +81,13 @@ def rerank(
     scoring: ScoringOption = None,
     calibration: CalibrationOption = None,
     run: Annotated[
-        str | None, typer.Option(help="TREC run that names the documents of each query. Default: none.")
+        str | None, typer.Option(help="TREC run that lists the documents of each query. Default: none.")
     ] = None,
     columns: Annotated[
         str | None,
         typer.Option(
             metavar="NAME=FIELD,...",
-            help="What the input calls its fields, such as qid=query_id,passage=document. FIELD is query_id, doc_id, "
+            help="Names of the fields in the input, such as qid=query_id,passage=document. FIELD is query_id, doc_id, "
             "query, document, documents, id, title or text.",
         ),
     ] = None,
@@ -104,7 +107,7 @@ def rerank(
         ),
     ] = None,
     include_text: Annotated[
-        bool, typer.Option("--include-text", help="Also write the query, and what was judged of the document.")
+        bool, typer.Option("--include-text", help="Also write the query and the judged text of the document.")
     ] = False,
     processing_time: Annotated[
         bool,
@@ -129,7 +132,7 @@ def rerank(
     devices: Annotated[
         str | None,
         typer.Option(
-            help="An engine in a process of its own on each of these devices: all for every visible GPU, or names such "
+            help="Devices, each of which gets an engine in its own process: all for every visible GPU, or names such "
             f"as cuda:0,cuda:1. Not with --runner ray. Default: ${DEVICES_VARIABLE}, or one engine on --device."
         ),
     ] = None,
@@ -162,7 +165,7 @@ def rerank(
         ),
     ] = False,
 ) -> None:
-    """Rerank a file of pairs into another one. After a kill, the same command continues where it stopped."""
+    """Rerank a file of pairs into another file. If the job is killed, the same command continues where it stopped."""
     from ..data.pairs import parse_columns
     from ..offline.job import RerankJob
     from ..offline.progress import describe
@@ -238,12 +241,12 @@ def _devices_of_gpus(gpus: str, devices: str | None) -> str:
     """The devices of `--gpus`.
 
     Raises:
-        InvalidInputError: `--devices` is given too, or there is no such GPU.
+        InvalidInputError: `--devices` is given, too, or there is no such GPU.
     """
     from ..offline.runners.processes import cuda_devices
 
     if devices is not None:
-        raise InvalidInputError("gpus", gpus, "is another name of --devices: give one of them")
+        raise InvalidInputError("gpus", gpus, "is another name for --devices: give only one of them")
     return ",".join(cuda_devices(gpus))
 
 
@@ -251,7 +254,7 @@ def _named_devices(devices: str | None) -> list[str] | None:
     """The devices that `--devices` or its variable names.
 
     Raises:
-        InvalidInputError: one of them is not there.
+        InvalidInputError: one of these devices does not exist.
     """
     from ..config import canonical_devices
     from ..engines import device_names
@@ -261,7 +264,7 @@ def _named_devices(devices: str | None) -> list[str] | None:
 
 
 def _log_to(console: Console, level: int) -> None:
-    """Show what jobs say of themselves: the model in use, and what is odd about the input."""
+    """Show the log messages of jobs: the model in use, and what is unusual about the input."""
 
     class Printing(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -276,7 +279,7 @@ def _log_to(console: Console, level: int) -> None:
 
 def _how_to_go_on(*, to_standard_output: bool, restart: bool) -> str:
     if to_standard_output:
-        return "interrupted: nothing is kept when the output is standard output; give a file to be able to go on"
+        return "interrupted: nothing is kept when the output is standard output; give a file to be able to continue"
     words = [word for word in sys.argv[1:] if not (restart and word == "--restart")]
     without = ", without --restart," if restart else ""
     command = shlex.join(["qwen3-ranker", *words])

@@ -1,4 +1,4 @@
-"""The `serve` command. What it needs is imported when it runs, so that `--help` is quick."""
+"""The `serve` command. Its dependencies are imported when it runs, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[
-        int | None, typer.Option("--port", help="Port to listen on; 0 takes a free one. Default: 8001.")
+        int | None, typer.Option("--port", help="Port to listen on; 0 chooses a free one. Default: 8001.")
     ] = None,
     model: Annotated[
         str | None,
@@ -45,8 +45,8 @@ def serve(
         list[str] | None,
         typer.Option(
             "--served-model-name",
-            help="Further name of the model; can be given several times. Answers hold the first one. '*' serves any "
-            "name.",
+            help="Additional name of the model; can be given several times. Answers contain the first one. '*' serves "
+            "any name.",
         ),
     ] = None,
     strict_model_names: Annotated[
@@ -67,7 +67,7 @@ def serve(
         str | None,
         typer.Option(
             "--devices",
-            help="An engine in a process of its own on each of these devices: all for every visible GPU, or names such "
+            help="Devices, each of which gets an engine in its own process: all for every visible GPU, or names such "
             "as cuda:0,cuda:1. Default: one engine, on --device.",
         ),
     ] = None,
@@ -89,7 +89,7 @@ def serve(
         str | None,
         typer.Option(
             "--instruction",
-            help="Task that documents are judged for, where a request names none. Default: the model's own.",
+            help="Task that documents are judged for, if a request names none. Default: the model's own.",
         ),
     ] = None,
     max_length: Annotated[
@@ -103,21 +103,23 @@ def serve(
         str | None,
         typer.Option(
             "--long-documents",
-            help="truncate cuts a document that does not fit at its end; pieces judges it in pieces, the best of which "
-            "decides. Default: truncate.",
+            help="truncate cuts a document that does not fit at its end; pieces judges it in pieces, and the best "
+            "piece gives its score. Default: truncate.",
         ),
     ] = None,
     piece_tokens: Annotated[
         int | None,
         typer.Option(
-            "--piece-tokens", help="Tokens of a piece; also for requests with max_chunks_per_doc. Default: 512."
+            "--piece-tokens",
+            help="Maximum number of tokens in a piece; also for requests with max_chunks_per_doc. Default: 512.",
         ),
     ] = None,
     piece_overlap: Annotated[
-        int | None, typer.Option("--piece-overlap", help="Tokens that two pieces share. Default: 64.")
+        int | None, typer.Option("--piece-overlap", help="Maximum number of tokens that two pieces share. Default: 64.")
     ] = None,
     max_pieces: Annotated[
-        int | None, typer.Option("--max-pieces", help="Most pieces of a document; the rest is not read. Default: 64.")
+        int | None,
+        typer.Option("--max-pieces", help="Maximum number of pieces of a document; the rest is not read. Default: 64."),
     ] = None,
     token_budget: Annotated[
         int | None,
@@ -129,7 +131,7 @@ def serve(
         bool | None,
         typer.Option(
             "--return-documents/--no-return-documents",
-            help="Return each result's document where a request does not say. Default: only on /rerank, as vLLM does.",
+            help="Return each result's document if a request does not say. Default: only on /rerank, as vLLM does.",
         ),
     ] = None,
     rank_fields: Annotated[
@@ -137,7 +139,7 @@ def serve(
         typer.Option(
             "--rank-fields",
             metavar="NAME,...",
-            help="Fields that are judged of documents that are objects, where a request does not say. Default: text.",
+            help="Judged fields of documents that are objects, if a request does not say. Default: text.",
         ),
     ] = None,
     document_template: DocumentTemplateOption = None,
@@ -145,7 +147,7 @@ def serve(
         bool | None,
         typer.Option(
             "--return-judged-text/--no-return-judged-text",
-            help="Return what the model read of each document where a request does not say. Default: no.",
+            help="Return the text of each document that the model read, if a request does not say. Default: no.",
         ),
     ] = None,
     cors_origin: Annotated[
@@ -196,7 +198,10 @@ def serve(
     ] = None,
     drain_timeout: Annotated[
         float | None,
-        typer.Option("--drain-timeout", help="Time in seconds that accepted requests have after SIGTERM. Default: 60."),
+        typer.Option(
+            "--drain-timeout",
+            help="Time in seconds after SIGTERM within which accepted requests are still answered. Default: 60.",
+        ),
     ] = None,
     log_level: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""Consoles, lines of progress and progress bars of all commands, and the line that a model is being loaded."""
+"""Consoles, lines of progress and progress bars of all commands, and the note that a model is being loaded."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rich.text import Text
 
 
 def output(*, width: int = 100) -> Console:
-    """Standard output, `width` columns wide where it is not a terminal, which knows its own width."""
+    """A console on standard output; `width` columns wide unless it is a terminal, which knows its own width."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(width=width, highlight=False)
 
 
 def errors() -> Console:
-    """Standard error, without line breaks of our own."""
+    """A console on standard error, which does not break lines."""
     return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
@@ -31,7 +31,7 @@ def say(line: str) -> None:
 def loading(model: str) -> Iterator[None]:
     """Show that a model is being loaded, from before the first import that takes seconds, until the block ends.
 
-    Only where standard error is a terminal: a script that keeps standard error wants problems and nothing else.
+    Only if standard error is a terminal: a script that stores standard error wants to see problems only.
     """
     if not sys.stderr.isatty():
         yield
@@ -41,7 +41,7 @@ def loading(model: str) -> Iterator[None]:
 
 
 class ProgressBar:
-    """A progress bar on standard error, where that is a terminal and `quiet` is false; called with steps done."""
+    """A progress bar on standard error, if that is a terminal and `quiet` is false. Call it with the steps done."""
 
     def __init__(self, what: str, total: int, *, quiet: bool) -> None:
         from rich.progress import Progress
@@ -57,5 +57,5 @@ class ProgressBar:
         self._bar.stop()
 
     def __call__(self, steps: int = 1) -> None:
-        """Move on by so much of the total."""
+        """Advance by `steps` of the total."""
         self._bar.advance(self._task, steps)

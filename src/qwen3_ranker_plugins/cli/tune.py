@@ -19,7 +19,7 @@ def tune(
         str, typer.Option("--preset", help="Preset to start from: accurate, balanced or fast.")
     ] = "balanced",
     sample: Annotated[
-        Path | None, typer.Option(help="File of your documents, one on each line. Default: generated product titles.")
+        Path | None, typer.Option(help="File of your documents, one per line. Default: generated product titles.")
     ] = None,
     documents: Annotated[
         int, typer.Option(help="Number of documents in a request, drawn from the sample by the seed.")
@@ -41,7 +41,7 @@ def tune(
     tag: TagOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Find settings for this device and your documents by measuring, with the time and the memory that they take.
+    """Find settings for this device and your documents by measuring the time and the memory that they take.
 
     With --output it also writes the settings, as TAG-config.yaml.
     """

@@ -14,7 +14,7 @@ class BeirText(NamedTuple):
     """A document or a query.
 
     Attributes:
-        title: "" where there is none.
+        title: "" if there is none.
     """
 
     id: str
@@ -23,10 +23,10 @@ class BeirText(NamedTuple):
 
 
 def beir_file(folder: Path, name: str, argument: str) -> Path:
-    """The file of that name, plain or packed.
+    """The file of that name, compressed or not.
 
     Raises:
-        InvalidInputError: there is none; blames `argument`.
+        InvalidInputError: there is none; the message names `argument`.
     """
     for path in (folder / f"{name}.jsonl{packing}" for packing in ("", ".gz", ".zst")):
         if path.is_file():
@@ -48,5 +48,5 @@ def read_beir(path: Path) -> Iterator[BeirText]:
             raise InvalidInputError(path.name, f"line {number}", f"{error!r}; {remedy}") from error
         for name, value in (("text", found.text), ("title", found.title)):
             if not isinstance(value, str):
-                raise InvalidInputError(path.name, f"line {number}", f"{name} is {value}, and needs a string")
+                raise InvalidInputError(path.name, f"line {number}", f"{name} is {value}: needs a string")
         yield found

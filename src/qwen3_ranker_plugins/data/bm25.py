@@ -1,4 +1,4 @@
-"""BM25 as a first stage, by bm25s; only the cutting into words is ours, because its own knows no Chinese."""
+"""BM25 as a first stage, computed by bm25s. Only splitting into words is ours, because bm25s does not split Chinese."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class BM25:
 
     Raises:
         MissingDependencyError: bm25s is not installed.
-        InvalidInputError: there is nothing to index.
+        InvalidInputError: no document contains a word.
     """
 
     def __init__(self, documents: Iterable[tuple[str, str]]) -> None:
@@ -52,7 +52,7 @@ class BM25:
             self._ids.append(doc_id)
             tokens.append(words(text))
         if not any(tokens):
-            raise InvalidInputError("SOURCE", len(self._ids), "documents, and no word in them to search for")
+            raise InvalidInputError("SOURCE", f"{len(self._ids)} documents", "there is no word in them to search for")
         self._index = bm25s.BM25(method="lucene", k1=_K1, b=_B)
         self._index.index(tokens, show_progress=False)
 
@@ -69,7 +69,7 @@ class BM25:
 def rank_listed(
     queries: Mapping[str, str], listed: Mapping[str, Sequence[str]], documents: Iterable[tuple[str, str]]
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Order candidates that come without scores as `BM25` would: in one pass over the collection, without an index.
+    """Order candidates without scores as `BM25` would, in one pass over the collection and without an index.
 
     Args:
         queries: id -> text.

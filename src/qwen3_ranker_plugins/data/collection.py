@@ -18,29 +18,29 @@ from .trec import read_qrels, read_run
 
 DEMO = "demo"
 
-#: Short names -> (ir_datasets id, from which grade on a document counts as relevant to binary measures).
-#: The grades' meaning: https://trec.nist.gov/data/deep2019.html ("1" is related, and not relevant).
+#: Short names -> (ir_datasets id, lowest grade of a document that binary measures count as relevant). Meaning of the
+#: grades: https://trec.nist.gov/data/deep2019.html ("1" is related, and not relevant).
 ALIASES: dict[str, tuple[str, int]] = {
     "DL19": ("msmarco-passage/trec-dl-2019/judged", 2),
     "DL20": ("msmarco-passage/trec-dl-2020/judged", 2),
 }
 
-#: Past this many documents an index is not built in memory: give a run.
+#: A collection with more documents than this is not indexed in memory and needs a run.
 _INDEXED_AT_MOST = 2_000_000
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What a reranker is measured on. Only queries with a relevant document are in it, unless all labels are wanted.
+    """The data on which a reranker is measured. Queries without a relevant document are left out by default.
 
     Attributes:
-        name: of the data, for captions.
+        name: name of the data, for captions.
         first_stage: where the candidates come from, for captions.
         queries: id -> text.
-        qrels: query id -> document id -> grade; not judged counts as 0.
+        qrels: query id -> document id -> grade; documents without a judgement count as 0.
         candidates: query id -> document ids in the first stage's order; may be empty.
         texts: id -> text of each candidate.
-        relevant_from: the grade from which on a document is relevant to binary measures.
+        relevant_from: lowest grade of a document that binary measures count as relevant.
         left_out: judged queries without a relevant document, for which no measure is defined.
         unjudged: queries that the judgements do not name.
     """
@@ -57,7 +57,7 @@ class Collection:
 
     @property
     def depth(self) -> int:
-        """The longest candidate list."""
+        """Length of the longest candidate list."""
         return max(map(len, self.candidates.values()), default=0)
 
     @property
@@ -70,7 +70,7 @@ class Collection:
         ]
 
     def take(self, queries: int | None) -> Collection:
-        """The same with that many queries, evenly spread; None for all."""
+        """The same collection with at most this many queries, evenly spread; None for all."""
         check_positive("queries", queries)
         if queries is None or queries >= len(self.queries):
             return self
@@ -101,12 +101,12 @@ def open_collection(
         source: "demo"; a folder in BEIR's form; a .jsonl or .jsonl.gz of candidate lists (`qid`, `query`, `docs` of
             `docid`, `text`, `rel`, and perhaps `all_rels`) or of labelled pairs (`query`, `document`, `label`, and
             perhaps `query_id`); "ir_datasets:ID"; or a name from ALIASES.
-        candidates: at most this many for each query.
+        candidates: maximum number of candidates of each query.
         run: a TREC run with the candidates; None for BM25, or for the run that an ir_datasets id comes with.
-        qrels: judgements, TREC's four columns or BEIR's three; None for those of the source.
-        split: which of a folder's qrels/*.tsv.
-        relevant_from: None for what the source says, or 1.
-        queries: at most this many, evenly spread.
+        qrels: file of judgements, in TREC's four columns or BEIR's three; None for those of the source.
+        split: name of the file in a folder's qrels/, without .tsv.
+        relevant_from: lowest grade that counts as relevant; None for the value of the source, or 1.
+        queries: maximum number of queries, evenly spread; None for all.
         every_label: keep judged queries without a relevant document, for which ranking measures are not defined, and
             every pair of a file of labelled pairs, whatever `candidates` says.
 
@@ -125,7 +125,9 @@ def open_collection(
         raw = _from_folder(Path(source), split, None if qrels is None else read_qrels(qrels))
     elif Path(source).is_file():
         if run is not None:
-            raise InvalidInputError("run", str(run), "goes with a folder or an ir_datasets id; lists hold candidates")
+            raise InvalidInputError(
+                "run", str(run), "has no effect on a file of lists or pairs: use it with a folder or an ir_datasets id"
+            )
         raw = _from_pairs(Path(source)) if _holds_pairs(Path(source)) else _from_lists(Path(source))
     else:
         raise InvalidInputError(
@@ -144,10 +146,10 @@ class _Raw:
     """A source before candidates are chosen.
 
     Attributes:
-        texts: gives the texts of ids.
-        every: gives all (id, text).
+        texts: function that returns the texts of ids.
+        every: function that iterates over (id, text) of all documents.
         small: whether `every` can be indexed in memory.
-        ranked, listed: the source's own candidates, best first, or in no order.
+        ranked, listed: the source's own candidates: `ranked` best first, `listed` in no order.
         labelled_pairs: every candidate has a label of its own.
     """
 
@@ -239,7 +241,7 @@ def _from_folder(folder: Path, split: str, qrels: Mapping[str, Mapping[str, int]
 
 
 def _from_lists(path: Path) -> _Raw:
-    """Candidate lists; relevant documents outside a list (`all_rels`) count towards the ideal under own names."""
+    """Candidate lists; relevant documents outside of them (`all_rels`) count in the ideal order, with generated ids."""
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
     ranked: dict[str, list[str]] = {}
@@ -247,7 +249,7 @@ def _from_lists(path: Path) -> _Raw:
     for number, record in read_json_lines(path):
         try:
             query_id = str(record["qid"])
-            # A list is its query's own: two lists may use one id for different texts.
+            # Ids are local to a list: two lists may use one id for different texts.
             docs = [(f"{query_id}/{doc['docid']}", str(doc["text"]), doc.get("rel")) for doc in record["docs"]]
             judged = {doc_id: int(grade) for doc_id, _, grade in docs if grade is not None}
             outside = sorted((int(grade) for grade in record.get("all_rels", ()) if int(grade) > 0), reverse=True)
@@ -266,7 +268,7 @@ def _from_lists(path: Path) -> _Raw:
 
 
 def _holds_pairs(path: Path) -> bool:
-    """Whether the first record is a labelled pair."""
+    """Whether the first record of a file is a labelled pair."""
     _, record = next(read_json_lines(path), (0, None))
     return isinstance(record, dict) and "docs" not in record and bool({"document", "label"} & record.keys())
 
@@ -282,8 +284,8 @@ def _from_pairs(path: Path) -> _Raw:
             raise InvalidInputError(path.name, f"line {number}", f"{fault}; {remedy}")
         query_id = str(record.get("query_id", record["query"]))
         if queries.setdefault(query_id, record["query"]) != record["query"]:
-            raise InvalidInputError(path.name, f"line {number}", f"query_id {query_id!r} stands for two queries")
-        # By line: one pair may be labelled by several people, and each label counts.
+            raise InvalidInputError(path.name, f"line {number}", f"query_id {query_id!r} is used for two queries")
+        # Named by line: several people may label one pair, and each label counts.
         doc_id = f"line-{number}"
         qrels.setdefault(query_id, {})[doc_id] = int(record["label"])
         texts[doc_id] = record["document"]
@@ -295,13 +297,13 @@ def _from_pairs(path: Path) -> _Raw:
 
 
 def _fault_of_pair(record: object) -> str | None:
-    """Why a record is no labelled pair; None if it is one."""
+    """Why a record is not a labelled pair; None if it is one."""
     if not isinstance(record, dict):
-        return "is no object"
+        return "is not an object"
     query, document, label = (record.get(name) for name in ("query", "document", "label"))
     if not isinstance(query, str) or not query.strip() or not isinstance(document, str):
-        return "query and document have to be texts, and the query not blank"
-    if not isinstance(label, (int, float)) or (isinstance(label, float) and not label.is_integer()):  # so is NaN
+        return "query and document must be texts, and the query must not be blank"
+    if not isinstance(label, (int, float)) or (isinstance(label, float) and not label.is_integer()):  # or NaN
         return f"label is {label!r}"
     return None
 
@@ -323,7 +325,7 @@ def _from_ir_datasets(dataset_id: str) -> _Raw:
         for scored in dataset.scoreddocs_iter():
             scores.setdefault(scored.query_id, []).append((-scored.score, scored.doc_id))
         ranked = {query_id: [doc_id for _, doc_id in sorted(found)] for query_id, found in scores.items()}
-    # MS MARCO published its 1,000 BM25 candidates in random order, without scores; the library says 0 for all.
+    # MS MARCO published its 1,000 BM25 candidates in random order and without scores; the library gives 0 for all.
     unordered = ranked is not None and not any(score for found in scores.values() for score, _ in found)
     return _Raw(
         f"{PREFIX}{dataset_id}",
@@ -331,7 +333,7 @@ def _from_ir_datasets(dataset_id: str) -> _Raw:
         qrels,
         texts,
         lambda: ((document.doc_id, document.default_text()) for document in dataset.docs_iter()),
-        small=(dataset.docs_count() or 0) <= _INDEXED_AT_MOST,  # None: one of the user's own, not counted
+        small=(dataset.docs_count() or 0) <= _INDEXED_AT_MOST,  # None: a data set of the user, without a count
         ranked=None if unordered else ranked,
         listed=ranked if unordered else None,
         first_stage="candidates that come with the data",
@@ -339,11 +341,11 @@ def _from_ir_datasets(dataset_id: str) -> _Raw:
 
 
 def _titled_texts(path: Path) -> Iterator[tuple[str, str]]:
-    """The title is a line of its own, as in the demo corpus."""
+    """(id, text) of each entry, with its title on a line of its own, as in the demo corpus."""
     return ((each.id, with_title(each.title, each.text, "\n")) for each in read_beir(path))
 
 
 def spread(names: Sequence[str], count: int) -> list[str]:
-    """`count` of the names, evenly spaced from the first on: none is picked for how well it goes."""
+    """`count` of the names, evenly spaced from the first on, so that results do not influence the choice."""
     count = min(count, len(names))
     return [names[number * len(names) // count] for number in range(count)]

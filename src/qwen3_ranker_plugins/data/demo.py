@@ -19,7 +19,7 @@ class DemoDocument:
 
     Attributes:
         document_id: stable, such as "with-2".
-        title: of the section.
+        title: title of the section.
         text: a paragraph or two.
     """
 
@@ -69,7 +69,7 @@ def load_demo_corpus() -> DemoCorpus:
     folder = files(__package__.rpartition(".")[0]) / "assets" / "demo"
 
     def lines(name: str) -> list[str]:
-        # Not splitlines(), which also ends a line at characters that may stand inside a JSON string.
+        # Not splitlines(), which also ends a line at characters that may occur inside a JSON string.
         return folder.joinpath(name).read_text(encoding="utf-8").rstrip("\n").split("\n")
 
     passages = [json.loads(line) for line in lines("corpus.jsonl")]

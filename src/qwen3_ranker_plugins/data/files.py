@@ -1,4 +1,4 @@
-"""Files to read: on this machine or at a URL, compressed or not, whole or only as far as they reached when opened."""
+"""Reading files: local or at a URL, compressed or not, up to the size that they had when they were opened."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..errors import InvalidInputError, MissingDependencyError
 from ..pip_command import pip_install
 from .pairs import Pair, unusable
 
-#: A longer line is reported and skipped: it would have to be held whole to be read.
+#: A longer line is reported and skipped, because a line is held in memory as a whole.
 MAX_LINE_BYTES = 64 * 2**20
 
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -31,7 +31,7 @@ class InputFile:
 
     Attributes:
         location: a path, or a URL that fsspec can open.
-        name: what messages call it.
+        name: its name in messages.
     """
 
     location: str
@@ -39,7 +39,7 @@ class InputFile:
 
     @classmethod
     def local(cls, path: Path) -> InputFile:
-        """A file of this machine, called by its name."""
+        """A local file, with its file name as `name`."""
         return cls(os.fspath(path), path.name)
 
     @property
@@ -55,7 +55,7 @@ class InputFile:
         return Path(self.location).open("rb", buffering=0)
 
     def size(self) -> int:
-        """In bytes, now."""
+        """Its current size in bytes."""
         if self.is_remote:
             filesystem, path = open_filesystem(self.location)
             filesystem.invalidate_cache()
@@ -68,7 +68,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
     Raises:
         MissingDependencyError: fsspec, or the package that knows this protocol, is not installed.
-        InvalidInputError: no package knows this protocol.
+        InvalidInputError: fsspec does not know this protocol.
     """
     try:
         import fsspec
@@ -87,8 +87,8 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 def matching_files(pattern: str) -> list[InputFile]:
     """The files of a folder (with its subfolders), of a pattern with `*`, or of a URL of either, sorted by path.
 
-    Names that begin with a dot or an underscore are left out: file systems and writers of shards use them for their
-    own notes (`_SUCCESS`, `_metadata`, `.part-0.crc`).
+    Files whose names begin with a dot or an underscore are left out: file systems and writers of shards use such names
+    for metadata (`_SUCCESS`, `_metadata`, `.part-0.crc`).
     """
     root = _fixed_part(pattern)
     if "://" in pattern:
@@ -108,12 +108,12 @@ def matching_files(pattern: str) -> list[InputFile]:
 
 
 def is_pattern(location: str) -> bool:
-    """Whether a path or URL has a place holder in it."""
+    """Whether a path or URL contains a wildcard."""
     return any(character in location for character in "*?[")
 
 
 def _fixed_part(pattern: str) -> str:
-    """The folder in front of the first place holder; the pattern itself if it has none."""
+    """The folder before the first wildcard; the pattern itself if it has none."""
     if not is_pattern(pattern):
         return pattern
     before = pattern[: min(pattern.index(character) for character in "*?[" if character in pattern)]
@@ -129,12 +129,13 @@ def content_hash(file: InputFile, size: int, sampling: Sampling) -> str:
 
 
 class Lines:
-    """(number from 1, text) of each line that is not blank, or an unusable `Pair` in the text's place.
+    """(number from 1, text) of each line that is not blank; an unusable `Pair` replaces a text that cannot be read.
 
-    A file is read as far as it reached when this was made: what is appended meanwhile is not half a line of the input.
+    A file is read up to the size that it had when this object was made, so that a line that is being appended is not
+    read in part.
 
     Args:
-        file: unpacked if its name ends in .gz or .zst.
+        file: the file, which is decompressed if its name ends in .gz or .zst.
     """
 
     def __init__(self, file: InputFile | Path) -> None:
@@ -172,13 +173,13 @@ class Lines:
 
 
 class Unpacked:
-    """The content of a file, unpacked if its name says that it is packed.
+    """The content of a file, decompressed if its name ends in .gz or .zst.
 
     Attributes:
         stream: its bytes.
         packing: "gzip", "zstd" or "".
-        errors: what reading the stream raises where it is damaged or ends early; empty for a plain file, where an
-            error is the machine's.
+        errors: exceptions that reading the stream raises where it is damaged or ends early; empty for a plain file,
+            whose read errors are not faults of the input.
     """
 
     def __init__(self, file: InputFile, size: int) -> None:
@@ -186,7 +187,7 @@ class Unpacked:
         self._first = _FirstBytes(file.open(), size)
         self.packing, self.errors = "", cast("tuple[type[Exception], ...]", ())
         if file.name.endswith(".gz"):
-            # A larger buffer around the unpacked stream would lose what it holds where the stream breaks off.
+            # A larger buffer around the decompressed stream would lose its content where the stream is damaged.
             self.stream = cast("BinaryIO", gzip.GzipFile(fileobj=cast("BinaryIO", self._first)))
             self.packing, self.errors = "gzip", (EOFError, OSError, zlib.error)
         elif file.name.endswith(".zst"):
@@ -197,7 +198,7 @@ class Unpacked:
             self.stream = io.BufferedReader(self._first, 2**20)
 
     def fraction(self) -> float:
-        """How much of the packed bytes has been read, from 0 to 1."""
+        """How much of the compressed bytes has been read, from 0 to 1."""
         return self._first.position / max(1, self._size)
 
     def __enter__(self) -> Self:
@@ -209,7 +210,7 @@ class Unpacked:
 
 
 class _FirstBytes(io.RawIOBase):
-    """The first bytes of a stream, however many more there are by now."""
+    """The first `size` bytes of a stream, which may have grown since."""
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self._stream = stream
@@ -239,7 +240,7 @@ def _zstandard(name: str) -> tuple[Callable[[], Any], type[Exception]]:
 
 
 class _Zstd(io.RawIOBase):
-    """Frames of zstd, unpacked. The library's own reader takes a stream that breaks off for one that has ended."""
+    """Decompressed zstd frames. The library's own reader does not report a stream that ends early."""
 
     def __init__(self, packed: io.RawIOBase, unpack: Callable[[], Any]) -> None:
         self._packed = packed
@@ -270,12 +271,12 @@ class _Zstd(io.RawIOBase):
 
 
 def packing_of(beginning: bytes) -> str:
-    """The suffix that the first bytes of a file stand for: ".gz", ".zst", or "" if it is not packed."""
+    """The suffix for a file with these first bytes: ".gz", ".zst", or "" if it is not compressed."""
     return ".gz" if beginning.startswith(_GZIP_MAGIC) else ".zst" if beginning.startswith(_ZSTD_MAGIC) else ""
 
 
 def plain_name(name: str) -> str:
-    """A name without the suffix of its packing."""
+    """A file name without .gz or .zst."""
     return name.removesuffix(".gz").removesuffix(".zst")
 
 

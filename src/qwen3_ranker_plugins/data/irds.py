@@ -10,16 +10,16 @@ PREFIX = "ir_datasets:"
 
 
 def load_dataset(dataset_id: str, needs: tuple[str, ...], argument: str) -> Any:
-    """A data set as the library gives it; it has no types.
+    """The data set object of the library, which is not typed.
 
     Args:
         dataset_id: without `PREFIX`.
-        needs: of "docs", "queries", "qrels".
-        argument: blamed in messages.
+        needs: the parts that it must have, of "docs", "queries" and "qrels".
+        argument: name of the argument in error messages.
 
     Raises:
         MissingDependencyError: ir_datasets is not installed.
-        InvalidInputError: no such id, or it lacks something.
+        InvalidInputError: there is no such id, or the data set lacks a part.
     """
     try:
         import ir_datasets

@@ -45,12 +45,12 @@ class JsonlSource(FileSource):
                     yield from records.pairs(record, number)
 
     def fraction(self) -> float:
-        """By bytes of the file as it lies on the disk."""
+        """Fraction of the bytes of the stored file, which may be compressed."""
         return self._lines.fraction()
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, value) of a file in which every line has to be right.
+    """(line number, value) of each line of a file in which every line has to be valid.
 
     Raises:
         InvalidInputError: names the file and the line.

@@ -1,4 +1,4 @@
-"""A record of the input -> pairs. What is wrong with a record becomes a pair's `fault`, never an exception."""
+"""A record of the input -> pairs. A faulty record becomes a pair with a `fault`, never an exception."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import InvalidInputError
 
 #: The fields of a pair, in this order.
 FLAT = ("query_id", "doc_id", "query", "document")
-#: All fields that are read: also those of a record with many documents, and of these.
+#: All fields that are read, including those of a record with several documents, and of these documents.
 FIELDS = (*FLAT, "documents", "id", "title", "text")
 
 #: Above this, floats no longer hold every integer, so that two ids may have become one.
@@ -24,11 +24,11 @@ _EXACT = 2**53
 
 
 class Pair(NamedTuple):
-    """A query and a document to be judged together, or what stood in their place.
+    """A query and a document to be judged together, or an unusable record.
 
     Attributes:
-        line: where it stands in the input, from 1: a line, a row of a Parquet file, or of several files "FILE:LINE".
-        query_id, doc_id: "" where the input has none that can be read.
+        line: its position in the input, counted from 1: line, or row of a Parquet file; "FILE:LINE" with several files.
+        query_id, doc_id: "" if the input has no readable one.
         query, document: the texts.
         fault: why there is nothing to score; None for a usable pair.
     """
@@ -43,13 +43,13 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Fields:
-    """What records call the fields of a pair.
+    """The names of the fields of a pair in the input.
 
     Attributes:
         columns: name in the input -> name in FIELDS, for those that differ.
-        embeds_titles: documents of a nested record have `title` put in front of `text`, and `id` for a `doc_id` that
-            is missing. False for jobs that began with a version that read neither.
-        form: which fields make the judged text of a document; None if it is one text already.
+        embeds_titles: whether `title` is put in front of `text` in documents of nested records, and `id` replaces a
+            missing `doc_id`. False for jobs that began with a version that read neither.
+        form: which fields make up the judged text of a document; None if documents are single texts.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -59,19 +59,17 @@ class Fields:
     def __post_init__(self) -> None:
         for theirs, ours in self.columns.items():
             if ours not in FIELDS:
-                raise InvalidInputError(
-                    "columns", f"{theirs}={ours}", f"the name after = is one of {', '.join(FIELDS)}"
-                )
+                raise InvalidInputError("columns", f"{theirs}={ours}", f"use one of {', '.join(FIELDS)} after =")
         if len(set(self.columns.values())) < len(self.columns):
             raise InvalidInputError("columns", self.text, "names one field twice")
 
     @property
     def text(self) -> str:
-        """As `--columns` takes it."""
+        """In the format of `--columns`."""
         return ",".join(f"{theirs}={ours}" for theirs, ours in sorted(self.columns.items()))
 
     def names(self, *ours: str) -> list[str]:
-        """What the input calls these fields."""
+        """The names of these fields in the input."""
         theirs = {name: column for column, name in self.columns.items()}
         return [theirs.get(name, name) for name in ours]
 
@@ -97,7 +95,7 @@ def parse_columns(text: str | None) -> dict[str, str]:
 
 
 def unusable(line: int | str, fault: str, query_id: str = "", doc_id: str = "") -> Pair:
-    """A place in the input that holds nothing to score."""
+    """A pair for a place in the input where nothing can be scored."""
     return Pair(line, query_id, doc_id, "", "", fault)
 
 
@@ -108,8 +106,9 @@ class RecordReader:
     objects with `doc_id` or `id`, `text` and perhaps `title`) and `query_id`, which defaults to the line number; a
     document's id defaults to its place, from 0. Ids that are whole numbers become their decimal form.
 
-    With `Fields.form`, the text of a document is made of several fields: those of the objects in `documents`, those of
-    the object in `document`, or else those of the flat record itself. Texts in `documents` are judged as they are.
+    With `Fields.form`, the text of a document is made from several fields: those of each object in `documents`, those
+    of the object in `document`, or otherwise those of the flat record itself. Texts in `documents` are judged as they
+    are.
     """
 
     def __init__(self, fields: Fields) -> None:
@@ -136,7 +135,7 @@ class RecordReader:
             yield self.formed(line, query_id, doc_id, query, document)
 
     def formed(self, line: int, query_id: object, doc_id: object, query: object, document: object) -> Pair:
-        """A pair whose text `form` makes; `document` is an object, or a string."""
+        """A pair whose text is made by `form`. `document` is an object or a string."""
         form = self.form
         assert form is not None  # noqa: S101 - for mypy
         known = (each if isinstance(each, str) else "" for each in map(as_id, (query_id, doc_id)))
@@ -189,7 +188,7 @@ class RecordReader:
 
 
 def checked(line: int, query_id: object, doc_id: object, query: object, document: object) -> Pair:
-    """A pair whose fields may be anything; None stands for a field that is not there."""
+    """A pair made from values of any type; None means that the field is missing."""
     if not (type(query_id) is type(doc_id) is type(query) is type(document) is str):  # all strings: the usual case
         query_id, doc_id = as_id(query_id), as_id(doc_id)
         for name, value in (("query_id", query_id), ("doc_id", doc_id), ("query", query), ("document", document)):
@@ -210,15 +209,15 @@ def checked(line: int, query_id: object, doc_id: object, query: object, document
 
 
 def with_title(title: str | None, text: str, separator: str = " ") -> str:
-    """A document of BEIR as one text."""
+    """Title and text of a BEIR document as one text."""
     return f"{title or ''}{separator}{text}".strip()
 
 
 def as_id(value: object) -> object:
-    """An id as a string if that is what it means; anything else as it is.
+    """An id as a string if it has a clear text form; any other value unchanged.
 
-    Whole numbers become their decimal form, also floats and decimals: a column of integers that once lacked a value
-    comes as floats from pandas. Bytes are UTF-8.
+    Whole numbers become their decimal form, even if they are floats or decimals: pandas turns a column of integers into
+    floats if a value is missing. Bytes are UTF-8.
     """
     if isinstance(value, (bool, str)):
         return value
@@ -244,7 +243,7 @@ def _surrogate(value: str) -> str | None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        return f"holds half a surrogate pair at character {error.start}, which no file can hold"
+        return f"holds half a surrogate pair at character {error.start}, which UTF-8 cannot represent"
     return None
 
 

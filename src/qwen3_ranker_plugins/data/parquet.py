@@ -67,14 +67,14 @@ class ParquetSource(FileSource):
                     self._read = row
                     yield from self._pairs(batch, row)
                     row += batch.num_rows
-            except (OSError, pa.ArrowException) as error:  # what follows the damaged group can still be read
+            except (OSError, pa.ArrowException) as error:  # the groups after a damaged one can still be read
                 for lost in range(row, end):
                     yield unusable(lost + 1, f"row group {group} of the file is damaged: {error}")
             row = end
         self._read = row
 
     def _pairs(self, batch: Any, row: int) -> list[Pair]:
-        """Of rows from `row` + 1 on."""
+        """The pairs of a batch whose first row has the number `row` + 1."""
         try:
             if self._is_flat and self._records.form is None:
                 columns = [self._values(batch, name) for name in self._wanted]
@@ -84,7 +84,7 @@ class ParquetSource(FileSource):
                 for number, record in enumerate(batch.to_pylist(), row + 1)
                 for pair in self._records.pairs(record | self._of_path, number)
             ]
-        except UnicodeDecodeError as error:  # Parquet's writers should check, and not all do
+        except UnicodeDecodeError as error:  # Parquet writers should check this, but not all do
             if batch.num_rows == 1:
                 return [unusable(row + 1, f"not UTF-8 at byte {error.start} of a text")]
             return [pair for at in range(batch.num_rows) for pair in self._pairs(batch.slice(at, 1), row + at)]
@@ -93,7 +93,7 @@ class ParquetSource(FileSource):
         return [self._of_path[name]] * batch.num_rows if name in self._of_path else batch.column(name).to_pylist()
 
     def fraction(self) -> float:
-        """By rows."""
+        """Fraction of the rows."""
         return float(self._read / self._rows)
 
 

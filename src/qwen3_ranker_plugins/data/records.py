@@ -24,7 +24,7 @@ def read_records(name: str) -> Iterator[tuple[int, Any]]:
     if name == "-":
         yield from _lines_of_standard_input()
     elif not Path(name).is_file():
-        raise InvalidInputError("FILE", name, "is no file; documents with fields need JSON lines or Parquet")
+        raise InvalidInputError("FILE", name, "is not a file; documents with fields need JSON lines or Parquet")
     elif suffix in (".parquet", ".pq"):
         yield from _rows(name)
     elif suffix in (".jsonl", ".ndjson", ".json"):

@@ -56,11 +56,11 @@ class RunSource(Source):
                 yield checked(number, query_id, doc_id, query, document)
 
     def fraction(self) -> float:
-        """By bytes of the run."""
+        """Fraction of the bytes of the run."""
         return self._run.fraction()
 
     def grown_bytes(self) -> int:
-        """Of the run."""
+        """Bytes that were appended to the run since it was opened."""
         return max(0, self._run.file.size() - self._run.size)
 
     def paths(self) -> list[Path]:
@@ -74,7 +74,7 @@ class BeirSource(RunSource):
     Texts are copied once into an index on disk, so memory does not grow with the corpus.
 
     Args:
-        index: where the index is, or will be.
+        index: path of the index, which is made if it does not exist.
 
     Raises:
         InvalidInputError: a file is missing, or a line of the corpus or the queries cannot be read.
@@ -132,7 +132,7 @@ class BeirSource(RunSource):
         return None if row is None else str(row[0])
 
     def _fill(self, index: sqlite3.Connection) -> None:
-        """In one transaction: an index that was left half done is empty."""
+        """Fill the index in one transaction, so that an interrupted attempt leaves it empty."""
         index.execute("PRAGMA journal_mode = MEMORY")
         index.execute("BEGIN")
         for table, path in (("corpus", self._corpus), ("queries", self._queries)):
@@ -145,7 +145,7 @@ class BeirSource(RunSource):
 
 
 def _storable(text: str) -> str:
-    """With a question mark for each half of a surrogate pair, which SQLite does not take."""
+    """The text with a question mark for each lone surrogate, which SQLite cannot store."""
     return text.encode("utf-8", "replace").decode()
 
 

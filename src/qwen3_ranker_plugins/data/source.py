@@ -1,4 +1,4 @@
-"""What all inputs have in common: they give pairs from the beginning, as often as they are asked."""
+"""The base class of all inputs: each iteration gives the pairs from the beginning."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .pairs import Pair, checked, unusable
 #: (query_id, doc_id, query, document)
 PairTuple = tuple[str, str, str, str]
 
-#: If this many records at the start of an input are all unusable, the input itself is taken for a mistake.
+#: If this many records at the start of an input are all unusable, the whole input is refused.
 FIRST_RECORDS = 100
 
 
 class Source(ABC):
-    """Where pairs come from. It is read from its beginning by every run, so that windows are the same each time.
+    """A source of pairs. Every run reads it from the beginning, so that windows are the same each time.
 
     Attributes:
-        fields_seen: names in the first records, for messages.
+        fields_seen: names of the fields in the first records, for error messages.
     """
 
     def __init__(self) -> None:
@@ -40,14 +40,14 @@ class Source(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, str]:
-        """What must be unchanged for a job to go on: name -> value. Made of contents, not of names or times."""
+        """What must be unchanged for a job to be resumed: name -> value. Based on contents, not on names or times."""
 
     def former_identity(self) -> dict[str, str]:
-        """The same as jobs kept it that were begun by a version which knew files by name, size and time."""
+        """The identity in jobs of older versions, which recorded name, size and modification time of files."""
         return {}
 
     def grown_bytes(self) -> int:
-        """How many bytes the files have grown by since they were opened; these bytes are not read."""
+        """Number of bytes that were appended to the files since they were opened; these bytes are not read."""
         return 0
 
     def paths(self) -> list[Path]:
@@ -58,7 +58,7 @@ class Source(ABC):
         """Read the first records.
 
         Raises:
-            InvalidInputError: all of them are unusable, as they are if fields have other names.
+            InvalidInputError: all of them are unusable, for example because their fields have other names.
         """
         first = list(islice(self, FIRST_RECORDS))
         if len(first) < FIRST_RECORDS or not all(pair.fault for pair in first):
@@ -67,7 +67,7 @@ class Source(ABC):
         raise InvalidInputError(
             "INPUT",
             f"record {first[0].line}",
-            f"the first {FIRST_RECORDS} records are all unusable; of this one, {first[0].fault}.{seen} Give other "
+            f"the first {FIRST_RECORDS} records are all unusable; in this one, {first[0].fault}.{seen} Give other "
             "names with --columns NAME=FIELD,..., such as qid=query_id,passage=document",
         )
 
@@ -76,8 +76,8 @@ class FileSource(Source):
     """A file.
 
     Attributes:
-        file: where it is.
-        size: when it was opened; what is appended later is not read.
+        file: location and name of the file.
+        size: size in bytes when it was opened; bytes that are appended later are not read.
     """
 
     def __init__(self, file: InputFile) -> None:
@@ -90,15 +90,15 @@ class FileSource(Source):
         return {"input": file_identity(self.file, self.size)}
 
     def former_identity(self) -> dict[str, str]:
-        """Name, size and time."""
+        """Name, size and modification time."""
         return {} if self.file.is_remote else {"input": former_file_identity(Path(self.file.location))}
 
     def grown_bytes(self) -> int:
-        """Since it was opened."""
+        """Bytes that were appended since the file was opened."""
         return max(0, self.file.size() - self.size)
 
     def paths(self) -> list[Path]:
-        """The file, if it is one of this machine."""
+        """The file, if it is a local one."""
         return [] if self.file.is_remote else [Path(self.file.location)]
 
 
@@ -121,7 +121,7 @@ class PairsSource(Source):
                 yield checked(number, query_id, doc_id, query, document)
 
     def fraction(self) -> float:
-        """By tuples."""
+        """Fraction of the tuples."""
         return self._read / max(1, len(self._pairs))
 
     def identity(self) -> dict[str, str]:
@@ -151,14 +151,14 @@ class ShardsSource(Source):
         self._done = len(self._shards)
 
     def fraction(self) -> float:
-        """By bytes."""
+        """Fraction of the bytes of all files."""
         read = sum(self._sizes[: self._done])
         if self._done < len(self._shards):
             read += int(self._shards[self._done].fraction() * self._sizes[self._done])
         return read / max(1, sum(self._sizes))
 
     def identity(self) -> dict[str, str]:
-        """Names below the folder, sizes and contents: the order of the files follows from their names."""
+        """Names relative to the folder, sizes and contents. The names determine the order of the files."""
         digest = hashlib.sha256()
         for shard in self._shards:
             content = content_hash(shard.file, shard.size, LIGHT)
@@ -166,7 +166,7 @@ class ShardsSource(Source):
         return {"input": f"{len(self._shards)} files, {sum(self._sizes)} bytes, sha256 {digest.hexdigest()[:16]}"}
 
     def grown_bytes(self) -> int:
-        """Of all files together."""
+        """Bytes that were appended to all files together."""
         return sum(shard.grown_bytes() for shard in self._shards)
 
     def paths(self) -> list[Path]:
@@ -178,12 +178,12 @@ class ShardsSource(Source):
 
 
 def file_identity(file: InputFile, size: int) -> str:
-    """The first `size` bytes of a file, in short."""
+    """Size and hash of the first `size` bytes of a file."""
     sampling = LIGHT if file.is_remote else THOROUGH
     return f"{size} bytes, sha256 {content_hash(file, size, sampling)}"
 
 
 def former_file_identity(path: Path) -> str:
-    """What jobs kept that were begun by a version which knew files by name, size and time."""
+    """The identity of a file in jobs of older versions: name, size and modification time."""
     status = path.stat()
     return f"{path.name}, {status.st_size} bytes, changed at {status.st_mtime_ns} ns"

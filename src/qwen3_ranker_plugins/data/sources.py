@@ -1,4 +1,4 @@
-"""INPUT -> its source, by what it is and how it is called."""
+"""INPUT -> its source, chosen by its kind and its name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .run_source import BeirSource, IrDatasetsSource
 from .source import FileSource, PairsSource, PairTuple, ShardsSource, Source
 from .table import TableSource
 
-#: What standard input is called.
+#: The name of standard input.
 STANDARD_INPUT = "-"
 
 _SUFFIXES = {
@@ -34,14 +34,14 @@ def open_source(
     fields: Fields,
     input_format: str | None = None,
 ) -> Source:
-    """The source that an INPUT stands for.
+    """The source for an INPUT.
 
     Args:
         source: a file, a URL, a folder or pattern of files, a BEIR folder, "ir_datasets:ID", or tuples. An
             `InputFile` is JSONL unless `input_format` says otherwise.
         run: the TREC run that says which documents of a BEIR folder or data set belong to which query.
-        index: where texts of a BEIR folder may be kept.
-        fields: what records call their fields.
+        index: path of the index file for the texts of a BEIR folder.
+        fields: names of the fields in the input.
         input_format: a name from INPUT_FORMATS; None takes it from the suffix of each file.
 
     Raises:

@@ -12,11 +12,11 @@ from .files import MAX_LINE_BYTES, InputFile, Unpacked
 from .pairs import FLAT, Fields, Pair, RecordReader, checked, unusable
 from .source import FileSource
 
-_logger = logging.getLogger("qwen3_ranker_plugins.offline")  # what jobs say of themselves
+_logger = logging.getLogger("qwen3_ranker_plugins.offline")  # the logger of offline jobs
 
 
 class TableSource(FileSource):
-    """A heading and a row for each pair.
+    """A table with a heading and one row for each pair.
 
     CSV is quoted as RFC 4180 says, so a field may hold line breaks. In TSV a quotation mark is a character like any
     other: files with unbalanced ones are common, and would otherwise swallow all rows up to the next one.
@@ -53,7 +53,7 @@ class TableSource(FileSource):
 
     def _rows(self, unpacked: Unpacked) -> Iterator[list[str]]:
         csv.field_size_limit(MAX_LINE_BYTES)
-        # Bytes that are not UTF-8 are kept as half surrogate pairs, so that they cost one row and not the file.
+        # Bytes that are not UTF-8 become lone surrogates, so that they make one row unusable and not the whole file.
         lines = io.TextIOWrapper(unpacked.stream, "utf-8-sig", errors="surrogateescape", newline="")
         if self._tabs:
             return csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -106,15 +106,15 @@ class TableSource(FileSource):
         return self._records.formed(number, query_id, doc_id, query, dict(zip(self._columns[3:], judged, strict=True)))
 
     def fraction(self) -> float:
-        """By bytes of the file as it lies on the disk."""
+        """Fraction of the bytes of the stored file, which may be compressed."""
         return min(1.0, self._fraction)
 
 
 def _looks_quoted(field: str) -> bool:
-    """Whether a field begins with a quotation mark, and has another one doubled or its closing one in another row."""
+    """Whether a field begins with a quotation mark, and contains a doubled one or lacks the closing one."""
     return field.startswith('"') and ('""' in field[1:] or field.count('"') % 2 == 1)
 
 
 def _odd(text: str) -> str:
-    """The text if it can hold a half surrogate pair, else nothing: asking is cheaper than looking."""
+    """The text if it may hold lone surrogates, else "": this test is cheaper than a look at each character."""
     return "" if text.isascii() else text

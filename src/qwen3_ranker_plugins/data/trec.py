@@ -1,4 +1,4 @@
-"""Runs and judgements in TREC's and BEIR's columns."""
+"""Runs and judgements in the formats of TREC and BEIR."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .pairs import Pair
 
 
 def read_run(path: Path) -> dict[str, list[str]]:
-    """A TREC run: query id -> document ids by falling score, equal ones by rank.
+    """A TREC run: query id -> document ids by descending score, equal scores by rank.
 
     Raises:
         InvalidInputError: names the line.
@@ -25,7 +25,7 @@ def read_run(path: Path) -> dict[str, list[str]]:
         except ValueError as error:
             raise InvalidInputError("run", f"{path.name}, line {number}", f"{error}; needs rank and score") from error
         if found.setdefault(query_id, {}).setdefault(doc_id, place) is not place:
-            raise InvalidInputError("run", f"{path.name}, line {number}", f"{doc_id!r} stands twice for {query_id!r}")
+            raise InvalidInputError("run", f"{path.name}, line {number}", f"{doc_id!r} appears twice for {query_id!r}")
     return {query_id: sorted(places, key=places.__getitem__) for query_id, places in found.items()}
 
 
@@ -43,7 +43,9 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
         try:
             qrels.setdefault(query_id, {})[doc_id] = int(grade)
         except ValueError as error:
-            raise InvalidInputError("qrels", f"{path.name}, line {number}", f"{error}; needs a whole grade") from error
+            raise InvalidInputError(
+                "qrels", f"{path.name}, line {number}", f"{error}; the grade must be a whole number"
+            ) from error
     return qrels
 
 

@@ -1,4 +1,4 @@
-"""How good an order is: nDCG and MRR of runs against graded judgements, by ir-measures."""
+"""Quality of a ranking: nDCG and MRR of runs against graded judgements, computed by ir-measures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Values = Mapping[str, Mapping[str, float]]
 def evaluate_each(qrels: Mapping[str, Mapping[str, int]], run: Run) -> Values:
     """nDCG@10 (gain = grade) and MRR@10 (grade 1 or 2 counts as found) of each query of `qrels`.
 
-    A query that the run has no documents for counts as 0.
+    A query without documents in the run counts as 0.
 
     Raises:
         MissingDependencyError: ir-measures is not installed.
@@ -32,7 +32,7 @@ def evaluate_each(qrels: Mapping[str, Mapping[str, int]], run: Run) -> Values:
 
     names = {ir_measures.nDCG @ 10: NDCG, ir_measures.RR @ 10: MRR}
     values = {name: dict.fromkeys(qrels, 0.0) for name in names.values()}
-    # The measures sort by score themselves and break ties in ways of their own; counting ranks down leaves no ties.
+    # The measures sort by score and each breaks ties in its own way. Negative ranks as scores leave no ties.
     scores = {
         query_id: {document_id: float(-rank) for rank, document_id in enumerate(documents)}
         for query_id, documents in run.items()
@@ -52,7 +52,7 @@ class Gain:
     """The mean difference of a measure between two orders of the same queries.
 
     Attributes:
-        mean: of after - before.
+        mean: mean of after - before.
         low, high: its 95% confidence interval, by Student's t; `qwen3-ranker bench quality` computes the same.
         better, worse: number of queries whose value rose, and fell.
     """
@@ -77,6 +77,6 @@ def gain(before: Mapping[str, float], after: Mapping[str, float]) -> Gain:
     differences = [after[query_id] - value for query_id, value in before.items()]
     mean = sum(differences) / len(differences)
     half = float(t.ppf(0.975, len(differences) - 1) * sem(differences))
-    # The same documents in another order of addition differ by rounding.
+    # Sums of the same values in another order differ by rounding.
     better, worse = (sum(sign * each > 1e-12 for each in differences) for sign in (1, -1))
     return Gain(mean, mean - half, mean + half, better, worse)

@@ -21,7 +21,7 @@ from .show import MARKS, Measured, before_and_after, measures, verdict
 SEARCHES: dict[str, type[HaystackSearch | LangChainSearch]] = {"haystack": HaystackSearch, "langchain": LangChainSearch}
 ADAPTERS = ("both", *SEARCHES)
 
-#: Measures look at ten passages, so that many are reranked to the end.
+#: The measures use the first ten passages, so the pipelines return at least that many.
 _MEASURED = 10
 
 
@@ -36,7 +36,7 @@ class Runs:
     seconds_after: float = 0.0
 
     def add(self, search: Search, corpus: DemoCorpus, query_id: str) -> tuple[list[Found], list[Found]]:
-        """Search for one query, twice: with BM25 alone, and with the whole pipeline. Both are timed."""
+        """Search for one query twice, with BM25 alone and with the whole pipeline, and time both."""
         query = corpus.queries[query_id]
         started = time.perf_counter()
         before = search.retrieve(query)
@@ -79,8 +79,8 @@ def run_demo(
         model, device: as in `Reranker`.
         adapter: one of ADAPTERS. With "both", the shown questions go through both frameworks, and the measures come
             from Haystack alone, because the second framework would double the time and score mostly the same pairs.
-        queries: how many to show: the corpus's chosen ones first, then others, evenly spread.
-        top_k: how many passages of each to show.
+        queries: number of questions to show: the chosen ones of the corpus first, then others, evenly spread.
+        top_k: number of passages to show for each question.
         candidates: how many passages BM25 hands to the reranker.
 
     Returns:
@@ -105,7 +105,7 @@ def run_demo(
     console.print(Text("Loading the model and the frameworks ...", style="dim"))
     started = time.perf_counter()
     settings = SearchSettings(model, device, candidates, top_k=max(top_k, _MEASURED))
-    # Held while the searches run, so that a framework which loads its model late finds it there.
+    # Kept open while the searches run, so that a framework which loads its model late shares this engine.
     with Reranker(model, device=device) as reranker:
         searches = [SEARCHES[name](corpus, settings) for name in SEARCHES if adapter in ("both", name)]
         facts = reranker.describe()
@@ -143,7 +143,7 @@ def run_demo(
 
 
 def questions_to_show(corpus: DemoCorpus, count: int) -> list[str]:
-    """Ids of the chosen questions, at most `count`, and after them others, evenly spread over the corpus."""
+    """Ids of `count` questions: the chosen ones first, then others, evenly spread over the corpus."""
     chosen = [each.query_id for each in corpus.shown][:count]
     others = [each for each in corpus.queries if each not in chosen]
     return chosen + spread(others, count - len(chosen))

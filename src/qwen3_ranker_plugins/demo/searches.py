@@ -14,7 +14,7 @@ from ..pip_command import pip_install
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What both frameworks are set to; equal settings make their rerankers share one engine.
+    """Settings of both frameworks. Because they are equal, the rerankers share one engine.
 
     Attributes:
         model, device: as in `Reranker`.
@@ -41,7 +41,7 @@ class Search(Protocol):
 
     Attributes:
         framework: its name.
-        steps: what it is made of, for people.
+        steps: its components, in words.
     """
 
     framework: str
@@ -51,7 +51,7 @@ class Search(Protocol):
         """The candidates in BM25's order."""
 
     def rerank(self, query: str) -> list[Found]:
-        """BM25 and then the reranker, as one pipeline: its `top_k` in their new order."""
+        """The best `top_k` passages of the whole pipeline, BM25 and then the reranker, in their new order."""
 
 
 class HaystackSearch:
@@ -65,7 +65,7 @@ class HaystackSearch:
     steps = "Pipeline with InMemoryBM25Retriever -> Qwen3Ranker"
 
     def __init__(self, corpus: DemoCorpus, settings: SearchSettings) -> None:
-        # Haystack's telemetry writes a file into the home folder and calls out; a demonstration does neither.
+        # Haystack's telemetry writes a file into the home folder and opens connections; a demonstration should not.
         os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
         try:
             from haystack import Document, Pipeline
@@ -121,7 +121,7 @@ class LangChainSearch:
             from langchain_qwen3_ranker import Qwen3Rerank
 
             documents = [Document(each.content, id=each.document_id) for each in corpus.documents.values()]
-            # Its own tokenisation only splits at blanks, so that "Closed?" would not find "closed".
+            # Its own tokenization only splits at blanks, so that "Closed?" would not match "closed".
             self._retriever = BM25Retriever.from_documents(
                 documents, k=settings.candidates, preprocess_func=lower_case_words
             )

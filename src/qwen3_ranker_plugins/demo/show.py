@@ -23,13 +23,13 @@ _GRADE_STYLES = {2: "bold green", 1: "green"}
 def before_and_after(
     corpus: DemoCorpus, query_id: str, reason: str | None, before: Sequence[Found], after: Sequence[Found], rows: int
 ) -> RenderableType:
-    """One query: BM25's first passages on the left, the reranker's on the right with where they came from.
+    """One query: BM25's first passages on the left, the reranker's on the right, with their change of rank.
 
     Args:
-        reason: why the question is shown, if there is a reason.
+        reason: why the question is shown; None if there is no special reason.
         before: all candidates in BM25's order.
         after: the reranked ones.
-        rows: how many of each to show.
+        rows: number of passages of each to show.
     """
     grades = corpus.qrels.get(query_id, {})
     ranks_before = {found.document_id: rank for rank, found in enumerate(before, start=1)}
@@ -67,7 +67,7 @@ def _outcome(grades: Mapping[str, int], reason: str | None, before: Sequence[str
 
 
 def _judged(grades: Mapping[str, int], candidates: Container[str]) -> str:
-    """How many passages are right, and how many of them the reranker never saw."""
+    """How many passages are relevant, and how many of them the reranker never saw."""
     missed = sum(document_id not in candidates for document_id in grades)
     judged = f"{len(grades)} judged {'passage' if len(grades) == 1 else 'passages'}"
     return f"{judged}, {missed} of them not among BM25's candidates" if missed else judged
@@ -83,7 +83,7 @@ def _cells(document: DemoDocument, grades: Mapping[str, int]) -> tuple[Text, Tex
 
 
 def _movement(before: int, after: int) -> Text:
-    """Where a passage came from: "▲ 12" for one that rose by 12 ranks."""
+    """Change of rank: "▲ 12" for a passage that rose by 12 ranks."""
     if before == after:
         return Text("=", style="dim")
     return Text(f"▲ {before - after}", style="green") if before > after else Text(f"▼ {after - before}", style="red")
@@ -122,7 +122,7 @@ def measures(rows: Sequence[Measured]) -> Table:
 
 def verdict(found: Gain, queries: int) -> Text:
     """What reranking changed, in two sentences."""
-    sure = "" if found.low > 0 or found.high < 0 else " It holds 0, so chance alone may explain the difference."
+    sure = "" if found.low > 0 or found.high < 0 else " It includes 0, so chance alone may explain the difference."
     return Text(
         f"Reranking changes {NDCG} by {found.mean:+.3f}, 95% confidence interval {found.low:+.3f} to {found.high:+.3f}."
         f"{sure}\n{found.better} of {queries} questions get better, {found.worse} get worse."

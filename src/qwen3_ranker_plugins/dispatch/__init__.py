@@ -1,4 +1,4 @@
-"""From requests to forward passes: the queue of an engine, and who shares it."""
+"""From requests to forward passes: the queue of an engine, and the leases of the rerankers that share it."""
 
 from .dispatcher import Dispatcher, PassListener, PassReport
 from .replicas import ReplicaState

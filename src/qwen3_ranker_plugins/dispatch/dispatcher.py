@@ -1,14 +1,15 @@
 """The queue of one or several engines and the threads that run them.
 
-Callers queue encoded requests, whose submissions have futures. While a pass runs, requests gather; the worker fills
-the next pass from all of them in turns, with as many documents of each as fit the engine's token budget. So concurrent
-callers share passes without a timer, and a long list does not hold up a short one.
+Callers queue encoded requests, and each submission has a future. Requests accumulate while a pass runs. The worker then
+fills the next pass from all of them in turn, up to the engine's token budget. So concurrent callers share passes
+without a timer, and a long list does not delay a short one.
 
 An engine on a GPU may have two workers (`EngineCapabilities.passes_in_flight`): while one waits for its pass, the
-other lays out and queues the next. No request is held back for that: an idle worker takes whatever waits.
+other lays out and queues the next. No request is delayed for this: an idle worker takes any request that waits.
 
-Several engines with the same model are replicas: the least busy one takes the next pass, and idle ones share what
-waits. A replica whose process ends is started again by a thread that keeps it; meanwhile its passes go to the others.
+Several engines with the same model are replicas: the least busy one takes the next pass, and idle ones share the
+waiting requests. A replica whose process ends is restarted by its keeper thread; meanwhile the other replicas compute
+its passes.
 """
 
 from __future__ import annotations
@@ -33,21 +34,22 @@ from .submission import Submission
 
 _logger = logging.getLogger(__name__)
 
-#: Seconds between looks at whether a replica's process runs.
+#: Seconds between checks of whether a replica's process runs.
 _LOOK_EVERY = 0.25
-#: A request fails if this many replicas ended while they computed it: it may be what ends them.
+#: A request fails if this many replicas ended while they computed it, because it may be the cause.
 _MOST_ENDS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class PassReport:
-    """What one forward pass held, and how it went.
+    """Content and outcome of one forward pass.
 
     Attributes:
-        requests, documents: how many took part, and with how many documents.
-        tokens: that went into it.
-        seconds: wall time of the pass; if it waited for another pass on the same device, from the end of that one.
-        error: what it raised, or None.
+        requests, documents: number of requests in the pass, and of their documents in it.
+        tokens: number of tokens in the pass.
+        seconds: wall time of the pass; if it waited for another pass on the same device, counted from the end of that
+            pass.
+        error: the exception that the pass raised, or None.
         token_budget: tokens that a pass of this engine may hold.
         replica: number of the engine that ran it.
     """
@@ -65,21 +67,21 @@ PassListener = Callable[[PassReport], None]
 
 
 class _Queued(ByLength):
-    """A part of a submission, or all of it, whose documents wait for passes."""
+    """A part of a submission, or all of it, that waits in the queue."""
 
     owner: Submission
 
 
 _Pass = Sequence[tuple[_Queued, list[int]]]
-"""What a forward pass is filled with: documents of some requests."""
+"""Content of a forward pass: parts of requests, each with the indices of its documents in the pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Again:
-    """A pass to be computed again, with one request: so that if it ends another replica, it does so alone.
+    """A pass to compute. One that is repeated after a replica ended holds a single request, which may be the cause.
 
     Attributes:
-        batch: what it holds.
+        batch: content of the pass.
         ends: number of replicas that ended while they computed it.
     """
 
@@ -91,13 +93,13 @@ class Dispatcher:
     """Owns one or several engines and the threads that run them.
 
     Args:
-        engine, others: with the same model; closed together with the dispatcher.
-        devices: of the engines, if these are replicas, each of which is started again when its process has ended. None
-            for an engine that its owner replaces.
+        engine, others: engines with the same model, which the dispatcher closes.
+        devices: device of each engine, if the engines are replicas, which the dispatcher restarts when their process
+            has ended. None for an engine that its owner replaces.
     """
 
     def __init__(self, engine: Engine, *others: Engine, devices: Sequence[str] | None = None) -> None:
-        #: The first of them.
+        #: The first engine.
         self.engine = engine
         engines = [engine, *others]
         places = [each.describe().device for each in engines] if devices is None else devices
@@ -107,8 +109,8 @@ class Dispatcher:
         self._waiting: deque[_Queued] = deque()
         self._turns = Turns()
         self._changed = threading.Condition()
-        # Workers of one engine are alike, so one of them is woken. Of several replicas' workers, each has to look
-        # whether it is the next.
+        # The workers of one engine are interchangeable, so one of them is woken. With several replicas, each worker has
+        # to check whether its replica is next.
         self._wake = self._changed.notify if len(engines) == 1 else self._changed.notify_all
         self._closing = False
         self._listeners: list[PassListener] = []
@@ -133,10 +135,11 @@ class Dispatcher:
         """Queue documents of a submission: all of them, or a part that is followed by others.
 
         Args:
-            submission: settled when its last document is scored. If it is cancelled, what no pass has taken is dropped.
-            request: with at least one document.
-            first: place of its first document among those of the submission.
-            restart: if no engine runs because its process has ended, wait until one was started again.
+            submission: settled when its last document is scored. If it is cancelled, documents that no pass has taken
+                are dropped.
+            request: a request with at least one document.
+            first: position of its first document among those of the submission.
+            restart: if no engine runs because its process has ended, wait until one has been restarted.
 
         Raises:
             EngineClosedError: closed, or called in a process forked from the one that made it, or no engine runs and
@@ -173,7 +176,7 @@ class Dispatcher:
         """Finish the passes in flight, fail what is still waiting, close the engine, end the threads.
 
         Args:
-            wait: until all that is done; False leaves it to the threads.
+            wait: block until all this is done; False leaves it to the threads.
         """
         if os.getpid() != self._process:
             return  # the thread and the engine are the parent's
@@ -185,7 +188,7 @@ class Dispatcher:
 
     @property
     def running(self) -> bool:
-        """Whether a thread is alive."""
+        """Whether any worker thread is alive."""
         return any(worker.is_alive() for worker in self._workers)
 
     @property
@@ -195,7 +198,7 @@ class Dispatcher:
 
     @property
     def replaces(self) -> bool:
-        """Whether engines are started again when their processes have ended."""
+        """Whether engines are restarted when their processes have ended."""
         return self._replaces
 
     def replicas(self) -> list[ReplicaState]:
@@ -216,7 +219,7 @@ class Dispatcher:
                 with self._changed:
                     replica.in_flight -= 1
                     replica.requests -= len(work.batch)
-        finally:  # also if something other than an Exception ends this thread: nobody may wait forever
+        finally:  # even if something other than an Exception ends this thread: nobody may wait forever
             with self._changed:
                 self._close()
                 stranded = [*(queued for queued, _ in work.batch), *self._take_all()]
@@ -233,7 +236,7 @@ class Dispatcher:
         with self._changed:
             while not (self._closing or work.batch):
                 if not self._replaces or may_take(replica, self._replicas):
-                    # Nobody waits any more for what was cancelled or has failed.
+                    # Drop requests that were cancelled or have failed: nobody waits for them.
                     self._again = deque(each for each in self._again if not each.batch[0][0].owner.future.done())
                     self._waiting = deque(each for each in self._waiting if not each.owner.future.done())
                     if self._again:
@@ -249,7 +252,7 @@ class Dispatcher:
                 replica.in_flight += 1
                 replica.requests += len(work.batch)
                 if self._waiting or self._again:
-                    self._wake()  # another worker may go on with what is left
+                    self._wake()  # another worker may take what is left
         return work
 
     def _score(self, replica: Replica, work: _Again) -> None:
@@ -264,10 +267,10 @@ class Dispatcher:
                 results = engine.score(requests)
             else:
                 results = engine.score_until(requests, batch[0][0].owner.future)
-        except Exception as error:  # noqa: BLE001 - it belongs to the callers; this thread has to live on
+        except Exception as error:  # noqa: BLE001 - callers get the error; this thread must survive
             self._report(replica, requests, started, error)
             failure = error if isinstance(error, RankerError) else _engine_error(engine, error)
-            # By now its keeper may have started it again.
+            # Its keeper may have restarted it already.
             if not engine.running or (self._replaces and engine.worker_pid != process):
                 self._give_to_others(replica, work, failure)
             elif parts := halves(batch):
@@ -289,7 +292,7 @@ class Dispatcher:
                     submission.fail(error)
 
     def _give_to_others(self, replica: Replica, work: _Again, error: RankerError) -> None:
-        """After a replica ended in a pass: another one computes it. If none is left, everything that waits fails."""
+        """Have another replica compute a pass in which one has ended. If none is left, fail all waiting requests."""
         ends = work.ends + 1
         with self._changed:
             if self._replaces and not replica.engine.running:
@@ -305,23 +308,23 @@ class Dispatcher:
             queued.owner.fail(error)
 
     def _fail_if_none_is_left(self) -> list[_Queued]:
-        """What waits, if no replica runs: starting a process again takes longer than callers wait."""
+        """The waiting requests, which must fail, if no replica runs: a restart takes longer than callers wait."""
         return [] if self.can_score else self._take_all()
 
     def _take_all(self) -> list[_Queued]:
-        """Everything that waits, out of the queue."""
+        """Remove all waiting requests from the queue."""
         taken = [*(work.batch[0][0] for work in self._again), *self._waiting]
         self._again.clear()
         self._waiting.clear()
         return taken
 
     def _keep(self, replica: Replica) -> None:
-        """Start a replica again, whenever it has ended, until the dispatcher is closed."""
+        """Restart a replica whenever it has ended, until the dispatcher is closed."""
         while not self._closed.wait(_LOOK_EVERY):
             if replica.engine.running:
                 continue
             with self._changed:
-                # If it ended in a pass, those who waited then were told, and those who came since do wait for it.
+                # If it ended in a pass, the requests that waited then have failed; later requests wait for the restart.
                 unnoticed = replica.ends("its worker process has ended")
                 stranded = self._fail_if_none_is_left() if unnoticed else []
                 pause = replica.next_pause()
@@ -337,13 +340,13 @@ class Dispatcher:
         started = time.perf_counter()
         try:
             replica.engine.restart()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on and this one is tried again
+        except Exception as error:  # noqa: BLE001 - after any error, the others run on and this one is retried
             with self._changed:
                 replica.fails(error)
                 stranded = self._fail_if_none_is_left()
             if not self._closing:
                 message = "replica %d on %s cannot be started again: %s"
-                _logger.error(message, replica.number, replica.device, error)  # noqa: TRY400 - it says what is needed
+                _logger.error(message, replica.number, replica.device, error)  # noqa: TRY400 - a traceback adds nothing
             for queued in stranded:
                 queued.owner.fail(error)
             return
@@ -360,7 +363,7 @@ class Dispatcher:
         documents = sum(len(request.segments) for request in requests)
         tokens = sum(request.num_tokens for request in requests)
         with self._reporting:
-            if replica.engine.capabilities.workers == 1:  # a device, which was busy with the pass before until then
+            if replica.engine.capabilities.workers == 1:  # one device, busy with the previous pass until then
                 started = max(started, replica.last_end)
             if error is None:
                 replica.last_end = ended

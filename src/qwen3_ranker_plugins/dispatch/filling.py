@@ -1,4 +1,4 @@
-"""Which documents share a forward pass, and how a pass that failed is split. Pure functions of what waits.
+"""Which documents share a forward pass, and how a failed pass is split. No threads and no clocks.
 
 The dispatcher fills one pass at a time from the requests that wait; an offline job plans the passes of a window.
 """
@@ -16,21 +16,23 @@ from typing import TypeVar
 from ..engines.base import EngineCapabilities
 from ..prompt import EncodedRequest, length_order
 
-# What one request is given at least, as a share of the pass: each request in a pass costs its prefix once more.
+# A request gets at least 1/_LEAST_SHARE of a pass, because each request in a pass adds the cost of its prefix.
 _LEAST_SHARE = 4
-# A request of at most this share of a full pass is short. While short requests come and long ones wait, passes have
-# this share of a full one, so that a short request waits for little; the fixed cost of more passes is a few percent.
+# A request of at most 1/_SHORT of a full pass is short. While short requests arrive and long ones wait, a pass has
+# about 1/_SMALL_PASS of the size of a full one, so that short requests wait less. The fixed cost of the additional
+# passes is a few percent.
 _SHORT = 6
 _SMALL_PASS = 3
-# A client that sends one short request after another is expected again within this many small passes.
+# Number of passes that stay small after a short request: a client that sends one after another is expected to send the
+# next one in that time.
 _SMALL_PASSES = 6
 
 
 class Owner:
-    """A request, of which one or more parts wait.
+    """A request with one or more parts in the queue.
 
     Attributes:
-        served: a pass has taken some of its documents.
+        served: whether a pass has taken some of its documents.
     """
 
     served: bool = False
@@ -41,23 +43,23 @@ class Turns:
     """What `fill_in_turns` remembers from one pass to the next.
 
     Attributes:
-        small_passes: how many of the next passes are small, because a short request came lately.
+        small_passes: number of the next passes that are small, because a short request arrived recently.
     """
 
     small_passes: int = 0
 
 
 class ByLength:
-    """The documents of an encoded request, shortest first, of which passes take one group after another.
+    """The documents of an encoded request, shortest first. Passes take one group of them after another.
 
     Args:
-        request: with at least one document.
-        owner: what the request is a part of, if it comes in several parts.
+        request: a request with at least one document.
+        owner: the whole request, if `request` is one of several parts.
         first: position of its first document among those of the owner.
 
     Attributes:
         left: number of documents that no pass has taken.
-        tokens_left: their tokens, without the prefix.
+        tokens_left: number of tokens of these documents, without the prefix.
     """
 
     def __init__(self, request: EncodedRequest, owner: Owner | None = None, first: int = 0) -> None:
@@ -74,12 +76,13 @@ class ByLength:
         """The next documents that fit a pass.
 
         Args:
-            budget: tokens that the pass has left; the prefix counts too.
-            limit: documents that the pass has left.
+            budget: number of tokens that the pass has left, for the documents and the prefix.
+            limit: number of documents that the pass may still take.
             at_least: take this many even if they exceed the budget.
 
         Returns:
-            Indices of documents, by length, and the tokens that they and the prefix take; ([], 0) if none fits.
+            Indices of documents, shortest first, and the number of tokens of these documents and the prefix; ([], 0) if
+            none fits.
         """
         before, prefix, first = self._tokens_before, self.request.prefix_length, self._taken
         stop = min(len(self._order), first + limit)
@@ -100,19 +103,19 @@ Waiting = TypeVar("Waiting", bound=ByLength)
 def fill_in_turns(
     waiting: deque[Waiting], capabilities: EngineCapabilities, turns: Turns | None = None
 ) -> list[tuple[Waiting, list[int]]]:
-    """One pass. Requests that have had nothing come first, and those that wait share the budget of the pass.
+    """Fill one pass. The waiting requests share its token budget; those that no pass has served yet come first.
 
-    A share is at least a quarter of the pass. The first request gets at least one document, and enough documents to be
-    worth a long prefix. What a request does not need goes to the others. Afterwards `waiting` holds what is left, with
-    the requests that got something last.
+    A share is at least a quarter of the pass. The first request gets at least one document, and enough documents to
+    justify the cost of a long prefix. The part of a share that a request does not need goes to the others. Afterwards
+    `waiting` holds what is left; the requests that this pass serves are at its end.
 
     Args:
-        waiting: requests, or parts of them, in the order in which they came or had their turn.
-        capabilities: of the engine.
-        turns: what is remembered between passes; None makes every pass a full one.
+        waiting: requests, or parts of them, in the order in which they arrived or were last served.
+        capabilities: capabilities of the engine.
+        turns: state that is kept between passes; None makes every pass a full one.
 
     Returns:
-        For each part in the pass, the indices of its documents in ascending order; a service that ranks may break
+        For each part in the pass, the indices of its documents in ascending order, because a remote service may break
         ties by their order.
     """
     limit = capabilities.documents_per_pass or sys.maxsize
@@ -127,7 +130,7 @@ def fill_in_turns(
     least = budget // _LEAST_SHARE
     share = max(budget // len(owners), least) if owners else 0
     taken: dict[Waiting, list[int]] = {}
-    for shares in (True, False):  # what the shares leave is given out in the same order
+    for shares in (True, False):  # the rest of the budget is given out in the same order
         for parts in owners.values():
             room = min(budget, share) if shares else budget
             for part in parts:
@@ -149,7 +152,7 @@ def fill_in_turns(
 
 
 def _pass_budget(owners: Mapping[Owner, Sequence[ByLength]], full: int, turns: Turns) -> int:
-    """Tokens of the next pass: fewer while short requests come and long ones wait."""
+    """Token budget of the next pass: smaller while short requests arrive and long ones wait."""
     needs = {
         owner: sum(each.request.prefix_length + each.tokens_left for each in parts) for owner, parts in owners.items()
     }
@@ -165,13 +168,13 @@ def _pass_budget(owners: Mapping[Owner, Sequence[ByLength]], full: int, turns: T
 def fill_in_order(
     requests: Iterable[EncodedRequest], capabilities: EngineCapabilities
 ) -> list[list[tuple[int, list[int]]]]:
-    """All passes of some requests: one request after another, each pass as full as the budget allows.
+    """Plan all passes of a list of requests: one request after another, each pass as full as the budget allows.
 
-    The result depends on nothing but the arguments, so that a job that is resumed makes the same passes again.
+    The result depends only on the arguments, so that a resumed job repeats the same passes.
 
     Returns:
-        For each pass, for each request in it, the number of the request and the indices of its documents by length. A
-        document that is longer than the budget has a pass of its own.
+        For each pass, a list with one entry for each request in it: the position of the request, and the indices of its
+        documents, shortest first. A document that exceeds the budget gets a pass of its own.
     """
     passes: list[list[tuple[int, list[int]]]] = []
     current: list[tuple[int, list[int]]] = []
@@ -195,6 +198,6 @@ Share = TypeVar("Share")
 
 
 def halves(shares: Sequence[Share]) -> list[Sequence[Share]]:
-    """The two parts to try after a pass failed, so that one request's fault stays its own; none for one request."""
+    """The halves to retry after a pass failed, so that a faulty request fails alone; empty for a single request."""
     middle = len(shares) // 2
     return [shares[:middle], shares[middle:]] if middle else []

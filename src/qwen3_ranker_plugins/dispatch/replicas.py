@@ -15,29 +15,30 @@ ReplicaStatus = Literal["running", "restarting", "failed"]
 
 #: Seconds over which `documents_per_second` is averaged.
 _RATE_SECONDS = 10.0
-#: Seconds after which the end of a replica counts as the first one again.
+#: A replica that has run for more than this many seconds is restarted without a pause.
 _STEADY_SECONDS = 60.0
-#: Seconds of the longest pause before a replica is started again.
+#: Longest pause before a replica is restarted, in seconds.
 _LONGEST_PAUSE = 60.0
-#: A pass that is split over idle replicas has at least the token budget divided by this: smaller ones take as long.
+#: A request that is split over idle replicas gives each at least the token budget divided by this: smaller passes take
+#: just as long.
 _LEAST_SHARE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaState:
-    """What one engine of a reranker does, and has done.
+    """State and counters of one engine of a reranker.
 
     Attributes:
-        number: from 0, in the order of the devices.
+        number: position among the engines, from 0, in the order of the devices.
         device: "cpu" or "cuda:N".
-        status: "running" can score; "restarting" has ended and is being started again; "failed" could not be started,
-            and is tried again after a pause.
+        status: "running": it can score. "restarting": it has ended and is being restarted. "failed": it could not be
+            restarted, and the next attempt follows after a pause.
         process: id of its process; None if it runs in this one, or has ended.
-        requests: number of requests in the passes that it computes now.
-        passes, documents, tokens: scored since it was made, restarts included.
+        requests: number of requests in the passes that it is computing.
+        passes, documents, tokens: numbers scored since the dispatcher was made, across restarts.
         failed_passes: number of passes that raised.
-        documents_per_second: average of about the last ten seconds.
-        restarts: number of times that it was started again.
+        documents_per_second: average over about the last ten seconds.
+        restarts: number of times that it was restarted.
         error: why it ended or could not be started; None while it runs.
     """
 
@@ -56,10 +57,10 @@ class ReplicaState:
 
 
 class Replica:
-    """An engine of a dispatcher, which guards it with its locks.
+    """One engine of a dispatcher. The locks of the dispatcher guard it.
 
     Args:
-        number: its place among the engines of the dispatcher.
+        number: its position among the engines of the dispatcher.
         engine: running.
         device: "cpu" or "cuda:N".
     """
@@ -95,31 +96,31 @@ class Replica:
         self._rate.add(documents)
 
     def ends(self, error: object) -> bool:
-        """It has ended; the first reason counts, for which this returns True."""
+        """Record that it has ended. Only the first reason is kept; returns whether this is it."""
         if self._status != "running":
             return False
         self._status, self._error = "restarting", str(error)
         return True
 
     def fails(self, error: object) -> None:
-        """It could not be started again."""
+        """Record that it could not be restarted."""
         self._status, self._error = "failed", str(error)
 
     def starts(self) -> None:
-        """It was started again."""
+        """Record that it was restarted."""
         self._status, self._error = "running", None
         self._started = time.monotonic()
         self.restarts += 1
 
     def next_pause(self) -> float:
-        """Seconds to wait before it is started: none at first, and longer each time that it ends soon after."""
+        """Seconds to wait before the next restart: 0 at first, and more each time it ends soon after a restart."""
         steady = time.monotonic() - self._started > _STEADY_SECONDS and self._status == "restarting"
         pause = 0.0 if steady else self._pause
         self._pause = min(max(1.0, 2 * pause), _LONGEST_PAUSE)
         return pause
 
     def state(self) -> ReplicaState:
-        """As others see it."""
+        """A snapshot of its state."""
         status: ReplicaStatus = "restarting" if self._status == "running" and not self.engine.running else self._status
         return ReplicaState(
             number=self.number,
@@ -138,7 +139,7 @@ class Replica:
 
 
 class _Rate:
-    """A count per second, in which what is longer ago weighs less."""
+    """A rate per second, averaged with exponentially decaying weights."""
 
     def __init__(self) -> None:
         self._weighted = 0.0
@@ -157,14 +158,15 @@ class _Rate:
 
 
 def may_take(replica: Replica, replicas: Sequence[Replica]) -> bool:
-    """Whether the next pass is this replica's: none of the others is less busy."""
+    """Whether this replica may take the next pass: it runs, and no other running replica is less busy."""
     return replica.runs and not any(each.in_flight < replica.in_flight and each.runs for each in replicas)
 
 
 def share_of_pass(replica: Replica, replicas: Sequence[Replica], waiting: Collection[ByLength]) -> EngineCapabilities:
-    """What a pass of this replica may hold, so that replicas that are as idle have a share of what waits.
+    """What a pass of this replica may hold, so that equally idle replicas get a share of the waiting requests.
 
-    Each share has the prefix once more. A share is not so small that its pass would take as long as a larger one.
+    Each share repeats the prefix. A share is at least 1/_LEAST_SHARE of the token budget, because a smaller pass takes
+    just as long.
     """
     capabilities = replica.engine.capabilities
     idle = sum(each.in_flight == replica.in_flight and each.runs for each in replicas)

@@ -34,7 +34,7 @@ class _Shared:
 
 
 class _Registry:
-    """The dispatchers of this process. The lock is reentrant, since the garbage collector may give a lease back."""
+    """The dispatchers of this process. The lock is reentrant: the garbage collector may give a lease back."""
 
     def __init__(self) -> None:
         self.forget()
@@ -46,7 +46,7 @@ class _Registry:
         self._ending: list[Dispatcher] = []  # closed by the garbage collector, which did not wait for their threads
 
     def enter(self, config: Engines) -> _Shared:
-        """One more lease on a configuration's entry."""
+        """Add a lease to a configuration's entry."""
         with self._lock:
             entry = self._entries.setdefault(config, _Shared())
             entry.leases += 1
@@ -54,7 +54,7 @@ class _Registry:
             return entry if self._entries.get(config) is entry else self.enter(config)
 
     def leave(self, config: Engines, entry: _Shared, *, wait: bool) -> None:
-        """One lease less; the last one ends the engine, and may wait until it has."""
+        """Remove a lease. The last one closes the engine; `wait` blocks until it is closed."""
         with self._lock:
             entry.leases -= 1
             last = entry.leases == 0
@@ -66,7 +66,7 @@ class _Registry:
             entry.dispatcher.close(wait=wait)
 
     def close_all(self) -> None:
-        """End every engine while the interpreter is whole: a thread inside torch would abort its exit."""
+        """Close every engine before the interpreter shuts down: a thread inside torch would abort the exit."""
         shared = [entry.dispatcher for entry in self._entries.values() if entry.dispatcher is not None]
         for dispatcher in [*shared, *self._ending]:
             dispatcher.close()
@@ -79,10 +79,10 @@ atexit.register(_registry.close_all)
 
 
 class Lease:
-    """A share in the one dispatcher of a configuration, given back by `close` or when it is garbage.
+    """A share in the one dispatcher of a configuration, given back by `close` or by garbage collection.
 
     Args:
-        config: of an engine in this process; or of several replicas, each in a process of its own.
+        config: configuration of one engine in this process, or of several replicas, each in its own process.
 
     Raises:
         RankerError: the engine could not be started.
@@ -120,7 +120,7 @@ class Lease:
         return self._dispatcher.replicas()
 
     def on_pass(self, listener: PassListener) -> None:
-        """See `Dispatcher.on_pass`; it hears of the passes of everybody who shares the engine."""
+        """See `Dispatcher.on_pass`; the listener is called for the passes of all rerankers that share the engine."""
         self._dispatcher.on_pass(listener)
 
     def queue(self, submission: Submission, request: EncodedRequest, first: int = 0, *, restart: bool = True) -> None:
@@ -134,7 +134,7 @@ class Lease:
         self._dispatcher.queue(submission, request, first, restart=restart)
 
     def close(self) -> None:
-        """Give the share back; the last one ends the engine. Repeating it does nothing."""
+        """Give the share back; the last one closes the engine. Repeated calls have no effect."""
         if self._finalizer.detach() is not None:
             self._give_back(wait=True)
 
@@ -154,22 +154,22 @@ def _start(config: Engines) -> Dispatcher:
 
 
 def _in_a_thread(make: Callable[[], Engine]) -> Future[Engine]:
-    """An engine that is being made: replicas load at the same time."""
+    """Make an engine in a thread, so that replicas load at the same time."""
     made: Future[Engine] = Future()
 
     def run() -> None:
         try:
             made.set_result(make())
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is used
             made.set_exception(error)
 
-    # A daemon: a program that ends while it loads does not wait, and the processes end with it.
+    # A daemon thread: a program that ends while it loads does not wait for it, and the processes end with the program.
     threading.Thread(target=run, name="qwen3-ranker-start", daemon=True).start()
     return made
 
 
 def _all_of(starting: Sequence[Future[Engine]]) -> list[Engine]:
-    """The engines when all have started; if one fails, the others are ended."""
+    """Wait until all engines have started; if one fails, close the others."""
     try:
         return [each.result() for each in starting]
     except BaseException:

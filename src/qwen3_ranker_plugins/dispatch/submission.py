@@ -1,4 +1,4 @@
-"""A request on its way through an engine, in as many parts and passes as it takes."""
+"""The state of a request while an engine scores it, in one or more parts and passes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Submission(Owner):
     Cancelling the future drops every document that no pass has taken.
 
     Attributes:
-        future: brings the margins of all documents, in their order. Once it is done (complete, failed or cancelled),
-            nothing more is wanted of the engine.
+        future: its result is the margins of all documents, in their order. Once it is done (complete, failed or
+            cancelled), the engine need not score the rest.
         on_progress: called from an engine's thread with the number of documents that a pass has scored; or None.
         finished: `time.perf_counter()` when the last document was scored.
 
@@ -46,13 +46,13 @@ class Submission(Owner):
             self._complete()
 
     def expect_more(self, documents: int) -> None:
-        """Expect further documents than before, while the last of those is not queued yet."""
+        """Expect this many documents more. Call it before the last document expected so far is queued."""
         with self._recording:
             self._left += documents
             self._values = np.concatenate([self._values, np.full(documents, np.nan, dtype=np.float32)])
 
     def record(self, indices: list[int], margins: Margins) -> None:
-        """Enter the margins of some documents, whose places in the request are given."""
+        """Record the margins of the documents at these positions in the request."""
         with self._recording:
             self._values[indices] = margins.values
             self._failures.update({indices[i]: reason for i, reason in margins.failures.items()})
@@ -68,7 +68,7 @@ class Submission(Owner):
             self._complete()
 
     def fail(self, error: BaseException) -> None:
-        """Settle the future with an error, unless it is settled."""
+        """Settle the future with an error, unless it is settled already."""
         if self._claim():
             self.future.set_exception(error)
 
@@ -80,7 +80,7 @@ class Submission(Owner):
             )
 
     def _claim(self) -> bool:
-        """Whether the caller is to settle the future: the first who asks, unless it was cancelled."""
+        """Whether the caller has to settle the future: True only for the first call, and not after cancellation."""
         with self._recording:
             if self._claimed or self.future.done():
                 return False

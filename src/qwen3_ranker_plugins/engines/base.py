@@ -20,8 +20,8 @@ class Margins:
     Attributes:
         values: float32 [n_documents], logit(yes) - logit(no) at the last position of each prompt.
         computed_tokens: tokens that went through the model for this request.
-        failures: index of a document that could not be scored -> reason; its value is not read.
-        prompt_tokens: tokens of all prompts as a service counted them; None if the encoder's count holds.
+        failures: index -> reason, for each document that could not be scored; its entry in `values` has no meaning.
+        prompt_tokens: tokens of all prompts as a service counted them; None if the encoder's count applies.
         truncated: index of a document -> tokens that the engine cut off its end, in addition to the encoder's cut.
     """
 
@@ -32,7 +32,7 @@ class Margins:
     truncated: Mapping[int, int] = field(default_factory=dict)
 
     def faults(self) -> dict[int, str]:
-        """Index of each document without a usable margin -> reason: the engine's, or that its margin is not finite."""
+        """Index -> reason, for each document that the engine could not score or whose margin is not finite."""
         if not self.failures and np.isfinite(self.values).all():
             return {}
         not_finite = np.flatnonzero(~np.isfinite(self.values)).tolist()
@@ -44,15 +44,15 @@ class EngineCapabilities:
     """What the dispatcher needs to know to keep an engine busy. The defaults fit one model on one device.
 
     Attributes:
-        token_budget: maximum number of tokens in one call of `score`. A document that is longer has a call of its own.
+        token_budget: maximum number of tokens in one call of `score`. A longer document gets a call of its own.
         documents_per_pass: maximum number of documents in one call of `score`; None for no limit.
         workers: how many threads call `score` at the same time. With more than one, as for a service on the network,
             each call holds documents of one request, because requests gain nothing from sharing a call.
         passes_in_flight: how many calls of `score` may overlap on the engine's one device. With two, the second is
-            laid out and queued while the device computes the first. Each runs in a thread of its own, and `score` has
-            to keep them apart.
-        encodes_meanwhile: the processor is idle while `score` runs, so a long request comes in growing parts: the next
-            part is encoded while the previous one is scored.
+            laid out and queued while the device computes the first. Each runs in a thread of its own, so `score` must
+            be thread-safe.
+        encodes_meanwhile: whether the CPU is idle while `score` runs. If it is, a long request is submitted in growing
+            parts: the next part is encoded while the previous one is scored.
     """
 
     token_budget: int
@@ -115,7 +115,7 @@ class Engine(ABC):
         """
 
     def score_until(self, requests: Sequence[EncodedRequest], settled: Future[Margins]) -> list[Margins]:  # noqa: ARG002
-        """`score` for a caller who reads the result only until `settled` is done, for example cancelled.
+        """`score` for a caller that needs no result once `settled` is done, for example because it was cancelled.
 
         The dispatcher calls this instead of `score` if the engine has several workers. An engine that can stop early
         overrides it.
@@ -124,19 +124,16 @@ class Engine(ABC):
 
     @property
     def running(self) -> bool:
-        """Whether the engine can score; False after a process that it needs has ended or hung.
-
-        Read by any thread.
-        """
+        """Whether the engine can score; False after a process that it needs has ended or hung. Thread-safe."""
         return True
 
     @property
     def worker_pid(self) -> int | None:
-        """Id of the process in which the model is; None if that is this one, or has ended."""
+        """Id of the process that holds the model; None if it is this process, or if it has ended."""
         return None
 
     def restart(self) -> None:  # noqa: B027 - an engine without a process has nothing to start
-        """Start again what `running` says has ended; returns when the engine can score. `close` ends the wait.
+        """Start a new process if `running` is False, and wait until the engine can score. `close` ends the wait.
 
         Raises:
             EngineError: it cannot be started.
@@ -144,7 +141,7 @@ class Engine(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Free the model. Nothing is called afterwards."""
+        """Free the model. No other method is called afterwards."""
 
     @abstractmethod
     def describe(self) -> EngineDescription:

@@ -11,28 +11,33 @@ from ..errors import InvalidInputError
 
 _logger = logging.getLogger(__name__)
 
-# Before it, torch emulates bfloat16.
+# Compute capability from which on GPUs compute in bfloat16; on older ones torch emulates it.
 _BFLOAT16 = (8, 0)
 
 
 def resolve_device(device: str, dtype: str) -> tuple[str, str]:
-    """("cpu", "cuda:N" or another device of torch, name of a dtype) that settings stand for on this machine.
+    """The device and the dtype that settings mean on this machine.
 
     Args:
         device: "auto", "cpu", "cuda", "cuda:N" or the name of another accelerator that torch has, such as "mps" or
             "xpu"; auto takes a CUDA GPU if torch sees one.
-        dtype: "auto", "float32", "bfloat16" or "float16"; auto is float32, and on a CUDA GPU the half precision that it
-            computes natively.
+        dtype: "auto", "float32", "bfloat16" or "float16"; auto is bfloat16 or float16 on an NVIDIA GPU, whichever the
+            GPU computes natively, and float32 elsewhere.
+
+    Returns:
+        ("cpu", "cuda:N" or another device of torch, name of a dtype).
 
     Raises:
-        InvalidInputError: the device is not there, or does not compute in the dtype.
+        InvalidInputError: the device does not exist, or cannot compute in the dtype.
     """
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         resolved = torch.device(kind)
     except RuntimeError as error:
         raise InvalidInputError(
-            "device", device, f"torch {torch.__version__} does not know it: use 'cpu', or install the build for it"
+            "device",
+            device,
+            f"torch {torch.__version__} has no such device: use 'cpu', or install the build of torch that has it",
         ) from error
     if resolved.type == "cuda":
         resolved = torch.device("cuda", resolved.index or 0)
@@ -49,8 +54,8 @@ def resolve_device(device: str, dtype: str) -> tuple[str, str]:
         raise InvalidInputError(
             "dtype",
             dtype,
-            f"GPUs before compute capability 8.0 (here: {found[0]}.{found[1]}) have no arithmetic for it: use "
-            "'float16', which 'auto' chooses there, or 'float32'",
+            f"GPUs of compute capability below 8.0 (here: {found[0]}.{found[1]}) cannot compute in it: use 'float16', "
+            "which 'auto' chooses for them, or 'float32'",
         )
     return str(resolved), dtype
 
@@ -74,7 +79,7 @@ def _check_accelerator(given: str, device: torch.device) -> None:
 def capability(device: torch.device) -> tuple[int, int] | None:
     """Compute capability of an NVIDIA GPU, such as (9, 0); None for any other device.
 
-    torch calls AMD's GPUs "cuda" as well, and their numbers mean something else.
+    torch calls AMD's GPUs "cuda" as well, but their version numbers have another meaning.
     """
     if device.type != "cuda" or torch.version.hip is not None:
         return None
@@ -82,7 +87,7 @@ def capability(device: torch.device) -> tuple[int, int] | None:
 
 
 def all_gpus() -> list[str]:
-    """The devices that "all" stands for: every GPU that torch sees.
+    """The devices that "all" means: every GPU that torch sees.
 
     Raises:
         InvalidInputError: there is none.
@@ -95,19 +100,19 @@ def all_gpus() -> list[str]:
     return [f"cuda:{number}" for number in range(count)]
 
 
-@lru_cache(maxsize=1)  # once for a process
+@lru_cache(maxsize=1)  # logs once in a process
 def report_idle_gpus(used: int) -> None:
     """Log that some visible GPUs stay idle, and how to use them, if no device was named.
 
     Args:
-        used: number of GPUs that an engine uses, from "cuda:0" on.
+        used: number of GPUs that an engine uses, "cuda:0" and those that follow it.
     """
     visible = torch.cuda.device_count()
     if 0 < used < visible:
         names = ", ".join(f"cuda:{number}" for number in range(used))
         _logger.warning(
-            "%d GPUs are visible and %s is used: set devices='all' (--devices all) to use all of them, or name one "
-            "with device='cuda:N'",
+            "%d GPUs are visible, but the engine uses only %s: set devices='all' (--devices all) to use all of them, "
+            "or name one with device='cuda:N'",
             visible,
             names,
         )

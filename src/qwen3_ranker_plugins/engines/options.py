@@ -28,9 +28,9 @@ _SETTINGS = {each.name: each.name for each in fields(RerankerSettings)} | {"mode
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Base of an engine's options. Values are checked whenever they are made.
+    """Base of an engine's options. Making an instance checks its values.
 
-    None in a field whose default is None leaves the choice to the engine; elsewhere it is refused.
+    None leaves the choice to the engine if it is the field's default; otherwise it is refused.
 
     Raises:
         InvalidInputError: names the option and its value.
@@ -43,7 +43,7 @@ class EngineOptions:
 
     @classmethod
     def parse(cls, engine: str, options: Mapping[str, object]) -> Self:
-        """The options that `engine_options` hold for an engine of this name.
+        """The options of the engine of this name, from its `engine_options`.
 
         Raises:
             InvalidInputError: the engine has no such option, lacks one that it needs, or a value is unusable.
@@ -68,7 +68,7 @@ class EngineOptions:
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> Self:
-        """The options whose `as_dict` is in an engine's configuration."""
+        """The options from an engine's configuration, which holds their `as_dict`."""
         given: dict[str, Any] = config.engine_options
         return cls(**given)
 
@@ -82,7 +82,7 @@ class EngineOptions:
 
     @property
     def as_dict(self) -> dict[str, Any]:
-        """Name -> value of all options that are not None."""
+        """Name -> value, for all options that are not None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -98,7 +98,7 @@ def checked(check: Check, *, not_of: tuple[str, ...] = (), if_missing: str = _LE
     """Metadata of a field of `EngineOptions`.
 
     Args:
-        check: of a value that is not None.
+        check: called with each value that is not None.
         not_of: names of engines that share the dataclass and lack this option.
         if_missing: remedy for an option without a default that is left out or None.
     """
@@ -106,10 +106,10 @@ def checked(check: Check, *, not_of: tuple[str, ...] = (), if_missing: str = _LE
 
 
 def one_of(*choices: str | int) -> Check:
-    """A check for one of these values."""
+    """A check that the value is one of these, and of their type."""
 
     def check(name: str, value: object) -> None:
-        # True equals 1, and 1.0 does.
+        # `in` alone would take True and 1.0 for 1.
         if type(value) is not type(choices[0]) or value not in choices:
             raise InvalidInputError(name, value, f"use one of {', '.join(map(str, choices))}")
 

@@ -32,10 +32,10 @@ class EngineEntry:
 
     Attributes:
         module: absolute name of the module with the functions of `EngineModule`, imported at the first use.
-        requires: modules that it imports. They are looked for before `module` is imported.
+        requires: modules that it imports. They are looked up before `module` is imported.
         install: the command that installs them.
-        own_process: the engine runs its model in a process that it starts itself, so that each of several replicas
-            needs no other one around it.
+        own_process: whether the engine starts a process for its model itself, so that its replicas need no worker
+            process.
     """
 
     module: str
@@ -46,12 +46,12 @@ class EngineEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedSettings:
-    """What settings stand for on this machine.
+    """What settings resolve to on this machine.
 
     Attributes:
-        folder: what the engine reads of the model on this machine; None if that is nothing.
+        folder: where the engine reads the model, or its tokenizer only; None if it reads neither on this machine.
         encoder: makes the engine's requests from texts.
-        config: how to start the engine; rerankers with an equal one share an engine.
+        config: how to start the engine; rerankers with equal configurations share an engine.
     """
 
     folder: Path | None
@@ -79,15 +79,15 @@ class EngineModule(Protocol):
 
 
 def engine_entry(engine: str) -> EngineEntry:
-    """What a registered name stands for.
+    """The entry that is registered under a name.
 
     Raises:
-        InvalidInputError: no such engine is registered, or it is registered wrongly or twice.
+        InvalidInputError: no such engine is registered, it is registered twice, or its entry point is unusable.
     """
     point = engine_entry_point(engine)
     try:
         entry = point.load()
-    except Exception as error:  # a module of somebody else's, which may raise anything while it is imported
+    except Exception as error:  # third-party code, which may raise anything while it is imported
         raise InvalidInputError(
             "engine", engine, f"its entry point {point.value!r} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
@@ -101,12 +101,12 @@ def engine_entry(engine: str) -> EngineEntry:
 
 
 def engine_module(engine: str) -> EngineModule:
-    """The module of an engine that `choose_engine` has named."""
+    """The module of an engine that `choose_engine` returned."""
     return cast("EngineModule", import_module(engine_entry(engine).module))
 
 
 def missing_modules(engine: str) -> list[str]:
-    """Modules that the engine needs and this Python lacks."""
+    """Modules that the engine needs and that are not installed."""
     return [module for module in engine_entry(engine).requires if not _installed(module)]
 
 
@@ -117,7 +117,7 @@ def _installed(module: str) -> bool:
 
 
 def choose_engine(engine: str) -> tuple[str, str]:
-    """(the engine that a setting stands for, why).
+    """(the engine that a setting selects, why).
 
     Raises:
         InvalidInputError: there is no such engine.
@@ -144,10 +144,10 @@ def create_engine(config: EngineConfig) -> Engine:
 
 
 def device_names(devices: str) -> list[str]:
-    """The devices that `RerankerSettings.devices` stands for on this machine.
+    """The devices that `RerankerSettings.devices` means on this machine.
 
     Raises:
-        InvalidInputError: "all", and there is no GPU.
+        InvalidInputError: it is "all", and there is no GPU.
     """
     if devices != "all":
         return devices.split(",")

@@ -2,10 +2,10 @@
 
     [last id of the prefix][last id of a document] prefix* document* document* ...
 
-A star means that the last id is replaced by the marker, a control token that no text can produce. So the model finds
-the ends of prefix and documents and restores their last ids; it computes two tokens more than a packed pass. The
-documents of a query end in the same suffix. If the template has no suffix, documents that end in the same id share a
-row. If the prefix is empty, the row begins with the marker.
+A star means that the last id is replaced by the marker, a control token that no text can produce. The markers show the
+model where the prefix and the documents end, and the two ids in front tell it what to restore there. So a row has two
+tokens more than a packed pass. All documents of a row must end in the same id. They do if the template has a suffix;
+otherwise only documents that end in the same id share a row. If the prefix is empty, the row begins with the marker.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def marker_id(tokenizer: ModelTokenizer) -> int:
 
 
 def write_rows(request: EncodedRequest, marker: int, room: int) -> Iterator[TokenRow]:
-    """A request as rows of at most `room` token ids; a longer document has a row of its own.
+    """A request as rows of at most `room` token ids; a document that is too long for that gets a row of its own.
 
     Documents are sorted by length, so that those of equal length are neighbours.
 
@@ -89,8 +89,8 @@ def read_rows(token_ids: NDArray[np.int64], positions: NDArray[np.int64], marker
         marker: id of the marker.
 
     Returns:
-        A pass of the same tokens, with `last_positions` in the order of the rows. Other prompts, such as the zeros that
-        vLLM measures its memory with, have no documents.
+        A pass of the same tokens, with `last_positions` in the order of the rows. Other prompts, such as the zeros with
+        which vLLM measures its memory, have no documents.
     """
     builder = PassBuilder()
     starts = np.flatnonzero(positions == 0)
@@ -121,5 +121,5 @@ def _read_row(builder: PassBuilder, ids: NDArray[np.int64], marker: int) -> None
     for mark in marks.tolist():
         builder.last_positions.append(builder.add_segment(values[begin : mark + 1]))
         begin = mark + 1
-    if begin < len(values):  # a prompt that `write_rows` has not made
+    if begin < len(values):  # `write_rows` did not make this prompt
         builder.start_request(values[begin:])

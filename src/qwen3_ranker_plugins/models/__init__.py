@@ -1,9 +1,10 @@
-"""From a model's name to a local folder, and from the folder to how it judges a document."""
+"""From a model's name to a local folder, and from the folder to how the model judges a document."""
 
 from .encoders import make_encoder
 from .fingerprint import judgement_facts, model_hash, prompt_facts
 from .resolve import Checkpoint, modified_ns, resolve_checkpoint, resolve_model, resolve_tokenizer
-from .spec import ModelSpec, Scoring, read_spec
+from .spec import ModelSpec, Scoring
+from .spec_reader import read_spec
 
 __all__ = [
     "Checkpoint",

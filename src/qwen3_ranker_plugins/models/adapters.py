@@ -1,4 +1,4 @@
-"""LoRA adapters: the base that each was trained on, and whether weights already contain an adapter."""
+"""LoRA adapters: the base that an adapter was trained on, and whether weights already contain the adapter."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UnsupportedModelError
-from .spec import read_json
+from .spec_reader import read_json
 from .weights import read_headers, read_rows
 
-#: Numbers of a tensor that are compared with those of the base.
+#: Rows of a tensor that are compared with those of the base.
 _ROWS = range(4)
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, with or without whole weights."""
+    """Whether a folder holds an adapter, alone or together with whole weights."""
     return (folder / "adapter_config.json").is_file() and (folder / "adapter_model.safetensors").exists()
 
 
@@ -24,13 +24,13 @@ def base_of(adapter: Path) -> str:
     """The folder or hub name of the model that an adapter was trained on.
 
     Raises:
-        UnsupportedModelError: it does not name its base, or is not a LoRA adapter.
+        UnsupportedModelError: the adapter does not name its base, or is not a LoRA adapter.
     """
     said = read_json(adapter / "adapter_config.json")
     if said.get("peft_type") != "LORA":
         raise UnsupportedModelError(
-            f"{adapter} is an adapter of the kind {said.get('peft_type')!r}; LoRA adapters can be merged into their "
-            "base: merge this one with peft, and give the merged folder"
+            f"{adapter} is an adapter with peft_type={said.get('peft_type')!r}, and only LoRA adapters can be merged "
+            "here: merge this one with peft, and give the merged folder as model"
         )
     base = said.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
@@ -45,7 +45,7 @@ def check_merged(folder: Path, base: Path | None) -> None:
     """Make sure that the weights in a folder already contain the adapter in the same folder.
 
     Raises:
-        UnsupportedModelError: they do not, or it cannot be decided.
+        UnsupportedModelError: they do not, or it cannot be found out.
     """
     remedy = (
         "if the adapter is merged into the weights, delete adapter_config.json or give adapter='none'; if it is not, "
@@ -53,7 +53,7 @@ def check_merged(folder: Path, base: Path | None) -> None:
     )
     if base is None:
         raise UnsupportedModelError(
-            f"{folder} holds whole weights and an adapter, and its base is not here to be compared with: {remedy}"
+            f"{folder} holds whole weights and an adapter, and its base is not here for a comparison: {remedy}"
         )
     for name in _adapted(folder):
         rows, original = read_rows(folder, name, _ROWS), read_rows(base, name, _ROWS)
@@ -65,7 +65,7 @@ def check_merged(folder: Path, base: Path | None) -> None:
                 )
             return
     raise UnsupportedModelError(
-        f"{folder} holds whole weights and an adapter, of which no tensor could be compared with {base}: {remedy}"
+        f"{folder} holds whole weights and an adapter, and no tensor could be compared with its base {base}: {remedy}"
     )
 
 

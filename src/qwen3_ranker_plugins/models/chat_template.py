@@ -1,4 +1,4 @@
-"""A checkpoint's own chat template -> the text of a template of ours, where it renders a query and a document."""
+"""Turns a checkpoint's chat template into the text of one of our templates, if it renders a query and a document."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from ..errors import MissingDependencyError, UnsupportedModelError, remedy_of_reading
 
-# Characters of a private use area: they stand in no chat template, and no template changes them.
+# Characters of a private use area: no chat template contains them or changes them.
 _QUERY, _DOCUMENT, _INSTRUCTION = "\ue000query\ue001", "\ue000document\ue001", "\ue000instruction\ue001"
 _FIELDS = {_QUERY: "{query}", _DOCUMENT: "{document}", _INSTRUCTION: "{instruction}"}
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """The folder's chat template: chat_template.jinja, chat_template.json or tokenizer_config.json; None without one.
+    """The chat template in chat_template.jinja, chat_template.json or tokenizer_config.json; None if there is none.
 
     Raises:
         UnsupportedModelError: a file is damaged.
@@ -33,13 +33,14 @@ def read_chat_template(folder: Path) -> str | None:
 
 
 def template_of(chat_template: str, *, with_instruction: bool) -> str | None:
-    """The text of the template that a chat template stands for; None if it drops the query or the document.
+    """A chat template as the text of one of our templates; None if it drops the query, document or instruction.
 
-    sentence-transformers hands a pair over as one message with the role `query` and one with the role `document`,
-    and its prompt, which is the instruction, as a `system` message in front.
+    sentence-transformers passes a pair as one message with the role `query` and one with the role `document`. If it has
+    a prompt, which is the instruction, a `system` message with the prompt precedes them.
 
     Raises:
-        UnsupportedModelError: the chat template cannot be rendered, or puts the document before the query.
+        UnsupportedModelError: the chat template cannot be rendered, repeats a field, or puts the document before the
+            query.
         MissingDependencyError: jinja2 is not installed.
     """
     messages = [{"role": "query", "content": _QUERY}, {"role": "document", "content": _DOCUMENT}]
@@ -50,11 +51,14 @@ def template_of(chat_template: str, *, with_instruction: bool) -> str | None:
         return None
     for sentinel in _FIELDS:
         if text.count(sentinel) > 1:
-            raise UnsupportedModelError("its chat template repeats the query, the document or the instruction")
+            raise UnsupportedModelError(
+                "its chat template repeats the query, the document or the instruction; use the library that the "
+                "model's card names"
+            )
     if text.index(_DOCUMENT) < max(text.index(_QUERY), text.find(_INSTRUCTION)):
         raise UnsupportedModelError(
-            "its chat template puts the document before the query, so that the documents of a query share no prefix "
-            "that could be computed once; use the library that the model's card names"
+            "its chat template puts the document before the query, so the documents of a query share no prefix that "
+            "could be computed once; use the library that the model's card names"
         )
     text = text.replace("{", "{{").replace("}", "}}")
     for sentinel, field in _FIELDS.items():
@@ -72,7 +76,7 @@ def _render(chat_template: str, messages: Iterable[dict[str, str]]) -> str:
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
-    # As transformers compiles chat templates: blocks trimmed, loop controls, and a sandbox, since the text is foreign.
+    # As transformers compiles chat templates: trimmed blocks, loop controls, and a sandbox for text of unknown origin.
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], autoescape=False
     )

@@ -1,7 +1,7 @@
 """The encoder of a model: its own template and limits, or those of the settings.
 
-The template named "standard" is the prompt that a model was trained on: of Qwen3-Reranker the official one, of its
-relatives their own.
+The template named "standard" is the prompt on which a model was trained: the official one for Qwen3-Reranker, their own
+for related models.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def make_encoder(spec: ModelSpec, folder: Path, template: str, max_length: int) -> PromptEncoder:
-    """What makes a model's prompts.
+    """The encoder that makes a model's prompts.
 
     Args:
         spec: of the model.
-        folder: with its tokenizer.
+        folder: with the model's tokenizer.
         template: "standard" for the model's own prompt, another name, or the text of a template.
-        max_length: longest prompt in tokens. The default is lowered to the positions that the model has.
+        max_length: longest prompt in tokens. If it is the default, it is lowered to the model's number of positions.
 
     Raises:
-        InvalidInputError: max_length is more than the model has positions.
+        InvalidInputError: max_length exceeds the model's number of positions.
     """
     if max_length > spec.max_positions:
         if max_length != DEFAULT_MAX_LENGTH:

@@ -1,7 +1,7 @@
 """Rerankers that judge a document by the logits of label tokens: their prompts, their labels, and who says so.
 
-A family is what a checkpoint of it does not have to say about itself. `spec.py` reads everything that a checkpoint
-does say. To add a relative whose prompt shares a prefix among documents, add a `Family` here.
+A family has the values that its checkpoints may leave out. `spec_reader.py` reads what a checkpoint states itself. To
+add a related model, if its prompt puts the query before the document, add a `Family` here.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from ..prompt.template import DEFAULT_INSTRUCTION, JUDGE, TEMPLATES
 
-# Of zeroentropy/zerank-2, by its model card: the query is the system turn and the document is the user's. Its vendor's
-# guide to prompting puts an instruction after the query, both in tags.
+# The prompt of zeroentropy/zerank-2, from its model card: the query is the system turn, and the document is the user's
+# turn. The vendor's guide to prompting puts an instruction after the query, each in tags.
 _ZERANK = "<|im_start|>system\n{query}<|im_end|>\n<|im_start|>user\n{{document}}<|im_end|>\n<|im_start|>assistant\n"
-# Of the package mxbai-rerank, which encodes each of these parts on its own, as {|} says here.
+# The prompt of the package mxbai-rerank, which encodes each of its parts on its own; {|} separates the parts.
 _MXBAI = (
     "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n{{|}}{query}{{|}}\n{{|}}document: {{document}}{{|}}\n{{|}}You are a search relevance expert who "
@@ -33,13 +33,13 @@ class Family:
 
     Attributes:
         name: as in `ModelSpec.family`.
-        template: text of the prompt when there is an instruction, see `prompt.Template`.
-        template_without_instruction: when there is none; None if the prompt always has one.
-        instruction: the default one; None if the model is used without.
+        template: text of the prompt with an instruction, see `prompt.Template`.
+        template_without_instruction: text of the prompt without one; None if the prompt always has an instruction.
+        instruction: the default instruction; None if the model is used without one.
         positive, negative: the label tokens; `negative` is None if only one logit is read.
         divisor: the logit, or the difference of two, is divided by this to become a margin.
         source: where the template and the formula come from.
-        empty_document: what stands in the prompt for a document without text.
+        empty_document: takes the place of a document without text in the prompt.
     """
 
     name: str

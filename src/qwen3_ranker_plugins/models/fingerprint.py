@@ -1,4 +1,4 @@
-"""What tells two models, and two prompts, apart: for files that must not be used with others."""
+"""Values that identify a model and a prompt, for files that must not be used with any other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .spec import ModelSpec
 
 
 def model_hash(folder: Path) -> str:
-    """SHA-256 over the configuration, the tokenizer and the weights, 16 digits; of large files, over samples."""
+    """First 16 digits of a SHA-256 of the configuration, the tokenizer and the weights; large files are sampled."""
     digest = hashlib.sha256()
     named = [folder / name for name in ("config.json", "adapter_config.json", "tokenizer.json")]
     paths = [path for path in named if path.name != "adapter_config.json" or not named[0].exists()]
@@ -42,11 +42,11 @@ def prompt_facts(spec: ModelSpec, template: str, instruction: str | None) -> dic
 def judgement_facts(
     settings: RerankerSettings, folder: Path | None, spec: ModelSpec | None, adapter: Path | None
 ) -> dict[str, str]:
-    """What decides what a margin means: "model", "adapter", "scoring", "template", "instruction" and "pieces".
+    """What the meaning of a margin depends on: "model", "adapter", "scoring", "template", "instruction" and "pieces".
 
     Args:
         settings: of the reranker.
-        folder: with the weights; None if they are elsewhere, so that the model is known by its name only.
+        folder: with the weights; None if they are not on this machine, so that only the model's name is known.
         spec: how the model judges; None as for `folder`.
         adapter: folder of a LoRA adapter that is merged into the weights.
     """

@@ -11,11 +11,12 @@ from ..config import BUNDLED_MODEL, check_text
 from ..errors import ModelNotFoundError, UnsupportedModelError
 from ..pip_command import pip_install
 from .adapters import base_of, check_merged, is_adapter
-from .spec import ModelSpec, read_spec
+from .spec import ModelSpec
+from .spec_reader import read_spec
 from .tokenizer_settings import check_adapters_tokenizer, check_tokenizer
 from .weights import read_headers
 
-# What a checkpoint, a conversion of it or an adapter consists of. No *.bin and no *.py: both can run code.
+# The files of a checkpoint, a conversion or an adapter. No *.bin and no *.py, because both can run code.
 _HUB_FILES = [
     "*.safetensors",
     "*.safetensors.index.json",
@@ -31,14 +32,14 @@ _HUB_FILES = [
 
 
 _GGUF = (
-    "a GGUF conversion, which says neither its labels nor its prompt: use the checkpoint that it was made from, such "
+    "a GGUF conversion, which states neither its labels nor its prompt: use the checkpoint that it was made from, such "
     "as Qwen/Qwen3-Reranker-0.6B, or serve it with llama.cpp and give engine='remote'"
 )
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything on this machine that a model is loaded from, and what it is.
+    """Everything on this machine from which a model is loaded, and how the model judges.
 
     Attributes:
         folder: with the weights, the configuration and the tokenizer.
@@ -60,12 +61,12 @@ class Checkpoint:
 def resolve_checkpoint(
     model: str | os.PathLike[str], *, adapter: str | os.PathLike[str] | None = None, scoring: str | None = None
 ) -> Checkpoint:
-    """Find a model and read what it is.
+    """Find a model and read how it judges a document.
 
     Args:
-        model: as of `resolve_model`; the folder or the hub name of a LoRA adapter stands for its base with it.
-        adapter: a LoRA adapter for the model: a folder or a hub name; "none" to leave out one that lies in the folder.
-        scoring: how to score, in place of what the checkpoint says; see `Scoring.parse`.
+        model: as for `resolve_model`; the folder or the hub name of a LoRA adapter selects its base with this adapter.
+        adapter: a LoRA adapter for the model: a folder or a hub name; "none" to ignore one in the model's folder.
+        scoring: how to score, instead of how the checkpoint says; see `Scoring.parse`.
 
     Raises:
         ModelNotFoundError, UnsupportedModelError: see `resolve_model`.
@@ -109,8 +110,8 @@ def resolve_model(model: str | os.PathLike[str]) -> Path:
             (its cache is used when there is no network; HF_HOME, HF_ENDPOINT and HF_TOKEN work as usual).
 
     Raises:
-        ModelNotFoundError: says what was looked for and what to do.
-        UnsupportedModelError: found, but without safetensors weights that can be loaded.
+        ModelNotFoundError: there is no such model; the message says where it was looked for and what to do.
+        UnsupportedModelError: the folder has no safetensors weights that can be loaded.
     """
     folder = _find(_name(model), _HUB_FILES)
     _check(folder)
@@ -135,10 +136,10 @@ def resolve_tokenizer(model: str) -> Path:
     """The folder with a model's tokenizer.json, for engines whose weights are elsewhere.
 
     Args:
-        model: as of `resolve_model`; of a model on the hub nothing but its tokenizer.json is fetched.
+        model: as for `resolve_model`; from the hub, only tokenizer.json is fetched.
 
     Raises:
-        ModelNotFoundError: says what was looked for and what to do.
+        ModelNotFoundError: there is no such model; the message says where it was looked for and what to do.
     """
     return _find(model, ["tokenizer.json"])
 
@@ -167,7 +168,7 @@ def modified_ns(folder: Path) -> int:
 def _bundled(name: str) -> Path:
     if name != BUNDLED_MODEL:
         raise ModelNotFoundError(f"model={name!r}: the only bundled model is {BUNDLED_MODEL!r}")
-    # In a clone its own file, so that `pip install -e .` is enough; otherwise the distribution qwen3-ranker-tiny.
+    # A clone has the folder, so that `pip install -e .` is enough; otherwise the distribution qwen3-ranker-tiny has it.
     folder = Path(__file__).parents[3] / "models" / "tiny" / "qwen3_ranker_tiny"
     if (folder / "config.json").is_file():
         return folder
@@ -211,7 +212,11 @@ def _from_hub(name: str, patterns: list[str]) -> Path:
 
 
 def _check(folder: Path) -> None:
-    """Refuse what could only fail later, or would run code from the folder."""
+    """Refuse a folder that could not be loaded later, or could only be loaded by running code from it.
+
+    Raises:
+        UnsupportedModelError: the message says what is missing and what to do.
+    """
     ggufs = sorted(path.name for path in folder.glob("*.gguf"))
     if ggufs and not any(folder.glob("*.safetensors")):
         raise UnsupportedModelError(f"{folder} holds {ggufs[0]}, {_GGUF}")

@@ -1,7 +1,8 @@
-"""What tokenizer_config.json says besides tokenizer.json, from which alone token ids are made here.
+"""Checks that tokenizer_config.json does not contradict tokenizer.json.
 
-transformers reads both. Where the second would change the ids of a document, the folder is refused: two libraries would
-score it differently, and nobody could say which one is right.
+transformers makes token ids from both files, this package from tokenizer.json only. If tokenizer_config.json would
+change the ids of a document, the folder is refused, because the two libraries would score the document differently, and
+it would be unclear which one is right.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any
 
 from ..errors import UnsupportedModelError
 from ..prompt import ModelTokenizer, load_tokenizer
-from .spec import read_json
+from .spec_reader import read_json
 
-# Classes that make ids as tokenizer.json says. Those of Qwen have a normalizer and a pre-tokenizer of their own.
+# Classes that make ids as tokenizer.json says, except that Qwen's bring their own normalizer and pre-tokenizer.
 _QWEN = re.compile(r"Qwen[23]\w*Tokenizer(Fast)?")
 _GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _NORMALIZER = {"type": "NFC"}
@@ -29,7 +30,7 @@ def check_tokenizer(folder: Path) -> None:
     """Make sure that tokenizer.json alone says how this folder's texts become ids.
 
     Raises:
-        UnsupportedModelError: names the setting that says otherwise, and what to do.
+        UnsupportedModelError: a setting changes the ids; the message names it and says what to do.
     """
     path = folder / "tokenizer_config.json"
     said = read_json(path) if path.exists() else {}
@@ -42,8 +43,8 @@ def check_tokenizer(folder: Path) -> None:
     for name in ("add_prefix_space", "split_special_tokens"):
         if said.get(name):
             raise UnsupportedModelError(
-                f"{path} says {name}={said[name]!r}, which makes other tokens than the model was trained on: set it to "
-                "false"
+                f"{path} says {name}={said[name]!r}, so texts become other tokens than in the model's training: set it "
+                "to false"
             )
     tokenizer = load_tokenizer(folder)
     if kind not in _GENERAL:
@@ -65,9 +66,9 @@ def _check_steps(folder: Path, tokenizer: ModelTokenizer) -> None:
     if normalizer != _NORMALIZER or not usual:
         changed = "pre_tokenizer" if normalizer == _NORMALIZER else "normalizer"
         raise UnsupportedModelError(
-            f"{folder}/tokenizer.json has another {changed} than Qwen's tokenizer, which transformers would put in its "
-            f"place: {_REMEDY}, or set tokenizer_class to 'PreTrainedTokenizerFast' in tokenizer_config.json if it is "
-            "meant"
+            f"{folder}/tokenizer.json has another {changed} than Qwen's tokenizer, and transformers would replace it "
+            f"by Qwen's: {_REMEDY}, or, if the difference is intended, set tokenizer_class to "
+            "'PreTrainedTokenizerFast' in tokenizer_config.json"
         )
 
 
@@ -83,10 +84,10 @@ def _check_added_words(path: Path, said: dict[str, Any], tokenizer: ModelTokeniz
 
 
 def check_adapters_tokenizer(adapter: Path, base: Path) -> None:
-    """Make sure that an adapter was trained with the tokens of its base, if its tokenizer lies beside it.
+    """Make sure that an adapter was trained with the tokens of its base, if its folder has a tokenizer.
 
     Raises:
-        UnsupportedModelError: it adds tokens, and says how to merge them.
+        UnsupportedModelError: the adapter adds tokens; the message says how to merge them.
     """
     if not (adapter / "tokenizer.json").is_file():
         return

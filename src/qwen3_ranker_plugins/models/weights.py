@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import UnsupportedModelError, remedy_of_reading
 
-# As the safetensors library limits it.
+# Bytes; the safetensors library has the same limit.
 _LONGEST_HEADER = 100_000_000
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
 
@@ -58,7 +58,7 @@ def read_rows(folder: Path, name: str, rows: Sequence[int] | None) -> NDArray[np
         rows: their numbers; None for all of them.
 
     Returns:
-        None if there is no such tensor, no such row, or its numbers are of a quantised kind.
+        None if there is no such tensor or row, or if its dtype is not F32, F16 or BF16.
     """
     if (found := read_headers(folder).get(name)) is None:
         return None

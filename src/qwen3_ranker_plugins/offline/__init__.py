@@ -5,7 +5,7 @@
 >>> for pair in results.get_top_documents("q1", top_k=10, score_threshold=0.2):
 ...     print(pair.rank, pair.doc_id, pair.relevance_score)
 
-docs/offline.md says what a job promises.
+docs/offline.md describes what a job guarantees.
 """
 
 from .errors import CheckpointError, JobError, JobLockedError, StorageError, TooManyErrorsError

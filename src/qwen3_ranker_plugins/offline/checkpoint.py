@@ -1,18 +1,20 @@
-"""What survives a kill: the folder `OUTPUT.job` with a lock, a fingerprint, part files and a manifest.
+"""The checkpoint of a job, which survives a kill: the folder `OUTPUT.job` with the following files.
 
-    lock               held while a process works on the output
+    lock               locked while a process works on the output
     holder             the id of that process
-    fingerprint.json   of the job that the parts belong to
-    part-00000.jsonl   finished passes, one a line: its columns, its failures; every run writes a part of its own
-    manifest           a line for each pass: the line's checksum, then the numbers of `_FIELDS`
-    summary.json       the job is done: what it counted, and what output it wrote
+    fingerprint.json   the fingerprint of the job that the parts belong to
+    part-00000.jsonl   one line for each finished pass: its columns and its failures; every run writes its own part
+    manifest           one line for each pass: the checksum of the line, then the numbers described at `_FIELDS`
+    summary.json       exists when the job is done: its counts, and which output it wrote
     queries.jsonl      [query_id, offset, rows] of the output, for `get_top_documents`
-    texts.sqlite       the texts of a BEIR folder; input, a copy of standard input
-    output, errors     being written; they take their places in one step
+    texts.sqlite       the texts of a BEIR folder
+    input              a copy of standard input
+    output, errors     the files that are being written; each is moved to its final path in one step
 
-A pass counts once its manifest line is written, and its part holds what the line's checksum was made of. Everything
-else is what a kill left, and is removed by the next run. What was handed to the kernel survives the death of the
-process, so a commit does not wait for the disk; a thread syncs both files every second, for power cuts.
+A pass counts once its manifest line is written and the content of its part matches the checksum in that line.
+Everything else was left by a kill, and the next run removes it. Data that was handed to the operating system survives
+the death of the process, so a commit does not wait for the disk. A thread syncs both files every second, so that a
+power cut costs about a second of work.
 """
 
 from __future__ import annotations
@@ -45,28 +47,28 @@ _MARGINS, _TEXTS = 4, 6  # places in the columns of a pass
 _FIELDS = 10
 _UNKNOWN = -1
 
-#: What `restart` removes; the fingerprint first, without which the others do not count.
+#: The files that `restart` removes; the fingerprint first, because without it the others do not count.
 _LEFT_BY_A_JOB = (
     "fingerprint.json*", "summary.json*", "manifest*", "part-*.jsonl", "queries.jsonl", "sort-*", "texts.sqlite*",
     "output", "errors",
 )  # fmt: skip
 
-#: What fingerprints of earlier versions do not say, and what it was.
+#: Fields that fingerprints of earlier versions lack, with the value that those versions used.
 _FORMERLY = {"columns": "", "input_format": "", "nested_titles": "ignored"}
-#: Kept in the fingerprint for people; equal scores may come from a model of another name.
+#: Fields of the fingerprint that are only for people: a model of another name may give the same scores.
 NOTES = ("model_name",)
 
 
 def job_folder(output: Path) -> Path:
-    """Where the checkpoint of an output lies."""
+    """The folder of the checkpoint of an output."""
     return output.with_name(f"{output.name}.job")
 
 
 def read_fingerprint(output: Path) -> dict[str, str]:
-    """The fingerprint of the job that has begun for an output; empty if none has.
+    """The fingerprint of the job that was begun for an output; empty if none was.
 
     Raises:
-        CheckpointError: it was damaged.
+        CheckpointError: the fingerprint is damaged.
     """
     known = _read_json(job_folder(output) / "fingerprint.json")
     return _FORMERLY | known if known else {}
@@ -79,8 +81,8 @@ class Checkpoint:
         output: the file that the job will write.
 
     Raises:
-        JobLockedError: another process has it.
-        StorageError: the folder cannot be made.
+        JobLockedError: another process has locked the folder.
+        StorageError: the folder cannot be created.
     """
 
     def __init__(self, output: Path) -> None:
@@ -98,7 +100,7 @@ class Checkpoint:
                 f"{output} is being written by process {self._holder()}: wait for it, or end it"
             ) from error
         except OSError as error:
-            raise StorageError(f"{self.folder} cannot be made: {error.strerror}") from error
+            raise StorageError(f"{self.folder} cannot be created: {error.strerror}") from error
         try:
             with storage(self.folder / "holder"):
                 (self.folder / "holder").write_text(f"{os.getpid()}\n", encoding="utf-8")
@@ -114,11 +116,11 @@ class Checkpoint:
 
     @property
     def is_bare(self) -> bool:
-        """Whether nothing would be lost with this folder: no pass is committed, and no output is finished."""
+        """Whether the folder can be removed without loss: no pass is committed, and no output is finished."""
         return not self.summary() and not len(self._entries())
 
     def close(self) -> None:
-        """Give the lock back. Where nothing was scored, the folder goes too."""
+        """Release the lock. If nothing was scored, remove the folder, too."""
         for appender in (self._part, self._manifest):
             if appender is not None:
                 appender.close()
@@ -127,7 +129,7 @@ class Checkpoint:
         if self.is_bare and not (self.folder / "texts.sqlite").exists():
             self.restart()
         if all(path.name == "lock" for path in self.folder.iterdir()):
-            # Removed while it is held: afterwards it may be another process's.
+            # Removed while it is locked: afterwards another process may have locked it.
             with contextlib.suppress(OSError):  # Windows does not remove open files
                 (self.folder / "lock").unlink()
                 self.folder.rmdir()
@@ -139,23 +141,22 @@ class Checkpoint:
 
     @property
     def begun(self) -> dict[str, str]:
-        """The fingerprint of the job that has begun here; empty if none has."""
+        """The fingerprint of the job that was begun here; empty if none was."""
         return read_fingerprint(self.output)
 
     def match(self, fingerprint: Mapping[str, str], former: Mapping[str, str] | None = None) -> None:
-        """Refuse to go on with another job's parts; a new folder takes the fingerprint.
+        """Refuse to continue the parts of another job; store the fingerprint in a new folder.
 
         Args:
-            fingerprint: of this run.
-            former: fields as an earlier version would have written them; a match with these counts, and is brought
-                up to date.
+            fingerprint: the fingerprint of this run.
+            former: fields as an earlier version would have written them; these match, too, and are then updated.
 
         Raises:
-            CheckpointError: names every field that differs.
+            CheckpointError: a field differs; the error names every such field.
         """
         known = self.begun
         former = former or {}
-        # A job that has begun without something optional must not go on with it, nor the other way round.
+        # A job that was begun without an optional setting must not continue with it, nor the reverse.
         before = (dict(OPTIONAL) if known else {}) | known
         different = [
             name
@@ -169,8 +170,8 @@ class Checkpoint:
             note = ""
             if any("changed at" in before[name] for name in different if name in former):
                 note = (
-                    "An earlier version began it, which knows files by name, size and time of change: with these given "
-                    "back (mv, touch -d) it can be continued.\n"
+                    "It was begun by an earlier version, which identifies files by name, size and modification time: "
+                    "restore these (mv, touch -d) to continue it.\n"
                 )
             raise CheckpointError(
                 f"{self.folder} belongs to a job with different settings or input:\n{changes}\n{note}"
@@ -182,32 +183,35 @@ class Checkpoint:
             write_atomically(self.folder / "fingerprint.json", json.dumps(merged, indent=2))
 
     def restart(self) -> None:
-        """Remove what an earlier job has left, and nothing else."""
+        """Remove the files that an earlier job has left, and nothing else."""
         for pattern in _LEFT_BY_A_JOB:
             for path in self.folder.glob(pattern):
                 path.unlink()
 
     def summary(self) -> dict[str, Any]:
-        """What a finished job wrote here; empty for one that is not finished."""
+        """The summary that a finished job wrote; empty if the job is not finished."""
         return _read_json(self.folder / "summary.json")
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """The output is in its place: keep the summary, drop the parts."""
+        """Store the summary and drop the parts; called when the output is in its place."""
         write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2))
         self.drop_parts()
 
     def forget_summary(self) -> None:
-        """The output is gone."""
+        """Remove the summary; called when the output no longer exists."""
         (self.folder / "summary.json").unlink()
 
     def drop_parts(self) -> None:
-        """Remove what only an unfinished job needs."""
+        """Remove the files that only an unfinished job needs."""
         for path in self.folder.iterdir():
             if path.name.startswith(("part-", "manifest", "texts.sqlite", "sort-", "input", "output", "errors")):
                 path.unlink()
 
     def resume(self) -> Done:
-        """Check what is there, cut off what does not count, and open a new part.
+        """Check the committed passes, cut off everything that does not count, and open a new part.
+
+        Returns:
+            The passes that are done.
 
         Raises:
             StorageError: see `append`.
@@ -230,17 +234,18 @@ class Checkpoint:
                     path.unlink()
             self._part_number = max(numbers) + 1
             self._part = Appender(self._part_path(self._part_number))
-            # Written anew, so that nothing follows a torn or damaged line.
+            # Rewritten, so that new lines do not follow an incomplete or damaged one.
             write_atomically(self._manifest_path, "".join(map(_manifest_line, entries.tolist())))
             self._manifest = Appender(self._manifest_path)
             sync_folder(self.folder)
         return Done(entries)
 
     def append(self, scored: ScoredPass) -> None:
-        """Commit a pass: its content to the part, then its line to the manifest. A kill from here on does not lose it.
+        """Commit a pass: write its content to the part, then its line to the manifest. A kill then no longer loses it.
 
         Raises:
-            StorageError: no space left, or whatever the system says; nothing half-written counts.
+            StorageError: there is no space left, or the system reports another error. What is half written does not
+                count.
         """
         assert self._part is not None and self._manifest is not None, "resume() comes first"  # noqa: S101, PT018
         content = _pack(scored)
@@ -254,14 +259,14 @@ class Checkpoint:
         """Wait until everything that was committed is on the disk.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: a file cannot be written.
         """
         for appender in (self._part, self._manifest):
             if appender is not None:
                 appender.sync()
 
     def windows(self) -> Iterator[list[Row]]:
-        """The rows of each window in input order, complete and checked.
+        """Yield the rows of each window in input order, complete and checked.
 
         Raises:
             CheckpointError: passes are missing, or were damaged after they were committed.
@@ -278,16 +283,16 @@ class Checkpoint:
                         parts[number] = stack.enter_context(self._part_path(number).open("rb"))
                     content = _read_at(parts[number], offset, length)
                     if zlib.crc32(content) != checksum:
-                        raise CheckpointError(f"{self._part_path(number)} was damaged at byte {offset}: run again")
+                        raise CheckpointError(f"{self._part_path(number)} is damaged at byte {offset}: run again")
                     rows += _unpack(content)
                 rows.sort(key=attrgetter("position"))
                 if [row.position for row in rows] != list(range(position, position + len(rows))):
-                    raise CheckpointError(f"{self.folder} lacks pairs of window {window[0, 0]}, or has them twice")
+                    raise CheckpointError(f"{self.folder} lacks pairs of window {window[0, 0]} or has them twice")
                 position += len(rows)
                 yield rows
 
     def committed(self) -> Iterator[Row]:
-        """All rows that are committed, as they come."""
+        """Yield all committed rows, in no particular order."""
         for entry in self._entries().tolist():
             with self._part_path(entry[3]).open("rb") as part:
                 yield from _unpack(_read_at(part, entry[4], entry[5]))
@@ -296,7 +301,7 @@ class Checkpoint:
         return self.folder / f"part-{number:05d}.jsonl"
 
     def _entries(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The manifest's lines that are whole, int64 [passes, 10]."""
+        """The complete lines of the manifest, int64 [passes, 10]."""
         numbers: array[int] = array("q")
         if self._manifest_path.exists():
             with self._manifest_path.open("rb") as lines:
@@ -306,7 +311,7 @@ class Checkpoint:
         return entries[np.unique(entries[:, :2], axis=0, return_index=True)[1]]  # a pass counts once
 
     def _valid_entries(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Those whose rows are in the parts as they were written."""
+        """The entries whose rows are in the parts as they were written."""
         entries = self._entries()
         valid = np.zeros(len(entries), dtype=np.bool_)
         with contextlib.ExitStack() as stack:
@@ -326,15 +331,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path} was damaged ({error}): start over with --restart") from error
+        raise CheckpointError(f"{path} is damaged ({error}): start over with --restart") from error
     return content if isinstance(content, dict) else {}
 
 
 class Done:
-    """Which passes are done.
+    """The passes that are done.
 
     Attributes:
-        pairs, errors: in them.
+        pairs: number of pairs in these passes.
+        errors: number of pairs among them that have no score.
     """
 
     def __init__(self, entries: np.ndarray[Any, np.dtype[np.int64]]) -> None:
@@ -343,7 +349,7 @@ class Done:
         self.errors = int(entries[:, 8].sum())
 
     def done(self, window: int) -> tuple[Collection[int], bool]:
-        """(numbers of a window's passes that are done, whether these are all)."""
+        """Returns (numbers of a window's passes that are done, whether these are all of its passes)."""
         start, end = np.searchsorted(self._entries[:, 0], [window, window + 1])
         if start == end:
             return (), False
@@ -351,17 +357,17 @@ class Done:
         return numbers, len(numbers) == self._entries[start, 2]
 
     def check(self, window: Window) -> None:
-        """Refuse a window whose scores were made of other content.
+        """Refuse a window whose content differs from the content that was scored.
 
         Raises:
-            CheckpointError: names its lines.
+            CheckpointError: the content differs; the error names the lines.
         """
         start, end = np.searchsorted(self._entries[:, 0], [window.number, window.number + 1])
         if set(self._entries[start:end, 9].tolist()) - {_UNKNOWN, window.checksum}:
             first, last = window.pairs[0].line, window.pairs[-1].line
             raise CheckpointError(
-                f"the input has other content in lines {first} to {last} than when they were scored: give the former "
-                "content back to go on, or start over with --restart"
+                f"lines {first} to {last} of the input have changed since they were scored: restore their former "
+                "content to continue, or start over with --restart"
             )
 
 
@@ -371,7 +377,7 @@ def _manifest_line(entry: Sequence[int]) -> str:
 
 
 def _parse_manifest_line(line: bytes) -> list[int]:
-    """The entry, or nothing if the line is not as it was written."""
+    """The numbers of an entry; empty if the line is incomplete or damaged."""
     checksum, _, text = line.removesuffix(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
         return []
@@ -380,7 +386,7 @@ def _parse_manifest_line(line: bytes) -> list[int]:
 
 
 def _pack(scored: ScoredPass) -> bytes:
-    """A line of a part. Margins are float32 in base64: exact, and three times as fast as 17 digits."""
+    """A line of a part. Margins are float32 in base64, which is exact and three times as fast as 17 decimal digits."""
     columns = [*scored.columns]
     columns[_MARGINS] = b64encode(np.array(columns[_MARGINS], dtype="<f4").tobytes()).decode()  # type: ignore[call-overload]
     failures = [(*row[:4], None, row.reason) for row in scored.failures]

@@ -1,9 +1,9 @@
-"""What can stop a job.
+"""Errors that stop a job.
 
 .. code-block:: text
 
     RankerError
-    └── JobError                the job stopped; what is committed stays valid, and the message says how to go on
+    └── JobError                the job stopped; what is committed stays valid, and the message says how to continue
         ├── CheckpointError     the checkpoint belongs to another job, or its files contradict each other
         ├── JobLockedError      another process is working on the same output
         ├── StorageError        a file cannot be written: no space left, a limit, no permission
@@ -20,11 +20,11 @@ class JobError(RankerError):
 
 
 class CheckpointError(JobError):
-    """The checkpoint next to the output cannot be continued by this job."""
+    """This job cannot continue the checkpoint next to the output."""
 
 
 class JobLockedError(JobError):
-    """Another process holds the output."""
+    """Another process is working on the same output."""
 
 
 class StorageError(JobError):
@@ -32,4 +32,4 @@ class StorageError(JobError):
 
 
 class TooManyErrorsError(JobError):
-    """More pairs could not be scored than was allowed."""
+    """More pairs could not be scored than `max_errors` allows."""

@@ -11,21 +11,22 @@ from ..calibration import Calibration
 from ..config import RerankerSettings
 from ..models import judgement_facts, model_hash, prompt_facts, resolve_checkpoint
 
-#: What an ordinary job does not have -> its value there, which is not stored: jobs of earlier versions lack it too.
+#: Fields that are stored only if they differ from this value, which ordinary jobs have. Jobs of earlier versions do not
+#: have the fields.
 OPTIONAL = {
     "adapter": "", "scoring": "yes - no", "calibration": "", "long_documents": "truncate", "judged_fields": "",
 }  # fmt: skip
 
 
 def settings_fingerprint(settings: RerankerSettings, calibration: Calibration | None) -> dict[str, str]:
-    """The part that is known before a model is loaded: field -> value.
+    """The part of the fingerprint that is known before a model is loaded: field -> value.
 
     Args:
-        settings: of the job.
-        calibration: what the file that they name holds.
+        settings: the settings of the job.
+        calibration: the content of the file that the settings name; None if they name none.
 
     Raises:
-        InvalidInputError: the calibration was fitted with something else.
+        InvalidInputError: the calibration was fitted with another model or prompt.
     """
     checkpoint = resolve_checkpoint(settings.model, adapter=settings.adapter, scoring=settings.scoring)
     spec = checkpoint.spec
@@ -49,7 +50,7 @@ def settings_fingerprint(settings: RerankerSettings, calibration: Calibration | 
 
 
 def _without_secrets(options: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """What may be written into a file that others can read; a key of a server has no say in the scores."""
+    """The options without secrets, because others may read the file; a server's key does not affect the scores."""
     for name, value in options.items():
         if not re.search("key|token$|secret|password|header", name):
             yield name, value

@@ -49,11 +49,11 @@ logger = logging.getLogger(__name__)
 
 RUNNERS = ("local", "ray")
 
-#: Bounds of what is read, encoded and planned at a time.
+#: Limits of a window: the pairs that are read, encoded and planned at a time, and the characters of their texts.
 WINDOW_PAIRS = 4096
 WINDOW_CHARACTERS = 4 * 2**20
 
-#: Of the fingerprint, what the output's metadata say of its scores.
+#: Fields of the fingerprint that the output's metadata contain: how its scores were made.
 _MADE_BY = (
     "model_name", "model", "engine", "device", "dtype", "template", "instruction", "max_length", "engine_options",
     "adapter", "scoring", "calibration", "long_documents", "version",
@@ -61,14 +61,14 @@ _MADE_BY = (
 
 
 class RerankJob:
-    """Reranks a file of pairs into another one, and can be killed and run again.
+    """Reranks a file of pairs into another file; if it is killed, the next run continues it.
 
     Args:
         source: JSONL, CSV, TSV (each also .gz or .zst) or Parquet of pairs; a folder, a pattern or a URL of such files;
             a BEIR folder or "ir_datasets:ID" (both with `run`); "-" for standard input, which is copied first; or
             (query_id, doc_id, query, document) tuples.
-        output: its suffix says the format, unless `format` does. Written when everything is scored.
-        run: the TREC run that says which documents belong to which query.
+        output: the file to write when everything is scored. Its suffix gives the format, unless `format` does.
+        run: the TREC run that lists the documents of each query.
         model: a hub name, a folder, or "bundled:tiny"; None for the one that QWEN3_RANKER_MODEL names. There is no
             default: a job may run for hours, and should not do so with a model that nobody chose.
         engine, device, dtype, template, instruction, max_length, token_budget, engine_options: as in `Reranker`.
@@ -76,24 +76,24 @@ class RerankJob:
         long_documents, piece_tokens, piece_overlap, max_pieces: as in `Reranker`. They stay the same when a job is
             continued.
         format: "jsonl", "csv", "parquet" or "trec".
-        rank_fields: fields that are judged of each document, in this order: of the objects in `documents`, of the
-            object in `document`, or of a flat record itself (its columns). None: the document is one text.
+        rank_fields: the judged fields of each document, in this order. They are fields of the objects in `documents`,
+            of the object in `document`, or of a flat record itself (its columns). None: the document is one text.
         document_template: how these fields are joined; see `documents.DocumentFormat`.
         columns: name in the input -> "query_id", "doc_id", "query", "document", "documents", "id", "title" or "text".
-        input_format: "jsonl", "csv", "tsv" or "parquet"; None takes it from the suffix, and JSONL for standard input.
-        include_text: write the texts too: the query, and what was judged of the document.
-        processing_time: write that field, the only one that differs between two runs of the same job.
+        input_format: "jsonl", "csv", "tsv" or "parquet"; None: by the suffix, and JSONL for standard input.
+        include_text: also write the query and the judged text of the document.
+        processing_time: write the field of that name, the only one that differs between two runs of the same job.
         max_errors: maximum number of pairs that cannot be scored before the job stops; None for no maximum.
         runner: "local" or "ray".
-        devices: for the local runner: an engine in a process of its own on each, such as ["cuda:0", "cuda:1"];
-            ["all"] for every GPU.
-        workers: for Ray: how many engines; None for one on each GPU.
-        ray_address: for Ray: the cluster to join.
-        restart: forget what an earlier run left, finished or not, and replace the output.
-        overwrite: replace a finished output, or a file that no job has made; go on with an unfinished job.
-        show_progress: draw a bar on standard error.
-        window_pairs: pairs that are read, and grouped by query, at a time.
-        engine_factory: makes the engine; for engines that this package does not have.
+        devices: for the local runner: the devices, such as ["cuda:0", "cuda:1"], each of which gets an engine in its
+            own process; ["all"] for every GPU. None: one engine in this process.
+        workers: for Ray: the number of engines; None for one on each GPU.
+        ray_address: for Ray: the address of the cluster to join.
+        restart: discard what an earlier run left, finished or not, and replace the output.
+        overwrite: replace a finished output, or a file that no job has made; continue an unfinished job.
+        show_progress: draw a progress bar on standard error.
+        window_pairs: maximum number of pairs that are read, and grouped by query, at a time.
+        engine_factory: makes the engine; for engines that are not part of this package.
 
     Raises:
         InvalidInputError, MissingDependencyError: an argument is unusable.
@@ -147,7 +147,7 @@ class RerankJob:
             raise InvalidInputError(
                 "model",
                 None,
-                f"name the model that scores, such as {DEFAULT_MODEL!r}, a folder, or {BUNDLED_MODEL!r} for a trial "
+                f"name a model, such as {DEFAULT_MODEL!r}, a folder, or {BUNDLED_MODEL!r} for a trial "
                 f"(a small model for demonstrations), or set {MODEL_VARIABLE}",
             )
         self.settings = RerankerSettings(
@@ -170,7 +170,7 @@ class RerankJob:
         )
         self.calibration = None if self.settings.calibration is None else Calibration.read(self.settings.calibration)
         if self.settings.engine == "remote":
-            raise InvalidInputError("engine", engine, "a job runs the model itself: use an engine of this machine")
+            raise InvalidInputError("engine", engine, "a job runs the model itself: use another engine")
         self.format = format_of(self.output, format)
         self.columns = dict(columns or {})
         Fields(self.columns)
@@ -189,7 +189,9 @@ class RerankJob:
         check_choice("runner", runner, RUNNERS)
         self.runner = runner
         if devices is not None and runner != "local":
-            raise InvalidInputError("devices", devices, "goes with the local runner; a Ray cluster says what it has")
+            raise InvalidInputError(
+                "devices", devices, "has no effect unless runner is 'local': a Ray cluster knows its devices"
+            )
         self.devices = None if devices is None else list(devices)
         for argument, value in (("workers", workers), ("ray_address", ray_address)):
             if value is not None and runner != "ray":
@@ -198,7 +200,7 @@ class RerankJob:
         self.workers = workers
         self.ray_address = ray_address
         if restart and overwrite:
-            raise InvalidInputError("overwrite", overwrite, "restart replaces the output too: give one of them")
+            raise InvalidInputError("overwrite", overwrite, "restart replaces the output, too: give only one of them")
         self.restart = restart
         self.overwrite = overwrite
         self.show_progress = show_progress
@@ -208,23 +210,23 @@ class RerankJob:
 
     @property
     def errors_path(self) -> Path:
-        """Where the pairs without a score go, with the reason."""
+        """The file for the pairs without a score, with the reasons."""
         return errors_file(self.output)
 
     def run(self) -> RerankResults:
-        """Score what no earlier run has scored, then write the output.
+        """Score the pairs that no earlier run has scored, then write the output.
 
-        A job that is done already returns what it did then.
+        If the job was finished before, return its results without scoring anything.
 
         Raises:
-            JobError: see `offline.errors`; what was scored is kept for the next run.
+            JobError: see `offline.errors`; finished passes are kept for the next run.
             RankerError: as `Reranker`.
         """
         check_place(self.output)
         with closing(Checkpoint(self.output)) as checkpoint:
             goes_on = self._goes_on(checkpoint)
             begun = checkpoint.begun if goes_on else {}
-            # A job that an earlier version began is read to its end as that version read it.
+            # The input of a job that an earlier version began is read to its end as that version read it.
             fields = Fields(self.columns, begun.get("nested_titles") != "ignored", self.document_format)
             source = self._open_source(checkpoint.folder, fields)
             settings = settings_fingerprint(self.settings, self.calibration)
@@ -235,19 +237,19 @@ class RerankJob:
                 return self._run(source, checkpoint, settings | self._reading(fields))
 
     def _goes_on(self, checkpoint: Checkpoint) -> bool:
-        """Whether an earlier run is continued, and not forgotten."""
+        """Whether this run continues an earlier one instead of discarding it."""
         if not checkpoint.begun or checkpoint.is_bare:
             return False
         return not (self.restart or (self.overwrite and checkpoint.summary()))
 
     def _check_may_replace(self, checkpoint: Checkpoint) -> None:
-        """Refuse to replace a file that no job has made, unless that is wanted."""
+        """Refuse to replace a file that no job has made, unless `restart` or `overwrite` is set."""
         if checkpoint.begun or self.restart or self.overwrite:
             return
         for path in (self.output, self.errors_path):
             if path.exists():
                 raise CheckpointError(
-                    f"{path} exists, and this job has not made it: give another output, or replace it with --overwrite"
+                    f"{path} exists and was not made by this job: give another output, or replace it with --overwrite"
                 )
 
     def _open_source(self, folder: Path, fields: Fields) -> Source:
@@ -307,7 +309,7 @@ class RerankJob:
         return self._results(summary)
 
     def _reading(self, fields: Fields) -> dict[str, str]:
-        """The fingerprint's fields that say how the input is read and the output written."""
+        """The fields of the fingerprint that describe how the input is read and the output written."""
         return {
             "window": f"{self.window_pairs} pairs, {WINDOW_CHARACTERS} characters",
             "include_text": str(self.include_text),
@@ -319,45 +321,52 @@ class RerankJob:
         }
 
     def _check_unchanged(self, source: Source, identity: dict[str, str]) -> int:
-        """After the last pass: whether the input is what it was before the first; returns by how much it has grown."""
+        """Check after the last pass that the input has not changed since the first.
+
+        Returns:
+            The number of bytes that were appended to it; these are not an error.
+
+        Raises:
+            CheckpointError: the input was changed or can no longer be read.
+        """
         try:
             now, grown = source.identity(), source.grown_bytes()
         except OSError as error:
             raise CheckpointError(
-                f"the input can no longer be read, so nothing is written: {error}; put it back and run the same "
+                f"the input can no longer be read, so no output is written: {error}; restore it and run the same "
                 "command again, which scores nothing twice"
             ) from error
         if now != identity:
             changed = [name for name in now if now[name] != identity[name]]
             changes = "\n".join(f"  {name}: {identity[name]} -> {now[name]}" for name in changed)
             raise CheckpointError(
-                f"the input was changed while it was scored, so nothing is written:\n{changes}\n"
-                "Give the former content back and run the same command again, or start over with --restart"
+                f"the input was changed while it was scored, so no output is written:\n{changes}\n"
+                "Restore its former content and run the same command again, or start over with --restart"
             )
         if grown:
             logger.warning(
-                "the input has grown by %d bytes since the job opened it; these are not in the output", grown
+                "the input has grown by %d bytes since the job opened it; the output does not cover these", grown
             )
         return grown
 
     def _report_mixed_queries(self, windows: Windows) -> int:
-        """Report query ids that stand for more than one text; returns how many."""
+        """Log a warning about query ids that have more than one text; returns how many there are."""
         count, examples = windows.mixed_queries()
         if count:
             named = "; ".join(f"{each.query_id!r} in lines {each.line} and {each.other_line}" for each in examples)
             logger.warning(
-                "%d query ids stand for more than one text, so that documents of different queries share a ranking: %s",
+                "%d query ids have more than one text, so that documents of different queries share a ranking: %s",
                 count,
                 named,
             )
         return count
 
     def _finished(self, checkpoint: Checkpoint) -> Summary | None:
-        """The summary of an earlier run that wrote the output which is there."""
+        """The summary of an earlier run, if that run wrote the output and it still exists; else None."""
         stored = checkpoint.summary()
         if not stored:
             return None
-        if not self.output.exists():  # it was removed, and its parts are gone too: begin again
+        if not self.output.exists():  # it was removed, and the parts were dropped: begin again
             checkpoint.forget_summary()
             return None
         if self.output.stat().st_size != stored["output_bytes"]:
@@ -381,7 +390,7 @@ class RerankJob:
         return LocalRunner(self.settings, self.engine_factory, include_text=self.include_text)
 
     def _score(self, checkpoint: Checkpoint, runner: Runner, windows: Windows, done: Done, meter: Meter) -> float:
-        """Run what is not done and commit it; returns the seconds that committing took."""
+        """Run the passes that are not done and commit each; returns the seconds that committing took."""
         self._check_errors(checkpoint, done.errors)
         seconds = 0.0
         with closing(runner.run(_todo(windows, done))) as passes:
@@ -407,7 +416,7 @@ class RerankJob:
             temporary.replace(self.errors_path)
         raise TooManyErrorsError(
             f"{errors} pairs could not be scored, and max_errors={self.max_errors}: see {self.errors_path}; what was "
-            "scored is kept: raise --max-errors to go on, or mend the input and use --restart"
+            "scored is kept: raise --max-errors to continue, or correct the input and use --restart"
         )
 
     def _write(self, checkpoint: Checkpoint, made_by: dict[str, str], *, grouped: bool) -> Counts:
@@ -423,7 +432,7 @@ class RerankJob:
                 errors_path.replace(self.errors_path)
                 if self.max_errors is not None and counts.errors > self.max_errors:
                     raise TooManyErrorsError(
-                        f"{counts.errors} pairs have no place in the output, and max_errors={self.max_errors}: see "
+                        f"{counts.errors} pairs cannot be written to the output, and max_errors={self.max_errors}: see "
                         f"{self.errors_path}; raise --max-errors to write it"
                     )
                 if not counts.errors:
@@ -436,7 +445,7 @@ class RerankJob:
 
 
 def _todo(windows: Windows, done: Done) -> Iterator[tuple[Window, Collection[int]]]:
-    """The windows that are not finished. The others are read too: positions follow from them, and they are checked."""
+    """Yield the unfinished windows. Finished windows are read, too, to count positions and to check their content."""
     with reading():
         for window in windows:
             done.check(window)
@@ -447,17 +456,17 @@ def _todo(windows: Windows, done: Done) -> Iterator[tuple[Window, Collection[int
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Turn what the system says when the input cannot be read into a `StorageError`."""
+    """Turn an `OSError` from reading the input into a `StorageError`."""
     try:
         yield
     except OSError as error:
         raise StorageError(
-            f"the input cannot be read: {error}; what was committed is intact: run the same command again to go on"
+            f"the input cannot be read: {error}; what was committed is intact: run the same command again to continue"
         ) from error
 
 
 def _named(made_by: Mapping[str, str]) -> dict[str, str]:
-    """The fields of a `Summary` that say what scored; jobs of earlier versions kept no name of their model."""
+    """The fields of a `Summary` that name model and engine; jobs of earlier versions did not store the model's name."""
     engine, device, dtype = (made_by.get(name, "") for name in ("engine", "device", "dtype"))
     name = made_by.get("model_name", "(not recorded)")
     return {"model": name, "model_hash": made_by["model"], "engine": engine, "device": device, "dtype": dtype}
@@ -465,7 +474,7 @@ def _named(made_by: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def _fewer_collections() -> Iterator[None]:
-    """Python's search for reference cycles costs a quarter of the time per pair, and rows and ids form none."""
+    """Make Python search for reference cycles less often: that takes a quarter of the time per pair, and finds none."""
     before = gc.get_threshold()
     gc.set_threshold(200_000, 20, 100)
     try:

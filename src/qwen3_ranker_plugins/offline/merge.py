@@ -1,8 +1,8 @@
-"""Committed rows -> the output: queries as they first appear in the input, each by margin, ties by position.
+"""Writes the committed rows to the output: queries in the order of the input, documents by margin, ties by position.
 
-Where the pairs of each query stand together in the input, as they mostly do, the windows are read once, and one
-query at a time is held. Otherwise the rows are sorted on disk: by query to find where each begins, then by that.
-Of a query then only the set of its document ids is held.
+If the pairs of each query are consecutive in the input, as they usually are, the windows are read once, and only one
+query is in memory at a time. Otherwise the rows are sorted on disk twice: by query, to find each query's first
+position, and then by that position. In that case only the set of a query's document ids is in memory.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from .writers import Writer
 
 _first, _query_id, _margin = itemgetter(0), attrgetter("query_id"), attrgetter("margin")
 
-#: What a row is sorted by, then the row.
+#: The values by which a row is sorted, then the row itself.
 SortKey = tuple[Any, ...]
 
-#: Rows that are sorted in memory at a time.
+#: Maximum number of rows, and of characters of their texts, that are sorted in memory at a time.
 RUN_ROWS = 50_000
 RUN_CHARACTERS = 32 * 2**20
 _CHUNK = 512
@@ -35,7 +35,7 @@ _SLICE = 10_000
 
 @dataclass
 class Counts:
-    """What went into the output, and what did not."""
+    """Numbers of pairs that were and were not written to the output."""
 
     pairs: int = 0
     scored: int = 0
@@ -45,14 +45,16 @@ class Counts:
 
 
 def merge(windows: Iterable[list[Row]], writer: Writer, errors: IO[str], folder: Path, *, grouped: bool) -> Counts:
-    """Write all rows, those without a score to `errors`.
+    """Write all rows; those without a score go to `errors`.
 
-    Of rows with the same query and document ids the first is kept, the others are errors.
+    If several rows have the same query id and document id, the first is kept and the others are errors.
 
     Args:
         windows: rows in input order.
-        folder: for the runs of a sort.
-        grouped: the pairs of each query stand together, and are few enough to be held.
+        writer: writes the rows with a score.
+        errors: gets a line of JSON for each other row.
+        folder: holds the sorted runs while rows are sorted on disk.
+        grouped: the pairs of each query are consecutive, and few enough to be in memory.
     """
     counts = Counts()
     accepted = _accepted(windows, writer, errors, counts)
@@ -61,7 +63,7 @@ def merge(windows: Iterable[list[Row]], writer: Writer, errors: IO[str], folder:
             rows = list(group)
             if len({row.doc_id for row in rows}) < len(rows):
                 rows = list(_distinct(rows, errors, counts))
-            rows.sort(key=_margin, reverse=True)  # which keeps the order of equal ones
+            rows.sort(key=_margin, reverse=True)  # stable: equal margins keep the order of the input
             _count(rows, counts)
             counts.queries += 1
             writer.write(query_id, rows, 1)
@@ -80,7 +82,7 @@ def merge(windows: Iterable[list[Row]], writer: Writer, errors: IO[str], folder:
 
 
 def _accepted(windows: Iterable[list[Row]], writer: Writer, errors: IO[str], counts: Counts) -> Iterator[ScoredRow]:
-    """Rows that have a score and can be written in this format."""
+    """Yield rows that have a score and can be written in this format; report the others."""
     takes_all = type(writer).fault is Writer.fault
     for rows in windows:
         counts.pairs += len(rows)
@@ -94,12 +96,12 @@ def _accepted(windows: Iterable[list[Row]], writer: Writer, errors: IO[str], cou
 
 
 def _distinct(rows: Iterable[ScoredRow], errors: IO[str], counts: Counts) -> Iterator[ScoredRow]:
-    """Rows of one query in input order, the first of each document."""
+    """Yield the first row of each document, from rows of one query in input order; report the others."""
     lines: dict[str, int | str] = {}
     for row in rows:
         if row.doc_id in lines:
             kept = lines[row.doc_id]
-            _report(row, f"the same query_id and doc_id stand in line {kept}, which was kept", errors, counts)
+            _report(row, f"line {kept} has the same query_id and doc_id and was kept", errors, counts)
         else:
             lines[row.doc_id] = row.line
             yield row
@@ -144,11 +146,12 @@ def _slices(rows: Iterable[ScoredRow]) -> Iterator[list[ScoredRow]]:
 
 
 def external_sort(rows: Iterable[SortKey], folder: Path, name: str) -> Iterator[SortKey]:
-    """Rows in the order of their keys, a part of them in memory at a time.
+    """Yield rows in the order of their keys, with only a part of them in memory.
 
     Args:
-        rows: JSON values; what decides comes first, and the `ScoredRow` last, which comes back as a list.
-        folder: holds the sorted runs, `sort-NAME-*`, until the end.
+        rows: JSON values: the sort values first, the `ScoredRow` last. Rows from disk have a list in its place.
+        folder: holds the sorted runs, `sort-NAME-*`, until all rows are yielded.
+        name: distinguishes the runs of one sort from those of another.
     """
     runs: list[Path] = []
     run: list[SortKey] = []
@@ -181,6 +184,6 @@ def _read_run(file: IO[bytes]) -> Iterator[SortKey]:
 
 
 def sync(file: IO[Any]) -> None:
-    """Have what was written on the disk."""
+    """Wait until everything that was written is on the disk."""
     file.flush()
     os.fsync(file.fileno())

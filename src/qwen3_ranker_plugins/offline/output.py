@@ -1,4 +1,4 @@
-"""Where an output goes, and what it must not replace: looked at before anything is scored."""
+"""Checks, before anything is scored, where an output goes and that it replaces nothing that it must not replace."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _STANDARD_OUTPUT = "-"
 
 
 def resolve_output(output: str | os.PathLike[str]) -> Path:
-    """The file that an output stands for: a link is followed, so that its target is replaced and not the link.
+    """The file to write. A link is followed, so that its target is replaced and not the link.
 
     Raises:
-        InvalidInputError: it cannot be a file.
+        InvalidInputError: the output is a URL or standard output.
     """
     name = os.fspath(output)
     if "://" in name:
-        raise InvalidInputError("OUTPUT", name, "outputs are local files: write one, and copy it to its place")
+        raise InvalidInputError("OUTPUT", name, "outputs are local files: write one, and then copy it there")
     if name == _STANDARD_OUTPUT:
         raise InvalidInputError("OUTPUT", name, "standard output is for the command line; give a file")
     path = Path(name)
@@ -30,7 +30,7 @@ def resolve_output(output: str | os.PathLike[str]) -> Path:
 
 
 def errors_file(output: Path) -> Path:
-    """Where the pairs without a score go."""
+    """The file for the pairs without a score."""
     return output.with_name(f"{output.name}.errors.jsonl")
 
 
@@ -38,7 +38,7 @@ def check_place(output: Path) -> None:
     """Refuse an output that cannot be written as a file.
 
     Raises:
-        InvalidInputError: says why.
+        InvalidInputError: it is a folder, a device or a pipe, or cannot be accessed.
     """
     for path in (output, errors_file(output)):
         try:
@@ -50,14 +50,15 @@ def check_place(output: Path) -> None:
 
 
 def check_against_inputs(output: Path, source: str, inputs: Iterable[Path]) -> None:
-    """Refuse an output that would replace an input, or be read as one by the next run.
+    """Refuse an output that would replace an input, or that the next run would read as input.
 
     Args:
+        output: the file that will be written.
         source: INPUT as it was given, which may be a pattern.
         inputs: files and folders that are read.
 
     Raises:
-        InvalidInputError: names both.
+        InvalidInputError: the output or the job's folder conflicts with an input; names both.
     """
     written = (output, errors_file(output))
     for path in inputs:
@@ -69,16 +70,20 @@ def check_against_inputs(output: Path, source: str, inputs: Iterable[Path]) -> N
             raise InvalidInputError(
                 "OUTPUT",
                 str(output),
-                f"lies in the input folder {path}, and would be part of the input of the next run",
+                f"is in the input folder {path}: the next run would read it as input; give a path elsewhere",
             )
         if _within(path, folder):
-            raise InvalidInputError("INPUT", str(path), f"lies in {folder}, which is the job's own: copy it first")
+            raise InvalidInputError(
+                "INPUT", str(path), f"is in {folder}, the job's own folder: copy it elsewhere first"
+            )
     if is_pattern(source):
         pattern = os.path.abspath(source)  # noqa: PTH100 - Path.absolute keeps ".."
         for each in written:
             if fnmatch.fnmatch(os.path.abspath(each), pattern):  # noqa: PTH100
                 raise InvalidInputError(
-                    "OUTPUT", str(each), f"matches the input {source}, and would be part of the input of the next run"
+                    "OUTPUT",
+                    str(each),
+                    f"matches the input {source}: the next run would read it as input; give another name",
                 )
 
 

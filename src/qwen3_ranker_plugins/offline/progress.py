@@ -1,4 +1,4 @@
-"""How far a job is, for people."""
+"""Shows people how far a job is."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .scoring import ScoredPass
 
 
 class Meter:
-    """Adds up what passes bring; draws a bar if it has one.
+    """Adds up the numbers of the passes; draws them if it has a progress bar.
 
     Attributes:
-        pairs, tokens, errors: of this run.
-        tokenization_seconds, engine_seconds: of all engines together.
+        pairs, tokens, errors: counts of this run.
+        tokenization_seconds, engine_seconds: seconds of all engines together.
     """
 
     def __init__(self, bar: Progress | None = None) -> None:
@@ -54,7 +54,7 @@ class Meter:
 
 @contextmanager
 def metering(*, show: bool) -> Iterator[Meter]:
-    """A meter, with a bar on standard error if wanted. The time left follows from how much of the input is read."""
+    """A meter, with a bar on standard error if `show`. The time left is estimated from the share of the input read."""
     if not show:
         yield Meter()
         return
@@ -70,14 +70,14 @@ def metering(*, show: bool) -> Iterator[Meter]:
 
 
 def describe(summary: Summary) -> str:
-    """The summary in a few lines."""
+    """The summary as a few lines of text."""
     now = summary.pairs - summary.resumed
     lines = [
         f"{summary.pairs:,} pairs of {summary.queries:,} queries: {summary.scored:,} scored, {summary.errors:,} errors"
     ]
     if summary.resumed:
         lines[0] += f" ({summary.resumed:,} taken over from earlier runs)"
-    lines.append(f"{summary.truncated:,} documents were cut to fit the window")
+    lines.append(f"{summary.truncated:,} documents were cut to fit the maximum length")
     if now and summary.scoring_seconds:
         rates = (
             f"{now / summary.scoring_seconds:,.0f} pairs/s, {summary.tokens / summary.scoring_seconds:,.0f} tokens/s"

@@ -1,4 +1,4 @@
-"""What a job wrote, read again without loading it whole."""
+"""Reads the output of a job without loading all of it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ class RerankedPair:
     """A pair with its judgement; the fields are those of the output.
 
     Attributes:
-        relevance_score: P(yes) = sigmoid(margin), or what the job's calibration makes of the margin.
+        relevance_score: P(yes) = sigmoid(margin), or the score that the job's calibration gives for the margin.
         margin: logit(yes) - logit(no).
         confidence: |P(yes) - P(no)|.
-        rank: among the query's documents, from 1.
-        truncated: tokens cut off the end of the document; None in a TREC run, which does not say.
+        rank: rank among the query's documents, from 1.
+        truncated: number of tokens cut off the end of the document; None in a TREC run, which does not contain it.
         processing_time: seconds of the pass divided by its pairs; None if it was not written.
-        query, document: None if they were not written.
-        piece_start, piece_end: offsets of the piece that decided; None unless the job judges documents in pieces.
+        query, document: the texts; None if they were not written.
+        piece_start, piece_end: offsets of the piece with the highest score; None unless the job judges documents in
+            pieces.
     """
 
     query_id: str
@@ -49,25 +50,28 @@ class RerankedPair:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a job did. Counts are of the whole job, times of the run that finished it.
+    """What a job did. Counts cover the whole job; times and `tokens` cover the run that finished it.
 
     Reading, tokenization and writing overlap with the engine's work, so the times may add up to more than `seconds`.
 
     Attributes:
-        model: its name, as it was given.
-        model_hash: of its configuration, tokenizer and weights.
-        engine, device, dtype: what scored; "cuda" for any GPU.
-        pairs: in the input, unreadable lines included; scored + errors.
-        resumed: pairs that earlier runs had scored.
-        truncated: pairs whose document was cut.
-        queries: with at least one score.
-        tokens: that went through the model in this run.
-        reading_seconds, tokenization_seconds, engine_seconds, writing_seconds: spent on each; of several engines
-            the sum.
-        scoring_seconds: from engines that are ready to the last pass.
-        ordering_seconds: from the last pass to the finished output.
-        mixed_queries: query ids that stand for more than one text; their documents are ranked in one list.
-        grown_bytes: that were appended to the input while it was read, and are not in the output.
+        model: name of the model, as it was given.
+        model_hash: hash of its configuration, tokenizer and weights.
+        engine, device, dtype: what computed the scores; the device is "cuda" for any GPU.
+        pairs: number of pairs in the input, unreadable lines included: scored + errors.
+        scored, errors: number of pairs with and without a score.
+        truncated: number of pairs whose document was cut.
+        queries: number of queries with at least one score.
+        resumed: number of pairs that earlier runs had scored.
+        tokens: number of tokens that went through the model in this run.
+        seconds: duration of the run.
+        scoring_seconds: time from when the engines were ready to the end of the last pass.
+        reading_seconds, tokenization_seconds, engine_seconds, writing_seconds: time spent on each; with several
+            engines, the sum over them.
+        ordering_seconds: time from the end of the last pass to the finished output.
+        mixed_queries: number of query ids that have more than one text; the documents of such an id are ranked in one
+            list.
+        grown_bytes: number of bytes that were appended to the input while it was read, and are not in the output.
     """
 
     model: str
@@ -102,11 +106,11 @@ class RerankResults:
     """The output of a finished job.
 
     Attributes:
-        path: of the output.
+        path: the output file.
         format: "jsonl", "csv", "parquet" or "trec".
-        errors_path: of the pairs without a score; empty if there are none.
-        summary: what was done.
-        calibration: of the job; a TREC run holds margins only, of which scores are made when it is read.
+        errors_path: the file for the pairs without a score; it does not exist if there are none.
+        summary: what the job did.
+        calibration: the job's calibration. It is needed to read a TREC run, which contains margins but no scores.
     """
 
     path: Path
@@ -119,7 +123,7 @@ class RerankResults:
         return self.summary.scored
 
     def __iter__(self) -> Iterator[RerankedPair]:
-        """All pairs in the order of the output, read as they are asked for."""
+        """Yield all pairs in the order of the output, reading them lazily."""
         if self.format == "parquet":
             import pyarrow.parquet as pq
 
@@ -144,14 +148,15 @@ class RerankResults:
         """The best documents of a query, in order.
 
         Args:
-            query_id: one without scored pairs is refused.
-            top_k: at most this many.
-            min_confidence: only pairs with a confidence of at least this, in [0, 1]. A confident "no" passes: to drop
-                what is irrelevant, use score_threshold. A warning is logged when a likely relevant pair is dropped.
+            query_id: the id of a query with at least one scored pair.
+            top_k: maximum number of documents.
+            min_confidence: only pairs with a confidence of at least this, in [0, 1]. A confident "no" passes, too: to
+                drop irrelevant documents, use score_threshold. A warning is logged when a likely relevant pair is
+                dropped.
             score_threshold: only pairs with a relevance score of at least this, in [0, 1].
 
         Raises:
-            InvalidInputError: an argument is unusable.
+            InvalidInputError: an argument is unusable, or the output has no such query.
         """
         check_positive("top_k", top_k)
         check_probability("min_confidence", min_confidence)
@@ -163,7 +168,7 @@ class RerankResults:
         top: list[RerankedPair] = []
         for pair in chain((first,), found):
             if score_threshold is not None and pair.relevance_score < score_threshold:
-                break  # the best come first
+                break  # pairs are ordered by score
             if min_confidence is None or pair.confidence >= min_confidence:
                 top.append(pair)
                 if len(top) == top_k:
@@ -190,7 +195,7 @@ class RerankResults:
                     yield from islice(self._parse(output, heading), rows)
 
     def _parse(self, stream: BinaryIO, heading: list[str] | None = None) -> Iterator[RerankedPair]:
-        """The pairs of a stream; with a heading, it begins after its own."""
+        """Yield the pairs of a stream. With `heading`, the stream begins after the heading line of a CSV file."""
         lines = (line.decode() for line in stream)
         if self.format == "jsonl":
             for line in lines:
@@ -218,5 +223,5 @@ def _pair_of_csv(row: Mapping[str, Any]) -> RerankedPair:
 
 
 def summary_from(stored: dict[str, Any]) -> Summary:
-    """A summary as `Checkpoint.summary` gives it, with what earlier versions did not keep."""
+    """Make a `Summary` from `Checkpoint.summary`; fields that earlier versions did not store get their defaults."""
     return Summary(**{each.name: stored[each.name] for each in fields(Summary) if each.name in stored})

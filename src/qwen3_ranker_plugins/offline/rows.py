@@ -1,4 +1,4 @@
-"""A pair after its pass: a row with its score, or one with the reason why there is none."""
+"""A pair after its pass: a row with its score, or a row with the reason why it has none."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ class ScoredRow(NamedTuple):
     """A pair with its margin.
 
     Attributes:
-        position: of the pair in the input, from 0.
-        line: where it stands in the input; see `Pair`.
-        truncated: tokens cut off the end of the document.
-        seconds: of the pass, divided by its pairs.
+        position: position of the pair in the input, from 0.
+        line: its line in the input; see `Pair`.
+        margin: logit(yes) - logit(no).
+        truncated: number of tokens cut off the end of the document.
+        seconds: duration of the pass, divided by its pairs.
         query, document: the texts; "" unless the job keeps them.
-        piece_start, piece_end: the piece that decided, as offsets into the document's text; 0 unless the job judges
-            documents in pieces.
+        piece_start, piece_end: the piece with the highest margin, as offsets into the document's text; 0 unless the job
+            judges documents in pieces.
     """
 
     position: int

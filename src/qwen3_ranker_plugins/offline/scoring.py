@@ -1,8 +1,8 @@
-"""A window -> forward passes -> rows. What passes a window makes depends on nothing but the window and the settings.
+"""Turns a window into forward passes, and these into rows. The passes depend only on the window and the settings.
 
-The engine is called directly, not through the dispatcher, whose passes depend on when its callers come: the last
-bits of a margin may differ with the company that a document has in its pass, and a job that is resumed, or spread
-over several engines, has to give the same bytes.
+The engine is called directly, not through the dispatcher, whose passes depend on when requests arrive. The last bits of
+a margin may depend on the other documents of its pass, but a job has to write the same bytes when it is resumed or
+spread over several engines.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EngineFactory = Callable[[EngineConfig], Engine]
 
 
 class _Shares(NamedTuple):
-    """Requests of a pass, and for each of their documents, the places in the window of the pairs with this text."""
+    """Requests of a pass; for each of their documents, the positions in the window of the pairs with this text."""
 
     requests: Sequence[EncodedRequest]
     indices: Sequence[Sequence[Sequence[int]]]
@@ -42,11 +42,12 @@ class PlannedPass:
     """One forward pass of a window.
 
     Attributes:
-        window, number: its window, and its place there; `count` passes belong to the window.
-        requests: encoded, each with at least one document.
-        indices: for each document of each request, the places in the window of the pairs with this text. All pieces
+        window: the window.
+        number, count: number of the pass in its window, from 0, and number of passes in the window.
+        requests: encoded requests, each with at least one document.
+        indices: for each document of each request, the positions in the window of the pairs with this text. All pieces
             of a document are in one pass.
-        faults: (place in the window, reason) of pairs that cannot be encoded; on a window's first pass.
+        faults: (position in the window, reason) of pairs that cannot be encoded; only in a window's first pass.
     """
 
     window: Window
@@ -59,18 +60,19 @@ class PlannedPass:
 
 @dataclass(frozen=True)
 class ScoredPass:
-    """What a pass brought.
+    """The result of a pass.
 
     Attributes:
-        window, number, count: as in `PlannedPass`.
-        columns: positions, lines, query ids, document ids, margins, truncated tokens, and if asked for queries and
-            documents, and pieces, of the pairs that were scored: a `ScoredRow` without its seconds is one item of each.
-            Columns take a quarter of the time that rows do to be put together, stored and read again.
-        failures: rows of the pairs that hold no score.
-        tokens: that went through the model.
-        fraction: how much of the input lies before the end of the window.
-        window_checksum: of the content that was scored.
-        tokenization_seconds, engine_seconds: what it took; tokenization is that of the whole window, on pass 0.
+        window: number of its window.
+        number, count: as in `PlannedPass`.
+        columns: positions, lines, query ids, document ids, margins and truncated tokens of the scored pairs; then, if
+            requested, queries and documents, and starts and ends of pieces. One item of each column makes a `ScoredRow`
+            without its seconds. Columns take a quarter of the time of rows to be made, stored and read again.
+        failures: rows of the pairs without a score.
+        tokens: number of tokens that went through the model.
+        fraction: share of the input up to the end of the window, from 0 to 1.
+        window_checksum: checksum of the content that was scored.
+        tokenization_seconds, engine_seconds: time spent; tokenization is that of the whole window, counted in pass 0.
     """
 
     window: int
@@ -86,12 +88,12 @@ class ScoredPass:
 
     @property
     def pairs(self) -> int:
-        """Scored or not."""
+        """Number of pairs, with and without a score."""
         return len(self.columns[0]) + len(self.failures)
 
     @property
     def seconds_each(self) -> float:
-        """The engine's time, shared among the pairs that were scored."""
+        """The engine's time divided by the number of scored pairs, in seconds."""
         return round(self.engine_seconds / max(1, len(self.columns[0])), 9)
 
 
@@ -99,9 +101,9 @@ class Scorer:
     """A model with its tokenizer and engine, for one caller.
 
     Args:
-        settings: as of a `Reranker`.
+        settings: as for a `Reranker`.
         factory: makes the engine.
-        include_text: rows carry the texts.
+        include_text: whether rows contain the texts.
 
     Raises: as `Reranker`.
     """
@@ -109,7 +111,7 @@ class Scorer:
     def __init__(
         self, settings: RerankerSettings, factory: EngineFactory = create_engine, *, include_text: bool
     ) -> None:
-        self._instruction = settings.instruction  # None is the model's own
+        self._instruction = settings.instruction  # None: the model's own
         self._pieces = settings.pieces
         self._include_text = include_text
         if factory is create_engine:
@@ -117,7 +119,7 @@ class Scorer:
             resolved = engine_module(engine).resolve(engine, settings)
             config = resolved.config
             self._encoder = resolved.encoder
-        else:  # a factory of the caller's resolves the settings itself
+        else:  # the caller's own factory resolves the settings itself
             folder = resolve_model(settings.model)
             config = EngineConfig(
                 settings.engine,
@@ -133,7 +135,7 @@ class Scorer:
         self._tokenization_seconds: dict[int, float] = {}
 
     def facts(self) -> dict[str, str]:
-        """What a score depends on and only the running engine knows."""
+        """The facts that scores depend on and that only the running engine knows."""
         described = self._engine.describe()
         return {
             "engine": self._engine.name,
@@ -143,7 +145,7 @@ class Scorer:
         }
 
     def device(self) -> str:
-        """The device itself, such as "cuda:1"; scores depend on its kind only."""
+        """The device, such as "cuda:1"; scores depend only on its kind."""
         return self._engine.describe().device
 
     def close(self) -> None:
@@ -151,7 +153,7 @@ class Scorer:
         self._engine.close()
 
     def plan(self, window: Window) -> list[PlannedPass]:
-        """The passes of a window, at least one: each query's documents by length, as many as fit the token budget."""
+        """The passes of a window, at least one. Each query's documents fill them by length, up to the token budget."""
         started = time.perf_counter()
         faults: list[tuple[int, str]] = []
         places: dict[str, dict[str, list[int]]] = {}
@@ -182,7 +184,7 @@ class Scorer:
     def _passes(
         self, encoded: Sequence[tuple[EncodedRequest, list[list[int]]]]
     ) -> Iterator[tuple[list[EncodedRequest], list[list[list[int]]]]]:
-        """Requests of each pass, and for each of their segments the places of the pairs with its document."""
+        """Yield the requests of each pass; for each of their segments, the positions of the pairs with its document."""
         capabilities = self._engine.capabilities
         if self._pieces is None:
             for shares in fill_in_order([request for request, _ in encoded], capabilities):
@@ -191,8 +193,8 @@ class Scorer:
                     [[encoded[number][1][document] for document in documents] for number, documents in shares],
                 )
             return
-        # What is committed is whole documents: a pass holds all pieces of each, though the engine may take several
-        # calls for those of one that exceed its budget.
+        # Only whole documents are committed. A pass therefore contains all pieces of a document; if these exceed the
+        # engine's budget, it scores them in several calls.
         segments = [_segments_of_documents(request) for request, _ in encoded]
         whole = [
             EncodedRequest(
@@ -213,7 +215,7 @@ class Scorer:
             yield requests, indices
 
     def score(self, planned: PlannedPass) -> ScoredPass:
-        """Run a pass; if it fails, its halves, down to the documents at fault.
+        """Run a pass. If it fails, run its halves, and so on, until the failing documents are found.
 
         Raises:
             EngineError: the engine no longer scores anything, not even a known request.
@@ -247,7 +249,7 @@ class Scorer:
         )
 
     def _calls(self, planned: PlannedPass) -> Iterator[_Shares]:
-        """What the engine is given at a time: the pass, or parts of it if its pieces exceed the budget."""
+        """Yield what the engine gets in one call: the whole pass, or parts of it if its pieces exceed the budget."""
         if self._pieces is None:
             yield _Shares(planned.requests, planned.indices)
             return
@@ -264,12 +266,12 @@ class Scorer:
         margins: dict[int, tuple[float, Piece | None]],
         failures: dict[int, str],
     ) -> int:
-        """Enter margins with their pieces, and failures, by place in the window; returns the tokens computed."""
+        """Add margins with their pieces, and failures, by position in the window; returns the tokens computed."""
         try:
             results = self._engine.score(requests)
         except EngineClosedError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a pass dies of is looked for in its documents
+        except Exception as error:  # noqa: BLE001 - any error of a pass is traced to its documents
             smaller = _smaller_passes(requests, indices)
             if not smaller:
                 reason = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
@@ -289,7 +291,7 @@ class Scorer:
         return sum(result.computed_tokens for result in results)
 
     def _prove_that_it_lives(self, failures: dict[int, str]) -> None:
-        """After a pass without a single score: an engine that has died would make an error of every pair to come."""
+        """Check the engine after a pass without any score: a dead engine would turn all further pairs into errors."""
         known = self._encoder.encode("what is this?", ["a text that every model can score"], self._instruction)
         try:
             values = self._engine.score([known])[0].values
@@ -329,9 +331,9 @@ class Scorer:
 
 
 def _smaller_passes(requests: Sequence[EncodedRequest], indices: Sequence[Sequence[Sequence[int]]]) -> list[_Shares]:
-    """The two passes to try after one failed, with half of its requests each, or of the documents of its only request.
+    """The two passes to try after one failed: half of its requests each, or half of its only request's documents.
 
-    None for a single document.
+    Empty if the pass has only one document.
     """
     if shares := halves(list(zip(requests, indices, strict=True))):
         return [_Shares(*zip(*half, strict=True)) for half in shares]
@@ -340,14 +342,14 @@ def _smaller_passes(requests: Sequence[EncodedRequest], indices: Sequence[Sequen
 
 
 def _comes_before(margin: float, piece: Piece | None, other_margin: float, other_piece: Piece | None) -> bool:
-    """Whether the first of two pieces decides: the one with the higher margin; of equal ones that which comes first."""
+    """Whether the first piece takes precedence: it has the higher margin, or the same margin and comes first."""
     if piece is None or other_piece is None:
         return False
     return (margin, -piece.start) > (other_margin, -other_piece.start)
 
 
 def _segments_of_documents(request: EncodedRequest) -> list[list[int]]:
-    """For each document of a request in pieces, the places of its segments."""
+    """For each document of a request in pieces, the positions of its segments."""
     found: list[list[int]] = []
     for place, piece in enumerate(request.pieces or []):
         if piece.document == len(found):
@@ -365,11 +367,11 @@ def _failure_rows(window: Window, failures: dict[int, str]) -> Iterator[FailedRo
 def score_windows(
     scorer: Scorer, windows: Iterator[tuple[Window, Collection[int]]]
 ) -> Iterator[Callable[[], ScoredPass]]:
-    """The passes that are still to be run, encoded, in order: calling one runs it.
+    """Yield a function for each encoded pass that is not done yet, in order; calling it runs the pass.
 
     Args:
-        scorer: encodes here and scores where the result is called.
-        windows: each with the numbers of its passes that are done.
+        scorer: encodes in the thread that iterates, and scores in the thread that calls a function.
+        windows: windows, each with the numbers of its passes that are done.
     """
     for window, done in windows:
         for planned in scorer.plan(window):

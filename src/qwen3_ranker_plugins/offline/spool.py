@@ -1,4 +1,4 @@
-"""Standard input as a file, since a job reads its input from the beginning whenever it continues."""
+"""Copies standard input to a file, because a job that continues reads its input from the beginning."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def spool_standard_input(folder: Path, stream: BinaryIO | None = None) -> InputF
     """Copy a stream into the job's folder.
 
     Returns:
-        The copy, whose name says whether it is packed, and not in which format it is.
+        The copy. Its name shows whether it is compressed, but not its format.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the copy cannot be written.
     """
     stream = sys.stdin.buffer if stream is None else stream
     path = folder / "input"

@@ -10,27 +10,27 @@ from pathlib import Path
 
 from .errors import StorageError
 
-#: What a power cut may cost.
+#: Seconds between two syncs: how much work a power cut may cost.
 SYNC_SECONDS = 1.0
 
 
 @contextlib.contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Turn what the system says when a file cannot be written into a `StorageError`."""
+    """Turn an `OSError` from writing a file into a `StorageError`."""
     try:
         yield
     except OSError as error:
         raise StorageError(
             f"{path} cannot be written: {error.strerror or error}; what was committed is intact: make room and run the "
-            "same command again to go on"
+            "same command again to continue"
         ) from error
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file, or leave it as it was.
+    """Replace a file in one step; after an error or a kill, it has its former content.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the file cannot be written.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     with storage(path):
@@ -43,7 +43,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """So that new names in it survive a power cut too. Windows has no such call."""
+    """Sync a folder, so that new names in it survive a power cut. Windows has no such call."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -54,10 +54,10 @@ def sync_folder(folder: Path) -> None:
 
 
 class Appender:
-    """A file that only grows. Nothing stays in a buffer of this process; a thread syncs it now and then.
+    """A file that only grows. Nothing stays in a buffer of this process; a thread syncs it every `SYNC_SECONDS`.
 
     Attributes:
-        length: of the file.
+        length: length of the file in bytes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,7 +71,7 @@ class Appender:
         self._thread.start()
 
     def append(self, content: bytes) -> None:
-        """Hand content to the kernel.
+        """Hand content to the operating system.
 
         Raises:
             StorageError: this write or an earlier sync failed.
@@ -81,12 +81,12 @@ class Appender:
         self.length += len(content)
         rest = memoryview(content)
         with storage(self._path):
-            while rest:  # a disk that fills up takes a part first, and refuses the rest
+            while rest:  # a disk that fills up accepts a part first, and refuses the rest
                 rest = rest[self._file.write(rest) :]
         self._changed = True
 
     def sync(self) -> None:
-        """Wait for the disk.
+        """Wait until the content is on the disk.
 
         Raises:
             StorageError: as `append`.
@@ -97,7 +97,7 @@ class Appender:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread and close the file."""
         self._stop.set()
         self._thread.join()
         self._file.close()

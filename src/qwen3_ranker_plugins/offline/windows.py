@@ -1,6 +1,6 @@
-"""Pairs -> windows: consecutive pairs that are read, encoded and planned together.
+"""Divides the pairs into windows: consecutive pairs that are read, encoded and planned together.
 
-A window bounds memory, and is what a job continues after: the same input makes the same windows every time.
+Windows bound memory, and a job is continued by windows: the same input always gives the same windows.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 from ..data.pairs import Pair
 from ..data.source import Source
 
-#: A query with more documents than this is put in order on disk.
+#: The documents of a query that has more than this are sorted on disk.
 MAX_QUERY_PAIRS = 100_000
 
-#: Query ids with two texts that a message names.
+#: Maximum number of query ids with two texts that a message names.
 NAMED_AT_MOST = 3
 
 
@@ -29,11 +29,11 @@ class Window:
     """Consecutive pairs of the input.
 
     Attributes:
-        number: from 0.
+        number: number of the window, from 0.
         start: position of the first pair in the input, from 0.
         pairs: in input order.
         fraction: share of the input that has been read at the end of the window, from 0 to 1.
-        checksum: CRC-32 of ids, texts and faults of the pairs.
+        checksum: CRC-32 of the ids, texts and faults of the pairs.
     """
 
     number: int
@@ -44,7 +44,7 @@ class Window:
 
 
 class MixedQuery(NamedTuple):
-    """A query id that stands for two texts, and the lines of the first pairs with each."""
+    """A query id that has two texts, and the line of the first pair with each text."""
 
     query_id: str
     line: int | str
@@ -52,16 +52,16 @@ class MixedQuery(NamedTuple):
 
 
 class Windows:
-    """Reads a source window by window and notes whether each query's pairs stand together.
+    """Reads a source window by window and records whether each query's pairs are consecutive.
 
     Args:
-        source: read from its beginning.
+        source: the source, which is read from its beginning.
         max_pairs: maximum number of pairs in a window.
         max_characters: a window ends with the pair at which its texts reach this many characters.
 
     Attributes:
-        seconds: spent reading so far.
-        pairs: read so far.
+        seconds: time spent reading so far.
+        pairs: number of pairs read so far.
     """
 
     def __init__(self, source: Source, max_pairs: int, max_characters: int) -> None:
@@ -101,11 +101,11 @@ class Windows:
 
     @property
     def grouped(self) -> bool:
-        """No query's pairs are scattered, and none has more than MAX_QUERY_PAIRS."""
+        """Whether the pairs of each query are consecutive, and at most MAX_QUERY_PAIRS."""
         return self._groups.distinct()
 
     def mixed_queries(self) -> tuple[int, list[MixedQuery]]:
-        """How many query ids stand for more than one text, and a few of them; if any, the input is read again."""
+        """The number of query ids that have more than one text, and a few examples; reads the input again for these."""
         ids = self._queries.mixed()
         first: dict[str, Pair] = {}
         found: dict[str, MixedQuery] = {}
@@ -126,7 +126,7 @@ def _checksum(pairs: Sequence[Pair]) -> int:
 
 
 class _Groups:
-    """Eight bytes for each group of neighbouring pairs of one query, until a query is known to have two."""
+    """Finds out whether a query has two groups of consecutive pairs. Holds eight bytes per group until it does."""
 
     def __init__(self) -> None:
         self._hashes: array[int] = array("q")
@@ -142,7 +142,7 @@ class _Groups:
         for pair in window:
             if pair.query_id == last:
                 length += 1
-            elif not pair.fault:  # a fault ends no group: it may have lost its query's id
+            elif not pair.fault:  # a faulty pair does not end a group: it may have lost its query's id
                 last = pair.query_id
                 self._scattered |= length > MAX_QUERY_PAIRS
                 length = 1
@@ -163,7 +163,7 @@ class _Groups:
 
 
 class _QueryTexts:
-    """Sixteen bytes for each text of each query id, and up to twice that until equal ones are dropped."""
+    """Finds query ids with several texts. Holds 16 bytes per id and text; with duplicates, up to twice that."""
 
     def __init__(self) -> None:
         self._hashes: array[int] = array("q")

@@ -1,4 +1,4 @@
-"""Ranked rows -> JSONL, CSV, Parquet or a TREC run: into the job's folder, then in one step under the right name."""
+"""Writes ranked rows as JSONL, CSV, Parquet or a TREC run: first into the job's folder, then moved in one step."""
 
 from __future__ import annotations
 
@@ -37,15 +37,16 @@ _TAG = "qwen3-ranker"
 _FIELDS = ("query_id", "doc_id", "relevance_score", "margin", "confidence", "rank", "truncated")
 _PIECE_FIELDS = ("piece_start", "piece_end")
 
-#: Of Parquet's own metadata: JSON of what the scores were made with.
+#: Key in Parquet's metadata; its value is JSON that describes how the scores were made.
 METADATA_KEY = "qwen3_ranker"
 
 
 def format_of(output: Path, asked_for: str | None) -> str:
-    """The format of an output, by its suffix unless it is named.
+    """The format of an output: the given one, or else that of its suffix.
 
     Raises:
-        InvalidInputError: neither says which.
+        InvalidInputError: the format or the suffix is unknown, or the output is Parquet with .gz.
+        MissingDependencyError: the format is Parquet, and pyarrow is not installed.
     """
     plain = output.with_suffix("") if is_packed(output) else output
     name = _SUFFIXES.get(plain.suffix) if asked_for is None else asked_for
@@ -53,12 +54,12 @@ def format_of(output: Path, asked_for: str | None) -> str:
         if asked_for is None:
             suffixes = ", ".join(_SUFFIXES)
             raise InvalidInputError(
-                "OUTPUT", str(output), f"use one of {suffixes}, all but Parquet also with .gz, or give --format"
+                "OUTPUT", str(output), f"use one of {suffixes} (all except Parquet also with .gz), or give --format"
             )
         raise InvalidInputError("format", asked_for, f"use one of {', '.join(FORMATS)}")
     if name == "parquet":
         if is_packed(output):
-            raise InvalidInputError("OUTPUT", str(output), "Parquet is compressed inside: leave .gz out")
+            raise InvalidInputError("OUTPUT", str(output), "Parquet has its own compression: leave .gz out")
         pyarrow_or_raise()
     return name
 
@@ -69,12 +70,12 @@ def is_packed(output: Path) -> bool:
 
 
 def relevance_score(log_odds: float) -> float:
-    """P(yes) = sigmoid(log_odds), which is the margin unless a calibration makes another number of it."""
+    """P(yes) = sigmoid(log_odds); the log-odds are the margin, or the calibrated margin if there is a calibration."""
     return 0.5 + 0.5 * math.tanh(0.5 * log_odds)
 
 
 def confidence(log_odds: float) -> float:
-    """|P(yes) - P(no)|."""
+    """|P(yes) - P(no)| for log-odds of P(yes)."""
     return math.tanh(0.5 * abs(log_odds))
 
 
@@ -99,8 +100,8 @@ class Writer(ABC):
     """Writes one query after the other.
 
     Args:
-        path: replaced when everything was written; untouched until then.
-        temporary: where the output is written, on the same file system.
+        path: the final path, which is replaced by `publish` and untouched until then.
+        temporary: the file that is written first, on the same file system.
         contents: what is written of each row.
     """
 
@@ -113,7 +114,7 @@ class Writer(ABC):
         self._slope, self._intercept = log_odds_line(contents.calibration)
 
     def fault(self, row: ScoredRow) -> str | None:  # noqa: ARG002 - some formats need it
-        """Why a row cannot stand in this format; None if it can."""
+        """Why a row cannot be written in this format; None if it can."""
         return None
 
     @abstractmethod
@@ -122,7 +123,7 @@ class Writer(ABC):
 
     @abstractmethod
     def _close(self) -> None:
-        """Finish the temporary file and have it synced."""
+        """Finish the temporary file and sync it to the disk."""
 
     def __enter__(self) -> Self:
         return self
@@ -134,19 +135,19 @@ class Writer(ABC):
             self._temporary.unlink(missing_ok=True)
 
     def publish(self) -> None:
-        """Put the file in its place."""
+        """Finish the file and move it to its final path."""
         self._close()
         self._temporary.replace(self.path)
 
 
 class _TextWriter(Writer):
-    """Lines of text, with a note of where each query begins."""
+    """Writes lines of text, and an index of where each query begins."""
 
     def __init__(self, path: Path, temporary: Path, index: Path, contents: Contents) -> None:
         super().__init__(path, temporary, contents)
         self._raw = temporary.open("wb")
         self._file = cast("BinaryIO", self._raw)
-        if is_packed(path):  # without a time or a name inside: equal jobs give equal bytes
+        if is_packed(path):  # without a time and a name, so that equal jobs give equal bytes
             self._file = cast("BinaryIO", gzip.GzipFile("", "wb", fileobj=self._raw, mtime=0))
         self._index = index.open("w", encoding="utf-8")
         self._offset = self._file.write(self._heading().encode("utf-8"))
@@ -175,16 +176,16 @@ class _TextWriter(Writer):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for file in (self._file, self._raw, self._index):
-            with contextlib.suppress(OSError):  # closed already, or the buffer's rest on a full disk
+            with contextlib.suppress(OSError):  # it is closed already, or the disk is full
                 file.close()
         super().__exit__(kind, error, trace)
 
 
 class JsonlWriter(_TextWriter):
-    """One object a line."""
+    """Writes one JSON object per line."""
 
     def _lines(self, query_id: str, rows: Sequence[ScoredRow], rank: int) -> str:
-        # Put together by hand: json.dumps takes three times as long, which is half the cost of a pair.
+        # Formatted by hand: json.dumps takes three times as long, which would be half the cost of a pair.
         start = f'{{"query_id": {encode_basestring(query_id)}, "doc_id": '
         lines: list[str] = []
         for place, row in enumerate(rows, start=rank):
@@ -202,7 +203,7 @@ class JsonlWriter(_TextWriter):
 
 
 class CsvWriter(_TextWriter):
-    """A heading and a row for each pair, quoted as RFC 4180 says."""
+    """Writes a heading, and a row for each pair, quoted as in RFC 4180."""
 
     def _heading(self) -> str:
         times, texts = ["processing_time"] * self._processing_time, ["query", "document"] * self._include_text
@@ -221,13 +222,13 @@ class CsvWriter(_TextWriter):
 
 
 class TrecWriter(_TextWriter):
-    """`query_id Q0 doc_id rank margin tag`, the margin as score: it keeps the order where P(yes) is 1.0 for many."""
+    """Writes `query_id Q0 doc_id rank margin tag`. The margin keeps the order even if P(yes) is 1.0 for many pairs."""
 
     def fault(self, row: ScoredRow) -> str | None:
-        """White space separates fields."""
+        """White space separates the fields of a TREC run, so ids must not contain it."""
         for name, value in (("query_id", row.query_id), ("doc_id", row.doc_id)):
             if value.split() != [value]:
-                return f"{name} {value!r} holds white space, which a TREC run cannot"
+                return f"{name} {value!r} contains white space, which a TREC run does not allow"
         return None
 
     def _lines(self, query_id: str, rows: Sequence[ScoredRow], rank: int) -> str:
@@ -237,7 +238,7 @@ class TrecWriter(_TextWriter):
 
 
 class ParquetWriter(Writer):
-    """Row groups of some thousand rows; `query_id` has statistics, so that one query is found quickly."""
+    """Writes row groups of some thousand rows, with statistics of `query_id`, so that a query is found quickly."""
 
     def __init__(self, path: Path, temporary: Path, made_by: Mapping[str, str], contents: Contents) -> None:
         super().__init__(path, temporary, contents)
@@ -262,7 +263,7 @@ class ParquetWriter(Writer):
         self._file = pq.ParquetWriter(self._temporary, self._schema, compression="zstd")
 
     def write(self, query_id: str, rows: Sequence[ScoredRow], rank: int) -> None:
-        """Add rows; they are written when there are enough for a row group."""
+        """Add rows; they are written once there are enough for a row group."""
         for place, row in enumerate(rows, start=rank):
             _, _, _, doc_id, margin, truncated, seconds, query, document, *piece = row
             odds = self._slope * margin + self._intercept
@@ -298,7 +299,7 @@ class ParquetWriter(Writer):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            with contextlib.suppress(OSError):  # its footer no longer fits either
+            with contextlib.suppress(OSError):  # on a full disk, the footer cannot be written, either
                 self._file.close()
         super().__exit__(kind, error, trace)
 
@@ -307,8 +308,10 @@ def open_writer(name: str, path: Path, folder: Path, made_by: Mapping[str, str],
     """The writer of a format.
 
     Args:
-        folder: of the job; holds the output until it is whole, and the index of outputs that are searched by offset.
-        made_by: model, engine and settings, for formats that have a place for them.
+        name: the format.
+        path: the final path of the output.
+        folder: the job's folder, with the unfinished output and, for formats of text, the index of queries.
+        made_by: model, engine and settings, for formats that have metadata.
         contents: what is written of each row.
     """
     temporary = folder / "output"

@@ -1,6 +1,6 @@
-"""The first ids of texts, without encoding what is not read of a long one.
+"""The first ids of texts. The part of a long text that is not read is not encoded.
 
-A text is encoded in slices until enough ids are known. They equal the first ids of the whole text, for one of three
+A text is encoded in slices until enough ids are known. They equal the first ids of the whole text for one of three
 reasons, which are tried in this order:
 
 1. The slice is the rest of the text.
@@ -12,9 +12,10 @@ reasons, which are tried in this order:
    token boundary among any n consecutive bytes, where n is the length of the longest token. If for each of the last n
    bytes of the slice the ids of the slice up to there have a boundary at an earlier place, the whole piece has one too.
 
-What none of them covers is cut by definition at the end of a slice: text without a place where Unicode normalization
-starts afresh in 256 characters (Unicode's stream-safe format allows 30), white space with line breaks and then more
-blanks than a slice holds, and runs of added tokens that overlap, or that touch although they count only as words.
+None of these reasons covers the following texts, which are by definition cut at the end of a slice: text without a
+place in 256 characters where Unicode normalization restarts (Unicode's stream-safe format allows 30 characters), white
+space in which line breaks are followed by more blanks than a slice holds, and runs of added tokens that overlap, or
+that touch although they are recognized only as separate words.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from .tokenizer import ModelTokenizer, as_utf8
 
 #: Texts of at most this many characters are encoded whole; longer ones in slices of at most this many.
 SLICE = 65_536
-# One batch of the tokenizer holds at most this many characters: its results take some 40 bytes for each.
+# One batch of the tokenizer holds at most this many characters: its results take about 40 bytes per character.
 _BATCH = 1_000_000
 #: The suffix after a text counts as this many characters, at four characters a token.
 SUFFIX_CHARACTERS = 36
-# How far back from the end of a slice a place is looked for where normalization starts afresh.
+# Number of characters before the end of a slice in which a place is sought where normalization restarts.
 _LONGEST_SEQUENCE = 256
-# More characters than Unicode composes to one.
+# More characters than Unicode ever composes into one.
 _COMPOSING = 8
 
 
@@ -47,8 +48,8 @@ class Beginning(NamedTuple):
     """The first ids of a text.
 
     Attributes:
-        ids: at least as many as were asked for, or all.
-        whole: they are all ids of the text; otherwise the text has at least one more.
+        ids: at least as many ids as requested, or all.
+        whole: whether these are all ids of the text; if not, it has at least one more.
     """
 
     ids: list[int]
@@ -61,10 +62,10 @@ def encode_beginnings(
     """The first ids of each text, none of them a control token.
 
     Args:
-        tokenizer: of the model that will read the ids.
-        texts: of any length.
-        count: how many ids are read of each.
-        slice_length: in characters; at least a few times the longest token.
+        tokenizer: tokenizer of the model that will read the ids.
+        texts: texts of any length.
+        count: number of ids that are read of each text.
+        slice_length: length of a slice in characters; at least a few times the longest token.
     """
     beginnings: list[Beginning] = []
     for group in in_groups(texts, _BATCH, read=slice_length):
@@ -86,13 +87,13 @@ def encode_beginnings(
 def tokenize_beginnings(
     tokenizer: ModelTokenizer, texts: Sequence[str], count: int, *, slice_length: int = SLICE
 ) -> Iterator[TokenizedText]:
-    """Where the first tokens of each text are: at least `count`, or all.
+    """The first tokens of each text and their positions: at least `count` tokens, or all.
 
     Args:
-        tokenizer: of the model that will read the ids.
-        texts: of any length, without lone surrogates.
-        count: how many tokens are wanted of each.
-        slice_length: as for `encode_beginnings`.
+        tokenizer: tokenizer of the model that will read the ids.
+        texts: texts of any length, without lone surrogates.
+        count: number of tokens that are needed of each text.
+        slice_length: see `encode_beginnings`.
     """
     for group in in_groups(texts, _BATCH, read=slice_length):
         short = iter(
@@ -120,9 +121,9 @@ def in_groups(texts: Sequence[str], most: int, *, read: int | None) -> list[list
     """The texts in groups of at most `most` characters, or of one text that has more.
 
     Args:
-        texts: in any number.
-        most: characters of a group, of which what stands around each text counts too.
-        read: number of characters of a text that count at most; None for all.
+        texts: any number of texts.
+        most: maximum number of characters of a group; each text counts SUFFIX_CHARACTERS more for its suffix.
+        read: maximum number of characters that are counted of one text; None for all.
     """
     groups: list[list[str]] = []
     left = 0
@@ -137,12 +138,12 @@ def in_groups(texts: Sequence[str], most: int, *, read: int | None) -> list[list
 
 
 class _Reader:
-    """A long text, of which slices are encoded from its beginning on.
+    """A long text that is encoded in slices, from its beginning.
 
     Attributes:
-        ids: of what has been read, certain whatever follows.
-        offsets: of the characters of each, if `keep_offsets` is set.
-        whole: nothing is left.
+        ids: ids of the part that has been read; they are final, whatever follows.
+        offsets: (start, end) of the characters of each id, if `keep_offsets` is set.
+        whole: whether nothing is left to read.
     """
 
     def __init__(self, tokenizer: ModelTokenizer, text: str, *, keep_offsets: bool = False) -> None:
@@ -164,7 +165,7 @@ class _Reader:
         return self._text[self._position : self._end]
 
     def take(self, encoding: Encoding) -> None:
-        """Keep the ids of the slice that are certain, and go on where they end."""
+        """Keep the final ids of the slice; the next slice begins where they end."""
         kept, length = len(encoding.ids), self._end - self._position
         if self._end < len(self._text):
             offsets, words = encoding.offsets, encoding.word_ids
@@ -179,7 +180,7 @@ class _Reader:
         self.whole = self._position == len(self._text)
 
     def _end_of_piece(self, offsets: list[tuple[int, int]], words: list[int | None]) -> int:
-        """How many ids end with the last piece that ends whatever follows; 0 if there is none."""
+        """Number of ids up to the last piece that ends there whatever follows; 0 if there is none."""
         for kept in range(len(words) - 1, 0, -1):
             place = self._position + offsets[kept][0]
             if (
@@ -192,19 +193,19 @@ class _Reader:
         return 0
 
     def _end_within_piece(self, offsets: list[tuple[int, int]], words: list[int | None], tokens: list[str]) -> int:
-        """How many ids are certain if a long piece, or white space, reaches to the end of the slice; 0 if none does."""
+        """Number of final ids if a long piece, or white space, reaches to the end of the slice; 0 if none does."""
         split, longest = self._tokenizer.split_piece, self._tokenizer.longest_token
         first, last = words.index(words[-1]), len(words)
         piece = self._text[self._position + offsets[first][0] : self._end]
         blank = piece.isspace()
-        if blank:  # line breaks that follow would make one piece of all of it, up to the last of them
+        if blank:  # line breaks that follow would join it into one piece, up to the last of them
             first, last = 0, next((place for place, word in enumerate(words) if word != words[0]), last)
             piece = self._text[self._position : self._position + offsets[last - 1][1]]
-        # What is left of a piece has to be a piece as well: not the line breaks at the end of punctuation.
+        # The rest of a cut piece has to be a piece as well. The line breaks after punctuation are not one.
         if split is None or (not piece.isspace() if blank else "\n" in piece[1:] or "\r" in piece[1:]):
             return 0
         symbols = "".join(tokens[first:last])
-        # A word that follows may take the last blank.
+        # A word that follows may absorb the last blank.
         size = len(symbols) - (len(piece[-1].encode()) if blank and last == len(words) else 0)
         starts = list(accumulate(map(len, tokens[first : last - 1]), initial=0))
         for distance in (2 * longest, 8 * longest, 32 * longest):
@@ -236,7 +237,7 @@ class _Reader:
         )
 
     def _starts_afresh(self, place: int) -> bool:
-        """Whether the text up to a place is normalized without regard to what follows."""
+        """Whether the text before a place is normalized independently of the text after it."""
         text = self._text
         if text[place].isascii():
             return True
@@ -255,7 +256,7 @@ class _Reader:
 
 
 def _step_over_marks(text: str, place: int, step: int) -> int | None:
-    """The next place, in steps of 1 or -1, of a character that normalization does not move; None if it is far away."""
+    """The next place, in steps of 1 or -1, of a character that normalization does not move; None if too far."""
     for _ in range(_LONGEST_SEQUENCE):
         if not 0 <= place < len(text) or not unicodedata.combining(text[place]):
             return min(max(place, 0), len(text))

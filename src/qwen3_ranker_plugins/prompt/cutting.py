@@ -13,20 +13,21 @@ from .beginning import tokenize_beginnings
 from .pieces import Cut, Piece, TokenizedText, cut_text, original_offset
 from .tokenizer import ModelTokenizer, as_utf8
 
-#: Tokens that one character takes at most: NFC makes at most three characters of one, of at most four bytes each.
+#: Maximum number of tokens of one character: NFC turns it into at most three characters of at most four bytes each.
 _TOKENS_PER_CHARACTER = 12
 
-#: (texts, most tokens of each) -> (ids of each with the suffix, tokens cut off the end of each).
+#: (texts, maximum number of tokens of each) -> (ids of each with the suffix, tokens cut off the end of each).
 EncodeTexts = Callable[[Sequence[str], int], tuple[list[list[int]], list[int]]]
 
 
 class EncodedPieces(NamedTuple):
-    """Pieces of some documents, those of a document next to each other.
+    """Pieces of several documents. The pieces of a document are adjacent.
 
     Attributes:
         segments: ids of each piece and the suffix.
-        truncated_tokens: tokens of the document that no piece holds, on its last piece.
-        pieces: which characters each piece is.
+        truncated_tokens: for each piece, the number of tokens cut off; at the last piece of a document, also the tokens
+            after it.
+        pieces: the document and the range of characters of each piece.
     """
 
     segments: list[list[int]]
@@ -35,15 +36,15 @@ class EncodedPieces(NamedTuple):
 
 
 class Cutter:
-    """Cuts the documents of a request into pieces and encodes these.
+    """Cuts the documents of a request into pieces and encodes the pieces.
 
     Args:
-        tokenizer: of the model that will read the ids.
+        tokenizer: tokenizer of the model that will read the ids.
         before_document: text that is encoded together with the beginning of each piece.
-        pieces: overlap and number of pieces.
-        longest: tokens of a piece.
-        most: tokens of a document that are read; None for all.
-        suffix_ids: what follows the ids of any document; None if it has to be encoded together with the document.
+        pieces: the overlap and the maximum number of pieces.
+        longest: maximum number of tokens of a piece.
+        most: maximum number of tokens of a document that are read; None for all.
+        suffix_ids: the ids that follow every document; None if the suffix has to be encoded together with the document.
     """
 
     def __init__(
@@ -67,11 +68,11 @@ class Cutter:
         """Segments of all pieces, in the order of the documents."""
         texts = [as_utf8(document) for document in documents]
         long, fitting = self._tokenized(texts)
-        if self._most is not None and self._most <= self._longest:  # one piece of each is read, which is its beginning
+        if self._most is not None and self._most <= self._longest:  # only one piece of each is read: its beginning
             segments, truncated = encode(texts, self._most)
             ranges = [self._cut(text, long.get(place), self._most).ranges for place, text in enumerate(texts)]
             return self._joined(documents, [[each] for each in segments], [[each] for each in truncated], ranges)
-        # A piece may have one token more than its characters have within the text: the white space at its end.
+        # On its own, a piece may have one token more than within the text, for the white space at its end.
         lengths = {place: max(1, self._longest - 1) for place in long}
         segments_of: list[list[list[int]]] = [[]] * len(texts)
         truncated_of: list[list[int]] = [[]] * len(texts)
@@ -99,11 +100,11 @@ class Cutter:
         return self._joined(documents, segments_of, truncated_of, ranges_of)
 
     def _tokenized(self, texts: Sequence[str]) -> tuple[dict[int, TokenizedText], dict[int, list[int]]]:
-        """What had to be tokenized to know whether it is longer than a piece.
+        """Tokenize the texts that may be longer than a piece.
 
         Returns:
-            Where the tokens of those texts are that are longer, as far as they are read, and the segments of the
-            others, if these are known without encoding them once more; by place.
+            Two mappings from the position of a text: the tokens of each text that is longer, as far as it is read; and
+            the segments of the other texts, if they are known without encoding the texts again.
         """
         longest = self._longest if self._most is None else min(self._longest, self._most)
         candidates = [

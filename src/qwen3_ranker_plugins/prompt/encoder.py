@@ -1,13 +1,13 @@
 """(instruction, query, documents) -> token ids. The only place that knows a template.
 
 A prompt is `prefix + document + suffix`. The prefix holds everything that the documents of a request share and
-is encoded once; documents are encoded in one batch call; the suffix is constant. The ids equal those of the
-whole string encoded at once, because the prefix is cut where the tokenizer's pre-tokenizer cuts whatever
-follows (`_shared_length`).
+is encoded once; documents are encoded in one batch call; the suffix is constant. The ids equal those of the whole
+string encoded at once, because the prefix ends where the pre-tokenizer splits the text whatever follows
+(`_shared_length`).
 
 Text from outside never becomes a control token: it goes through a copy of the tokenizer that has none. The
-`encode_special_tokens` switch of the tokenizers library is not enough for this: it leaves added tokens that
-are not marked special, among them `</think>`, active.
+`encode_special_tokens` switch of the tokenizers library does not achieve this: added tokens that are not marked
+special, such as `</think>`, stay active.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class EncodedRequest:
         segments: for each document its ids and the suffix; `prefix + segments[i]` is prompt i.
         truncated_tokens: for each document, the number of its tokens that were cut off its end. For a document of more
             than 65,536 characters, which is encoded only as far as it is read, this is a lower bound.
-        pieces: if documents were cut into pieces, which one each segment is; those of a document stand next to each
-            other. None if each segment is a document.
+        pieces: for each segment the piece that it holds, if documents were cut into pieces; the pieces of a document
+            are adjacent. None if each segment is a document.
         prefix_length: number of tokens in the prefix.
         lengths: for each document, the number of tokens in its segment.
     """
@@ -73,7 +73,7 @@ class EncodedRequest:
         )
 
     def followed_by(self, other: Self) -> Self:
-        """The same request with the segments of another part of it as well, and without `pieces`."""
+        """The same request with the segments of another part appended, and without `pieces`."""
         return replace(
             self,
             pieces=None,
@@ -83,7 +83,7 @@ class EncodedRequest:
 
 
 class Encoder(Protocol):
-    """What turns texts into what an engine is given."""
+    """Turns the texts of a request into the input of an engine."""
 
     def encode(
         self,
@@ -93,9 +93,9 @@ class Encoder(Protocol):
         max_document_tokens: int | None = None,
         pieces: Pieces | None = None,
     ) -> EncodedRequest:
-        """One request; an instruction of None stands for the model's default, or the service's own.
+        """Encode one request. An instruction of None means the default of the model or the remote service.
 
-        Without `pieces`, there is a segment for each document. `pieces` is left out of the call where it is None.
+        Without `pieces`, there is one segment for each document. Callers omit `pieces` if it is None.
         """
 
 
@@ -103,12 +103,13 @@ class PromptEncoder:
     """Encodes requests with one tokenizer, template and length limit.
 
     Args:
-        tokenizer: of the model that will read the ids.
+        tokenizer: tokenizer of the model that will read the ids.
         template: a name from TEMPLATES, or the text of a template.
-        max_length: longest prompt in tokens, prefix and suffix included.
-        template_without_instruction: for a request that has none, when `instruction` is None too.
-        instruction: the default one; None for none.
-        empty_document: what stands in the prompt for a document without text.
+        max_length: maximum length of a prompt in tokens, prefix and suffix included.
+        template_without_instruction: template of requests without an instruction if `instruction` is None too; None for
+            `template`.
+        instruction: default instruction; None for no default.
+        empty_document: text that the prompt holds in place of an empty document.
 
     Raises:
         InvalidInputError: see `Template`.
@@ -141,7 +142,7 @@ class PromptEncoder:
 
     @property
     def suffix_ids(self) -> list[int]:
-        """Ids of the text after a document, of a request with an instruction."""
+        """Ids of the text after a document, in requests with an instruction."""
         return self._with_instruction.suffix_ids
 
     def encode(
@@ -154,12 +155,13 @@ class PromptEncoder:
     ) -> EncodedRequest:
         """Ids of one request.
 
-        Only documents are cut, at their end and before the suffix: to what fits the prompt, and to
-        `max_document_tokens` if that is less. An instruction of None is the default one.
+        Only documents are truncated, never the suffix: to the tokens that fit the prompt, or to `max_document_tokens`
+        if that is less. An instruction of None means the default one.
 
         Args:
             query, documents, instruction, max_document_tokens: as in `Request`.
-            pieces: make a segment of each piece of a document that has more tokens than a piece, or than fit.
+            pieces: cut a document that has more tokens than a piece may have, or than fit the prompt; each piece
+                becomes a segment. None for one segment per document.
 
         Raises:
             PromptTooLongError: query and instruction leave no room for a document.
@@ -204,7 +206,7 @@ class PromptEncoder:
 
 
 class _Prompt:
-    """A template whose own text is split at control tokens once.
+    """A template whose literal text has been split at control tokens.
 
     Attributes:
         has_instruction: whether the prompt holds the instruction.
@@ -218,8 +220,8 @@ class _Prompt:
         self._tokenizer = tokenizer
         self._parts = [(tokenizer.split_control(literal), field) for literal, field in template.prefix]
         first, *others = [tokenizer.split_control(literal) for literal in template.suffix] or [[]]
-        # Plain text right after the document is encoded together with it, since its first letters may belong to the
-        # document's last token.
+        # Plain text right after the document is encoded together with it, because one token may span the end of the
+        # document and the beginning of that text.
         self._after_document = str(first.pop(0)) if first and isinstance(first[0], str) else ""
         self._rest_ids = [token_id for pieces in (first, *others) for token_id in tokenizer.encode(*pieces)]
         self.suffix_ids = [*tokenizer.encode(self._after_document), *self._rest_ids]
@@ -234,7 +236,7 @@ class _Prompt:
             documents: texts.
             room: maximum number of tokens of a document.
             before: text in front of each document, which is encoded with it.
-            fitting: number of tokens that the prompt leaves to a document. If `room` is less, it limits the document
+            fitting: number of tokens that the prompt leaves for a document. If `room` is less, it limits the document
                 alone, without the text after it.
         """
         texts = [before + (document or self._empty_document) for document in documents]
@@ -276,11 +278,11 @@ class _Prompt:
         return self._tokenizer.encode(*pieces, text[:cut]), text[cut:]
 
     def _shared_length(self, text: str) -> int:
-        """How much of the text before a document can be encoded without knowing the document.
+        """Number of characters before a document that can be encoded without knowing the document.
 
-        The pre-tokenizer's pieces end where a later character stops them. A piece that ends in a
-        non-blank, and is not the last one, was stopped by a character of `text` itself, so its end stays
-        an end whatever follows. (Blanks look further ahead: a run of them joins a later line break.)
+        The pre-tokenizer ends a piece at a character that cannot continue it. A piece that is not the last one, and
+        does not end in white space, was ended by a character of `text` itself, so it ends there whatever follows.
+        (White space looks further ahead: a run of blanks joins a later line break.)
         """
         if not text:
             return 0

@@ -1,10 +1,11 @@
 """Where long documents are cut into pieces: at a sentence end if one is near, else between words, else between tokens.
 
-A piece is a range of characters of a document. It is judged as a document of its own: its ids are those of its text
-encoded alone, which may differ at its ends from the ids that the same characters have within the document. So a piece
-scores as its text does in a call of its own, and the tokens of the whole document only say where to cut.
+A piece is a range of characters of a document. It is judged as if it were a document: its text is encoded on its own,
+and the ids at both ends may differ from the ids of the same characters within the document. So a piece gets the score
+that a call with its text alone would give, and the tokens of the whole document only determine where to cut.
 
-The pieces of a document cover it without a gap up to where reading ends, and neighbours share at most the overlap.
+The pieces of a document cover it without gaps up to the last token that is read, and adjacent pieces share at most
+`Pieces.overlap` tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..types import Pieces
 
-#: A sentence end is near if at most this share of a piece lies between it and the longest piece.
+#: A sentence end is near if cutting there makes a piece shorter than the longest possible one by at most this fraction.
 _NEAR = 0.25
 # White space after a sentence belongs to it. Scripts without spaces have full stops of their own.
 _SENTENCE_END = re.compile(r"""(?:[.!?…]+["'”’»)\]]*(?=\s)|[。！？｡]+["”’」』）》]*|[\r\n])\s*""")  # noqa: RUF001
@@ -41,12 +42,13 @@ class Piece(NamedTuple):
 
 
 class TokenizedText(NamedTuple):
-    """Where the tokens of a text are.
+    """The tokens of a text and their positions in it.
 
     Attributes:
-        ids: of the tokens; empty if they are estimated.
-        starts, ends: int64 [n_tokens], offsets of each token's characters. Tokens of one character share its offsets.
-        whole: these are all tokens of the text; otherwise at least one more follows.
+        ids: ids of the tokens; empty if the positions are estimated without a tokenizer.
+        starts, ends: int64 [n_tokens], offsets of each token's characters. Tokens that make up one character share its
+            offsets.
+        whole: whether these are all tokens of the text; if not, at least one more follows.
     """
 
     ids: list[int]
@@ -60,7 +62,7 @@ class Cut(NamedTuple):
 
     Attributes:
         ranges: (start, end) of each piece in characters, in order.
-        unread: tokens after the last piece; at least this many if the text was not tokenized whole.
+        unread: number of tokens after the last piece; a lower bound if the text was not tokenized to its end.
     """
 
     ranges: list[tuple[int, int]]
@@ -68,7 +70,7 @@ class Cut(NamedTuple):
 
 
 def sentence_ends(text: str, start: int = 0, end: int | None = None) -> list[int]:
-    """Offsets after each sentence of `text[start:end]` and the white space that follows it; maybe not of the last."""
+    """End offsets of the sentences of `text[start:end]`, after their white space; the last sentence may have none."""
     return [found.end() for found in _SENTENCE_END.finditer(text, start, len(text) if end is None else end)]
 
 
@@ -77,10 +79,10 @@ def cut_text(text: str, tokens: TokenizedText, pieces: Pieces, *, longest: int, 
 
     Args:
         text: without lone surrogates.
-        tokens: of the text, from its first character on.
-        pieces: overlap and number of pieces.
-        longest: tokens of a piece.
-        most: tokens of the text that are read; None for all.
+        tokens: tokens of the text from its beginning.
+        pieces: the overlap and the maximum number of pieces.
+        longest: maximum number of tokens of a piece.
+        most: maximum number of tokens of the text that are read; None for all.
     """
     known = len(tokens.starts)
     read = known if most is None else min(known, most)
@@ -100,16 +102,16 @@ def cut_text(text: str, tokens: TokenizedText, pieces: Pieces, *, longest: int, 
 
 
 class _Bounds:
-    """The places between tokens at which a text may be cut, its beginning and its end included.
+    """The places between tokens where a text may be cut, including its beginning and its end.
 
     Attributes:
         tokens: number of tokens before each place.
-        last: number of the place at which reading ends.
+        last: index of the place where reading ends.
     """
 
     def __init__(self, text: str, tokens: TokenizedText, read: int) -> None:
         self._text = text
-        # Several tokens may belong to one character.
+        # Several tokens may make up one character, which is not cut.
         inner = np.flatnonzero(tokens.starts[1:read] >= tokens.ends[: max(0, read - 1)]) + 1
         inner = inner[np.diff(tokens.starts[inner], prepend=0) > 0]
         all_read = read == len(tokens.starts)
@@ -123,7 +125,7 @@ class _Bounds:
         self._sentences = sentence_ends(text, 0, stop)
 
     def offset(self, place: int) -> int:
-        """Characters before a place. White space in front of a word belongs to what precedes it."""
+        """Offset of a place in characters. White space before a word belongs to the text before it."""
         start = self._starts[place]
         if place in (0, self.last):
             return start
@@ -132,7 +134,7 @@ class _Bounds:
         return min(word, self._starts[self.last])
 
     def end_of_piece(self, first: int, longest: int, *, after: int) -> int:
-        """The place at which a piece ends that begins at `first`, which comes after the place `after`."""
+        """The place where the piece that begins at the place `first` ends; it is later than the place `after`."""
         before = self.tokens[first]
         farthest = max(bisect_right(self.tokens, before + longest) - 1, after + 1, first + 1)
         nearest = bisect_left(self.tokens, before + math.ceil(longest * (1 - _NEAR)))
@@ -140,12 +142,12 @@ class _Bounds:
         return self._last_sentence(nearest, farthest) or self._find(range(farthest, nearest - 1, -1)) or farthest
 
     def start_of_piece(self, end: int, overlap: int, *, after: int) -> int:
-        """The place at which the piece begins that follows one that ends at `end`; it comes after the place `after`."""
+        """The place where the next piece begins after one that ends at `end`; it is later than the place `after`."""
         earliest = min(max(bisect_left(self.tokens, self.tokens[end] - overlap), after + 1), end)
         return self._first_sentence(earliest, end) or self._find(range(earliest, end)) or earliest
 
     def _last_sentence(self, first: int, last: int) -> int | None:
-        """The last place from `first` to `last` at which a sentence ends."""
+        """The last place from `first` to `last` where a sentence ends; None if there is none."""
         number = bisect_right(self._sentences, self.offset(last))
         while number and self._sentences[number - 1] >= self._starts[first]:
             place = self._place(self._sentences[number - 1])
@@ -155,7 +157,7 @@ class _Bounds:
         return None
 
     def _first_sentence(self, first: int, end: int) -> int | None:
-        """The first place from `first` on and before `end` at which a sentence ends."""
+        """The first place where a sentence ends, from `first` up to but without `end`; None if there is none."""
         number = bisect_left(self._sentences, self._starts[first])
         while number < len(self._sentences) and self._sentences[number] < self.offset(end):
             place = self._place(self._sentences[number])
@@ -165,12 +167,12 @@ class _Bounds:
         return None
 
     def _place(self, offset: int) -> int | None:
-        """The place with an offset, if there is one."""
+        """The place with this offset; None if there is none."""
         place = bisect_right(self._starts, offset) - 1
         return place if self.offset(place) == offset else None
 
     def _find(self, places: Sequence[int]) -> int | None:
-        """The first of some places that lies between words."""
+        """The first of these places that lies between words; None if there is none."""
         return next((place for place in places if self._between_words(self.offset(place))), None)
 
     def _between_words(self, offset: int) -> bool:
@@ -178,13 +180,13 @@ class _Bounds:
 
 
 def original_offset(text: str) -> Callable[[int], int]:
-    """What turns offsets into `as_utf8(text)` into offsets into `text`.
+    """A function that converts offsets in `as_utf8(text)` to offsets in `text`.
 
-    They differ where two surrogates stood for one character.
+    They differ after a surrogate pair, which `as_utf8` replaces by one character.
     """
     if text.isascii():
         return lambda offset: offset
     pairs = [found.start() for found in _SURROGATE_PAIR.finditer(text)]
-    # The offset of the n-th pair's character in the other text is n smaller.
+    # In `as_utf8(text)`, the character of the n-th pair, counted from 0, has an offset that is n smaller.
     shifted = [place - number for number, place in enumerate(pairs)]
     return lambda offset: offset + bisect_left(shifted, offset)

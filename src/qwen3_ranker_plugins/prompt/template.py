@@ -26,7 +26,7 @@ def _chat(system: str, user: str) -> str:
 
 
 #: Named templates. Add one here, or pass the text itself as `template`.
-#: `compact` puts the instruction in place of the judge's text: fewer tokens, and not what the model was trained on.
+#: `compact` replaces the judge's text by the instruction: it has fewer tokens, but the model was not trained on it.
 TEMPLATES: dict[str, str] = {
     "standard": _chat(JUDGE, "<Instruct>: {instruction}\n\n<Query>: {query}\n\n<Document>: {document}"),
     "standard-hf": _chat(JUDGE, "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"),
@@ -40,7 +40,7 @@ BOUNDARY = "|"
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt with the fields {instruction}, {query} and {document}, the last of them in last place.
+    """A prompt with the fields {instruction}, {query} and {document}; {document} comes last.
 
     Literal braces are written `{{` and `}}`. Text after {document} is the suffix. `{|}` is a token
     boundary: the texts before and after it are encoded each on its own, as some rerankers were trained.
@@ -95,7 +95,7 @@ class Template:
         return [literal for literal, _ in self.parts[self._document + 1 :]]
 
     def render_prefix(self, fields: Mapping[str, str]) -> str:
-        """The text in front of the document, with its fields filled in."""
+        """The text before the document, with its fields filled in."""
         return "".join(literal + fields.get(field or "", "") for literal, field in self.prefix)
 
     @property

@@ -1,4 +1,4 @@
-"""A model's tokenizer: plain text for what comes from outside, ids of control tokens for templates."""
+"""A model's tokenizer, which never makes control tokens from outside text, and their ids for templates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class ModelTokenizer:
     """The two sides of a model's tokenizer.json: `plain` for text from outside, `control` ids for templates.
 
     Added tokens that are special, or written in brackets, are control tokens: no text from outside becomes one. Other
-    added tokens are vocabulary, such as the names of products that a fine-tune was taught, and count in every text.
+    added tokens are vocabulary, such as the names of products that a fine-tune was taught, and are recognized in every
+    text.
 
     Attributes:
         plain: the tokenizer without control tokens.
@@ -71,7 +72,7 @@ class ModelTokenizer:
         for content, token_id in self.control.items():
             if token_id in self.encode(content):
                 raise UnsupportedModelError(
-                    f"{path} makes the control token {token_id} of the text {content!r}, so that a document could "
+                    f"{path} encodes the text {content!r} as the control token {token_id}, so that a document could "
                     "forge its judgement; use the tokenizer of a Qwen3-Reranker checkpoint"
                 )
         if self.plain.pre_tokenizer is None:
@@ -90,7 +91,7 @@ class ModelTokenizer:
         return text if self.plain.id_to_token(token_id) is not None else None
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of ids, control tokens by their content. Of a character cut in two, U+FFFD is left."""
+        """The text of ids, including the content of control tokens. A character that is cut in two becomes U+FFFD."""
         contents = {token_id: content for content, token_id in self.control.items()}
         parts: list[str] = []
         for is_control, group in groupby(ids, contents.__contains__):
@@ -145,7 +146,7 @@ class ModelTokenizer:
     def splits_vocabulary(self, text: str, position: int) -> bool:
         """Whether a cut at `position` may lie inside a word of `vocabulary`, which may end after `text` does.
 
-        A word that counts only between certain neighbours must not touch the cut either.
+        A word that is recognized only next to certain characters must not touch the cut either.
         """
         for word in self.vocabulary:
             neighbours = 1 if word in self._depends_on_neighbours else 0
@@ -164,12 +165,12 @@ class ModelTokenizer:
 
     @cached_property
     def longest_token(self) -> int:
-        """Symbols of the longest token that merges lead to; with a byte-level tokenizer, a symbol is a byte."""
+        """Symbols of the longest token that merges produce; with a byte-level tokenizer, a symbol is a byte."""
         return max(map(len, self.plain.get_vocab(with_added_tokens=False)))
 
     @cached_property
     def split_piece(self) -> Callable[[str], list[str]] | None:
-        """Splits the symbols of a piece of the pre-tokenizer into tokens; None if not by priority of merges alone."""
+        """Splits a pre-tokenizer's piece, as symbols, into tokens; None unless the priority of merges alone decides."""
         model = self.plain.model
         if not isinstance(model, BPE) or model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix:
             return None
@@ -182,9 +183,9 @@ class ModelTokenizer:
         return text if normalizer is None else str(normalizer.normalize_str(text))
 
     def encode(self, *pieces: str | int) -> list[int]:
-        """Ids of texts, each encoded on its own, and of control tokens, which are given as ids, in this order.
+        """Ids of texts, each encoded on its own, and of control tokens, which are passed as ids, in the order given.
 
-        The calling thread encodes. A batch would wake a thread on each core, which takes half a millisecond.
+        The calling thread encodes, because a batch call would wake a thread on each core, which takes 0.5 ms.
         """
         ids: list[int] = []
         for piece in pieces:

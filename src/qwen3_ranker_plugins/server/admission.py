@@ -1,4 +1,4 @@
-"""The bounded queue: what is accepted and not answered yet, in requests, documents and tokens."""
+"""The bounded queue of requests that are accepted but not answered yet, counted in requests, documents and tokens."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ from dataclasses import dataclass
 from .errors import ApiError, unavailable
 from .settings import ServerSettings
 
-#: A guess for texts that are not encoded yet, on the low side for English: what passes is counted exactly afterwards.
+#: Estimates the tokens of texts that are not encoded yet. The estimate is a little low for English, because accepted
+#: texts are counted exactly when they are encoded.
 BYTES_PER_TOKEN = 5
 
-#: Passes with less than this share of the token budget are bound by their launches and say nothing about a long queue.
+#: A pass with less than this share of the token budget spends its time on launching kernels, so that its rate does not
+#: predict the rate at which a long queue is served.
 _SHARE_OF_BUDGET = 1 / 8
-#: A rate is measured over at least this many seconds of passes, and counts half as much after a minute.
+#: A rate is measured over at least this many seconds of passes.
 _SECONDS_OF_A_RATE = 1.0
+#: Seconds after which a measured rate counts half as much.
 _HALF_LIFE = 60.0
 #: Tokens per second before anything was measured.
 _UNKNOWN_PACE = 10_000.0
 
-#: Time of time.monotonic() at which the request that is handled gets 504; the middleware sets it.
+
+#: The value of time.monotonic() at which the current request is answered with 504; set by the middleware.
 DEADLINE: ContextVar[float] = ContextVar("qwen3_ranker_deadline")
 
 
 @dataclass(eq=False)
 class Place:
-    """What one request holds of the queue."""
+    """The share of the queue that one request occupies."""
 
     documents: int
     tokens: int
@@ -50,7 +54,7 @@ class Admission:
 
     @property
     def requests(self) -> int:
-        """Number of requests that are accepted and not answered yet."""
+        """Number of requests that are accepted but not answered yet."""
         return len(self._places)
 
     @contextmanager
@@ -63,9 +67,7 @@ class Admission:
         """
         limit = self._settings.max_documents
         if documents > limit:
-            raise ApiError(
-                413, "too_many_documents", f"{documents} documents; one request may hold {limit}", param="documents"
-            )
+            raise ApiError(413, "too_many_documents", f"{documents} documents; the limit is {limit}", param="documents")
         place = Place(documents, text_bytes // BYTES_PER_TOKEN)
         self._check(place)
         self._places.add(place)
@@ -79,14 +81,14 @@ class Admission:
             self.tokens -= place.tokens
 
     def count_tokens(self, place: Place, tokens: int) -> None:
-        """Replace a place's guess by the count.
+        """Replace the estimate of a place by the exact number of tokens.
 
         Raises:
-            ApiError: 413, or 503 if what is now known does not fit.
+            ApiError: 413, the request has too many tokens; 503, its tokens do not fit into the queue.
         """
         limit = self._settings.max_request_tokens
         if tokens > limit:
-            raise ApiError(413, "too_many_tokens", f"{tokens} tokens; one request may hold {limit}", param="documents")
+            raise ApiError(413, "too_many_tokens", f"{tokens} tokens; the limit is {limit}", param="documents")
         others = self.tokens - place.tokens
         if self.requests > 1 and tokens > place.tokens and others + tokens > self._settings.max_queue_tokens:
             raise self._full("tokens")
@@ -103,10 +105,10 @@ class Admission:
         self._check_deadline(place)
 
     def _check_deadline(self, place: Place) -> None:
-        """Refuse at once what would be given up later, so that the engine's time goes to what can be answered.
+        """Refuse a request at once if it would miss its deadline, so that the engine does no work in vain.
 
-        The engine is shared among the requests that wait, so each of them computes at most as many tokens before a new
-        request is done as that request has itself.
+        The engine serves the waiting requests in turns. Before a new request is done, each of the others therefore
+        computes at most as many tokens as the new request has.
         """
         left = DEADLINE.get(math.inf) - time.monotonic()
         pace = self._pace.tokens_per_second
@@ -121,15 +123,15 @@ class Admission:
             )
 
     def _full(self, what: str) -> ApiError:
-        return unavailable("queue_full", f"the queue is full ({what}): send it again later", self.retry_after)
+        return unavailable("queue_full", f"the queue is full ({what}): send the request again later", self.retry_after)
 
     def served(self, tokens: int, seconds: float, token_budget: int) -> None:
-        """A pass has ended.
+        """Record a pass that has ended.
 
         Args:
-            tokens: that it computed.
-            seconds: that it took; passes of several workers may overlap.
-            token_budget: tokens that a pass may hold.
+            tokens: number of tokens that the pass computed.
+            seconds: duration of the pass; passes of several workers may overlap.
+            token_budget: maximum number of tokens in a pass.
         """
         if tokens >= token_budget * _SHARE_OF_BUDGET:
             self._pace.add(tokens, seconds, time.monotonic())
@@ -146,9 +148,9 @@ def _retry_after(seconds: float) -> int:
 
 
 class _Pace:
-    """Tokens per second that the engine reaches with passes that are worth measuring, on all its devices together.
+    """Throughput of the engine in tokens per second, on all its devices together; only large passes are measured.
 
-    The highest of recent rates counts: a rate that is too high lets a request in that gets 504 later, and one that is
+    The highest recent rate counts. A rate that is too high only accepts a request that gets 504 later; a rate that is
     too low would refuse requests that could be answered.
     """
 
@@ -160,7 +162,7 @@ class _Pace:
         self._best_at = 0.0
 
     def add(self, tokens: int, seconds: float, now: float) -> None:
-        """A pass ended `now`; the time that it shared with the pass before it counts once."""
+        """Record a pass that ended at `now`. Time in which it overlapped the previous pass counts once."""
         self._seconds += now - max(now - seconds, self._ended)
         self._tokens += tokens
         self._ended = now
@@ -172,27 +174,27 @@ class _Pace:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """None before enough was measured."""
+        """The rate; None until enough passes have been measured."""
         return self._best or None
 
 
 class BodyBudget:
-    """Bytes of request bodies in memory, those still being read included."""
+    """Bytes of request bodies in memory, including bodies that are still being read."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.held = 0
 
     def take(self, count: int) -> None:
-        """Hold more.
+        """Reserve `count` bytes.
 
         Raises:
-            ApiError: 503, too much is held by all requests together.
+            ApiError: 503, all requests together hold too many bytes.
         """
         if self.held and self.held + count > self._limit:
-            raise unavailable("queue_full", "too many bytes of requests are in memory: send it again later", 1)
+            raise unavailable("queue_full", "too many bytes of requests are in memory: send the request again later", 1)
         self.held += count
 
     def give_back(self, count: int) -> None:
-        """Hold less."""
+        """Release `count` bytes."""
         self.held -= count

@@ -24,11 +24,11 @@ from .state import ServerState
 
 
 def create_app(configuration: Configuration, *, lifecycle: Lifecycle | None = None) -> FastAPI:
-    """The application. Its start begins to load the model and does not wait for it.
+    """Create the application. When it starts, the model is loaded in the background.
 
     Args:
         configuration: from `load_settings`.
-        lifecycle: what it shares with the process, see `run`.
+        lifecycle: the state that the application shares with the process, see `run`; None for a new one.
     """
     settings = configuration.settings
     state = ServerState.of(settings, lifecycle or Lifecycle())
@@ -47,7 +47,7 @@ def create_app(configuration: Configuration, *, lifecycle: Lifecycle | None = No
         description="Orders documents by P(yes) of a Qwen3 reranker.",
         lifespan=lifespan,
         redirect_slashes=False,
-        docs_url=None,  # both pages would load scripts from other hosts
+        docs_url=None,  # FastAPI's documentation pages load scripts from other hosts
         redoc_url=None,
         responses={
             401: {"model": ErrorResponse, "description": "No valid API key."},

@@ -11,10 +11,10 @@ from contextlib import suppress
 
 
 class KeyRing:
-    """The keys that the server accepts. Without any, it accepts every request.
+    """The keys that the server accepts. Without keys, it accepts every request.
 
-    Only digests are kept. Each is compared in constant time and none is skipped, so that the time of an answer tells
-    nothing about a key's content, length or position.
+    Only digests are kept. Every digest is compared, in constant time, so that the response time reveals nothing about
+    a key's content, length or position.
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
@@ -32,7 +32,7 @@ class KeyRing:
 
         Args:
             authorization: `Bearer KEY`, or `Basic` with the key as password.
-            x_api_key: the key. One valid key suffices, whatever the other header holds.
+            x_api_key: the key. One valid key suffices, even if the other header is invalid.
         """
         if not self._digests:
             return True
@@ -40,8 +40,8 @@ class KeyRing:
         scheme, _, value = (authorization or b"").partition(b" ")
         if scheme.lower() == b"bearer":
             candidates.append(value.strip())
-        elif scheme.lower() == b"basic":  # what browsers can send
-            with suppress(binascii.Error):  # a proxy may set it; the other header still counts
+        elif scheme.lower() == b"basic":  # the only scheme for which browsers ask the user
+            with suppress(binascii.Error):  # a proxy may have set this header; the other one is still checked
                 candidates.append(base64.b64decode(value.strip(), validate=True).partition(b":")[2])
         return any([self._is_key(candidate) for candidate in candidates])  # noqa: C419 - no early end
 

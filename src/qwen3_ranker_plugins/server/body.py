@@ -19,7 +19,7 @@ class JsonRequest(Request):
     """A request whose JSON is read strictly."""
 
     async def json(self) -> Any:
-        """The body; lone surrogates become U+FFFD, as in the core, because no answer could repeat them."""
+        """The parsed body. Lone surrogates become U+FFFD, as in the core, because UTF-8 cannot encode them."""
         text = (await self.body()).decode("utf-8-sig")
         value = json.loads(text, parse_constant=_refuse_constant, parse_float=_number, object_pairs_hook=_object)
         return _without_surrogates(value) if "\\ud" in text.lower() else value
@@ -54,7 +54,7 @@ class Decoder:
             raise ApiError(
                 415,
                 "unsupported_media_type",
-                "this Content-Encoding is not supported: send the body as gzip or without coding",
+                "this Content-Encoding is not supported: send the body as gzip or uncompressed",
                 param="Content-Encoding",
                 headers={"Accept-Encoding": "gzip"},
             )
@@ -62,7 +62,7 @@ class Decoder:
         self._empty = True
 
     def decode(self, chunk: bytes, limit: int) -> bytes:
-        """What a chunk stands for; at most limit + 1 bytes of it, so that a small body cannot fill the memory.
+        """Decode a chunk to at most limit + 1 bytes, so that a small compressed body cannot fill the memory.
 
         Raises:
             ApiError: 400, the body is not gzip.
@@ -73,7 +73,7 @@ class Decoder:
         decoded = bytearray()
         try:
             while chunk and len(decoded) <= limit:
-                if self._inflate.eof:  # another member
+                if self._inflate.eof:  # gzip allows several members in a row
                     self._inflate = _gzip()
                 decoded += self._inflate.decompress(chunk, limit + 1 - len(decoded))
                 chunk = self._inflate.unconsumed_tail or self._inflate.unused_data
@@ -82,10 +82,10 @@ class Decoder:
         return bytes(decoded)
 
     def finish(self) -> None:
-        """The body has ended.
+        """Check that the body is complete.
 
         Raises:
-            ApiError: 400, in the middle of its coding.
+            ApiError: 400, the gzip data ended too early.
         """
         if self._inflate is not None and (self._empty or not self._inflate.eof):
             raise _not_gzip()
@@ -96,19 +96,19 @@ def _gzip() -> Any:
 
 
 def _not_gzip() -> ApiError:
-    return ApiError(400, "invalid_encoding", "the body is not complete gzip, as Content-Encoding says it is")
+    return ApiError(400, "invalid_encoding", "Content-Encoding is gzip, but the body is not a complete gzip stream")
 
 
 def _number(text: str) -> float:
-    """A whole number is an integer for JSON Schema, however it is written."""
+    """Parse a number such as 3.0 as an integer: JSON Schema counts every number without a fraction as an integer."""
     value = float(text)
-    if math.isinf(value):  # JSON cannot repeat it: it would come back as null
+    if math.isinf(value):  # JSON has no infinity: it would be written as null
         raise ApiError(400, "invalid_json", "the body has a number that is too large")
     return int(value) if value.is_integer() and abs(value) <= 2**53 else value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose names differ: of two values under one name, nobody could tell which was meant."""
+    """Parse an object; refuse a repeated name, because it would be unclear which of its values is meant."""
     value = dict(pairs)
     if len(value) < len(pairs):
         raise ApiError(400, "invalid_json", "the body has an object with the same name twice")

@@ -1,4 +1,4 @@
-"""Documents of a request, strings or objects -> the texts that are judged."""
+"""Turns the documents of a request, which are strings or objects, into the texts that are judged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ _LONGEST_NAME = 60
 
 
 async def judged_texts(exchange: Exchange, documents: Documents, body: StructuredRequest) -> list[str]:
-    """What the model reads of each document. Named fields that no document has are noted in the exchange's warnings.
+    """The text of each document that the model reads.
+
+    Adds a warning to the exchange for each requested field that no document has.
 
     Raises:
         ApiError: 422, a document has none of the judged fields.
@@ -27,23 +29,26 @@ async def judged_texts(exchange: Exchange, documents: Documents, body: Structure
     asks_for_others = (body.rank_fields or body.document_template) and form.fields and TEXT not in form.fields
     if not asks_for_others and all(isinstance(each, str) for each in documents):
         return list(map(str, documents))
-    # A thread: YAML of a megabyte takes a tenth of a second.
+    # In a thread, because writing a megabyte of YAML takes a tenth of a second.
     texts, unseen = await asyncio.to_thread(_join, form, documents, asks_for_others=bool(asks_for_others))
     exchange.warnings += [f"no document has the field {name[:_LONGEST_NAME]!r}" for name in unseen]
     return texts
 
 
 def returns_judged_text(exchange: Exchange, body: StructuredRequest) -> bool:
-    """Whether results hold what was judged."""
+    """Whether results contain the judged text."""
     wanted = body.return_judged_text
     return exchange.state.settings.return_judged_text if wanted is None else wanted
 
 
 def document_format(settings: ServerSettings, body: StructuredRequest) -> DocumentFormat:
-    """What the request says, and the settings where it says nothing. Fields of one replace a template of the other.
+    """The format that the request asks for; the settings fill in what it leaves out.
+
+    Fields in the request replace a configured template text, and a template text in the request replaces configured
+    fields.
 
     Raises:
-        InvalidInputError: the request names fields twice, or unusable ones.
+        InvalidInputError: the request's fields or its template are unusable.
     """
     fields, template = body.rank_fields, body.document_template
     if fields is None and template is None:
@@ -56,7 +61,7 @@ def document_format(settings: ServerSettings, body: StructuredRequest) -> Docume
 
 
 def _join(form: DocumentFormat, documents: Documents, *, asks_for_others: bool) -> tuple[list[str], list[str]]:
-    """(texts, named fields that no document has)."""
+    """Returns (texts, requested fields that no document has)."""
     texts, objects = [], []
     for index, document in enumerate(documents):
         if isinstance(document, DocumentObject):
@@ -69,8 +74,8 @@ def _join(form: DocumentFormat, documents: Documents, *, asks_for_others: bool) 
             raise ApiError(
                 422,
                 "invalid_request",
-                f"documents.{index}: has none of the fields that are judged; give it the field text, or name its "
-                "fields in rank_fields or document_template",
+                f"documents.{index}: has none of the judged fields; add the field text, or name its fields in "
+                "rank_fields or document_template",
                 param=f"documents.{index}",
             )
         texts.append(text)

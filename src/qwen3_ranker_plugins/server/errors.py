@@ -1,4 +1,4 @@
-"""One shape for every error. It never contains text of the request or a stack trace."""
+"""The shape that all errors share. An error never contains text of the request or a stack trace."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from ..errors import EngineError, InvalidInputError, ScoringError
 
-#: What the tags of wire shapes begin with, so that they differ from the names of fields.
+#: Prefix of the tags of wire shapes, which distinguishes them from the names of fields.
 SHAPE_TAG = "shape: "
 _UNION_MEMBER = re.compile(r"str|bool|constrained-str|[A-Z][a-z]+[A-Z]\w*|(?:list|literal|dict|function-\w+)\[.*\]")
 
@@ -46,12 +46,12 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def body(self, request_id: str) -> bytes:
-        """The JSON."""
+        """The error as JSON."""
         error = {"type": self.kind, "message": self.message, "request_id": request_id, "param": self.param}
         return json.dumps({"error": error, "detail": self.message}).encode()
 
     def response(self, request_id: str) -> Response:
-        """For Starlette."""
+        """The error as a Starlette response."""
         return Response(self.body(request_id), self.status, self.headers, "application/json")
 
 
@@ -61,16 +61,16 @@ def unavailable(kind: str, message: str, retry_after: int) -> ApiError:
 
 
 def from_validation(error: RequestValidationError) -> ApiError:
-    """The first complaint of pydantic, whose own answer would repeat the input."""
+    """Convert the first of pydantic's errors; FastAPI's own answer would repeat the input."""
     errors = error.errors()
-    # Those that carry a reason of ours say more than "not a string" of another member of a union.
+    # Our own errors explain more than the "not a string" that another member of a union reports.
     first = next((each for each in errors if each["type"] in {"too_deep", "refused_field"}), errors[0])
     if first["type"] == "json_invalid":
         return ApiError(400, "invalid_json", "the body is not JSON")
     unknown = first["type"] == "extra_forbidden"
     place = [part for part in first["loc"][1:-1] if _is_of_the_request(part)]
     place += [part for part in first["loc"][1:][-1:] if unknown or _is_of_the_request(part)]
-    param = ".".join(str(part)[:60] for part in place) or None  # an unknown field's name is the client's
+    param = ".".join(str(part)[:60] for part in place) or None  # the client chose an unknown field's name
     message = str(first["msg"])
     if unknown:
         message = "unknown field; it is refused because it might have been meant to change the ranking"
@@ -78,13 +78,13 @@ def from_validation(error: RequestValidationError) -> ApiError:
 
 
 def _is_of_the_request(part: object) -> bool:
-    """Whether a part of pydantic's place is a field or an index, and not the name of a union's member."""
+    """Whether a part of pydantic's location is a field or an index rather than the name of a union's member."""
     return not isinstance(part, str) or not (part.startswith(SHAPE_TAG) or _UNION_MEMBER.fullmatch(part))
 
 
 def from_http(error: HTTPException) -> ApiError:
-    """Errors that the framework raises, such as 404 and 405."""
-    if isinstance(error.__cause__, ApiError):  # FastAPI wraps what reading the body raises
+    """Convert an error that the framework raises, such as 404 and 405."""
+    if isinstance(error.__cause__, ApiError):  # FastAPI wraps exceptions that are raised while the body is read
         return error.__cause__
     kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     message = str(error.detail)
@@ -94,7 +94,7 @@ def from_http(error: HTTPException) -> ApiError:
 
 
 def from_core(error: Exception) -> ApiError:
-    """Errors of the core. The values in their messages stay out of the answer."""
+    """Convert an error of the core. The answer leaves out the values that its message contains."""
     if isinstance(error, InvalidInputError):
         # The argument's name is ours, such as documents[3], and the remedy does not mention the value.
         return ApiError(422, "invalid_request", f"{error.argument}: {error.remedy}", param=error.argument)

@@ -1,4 +1,4 @@
-"""The field `explain` of a request, and what answers hold for it. No other service has them."""
+"""The request field `explain` and the explanations in answers. Both exist only in this server."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ from .fields import Span
 ExplainField = Annotated[
     bool | Literal["sentences"] | None,
     Field(
-        description='True: each result has an explanation. "sentences": also what each sentence of what was judged '
-        "adds to the logit, for which every text is scored again without each of its sentences."
+        description='True: each result has an explanation. "sentences": it also says how much each sentence of the '
+        "judged text adds to the logit; for this, each text is scored again once per sentence, without that sentence."
     ),
 ]
 
 
 class SentenceContribution(Span):
-    """What a sentence adds: the logit of what was judged, minus the logit of the same without this sentence."""
+    """What a sentence adds: the logit of the judged text minus the logit of that text without the sentence."""
 
     contribution: float
 
 
 class ExplanationAnswer(BaseModel):
-    """How a result came to its score and its place. Offsets are into the text that was judged, in code points."""
+    """Why a result has its score and its rank. Offsets count code points of the judged text."""
 
     margin: float = Field(description="logit(yes) - logit(no).")
     score: float = Field(description="P(yes), calibrated if the server has a calibration.")
-    judged: Span = Field(description="The part of the text that the prompt holds; what follows it was cut.")
+    judged: Span = Field(description="The part of the text that is in the prompt; the rest was cut.")
     truncated_tokens: int
-    prompt: str | None = Field(default=None, description="All that the model read; missing if a service makes prompts.")
+    prompt: str | None = Field(
+        default=None, description="The whole prompt that the model read; missing if a remote service builds it."
+    )
     prompt_tokens: int | None = None
-    rank: int = Field(description="From 1.")
-    rank_before: int = Field(description="Place in the request, from 1.")
+    rank: int = Field(description="Rank of the result, from 1.")
+    rank_before: int = Field(description="Position in the request, from 1.")
     sentences: list[SentenceContribution] | None = Field(
-        default=None, description="Those of the judged part. Of more than 64, neighbouring ones count as one."
+        default=None, description="Sentences of the judged part. If there are more than 64, adjacent ones are merged."
     )
 
     @classmethod

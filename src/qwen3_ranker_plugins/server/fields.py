@@ -27,7 +27,7 @@ from ..types import Usage
 
 NO_EFFECT = "No effect; accepted because clients of other services send it."
 
-#: A character that Python's `str.strip` keeps. `\S` would not do: in OpenAPI's regular expressions U+001C is no space.
+#: A character that Python's `str.strip` keeps. `\S` differs: in OpenAPI's regular expressions U+001C is not a space.
 NOT_BLANK = r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 #: Deeper nesting could be read but not written again: pydantic's serializer stops at 255 levels.
 DEEPEST_DOCUMENT = 100
@@ -38,10 +38,10 @@ EXAMPLE_DOCUMENTS: list[JsonValue] = ["The with statement closes the file at its
 
 
 def only_null(remedy: str) -> BeforeValidator:
-    """Refuses every value but null of a field that clients send and that would change the ranking.
+    """Validator that accepts only null, for a field that clients send and that would change the ranking.
 
     Args:
-        remedy: for the error.
+        remedy: text of the error.
     """
 
     def check(value: object) -> None:
@@ -57,7 +57,7 @@ def _as_bool(value: bool | str) -> bool:
 
 def _no_arguments(value: object) -> object:
     if value not in (None, {}, "", "{}"):
-        raise PydanticCustomError("refused_field", "no further arguments are known here; send an empty object")
+        raise PydanticCustomError("refused_field", "no additional arguments are supported; send an empty object")
     return value
 
 
@@ -69,8 +69,8 @@ Flag = Annotated[bool | Literal["true", "false", "True", "False"], AfterValidato
 ScoreThreshold = Annotated[
     Probability | None,
     Field(
-        description="Only results whose P(yes), calibrated if the server has a calibration, is at least this; also "
-        "where the answer holds logits. No other service has this field."
+        description="Only results whose P(yes) is at least this. P(yes) is calibrated if the server has a calibration; "
+        "the threshold applies to it even if the answer contains logits. Only this server has this field."
     ),
 ]
 EmptyArguments = Annotated[
@@ -92,18 +92,18 @@ _TEMPLATE = "the template is chosen when the server starts (--template); the fie
 
 
 class WireRequest(BaseModel):
-    """A request body. Strict: the text "3" is no number, and 1 is no boolean."""
+    """A request body, validated strictly: the text "3" is not a number, and 1 is not a boolean."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
 
 class TaskFields(WireRequest):
-    """Fields of vLLM's and Cohere's requests that bear on the prompt, or on nothing."""
+    """Fields of vLLM's and Cohere's requests that affect the prompt, and fields that have no effect."""
 
     model: Model = None
     instruction: Instruction = None
     max_tokens_per_doc: Count | None = Field(
-        default=None, description="Each document is cut to at most this many tokens. 0 or null: cut only to fit."
+        default=None, description="Each document is cut to at most this many tokens. 0 or null: it is cut only to fit."
     )
     use_activation: bool | None = Field(
         default=None, description="vLLM's. False: scores are logit(yes) - logit(no) instead of P(yes)."
@@ -113,8 +113,10 @@ class TaskFields(WireRequest):
         description="vLLM's. Each document is cut to at most this many tokens, as by max_tokens_per_doc; the prompt "
         "around it is never cut. -1: the model's limit.",
     )
-    additional_data: EmptyArguments = Field(default=None, description=f"vLLM's. Only empty. {NO_EFFECT}")
-    truncation_side: Literal["right"] | None = Field(default=None, description="vLLM's. Documents lose their end.")
+    additional_data: EmptyArguments = Field(default=None, description=f"vLLM's. Must be empty. {NO_EFFECT}")
+    truncation_side: Literal["right"] | None = Field(
+        default=None, description="vLLM's. Only right: documents are cut at their end."
+    )
     max_tokens_per_query: Literal[0] | None = Field(
         default=None, description="vLLM's. Only 0, because a query is never cut."
     )
@@ -146,7 +148,7 @@ class DocumentObject(BaseModel):
     @classmethod
     def _remember_order(cls, value: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
         document = validate(value)
-        if isinstance(value, dict):  # pydantic keeps declared fields apart from others
+        if isinstance(value, dict):  # pydantic stores declared fields separately, which loses the order
             document._names = tuple(value)  # noqa: SLF001 - of this class
         if _deeper(document.model_extra, DEEPEST_DOCUMENT):
             raise PydanticCustomError("too_deep", f"nested more than {DEEPEST_DOCUMENT} levels deep")
@@ -160,22 +162,24 @@ class DocumentObject(BaseModel):
 
 
 class StructuredRequest(WireRequest):
-    """Which fields are judged of documents that are objects. Documents that are strings are judged as they are."""
+    """Selects the judged fields of documents that are objects. Documents that are strings are judged unchanged."""
 
     rank_fields: Annotated[list[str], Field(min_length=1, max_length=MOST_FIELDS)] | None = Field(
         default=None,
-        description="Cohere's. The fields of each document that are judged, in this order. One field: its text. "
-        "Several: as document_template says. A string counts as the field text. Null: as configured, by default text.",
+        description="Cohere's. The fields of each document that are judged, in this order. One field: its text alone. "
+        "Several: joined as document_template says. A document that is a string counts as its field text. Null: as "
+        "configured, by default text.",
     )
     document_template: Annotated[str, Field(min_length=1, max_length=LONGEST_TEMPLATE)] | None = Field(
         default=None,
-        description="How fields are joined. yaml: YAML, as Cohere does it. lines: a line `name: value` for each. Or a "
-        "text with names of fields in braces, such as {title}, which takes the place of rank_fields. Null: as "
-        "configured, by default yaml. yaml and lines without rank_fields: all fields.",
+        description="How fields are joined. yaml: as YAML, as Cohere does. lines: one line `name: value` per field. "
+        "Any other text is a template with names of fields in braces, such as {title}, and replaces rank_fields. Null: "
+        "as configured, by default yaml. With yaml or lines and no rank_fields, all fields are judged.",
     )
     return_judged_text: bool | None = Field(
         default=None,
-        description="Whether each result holds judged_text, what the model read. Null: as configured, by default no.",
+        description="Whether each result has judged_text, the text that the model read. Null: as configured, by "
+        "default no.",
     )
 
 
@@ -186,7 +190,7 @@ def _deeper(value: object, levels: int) -> bool:
 
 
 class Span(BaseModel):
-    """A part of a text, in characters (Unicode code points), not in UTF-16 units."""
+    """A part of a text. Offsets count characters (Unicode code points), not UTF-16 units."""
 
     start: int
     end: int
@@ -200,8 +204,8 @@ class Span(BaseModel):
 JudgedPiece = Annotated[
     Span | None,
     Field(
-        description="The piece that decided, as a part of the text that was judged; all of it if it was not cut. "
-        "Missing unless documents are judged in pieces."
+        description="The piece with the highest score, as a part of the judged text; the whole text if it was not cut "
+        "into pieces. Missing unless documents are judged in pieces."
     ),
 ]
 
@@ -216,7 +220,7 @@ class TokenUsage(BaseModel):
     computed_tokens: int = Field(description="Tokens that went through the model; a shared prefix counts once.")
     pieces: int | None = Field(
         default=None,
-        description="Texts that were judged, if a document was judged in several pieces; missing otherwise.",
+        description="Number of judged texts, if a document was judged in several pieces; missing otherwise.",
     )
 
     @classmethod
@@ -233,8 +237,8 @@ class TokenUsage(BaseModel):
 class ErrorBody(BaseModel):
     """What went wrong."""
 
-    type: str = Field(description="For programs, such as queue_full.")
-    message: str = Field(description="For people; never holds text of the request.")
+    type: str = Field(description="The kind of error, for programs; such as queue_full.")
+    message: str = Field(description="For people; never contains text of the request.")
     request_id: str
     param: str | None = Field(default=None, description="The field at fault.")
 

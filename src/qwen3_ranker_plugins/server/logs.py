@@ -1,4 +1,4 @@
-"""One JSON object a line on standard error. Nothing of a request's texts is ever written."""
+"""Logs to standard error, one JSON object per line. The texts of requests are never logged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class JsonFormatter(logging.Formatter):
     """Fields of a record: time, level, event, and those given as `extra={"fields": {...}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """One line of JSON."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -32,7 +32,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def describe_error(error: BaseException) -> dict[str, object]:
-    """Type and places in the code. The message only if it is ours alone: others may quote what was sent."""
+    """The error's type and its places in the code; also its message, unless that may quote the request."""
     places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
     described: dict[str, object] = {"error": type(error).__name__, "places": places[-8:]}
     if isinstance(error, (RankerError, OSError)) and error.__cause__ is None and not isinstance(error, ValueError):

@@ -41,23 +41,23 @@ class Metrics:
         GCCollector(registry=self.registry)
         self.requests = self._counter("requests", "Answered requests.", "route", "method", "status")
         self.request_seconds = self._histogram(
-            "request_seconds", "From a request's first byte to its answer.", _SECONDS, "route"
+            "request_seconds", "Seconds from a request's first byte to its answer.", _SECONDS, "route"
         )
-        self.rejected = self._counter("rejected", "Requests that were refused or given up, by reason.", "reason")
+        self.rejected = self._counter("rejected", "Requests that were refused or abandoned, by reason.", "reason")
         self.documents = self._counter("documents", "Documents of answered requests.")
-        self.pieces = self._counter("pieces", "Texts judged: pieces of documents, or else whole documents.")
-        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of their prompts, each document on its own.")
-        self.computed_tokens = self._counter("computed_tokens", "Tokens that were computed for them.")
+        self.pieces = self._counter("pieces", "Judged texts: pieces of documents, or whole documents.")
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of all prompts, as if each text had its own.")
+        self.computed_tokens = self._counter("computed_tokens", "Tokens that went through the model.")
         self.request_documents = self._histogram("request_documents", "Documents per request.", _DOCUMENTS)
-        self.rank_seconds = self._histogram("rank_seconds", "From tokenization to the last score.", _SECONDS)
-        self.truncated_documents = self._counter("truncated_documents", "Documents whose end was not read.")
-        self.truncated_tokens = self._counter("truncated_tokens", "Tokens that were not read.")
+        self.rank_seconds = self._histogram("rank_seconds", "Seconds from tokenization to the last score.", _SECONDS)
+        self.truncated_documents = self._counter("truncated_documents", "Documents that were cut at their end.")
+        self.truncated_tokens = self._counter("truncated_tokens", "Tokens that were cut off.")
         self.pass_requests = self._histogram("pass_requests", "Requests that shared a forward pass.", _DOCUMENTS)
         self.pass_documents = self._histogram("pass_documents", "Documents per forward pass.", _DOCUMENTS)
         self.pass_tokens = self._histogram("pass_tokens", "Tokens per forward pass.", _TOKENS)
-        self.pass_seconds = self._histogram("pass_seconds", "Wall time of a forward pass.", _SECONDS)
+        self.pass_seconds = self._histogram("pass_seconds", "Wall time of a forward pass in seconds.", _SECONDS)
         self.engine_errors = self._counter("engine_errors", "Forward passes that failed.")
-        self.engine_loads = self._counter("engine_loads", "How often the engine was started.")
+        self.engine_loads = self._counter("engine_loads", "Number of times that the engine was started.")
         self.engine_up = Gauge("qwen3_ranker_engine_up", "1 if the engine answers.", registry=self.registry)
         self._build = Info("qwen3_ranker_build", "Version, model and engine.", registry=self.registry)
 
@@ -71,27 +71,27 @@ class Metrics:
         self._build.info({"version": __version__, "model": model, "engine": engine})
 
     def watch(self, admission: Admission, body_bytes: Callable[[], int]) -> None:
-        """Gauges that read the queue whenever they are asked for."""
+        """Add gauges that read the queue at each scrape."""
         for name, help_text, read in (
-            ("queue_requests", "Requests accepted and not answered.", lambda: admission.requests),
-            ("queue_documents", "Their documents.", lambda: admission.documents),
-            ("queue_tokens", "Their tokens.", lambda: admission.tokens),
+            ("queue_requests", "Requests that are accepted but not answered.", lambda: admission.requests),
+            ("queue_documents", "Documents of requests that are not answered.", lambda: admission.documents),
+            ("queue_tokens", "Tokens of requests that are not answered.", lambda: admission.tokens),
             ("body_bytes", "Bytes of request bodies in memory.", body_bytes),
         ):
             Gauge(f"qwen3_ranker_{name}", help_text, registry=self.registry).set_function(read)
 
     def watch_replicas(self, replicas: Callable[[], list[ReplicaState]], admission: Admission, model: str) -> None:
-        """Metrics of each replica, and the gauges of vLLM that gateways read, whenever they are asked for.
+        """Add metrics of each replica, and the gauges of vLLM that gateways read; both are read at each scrape.
 
         Args:
-            replicas: returns their states.
-            admission: counts the requests that are accepted and not answered.
-            model: its name on the wire.
+            replicas: returns the states of the replicas.
+            admission: counts the requests that are accepted but not answered.
+            model: the model's name on the wire.
         """
         self.registry.register(_Replicas(replicas, admission, model))
 
     def watch_cache(self, statistics: Callable[[], CacheStatistics | None]) -> None:
-        """Metrics of the cache of scores, if there is one, whenever they are asked for."""
+        """Add metrics of the cache of scores, which are read at each scrape; without a cache there are none."""
         self.registry.register(_Cache(statistics))
 
     def on_pass(self, report: PassReport) -> None:
@@ -105,7 +105,7 @@ class Metrics:
         self.pass_seconds.observe(report.seconds)
 
     def render(self) -> bytes:
-        """The text format."""
+        """The metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
@@ -122,7 +122,7 @@ class _Cache(Collector):
         self._statistics = statistics
 
     def describe(self) -> list[Metric]:
-        """Nothing: the registry does not have to ask for values to know the names."""
+        """Empty, so that registering the collector does not read the values."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -131,20 +131,20 @@ class _Cache(Collector):
             return
         for name, help_text, count in (
             ("hits", "Documents whose score came from the cache.", now.hits),
-            ("misses", "Documents that the cache did not know.", now.misses),
-            ("evictions", "Scores that left the cache for others.", now.evictions),
+            ("misses", "Documents whose score was not in the cache.", now.misses),
+            ("evictions", "Scores that were evicted to make room for others.", now.evictions),
         ):
             yield CounterMetricFamily(f"qwen3_ranker_cache_{name}", help_text, value=count)
         for name, help_text, value in (
             ("entries", "Scores in the cache.", now.entries),
             ("bytes", "Bytes of the cache in use.", now.bytes),
-            ("limit_bytes", "Most bytes of the cache.", now.limit),
+            ("limit_bytes", "Maximum size of the cache in bytes.", now.limit),
         ):
             yield GaugeMetricFamily(f"qwen3_ranker_cache_{name}", help_text, value=value)
 
 
 class _Replicas(Collector):
-    """Metrics whose values are kept elsewhere; see `Metrics.watch_replicas`."""
+    """See `Metrics.watch_replicas`."""
 
     def __init__(self, replicas: Callable[[], list[ReplicaState]], admission: Admission, model: str) -> None:
         self._replicas = replicas
@@ -152,7 +152,7 @@ class _Replicas(Collector):
         self._model = model
 
     def describe(self) -> list[Metric]:
-        """Nothing: the registry does not have to ask for values to know the names."""
+        """Empty, so that registering the collector does not read the values."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -160,15 +160,17 @@ class _Replicas(Collector):
         states = self._replicas()
         labels = ("replica", "device")
         up = GaugeMetricFamily("qwen3_ranker_replica_up", "1 if the replica can score.", labels=labels)
-        requests = GaugeMetricFamily("qwen3_ranker_replica_requests", "Requests in its passes.", labels=labels)
+        requests = GaugeMetricFamily("qwen3_ranker_replica_requests", "Requests in its forward passes.", labels=labels)
         rate = GaugeMetricFamily(
-            "qwen3_ranker_replica_documents_per_second", "Average of about ten seconds.", labels=labels
+            "qwen3_ranker_replica_documents_per_second", "Average over about ten seconds.", labels=labels
         )
         passes = CounterMetricFamily("qwen3_ranker_replica_passes", "Forward passes.", labels=labels)
         documents = CounterMetricFamily("qwen3_ranker_replica_documents", "Documents that it scored.", labels=labels)
         tokens = CounterMetricFamily("qwen3_ranker_replica_tokens", "Tokens that it computed.", labels=labels)
         errors = CounterMetricFamily("qwen3_ranker_replica_errors", "Forward passes that failed.", labels=labels)
-        restarts = CounterMetricFamily("qwen3_ranker_replica_restarts", "How often it was restarted.", labels=labels)
+        restarts = CounterMetricFamily(
+            "qwen3_ranker_replica_restarts", "Number of times that it was restarted.", labels=labels
+        )
         for state in states:
             of_this = (str(state.number), state.device)
             up.add_metric(of_this, float(state.status == "running"))
@@ -182,10 +184,10 @@ class _Replicas(Collector):
         yield from (up, requests, rate, passes, documents, tokens, errors, restarts)
         running = min(sum(state.requests for state in states), self._admission.requests)
         for name, help_text, value in (
-            ("vllm:num_requests_running", "Requests in forward passes, under the name that vLLM gives it.", running),
+            ("vllm:num_requests_running", "Requests in forward passes, under vLLM's name.", running),
             (
                 "vllm:num_requests_waiting",
-                "Accepted requests in no forward pass, under the name that vLLM gives it.",
+                "Accepted requests that are not in a forward pass, under vLLM's name.",
                 self._admission.requests - running,
             ),
         ):

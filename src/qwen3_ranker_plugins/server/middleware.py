@@ -28,11 +28,11 @@ from .settings import ServerSettings
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_CLIENT_CLOSED = 499  # nginx's number for a client that did not wait; it is logged and counted, never sent
-_OPEN_ROUTES = frozenset({b"/health", b"/ready", b"/ping"})  # probes of Kubernetes cannot have a key
+_CLIENT_CLOSED = 499  # nginx's status for a client that did not wait; logged and counted, never sent
+_OPEN_ROUTES = frozenset({b"/health", b"/ready", b"/ping"})  # Kubernetes' probes have no key
 
 
-class _ClientGone(Exception):  # noqa: N818 - it ends an exchange, and nobody hears of it
+class _ClientGone(Exception):  # noqa: N818 - ends an exchange and is never reported
     pass
 
 
@@ -40,11 +40,11 @@ class Lifecycle:
     """State that the process and the application share.
 
     Attributes:
-        draining: new work is refused, because the process is about to end.
+        draining: whether new work is refused because the process is about to end.
         exchanges: number of requests that are not answered yet.
-        fatal: why the model could not be loaded.
-        owns_process: the process does nothing but serve.
-        keys: those that clients may send; `Server` replaces them on SIGHUP.
+        fatal: why the model could not be loaded; None if it was not tried or has succeeded.
+        owns_process: whether the process does nothing but serve, so that settings of the whole process may be changed.
+        keys: the keys that the server accepts; `Server` replaces them on SIGHUP.
     """
 
     def __init__(self, *, owns_process: bool = False) -> None:
@@ -117,7 +117,7 @@ class Guard:
         self._lifecycle = lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one HTTP request, or pass on the application's start and end."""
+        """Handle one HTTP request; events other than requests go straight to the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -135,7 +135,7 @@ class Guard:
             await reply.error(error)
         except _ClientGone:
             reply.status, reply.kind = _CLIENT_CLOSED, "client_gone"
-        except Exception as error:  # noqa: BLE001 - the client gets an answer, the log the place
+        except Exception as error:  # noqa: BLE001 - the client gets an answer, the log gets the traceback
             logger.exception("internal error", extra={"fields": {"request_id": reply.request_id}})
             await reply.error(from_core(error))
         finally:
@@ -150,7 +150,9 @@ class Guard:
             return
         if self._lifecycle.draining:
             reply.extra.append((b"connection", b"close"))
-            raise unavailable("shutting_down", "the server is ending: send the request to another one, or later", 5)
+            raise unavailable(
+                "shutting_down", "the server is shutting down: send the request to another one, or later", 5
+            )
         deadline = self._deadline(headers)
         held = 0
 
@@ -172,7 +174,7 @@ class Guard:
             raise ApiError(401, "unauthorized", "give a valid API key: Authorization: Bearer KEY")
 
     def _deadline(self, headers: Mapping[bytes, bytes]) -> float:
-        """Seconds until 504: the configured ones, or fewer if the client asks for that."""
+        """Seconds until the request is answered with 504: as configured, or fewer if the client asks for fewer."""
         given = headers.get(b"x-request-timeout")
         if given is None:
             return self._settings.request_timeout
@@ -182,7 +184,10 @@ class Guard:
             seconds = math.nan
         if not seconds > 0:
             raise ApiError(
-                422, "invalid_request", "X-Request-Timeout: needs seconds, such as 2.5", param="X-Request-Timeout"
+                422,
+                "invalid_request",
+                "X-Request-Timeout: give a number of seconds, such as 2.5",
+                param="X-Request-Timeout",
             )
         return min(seconds, self._settings.request_timeout)
 
@@ -232,7 +237,7 @@ class Guard:
         try:
             await asyncio.wait({work, gone}, timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
             if not work.done() and not gone.done() and reply.status:
-                # The answer has begun; from here on only a client that does not read it ends it, see `run.Connection`.
+                # The answer has begun, so the deadline no longer applies. `run.Connection` ends it if nobody reads it.
                 await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 await work
@@ -240,7 +245,9 @@ class Guard:
                 raise _ClientGone
             else:
                 raise ApiError(
-                    504, "deadline_exceeded", f"not answered within {deadline:g} s; the request left the queue"
+                    504,
+                    "deadline_exceeded",
+                    f"not answered within {deadline:g} s; the request was removed from the queue",
                 )
         finally:
             for task in (work, gone):
@@ -252,7 +259,7 @@ class Guard:
         await self._app(scope, body, reply)
 
     def _record(self, scope: Scope, reply: _Reply, facts: Mapping[str, object], seconds: float) -> None:
-        """Count and log a request, under its route: paths could fill the metrics or carry text."""
+        """Count and log a request under its route: with its path, a client could fill the metrics or log text."""
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         kind = reply.kind or facts.get("error")
@@ -275,7 +282,7 @@ class Guard:
 
 
 def _as_routed(scope: Scope) -> Scope:
-    """The request as the routes know it: /rerank/ is /rerank, and HEAD is a GET, whose body uvicorn leaves out."""
+    """The request as the routes expect it: /rerank/ becomes /rerank, and HEAD becomes GET (uvicorn drops the body)."""
     path: str = scope["path"]
     return {
         **scope,
@@ -290,14 +297,14 @@ def _too_large(limit: int) -> ApiError:
 
 
 def _replay(body: bytes | bytearray) -> Receive:
-    """A body that was read already. Nothing follows it: `_until_disconnect` watches the client."""
+    """Returns a body that was read already, then waits: `_until_disconnect` watches the client."""
     parts = [body]
 
     async def receive() -> Message:
         if parts:
             return {"type": "http.request", "body": bytes(parts.pop()), "more_body": False}
         await asyncio.Event().wait()
-        raise AssertionError  # cancelled before
+        raise AssertionError  # not reached: the task is cancelled while it waits
 
     return receive
 

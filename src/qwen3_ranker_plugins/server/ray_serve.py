@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 #: Name of the number that replicas report to the autoscaler.
 QUEUED_DOCUMENTS = "queued_documents"
-#: Requests at a replica at a time. Ray's default of 5 would leave passes half empty; the server has limits of its own.
+#: Concurrent requests per replica. Ray's default of 5 would leave passes half empty; the server has its own limits.
 MAX_ONGOING_REQUESTS = 256
 
 # Arguments of `build` for Ray, with their defaults; all others are settings of the server.
@@ -54,10 +54,10 @@ _SCALING: dict[str, float] = {
 
 
 class QueuedDocuments:
-    """Ray's autoscaling policy: as many replicas as the documents that are accepted and not answered need.
+    """Ray's autoscaling policy: the number of replicas follows the documents that are accepted but not answered.
 
     Args:
-        documents_per_replica: how many of them one replica should have.
+        documents_per_replica: how many of these documents one replica should have.
     """
 
     def __init__(self, documents_per_replica: float) -> None:
@@ -74,7 +74,7 @@ class RankerReplica:
     """A replica: the application of `qwen3-ranker serve`, with its routes, keys, limits and metrics.
 
     Args:
-        settings: as in `build`. They are loaded here, so that keys are read on the replica's node and sent nowhere.
+        settings: as in `build`. They are loaded here, so that keys are read on the replica's node and never sent.
     """
 
     def __init__(self, settings: Mapping[str, object]) -> None:
@@ -87,11 +87,11 @@ class RankerReplica:
         return self._app
 
     async def check_health(self) -> None:
-        """Called by Ray: at first until the model is loaded, then regularly.
+        """Called by Ray regularly. The first call waits until the model is loaded.
 
         Raises:
-            EngineError: the engine has failed. Ray replaces a replica that fails repeatedly; meanwhile the server tries
-                to restart its engine.
+            EngineError: the model cannot be loaded, or the engine has failed. Ray replaces a replica that fails
+                repeatedly; meanwhile the server tries to restart its engine.
         """
         while self._state.supervisor.status == "loading" and self._lifecycle.fatal is None:  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.1)
@@ -101,7 +101,7 @@ class RankerReplica:
             raise EngineError(f"the engine has failed: {self._state.supervisor.error}")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Called by Ray: what `QueuedDocuments` adds up."""
+        """Called by Ray: this replica's part of the sum that `QueuedDocuments` makes."""
         return {QUEUED_DOCUMENTS: float(self._state.admission.documents)}
 
     @property
@@ -119,7 +119,8 @@ def build(arguments: dict[str, object]) -> Application:
 
             - min_replicas, max_replicas: limits of the autoscaler, 1 and 1 by default;
             - documents_per_replica: waiting documents for which a replica is added, 500 by default;
-            - upscale_delay_s, downscale_delay_s: seconds for which this has to last, 10 and 300 by default;
+            - upscale_delay_s, downscale_delay_s: seconds for which the load has to last before a replica is added or
+              removed, 10 and 300 by default;
             - num_cpus, num_gpus: resources of a replica, 1 and 0 by default.
 
             `host` and `port` have no effect, because Ray's proxy listens.
@@ -137,13 +138,13 @@ def build(arguments: dict[str, object]) -> Application:
     if scaling["num_gpus"] and checked.device == "auto":
         settings["device"] = "cuda"
     log(logging.DEBUG, "Ray Serve deployment", **scaling)
-    deploy: Any = serve.deployment  # its types leave out what it returns for a class
+    deploy: Any = serve.deployment  # its annotations do not cover classes
     application: Application = deploy(
         RankerReplica,
         name="qwen3-ranker",
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         ray_actor_options={"num_cpus": scaling["num_cpus"], "num_gpus": scaling["num_gpus"]},
-        # Longer than accepted requests may take, which Ray waits for before it ends a replica.
+        # Ray waits for accepted requests for at most this time before it ends a replica.
         graceful_shutdown_timeout_s=checked.drain_timeout,
         autoscaling_config={
             "min_replicas": int(scaling["min_replicas"]),

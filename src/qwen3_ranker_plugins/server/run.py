@@ -1,4 +1,4 @@
-"""The process: connections with time limits, signals, an orderly end, and new API keys on SIGHUP."""
+"""The process: connections with time limits, signals, an orderly shutdown, and new API keys on SIGHUP."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Connection(H11Protocol):
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client has come; it has to send a whole header in time."""
+        """Close the connection if too many are open; else start the time limit for its first header."""
         super().connection_made(transport)
         if len(self.connections) > self.settings.max_connections:
             transport.abort()
@@ -50,7 +50,7 @@ class Connection(H11Protocol):
         self._start_header_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Between requests, the first byte of a header starts the time for all of it."""
+        """Start the header's time limit at its first byte; stop it when the header is complete."""
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             _stop(self._header_timer)
@@ -59,23 +59,23 @@ class Connection(H11Protocol):
             self._start_header_timer()
 
     def pause_writing(self) -> None:
-        """The client does not read fast enough."""
+        """The client does not read fast enough: start its time limit."""
         super().pause_writing()
         self._write_timer = self.loop.call_later(self.settings.write_timeout, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """The client reads again: stop its time limit."""
         super().resume_writing()
         _stop(self._write_timer)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The end."""
+        """Stop all time limits."""
         _stop(self._header_timer)
         _stop(self._write_timer)
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP gets the shape of all other errors."""
+        """Answer input that is not HTTP in the shape of all other errors."""
         if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             self.transport.close()
             return
@@ -105,7 +105,7 @@ def _stop(timer: asyncio.TimerHandle | None) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which first refuses new work and answers what it has, and only then stops listening."""
+    """uvicorn's server, except that it refuses new work and answers accepted requests before it stops listening."""
 
     def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, settings: ServerSettings) -> None:
         super().__init__(config)
@@ -115,7 +115,7 @@ class Server(uvicorn.Server):
         self._reload = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
-        """The first signal drains, the second one ends at once."""
+        """Drain on the first signal, end at once on the second."""
         if self._lifecycle.draining:
             self.should_exit = self.force_exit = True
             return
@@ -124,11 +124,11 @@ class Server(uvicorn.Server):
         self._give_up_at = time.monotonic() + self._settings.drain_timeout
 
     def handle_reload(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler's signature
-        """SIGHUP asks for the keys to be read again, which happens outside of the signal handler."""
+        """On SIGHUP, request that `on_tick` reads the keys again, outside of the signal handler."""
         self._reload = True
 
     def _reload_keys(self) -> None:
-        """Read `api_key_file` again. The keys of the environment stay; if the file is unusable, so do all keys."""
+        """Read `api_key_file` again. Keys of the environment stay valid; all keys do if the file is unusable."""
         self._reload = False
         if self._settings.api_key_file is None:
             log(logging.WARNING, "SIGHUP has no effect without api_key_file: no keys were reloaded")
@@ -142,7 +142,7 @@ class Server(uvicorn.Server):
         log(logging.INFO, "API keys reloaded", keys=len(keys))
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second."""
+        """Called by uvicorn ten times a second."""
         if self._reload:
             self._reload_keys()
         if self._lifecycle.draining and (not self._lifecycle.exchanges or time.monotonic() > self._give_up_at):
@@ -168,13 +168,13 @@ def run(configuration: Configuration) -> int:
     if hasattr(signal, "SIGHUP"):  # Windows has none
         signal.signal(signal.SIGHUP, server.handle_reload)
     try:
-        # Bound before anything is loaded, so that a port that is taken is known at once.
+        # Bound before anything is loaded, so that a port that is in use is reported at once.
         server.run(sockets=[server.config.bind_socket()])
     except SystemExit:  # uvicorn's way to say that it cannot listen; its log says why
         return 1
     if lifecycle.fatal is None and any(thread.name == LOADING for thread in threading.enumerate()):
-        # A signal came while the model was loaded. Nothing can interrupt that, and an interpreter that ends meanwhile
-        # would abort inside torch; worker processes notice that this process has ended.
+        # A signal came while the model was being loaded. Loading cannot be interrupted, and a normal exit of the
+        # interpreter would abort inside torch. Worker processes notice that this process has ended.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -187,7 +187,7 @@ def run(configuration: Configuration) -> int:
 
 
 def make_server(configuration: Configuration, lifecycle: Lifecycle) -> Server:
-    """A server that is not started yet; `serve` runs it in an event loop."""
+    """Create a server without starting it; its method `serve` runs it in an event loop."""
     settings = configuration.settings
     config = uvicorn.Config(
         create_app(configuration, lifecycle=lifecycle),
@@ -205,7 +205,7 @@ def make_server(configuration: Configuration, lifecycle: Lifecycle) -> Server:
 
 
 def _say(configuration: Configuration) -> None:
-    """What is worth knowing about the configuration."""
+    """Log what an operator should know about the configuration."""
     settings = configuration.settings
     for note in configuration.notes:
         log(logging.WARNING, "configuration", note=note)
@@ -216,4 +216,4 @@ def _say(configuration: Configuration) -> None:
             note=f"{settings.model} is a demonstration model: choose another one for real use, such as {DEFAULT_MODEL}",
         )
     if not configuration.api_keys and settings.host not in {"127.0.0.1", "::1", "localhost"}:
-        log(logging.WARNING, "configuration", note=f"no API key, and {settings.host} can be reached from elsewhere")
+        log(logging.WARNING, "configuration", note=f"no API key, and other machines can reach {settings.host}")

@@ -31,7 +31,7 @@ class Ranking:
     Attributes:
         result: the documents in order of relevance.
         truncated: (index, tokens cut off) of every document of the request that was cut, in input order.
-        seconds: from the end of the request's body to the last score.
+        seconds: time from the end of the request's body to the last score.
     """
 
     result: RerankResult
@@ -59,13 +59,13 @@ class Service:
         """One ranking per request. Cancelling it frees its place in the queue.
 
         Args:
-            requests: those of one HTTP request, which are accepted or refused together.
-            options: what to keep of each.
+            requests: the rankings that one HTTP request asks for; they are accepted or refused together.
+            options: what to keep of each ranking.
             may_cut: False refuses documents that do not fit.
             explain: as in `Reranker.rerank`.
 
         Raises:
-            ApiError: 413 or 503.
+            ApiError: 413, the request is too large; 503, the queue is full, or the engine is loading or has failed.
             RankerError: as `Reranker.rerank`.
         """
         started = time.perf_counter()
@@ -98,7 +98,7 @@ class Service:
         return rankings
 
     async def _explained(self, prepared: PreparedRequest, ranking: Ranking, *, sentences: bool) -> Ranking:
-        """A ranking with explanations. What is scored for them waits and counts as any other request."""
+        """Add explanations to a ranking. The texts that are scored for them are queued like any other request."""
         make = partial(self._supervisor.reranker.explainer, prepared, ranking.result, sentences=sentences)
         explainer = await asyncio.get_running_loop().run_in_executor(self._encoders, make)
         if explainer.without_sentences is None:
@@ -129,9 +129,9 @@ def _prepare(reranker: Reranker, requests: Sequence[Request]) -> list[PreparedRe
 
 
 def _readable(request: Request, settings: RerankerSettings) -> int:
-    """Characters of a request that can be scored: those of at most `max_length` tokens of each document, or its pieces.
+    """At most how many characters of a request are scored: `max_length` tokens of each document, or all its pieces.
 
-    Characters that two pieces share are counted when they are encoded.
+    Characters that two pieces share count once here; encoding gives the exact number of tokens.
     """
     pieces = settings.pieces if request.pieces is None else request.pieces
     readable = settings.max_length if pieces is None else pieces.tokens * pieces.limit
@@ -142,7 +142,7 @@ def _readable(request: Request, settings: RerankerSettings) -> int:
 
 
 def _submit_in_turns(reranker: Reranker, prepared: Sequence[PreparedRequest], *, may_cut: bool) -> Iterator[bool]:
-    """Queue requests; yields True where there is more to encode.
+    """Queue requests in steps; yields True while there is more to encode.
 
     If documents must not be cut, all of them are encoded before any is queued.
 
@@ -159,7 +159,7 @@ def _submit_in_turns(reranker: Reranker, prepared: Sequence[PreparedRequest], *,
         if cut:
             shown = ", ".join(map(str, cut[:10])) + (", ..." if len(cut) > 10 else "")
             raise ApiError(
-                413, "text_too_long", f"texts at positions {shown} do not fit, and the request forbids to cut them"
+                413, "text_too_long", f"texts at positions {shown} do not fit, and the request forbids cutting them"
             )
     for each, whole in zip(prepared, encoded, strict=True):
         for _ in reranker.submit_in_turns(each, encoded=whole):

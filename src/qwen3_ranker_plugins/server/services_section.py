@@ -1,4 +1,4 @@
-"""A configuration file with a `services.rerank` section, as search platforms have it, as settings of this server."""
+"""Turns a configuration file of a search platform, with a `services.rerank` section, into settings of this server."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _VLLM_OPTIONS = frozenset(
     """tokenizer tensor_parallel_size gpu_memory_utilization enable_prefix_caching enforce_eager infer_batch_size
     sort_by_doc_length max_num_batched_tokens max_num_seqs quantization engine_kwargs""".split()
 )
-#: Tokens of the largest pass that is derived from infer_batch_size; larger ones cost memory and gain nothing.
+#: Largest token budget that is derived from infer_batch_size; a larger one costs memory and gains nothing.
 _LARGEST_BUDGET = 32_768
 
 
 def translate(content: Mapping[str, object], source: str, known: frozenset[str]) -> tuple[dict[str, object], list[str]]:
-    """(settings of this server, sentences for the log).
+    """Translate a file's content; returns (settings of this server, sentences for the log).
 
     Top-level names are settings of this server and take precedence over `services.rerank`. Within that section, the
     block `backends.<backend>` of the chosen backend takes precedence over the section's own keys, and the blocks of
@@ -31,8 +31,8 @@ def translate(content: Mapping[str, object], source: str, known: frozenset[str])
 
     Args:
         content: the content of the file.
-        source: its name, for errors.
-        known: names of settings.
+        source: the file's name, for errors.
+        known: names of this server's settings.
 
     Raises:
         InvalidInputError: an unknown name.
@@ -63,7 +63,7 @@ def translate(content: Mapping[str, object], source: str, known: frozenset[str])
 
 
 def _without_vllm(engine: str, options: Mapping[str, object], settings: dict[str, object]) -> list[str]:
-    """Sentences about vLLM's options for another engine; those with a counterpart there are entered in `settings`."""
+    """Sentences about vLLM's options for another engine; options with a counterpart there are added to `settings`."""
     notes = []
     unused = sorted(options.keys() - {"infer_batch_size", "sort_by_doc_length"})
     if unused:

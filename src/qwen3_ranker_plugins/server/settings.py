@@ -1,4 +1,4 @@
-"""Settings of the server: YAML file < environment < flags, checked once, printed without secrets."""
+"""Settings of the server from a YAML file, the environment and flags: checked once, printed without secrets."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from .sources import (
     separated,
 )
 
-#: Stands for a secret in the printed configuration.
+#: Replaces a secret in the printed configuration.
 HIDDEN = "(hidden)"
-#: As a served name: any name.
+#: The served name that matches every name.
 ANY_NAME = "*"
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -57,27 +57,27 @@ class ServerSettings(BaseModel):
         long_documents, piece_tokens, piece_overlap, max_pieces: as in `Reranker`. A
             request with max_chunks_per_doc is judged in such pieces in any case, at most `max_pieces` of a document.
         host, port: the address to listen on.
-        served_model_names: further names of the model; the first one stands in answers. "*" serves any name.
+        served_model_names: additional names of the model; answers contain the first one. "*" serves any name.
         strict_model_names: requests for other names get 404. Otherwise they are served, and the answer names the model.
-        return_documents: whether results hold their document where the request does not say.
-        rank_fields: fields that are judged of documents that are objects, where the request does not say; None: text.
-        document_template: how they are joined: yaml, lines, or a text with names of fields in braces.
-        return_judged_text: whether results hold what was judged, where the request does not say.
-        api_key_file: a file with one key on each line; every route but
-            /health, /ready and /ping then asks for a key.
+        return_documents: whether results contain their document, if the request does not say.
+        rank_fields: the judged fields of documents that are objects, if the request does not say; None: text.
+        document_template: how these fields are joined: yaml, lines, or a text with names of fields in braces.
+        return_judged_text: whether results contain the judged text, if the request does not say.
+        api_key_file: a file with one key on each line; every route except
+            /health, /ready and /ping then requires a key.
         cors_origins: origins whose pages may call the server from a browser; "*" for any.
-        max_documents, max_request_tokens, max_body_bytes: limits of one request; above them 413.
-        max_queue_documents, max_queue_tokens: limits of all requests that are not answered yet; above them 503.
-        max_queue_bytes: limit of all request bodies in memory; above it 503.
-        max_connections: open connections; more are closed without an answer.
-        request_timeout: seconds from the end of a request's body to its answer; after them 504.
-        header_timeout, body_timeout: seconds that a client may take to send them.
+        max_documents, max_request_tokens, max_body_bytes: limits of one request; above them it gets 413.
+        max_queue_documents, max_queue_tokens: limits of all unanswered requests together; above them, 503.
+        max_queue_bytes: limit of all request bodies in memory; above it, 503.
+        max_connections: maximum number of open connections; further ones are closed without an answer.
+        request_timeout: seconds from the end of a request's body to its answer; after that, 504.
+        header_timeout, body_timeout: seconds that a client may take to send a header, and a body.
         write_timeout: seconds that a client may leave an answer unread.
         keep_alive_timeout: seconds that an idle connection stays open.
-        drain_timeout: seconds that accepted requests get after SIGTERM.
+        drain_timeout: seconds after SIGTERM within which accepted requests are still answered.
         probe_interval: seconds without a forward pass after which the engine has to score a short document; 0: never.
         probe_timeout: seconds without a forward pass, while that document waits, after which the engine is restarted.
-        log_level: debug, info, warning or error.
+        log_level: lowest level that is logged: debug, info, warning or error.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), hide_input_in_errors=True)
@@ -160,17 +160,17 @@ class ServerSettings(BaseModel):
     @classmethod
     def _not_hidden(cls, value: dict[str, object]) -> dict[str, object]:
         if HIDDEN in json.dumps(value, default=str):
-            raise ValueError(f"{HIDDEN} stands for a secret of a printed configuration: put the secret itself there")
+            raise ValueError(f"{HIDDEN} replaces a secret in a printed configuration: put the secret itself there")
         return value
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the model on the wire; the first one stands in answers."""
+        """Names of the model on the wire; answers contain the first one."""
         return tuple(dict.fromkeys(name for name in (*self.served_model_names, self.model) if name != ANY_NAME))
 
     @property
     def demonstration_model(self) -> bool:
-        """Whether the model is the bundled one, which is made for trials and tests."""
+        """Whether the model is the bundled one, which is meant for trials and tests."""
         return self.model == BUNDLED_MODEL
 
     def serves(self, name: str) -> bool:
@@ -179,7 +179,7 @@ class ServerSettings(BaseModel):
 
     @cached_property
     def document_format(self) -> DocumentFormat:
-        """Which fields are judged of documents that are objects, where a request does not say.
+        """Which fields of documents that are objects are judged, if a request does not say.
 
         Raises:
             InvalidInputError: rank_fields or document_template is unusable.
@@ -187,10 +187,10 @@ class ServerSettings(BaseModel):
         return DocumentFormat(self.rank_fields, self.document_template)
 
     def reranker_settings(self) -> RerankerSettings:
-        """The part that makes a `Reranker`.
+        """The settings from which the `Reranker` is made.
 
         Raises:
-            InvalidInputError: one of them is unusable.
+            InvalidInputError: one of these settings is unusable.
         """
         return RerankerSettings(
             self.model,
@@ -223,7 +223,7 @@ class ServerSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Configuration:
-    """Checked settings with what must not be printed, and what should be logged about them.
+    """Checked settings, the API keys, which must not be printed, and what should be logged about the settings.
 
     Attributes:
         settings: without secrets.
@@ -239,13 +239,16 @@ class Configuration:
         return f"Configuration({self.settings!r}, api_keys={len(self.api_keys)} hidden)"
 
     def dump(self) -> str:
-        """The effective configuration as YAML, the keys as their number."""
+        """The effective configuration as YAML, with the number of API keys instead of the keys."""
         keys = f"{len(self.api_keys)} (hidden)" if self.api_keys else "none: every route is open"
         return f"{self.settings.dump()}# API keys: {keys}\n"
 
 
 def load_settings(config: Path | None, flags: Mapping[str, object]) -> Configuration:
-    """Defaults < YAML file < environment < flags; the served names of all of them add up.
+    """Load and check the settings.
+
+    Flags take precedence over the environment, the environment over the YAML file, and the file over the defaults. The
+    served names of all sources are combined.
 
     Args:
         config: a YAML file with fields of `ServerSettings`, or with a `services.rerank` section, see `translate`.
@@ -255,14 +258,15 @@ def load_settings(config: Path | None, flags: Mapping[str, object]) -> Configura
     separated by commas or line breaks.
 
     Raises:
-        InvalidInputError: names the setting, where it came from and the remedy; also for a variable that nothing reads.
+        InvalidInputError: a setting is unusable, or nothing reads an environment variable with our prefix; the error
+            names the setting, where it came from and the remedy.
     """
     known = frozenset(ServerSettings.model_fields)
     from_file, notes = ({}, []) if config is None else translate(read_yaml(config), str(config), known)
     from_environment, more_notes = read_environment(known)
     values: dict[str, object] = {}
     for source in (from_file, from_environment, flags):
-        # The two exclude each other, so one of them from a source replaces the other one of an earlier source.
+        # device and devices exclude each other, so that either of them replaces the other one of an earlier source.
         for name, other in (("device", "devices"), ("devices", "device")):
             if name in source and other not in source:
                 values.pop(other, None)
@@ -304,7 +308,7 @@ def _check_variables(settings: ServerSettings) -> None:
 
 
 def hide_secrets(options: Mapping[str, object]) -> dict[str, object]:
-    """Options with those hidden that hold a secret."""
+    """The options, with `HIDDEN` in place of secrets."""
     return {
         name: HIDDEN if is_secret(name, value) else hide_secrets(value) if isinstance(value, dict) else value
         for name, value in options.items()

@@ -1,7 +1,7 @@
 """A wire shape, and the HTTP routes made of all of them.
 
 A module of `routes` that defines `SHAPES` adds wire shapes to the server, and one that defines `router` adds other
-routes; nothing else has to know of either.
+routes; no other code has to change.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Exchange:
     """One HTTP request on its way through a wire shape.
 
     Attributes:
-        state: the server's.
-        path: the route that was asked.
+        state: the state of the server.
+        path: the route of the request.
         model: the name of the model for the answer.
-        rankings: what was ranked for it so far.
-        warnings: what may be a mistake in the request, for answers that have a place for it.
+        rankings: the rankings made so far.
+        warnings: possible mistakes in the request, for answers that have a field for warnings.
     """
 
     request: Request
@@ -61,8 +61,8 @@ class Exchange:
         """Rank one request.
 
         Args:
-            request: as the wire shape understands it.
-            options: what to keep; None for everything.
+            request: the request, converted from its wire shape.
+            options: what to keep of the ranking; None for everything.
             may_cut: False refuses documents that do not fit (413).
             explain: as in `Reranker.rerank`.
         """
@@ -96,11 +96,11 @@ class Shape(Generic[R]):
 
     Attributes:
         name: for the OpenAPI document and for error messages.
-        request: what the body is validated as. A field `model` is checked against the served names.
+        request: the model by which the body is validated. A field `model` is checked against the served names.
         answer: the type of the answer, for the OpenAPI document.
-        paths: route -> the field names that tell this shape from others on the same route; None makes it the one that
-            a body without such fields has. Several shapes may share a route.
-        respond: ranks, and writes the answer.
+        paths: route -> the names of fields that distinguish this shape from others on the same route; None for the
+            shape of a body without any such field. Several shapes may share a route.
+        respond: ranks, and returns the answer.
     """
 
     name: str
@@ -128,7 +128,7 @@ def _add(router: APIRouter, path: str, shapes: Sequence[Shape[Any]]) -> None:
     def tag(body: object) -> str:
         names = body.keys() if isinstance(body, Mapping) else set()
         likely = [*(shape for marks, shape in marked if marks & names), default]
-        # Errors about a body that fits none of them are those of the likeliest shape.
+        # For a body that fits no shape, the errors of the likeliest shape are reported.
         return (
             SHAPE_TAG + next((shape for shape in likely if names <= shape.request.model_fields.keys()), likely[0]).name
         )
@@ -180,7 +180,7 @@ def _model_name(state: ServerState, asked: str | None) -> str:
 
 
 def _write(answer: Answer, exchange: Exchange) -> Response:
-    """JSON without null fields, and without FastAPI's second validation of what was just made."""
+    """Write an answer as JSON without null fields. FastAPI would validate it a second time."""
     if isinstance(answer, BaseModel):
         content = answer.model_dump_json(exclude_none=True).encode()
     else:
@@ -191,12 +191,15 @@ def _write(answer: Answer, exchange: Exchange) -> Response:
 
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorResponse, "description": "The body is not JSON, or not the gzip that it is declared as."},
+    400: {"model": ErrorResponse, "description": "The body is not JSON, or not gzip although it is declared as such."},
     404: {"model": ErrorResponse, "description": "The server is strict about model names and serves another model."},
-    408: {"model": ErrorResponse, "description": "The body came too slowly."},
+    408: {"model": ErrorResponse, "description": "The body did not arrive in time."},
     413: {"model": ErrorResponse, "description": "Too many documents, bytes or tokens."},
     415: {"model": ErrorResponse, "description": "The body is not declared as JSON, or its coding is not supported."},
     422: {"model": ErrorResponse, "description": "A field is missing, unknown or unusable."},
-    503: {"model": ErrorResponse, "description": "The queue is full, the engine has failed, or the server is ending."},
+    503: {
+        "model": ErrorResponse,
+        "description": "The queue is full, the engine has failed, or the server is shutting down.",
+    },
     504: {"model": ErrorResponse, "description": "The deadline has passed."},
 }

@@ -20,7 +20,7 @@ _SERVICE_LINK = re.compile(r"service_host|service_port(_\w+)?|port_\d+_(tcp|udp|
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without repeated keys, of which PyYAML would keep the last one silently."""
+    """Refuses repeated keys; PyYAML alone would silently keep the last one."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -55,7 +55,7 @@ def read_yaml(path: Path) -> dict[str, object]:
 
 
 def read_environment(known: Collection[str]) -> tuple[dict[str, str], list[str]]:
-    """(settings of the environment that are not empty, sentences for the log).
+    """Returns (settings of the environment that are not empty, sentences for the log).
 
     Args:
         known: names of settings.
@@ -65,7 +65,7 @@ def read_environment(known: Collection[str]) -> tuple[dict[str, str], list[str]]
         if name == "port" and value.startswith(("tcp://", "udp://")):
             notes.append(
                 f"{VARIABLE_PREFIX}PORT={value} is ignored: Kubernetes sets it for a service named qwen3-ranker; "
-                "enableServiceLinks: false keeps it away"
+                "enableServiceLinks: false prevents that"
             )
         elif name in known and value:
             given[name] = value
@@ -73,7 +73,7 @@ def read_environment(known: Collection[str]) -> tuple[dict[str, str], list[str]]
 
 
 def check_variables(known: Collection[str]) -> None:
-    """Refuse environment variables with our prefix that nothing reads: a typing error must not open a server.
+    """Refuse environment variables with our prefix that nothing reads: a typing error must not leave a server open.
 
     Args:
         known: lower-case names without the prefix.
@@ -97,7 +97,8 @@ def read_api_keys(file: Path | None) -> tuple[str, ...]:
     """Keys of the file and of the environment.
 
     Raises:
-        InvalidInputError: a source of keys that holds none would leave the server open.
+        InvalidInputError: the file cannot be read, or a key is not printable ASCII. Also if the file or the variable
+            is given without any key, which would leave the server open.
     """
     keys: list[str] = []
     if file is not None:

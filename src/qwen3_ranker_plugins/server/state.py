@@ -1,4 +1,4 @@
-"""What the routes of one server share."""
+"""The state that the routes of a server share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .supervisor import EngineSupervisor
 
 @dataclass(frozen=True)
 class ServerState:
-    """One of each for a server; `started` is in seconds since the epoch."""
+    """The objects of one server; `started` is in seconds since the epoch."""
 
     settings: ServerSettings
     lifecycle: Lifecycle
@@ -31,7 +31,7 @@ class ServerState:
 
     @classmethod
     def of(cls, settings: ServerSettings, lifecycle: Lifecycle) -> ServerState:
-        """Make them; nothing is loaded yet."""
+        """Create the objects without loading the model."""
         metrics, admission, bodies = Metrics(), Admission(settings), BodyBudget(settings.max_queue_bytes)
         metrics.watch(admission, lambda: bodies.held)
         metrics.describe_build(settings.model, settings.engine)
@@ -50,5 +50,5 @@ class ServerState:
 
 
 def state_of(request: Request) -> ServerState:
-    """The state of the server that a request came to."""
+    """The state of the server that received a request."""
     return cast("ServerState", request.app.state.server)

@@ -1,4 +1,4 @@
-"""The engine's life: loaded while the server already listens, watched, and restarted after it has failed."""
+"""Loads the engine while the server already listens, watches it, and restarts it after a failure."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ T = TypeVar("T")
 
 #: Name of the thread that loads the model.
 LOADING = "qwen3-ranker-loading"
-#: Seconds between looks at whether the engine runs.
+#: Seconds between two checks that the engine runs.
 _LOOK_EVERY = 0.5
-#: Seconds of the longest pause between attempts to start it again.
+#: Longest pause between two attempts to restart the engine, in seconds.
 _LONGEST_PAUSE = 60.0
-#: Seconds that a failed engine may take to close before it is left to itself.
+#: Seconds that a failed engine may take to close before it is abandoned.
 _CLOSE_TIMEOUT = 10.0
 
 
@@ -40,13 +40,13 @@ class EngineSupervisor:
     """Holds the one `Reranker` of a server.
 
     Args:
-        settings: of the reranker.
-        metrics: told about every pass and every start.
+        settings: the settings of the reranker.
+        metrics: counts every pass and every start.
         on_pass: called in the event loop after every successful pass.
         on_fatal: called with the error if the first start fails.
         probe_interval: seconds without a pass after which the engine has to score one short document; 0 for never.
         probe_timeout: seconds without a pass, while that document waits, after which the engine counts as failed.
-        owns_process: take the objects that exist once the engine is loaded out of the garbage collector's sight.
+        owns_process: whether the garbage collector may ignore the objects that exist once the engine is loaded.
     """
 
     def __init__(
@@ -70,34 +70,34 @@ class EngineSupervisor:
         self._probe_interval = probe_interval or math.inf
         self._probe_timeout = probe_timeout
         self._reranker: Reranker | None = None
-        self._failed = asyncio.Event()  # set as long as there is no engine that works; those who wait are told
+        self._failed = asyncio.Event()  # set while no engine works; ends the waiting in `while_running`
         self._suspicious = asyncio.Event()
         self._last_answer = time.monotonic()
         self._watcher: asyncio.Task[None] | None = None
 
     @property
     def status(self) -> Status:
-        """The state at this moment: an engine that has ended is unhealthy before anybody has looked at it."""
+        """The current state. An engine that has ended is unhealthy at once, even before the next check."""
         if self._status == "healthy" and not (self._reranker is not None and self._reranker.running):
             return "unhealthy"
         return self._status
 
     @property
     def error(self) -> str | None:
-        """Why it is unhealthy: the name of the error's class."""
+        """Why the engine is unhealthy: the name of the error's class; None if it is not."""
         return EngineClosedError.__name__ if self._error is None and self.status == "unhealthy" else self._error
 
     @property
     def loaded(self) -> bool:
-        """Whether there is an engine, in whatever state."""
+        """Whether an engine exists, healthy or not."""
         return self._reranker is not None
 
     @property
     def reranker(self) -> Reranker:
-        """The one to use now.
+        """The reranker to use now.
 
         Raises:
-            ApiError: 503, it is loading or has failed.
+            ApiError: 503, the model is being loaded, or the engine has failed.
         """
         status = self.status
         if status == "loading":
@@ -107,7 +107,7 @@ class EngineSupervisor:
         return self._reranker
 
     async def while_running(self, work: Awaitable[T]) -> T:
-        """The result of work that the engine does; it does not outlive the engine, which may never answer.
+        """Wait for the result of the engine's work, but only while the engine runs: a failed one may never answer.
 
         Raises:
             ApiError: 503, the engine has failed meanwhile.
@@ -132,11 +132,11 @@ class EngineSupervisor:
         return [] if self._reranker is None else self._reranker.replicas()
 
     def cache_statistics(self) -> CacheStatistics | None:
-        """What the cache of scores holds and has done; None without one."""
+        """Statistics of the cache of scores; None without a cache."""
         return None if self._reranker is None else self._reranker.cache_statistics()
 
     def start(self) -> None:
-        """Load in the background; called from the event loop."""
+        """Load the engine in the background; must be called from the event loop."""
         self._watcher = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
@@ -150,7 +150,7 @@ class EngineSupervisor:
     async def _watch(self) -> None:
         try:
             await self._load()
-        except Exception as error:  # noqa: BLE001 - a server that cannot load its model ends, and says why
+        except Exception as error:  # noqa: BLE001 - a server that cannot load its model reports any error and ends
             self._on_fatal(error)
             return
         while True:
@@ -192,13 +192,13 @@ class EngineSupervisor:
 
         reranker.on_pass(listen)
         if self._owns_process:
-            # Half a million objects of torch and transformers, which a full collection during a request would
-            # traverse for 200 ms.
+            # torch and transformers have half a million objects. A full collection during a request would traverse
+            # them for 200 ms.
             await asyncio.to_thread(gc.collect)
             gc.freeze()
         self._reranker = reranker
         self._last_answer = time.monotonic()
-        await self._probe(reranker)  # each of several replicas has scored a document before it counted as loaded
+        await self._probe(reranker)  # one probe suffices: each replica scores a document before it counts as loaded
         self._works()
         self._metrics.engine_loads.inc()
         self._metrics.describe_build(self.settings.model, reranker.engine_name)
@@ -224,12 +224,12 @@ class EngineSupervisor:
             self._suspicious.set()
 
     async def _answers(self) -> bool:
-        """Whether the engine scores a document, or at least goes on with what waits before it."""
+        """Whether the engine scores a probe document; it may take its time while passes of other requests end."""
         if self._reranker is None:
             return False
         try:
             await self._probe(self._reranker)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the server goes on and restarts the engine
+        except Exception as error:  # noqa: BLE001 - after any error the server keeps running and restarts the engine
             self._fails(error)
             log(logging.ERROR, "the engine does not answer", **describe_error(error))
             self._suspicious.clear()
@@ -254,14 +254,14 @@ class EngineSupervisor:
             probe.cancel()
 
     async def _recover(self) -> None:
-        """Start the engine again, until it works."""
+        """Restart the engine until it works."""
         pause = 1.0
         while True:
             await self._drop()
             log(logging.WARNING, "starting the engine again")
             try:
                 await self._load()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the server goes on and tries again
+            except Exception as error:  # noqa: BLE001 - after any error the server keeps running and tries again
                 self._fails(error)
                 log(logging.ERROR, "the engine cannot be started", retry_in=pause, **describe_error(error))
             else:
@@ -283,7 +283,7 @@ class EngineSupervisor:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(closed.set)
 
-        # A daemon, because an engine that hangs must not keep the process from ending.
+        # A daemon thread, because an engine that hangs must not keep the process from ending.
         threading.Thread(target=close, name="qwen3-ranker-closing", daemon=True).start()
         try:
             await asyncio.wait_for(closed.wait(), _CLOSE_TIMEOUT)
@@ -292,7 +292,7 @@ class EngineSupervisor:
 
 
 async def _in_a_daemon(make: Callable[[], T]) -> T:
-    """What a function returns that may take minutes, in a thread for which the end of the process does not wait."""
+    """Run a function that may take minutes in a daemon thread, which does not keep the process from ending."""
     loop = asyncio.get_running_loop()
     made: asyncio.Future[T] = loop.create_future()
 
@@ -309,7 +309,7 @@ async def _in_a_daemon(make: Callable[[], T]) -> T:
         outcome: Future[T] = Future()
         try:
             outcome.set_result(make())
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is awaited
             outcome.set_exception(error)
         with suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(settle, outcome)

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def imported(name: str) -> Any:
-    """The module; None if it is not imported, or not yet: the engine's thread may be in the middle of it."""
+    """The module; None unless its import has finished (the engine's thread may be importing it)."""
     module = sys.modules.get(name)
     return None if getattr(getattr(module, "__spec__", None), "_initializing", False) else module
 

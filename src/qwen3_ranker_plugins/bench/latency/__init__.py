@@ -1,1 +1,1 @@
-"""What a client of the server waits for."""
+"""Measures how long a client of the server waits."""

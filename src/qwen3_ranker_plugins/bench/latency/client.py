@@ -1,4 +1,4 @@
-"""A client of POST /rerank that measures what a caller waits for."""
+"""A client of POST /rerank that measures how long a caller waits."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..errors import BenchError
 
 
 class Client:
-    """One connection to a server, kept open; what it measures is the time of the client.
+    """A connection to a server that is kept open; it measures the time that the client sees.
 
     Args:
-        url: of the server, without a route.
-        timeout: seconds for one answer.
-        api_key: sent as a bearer token; None for none.
+        url: address of the server, without a route.
+        timeout: maximum seconds for one answer.
+        api_key: sent as a bearer token; None sends no key.
 
     Raises:
-        InvalidInputError: not the URL of a server.
+        InvalidInputError: `url` is not the address of a server.
     """
 
     def __init__(self, url: str, *, timeout: float, api_key: str | None = None) -> None:
@@ -37,19 +37,19 @@ class Client:
             self._headers["Authorization"] = f"Bearer {api_key}"
 
     def health(self) -> dict[str, Any]:
-        """What /health says, whatever its status.
+        """The answer of /health, whatever its status.
 
         Raises:
-            BenchError: no answer, or none that is JSON.
+            BenchError: there is no answer, or it is not JSON.
         """
         _, answer = self._exchange("GET", "/health", None)
         return answer
 
     def rerank_ms(self, query: str, documents: Sequence[str]) -> float:
-        """Milliseconds from before the request is written as JSON to after its answer is read from JSON.
+        """Milliseconds from before the request is encoded as JSON to after its answer is decoded.
 
         Raises:
-            BenchError: no answer, a status other than 200, or an answer without all documents.
+            BenchError: there is no answer, its status is not 200, or it does not contain all documents.
         """
         started = time.perf_counter()
         body = json.dumps({"query": query, "documents": documents, "top_k": len(documents)}).encode()

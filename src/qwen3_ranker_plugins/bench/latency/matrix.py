@@ -1,4 +1,4 @@
-"""Engines x settings: each server started, awaited, measured, stopped; a failing cell costs its row."""
+"""Engines x settings: each server is started, awaited, measured and stopped. If a cell fails, only its row is lost."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Cell:
-    """One server: what it is set to, and what was measured or why nothing was.
+    """One server: its settings, and what was measured or why nothing was measured.
 
     Attributes:
-        engine, template, max_length, token_budget, dtype: settings of `serve`; None leaves one to it.
-        preset: where the settings come from.
-        result: what was measured.
-        error: why nothing was.
+        engine, template, max_length, token_budget, dtype: settings of `serve`; None for its default.
+        preset: the preset that the settings come from; None for none.
+        result: what was measured; None if nothing was.
+        error: why nothing was measured; None if something was.
     """
 
     engine: str
@@ -45,7 +45,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """For tables and plots."""
+        """Label for tables and plots."""
         preset = "" if self.preset is None else f"{self.preset}: "
         return f"{self.engine} / {preset}{self.template}, {self.max_length}"
 
@@ -56,7 +56,7 @@ class Cell:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def as_json(self) -> dict[str, Any]:
-        """Without what is None."""
+        """The fields that are not None."""
         every = ((each.name, getattr(self, each.name)) for each in fields(self))
         return {name: plain(value) for name, value in every if value is not None}
 
@@ -79,9 +79,9 @@ def preset_cells(engines: Sequence[str], presets: Sequence[str], *, dtype: str |
     """A cell for each combination of engine and preset.
 
     Args:
-        engines: their names.
-        presets: their names.
-        dtype: takes precedence over that of the presets; None for theirs.
+        engines: names of engines.
+        presets: names of presets.
+        dtype: takes precedence over the dtype of the presets; None for theirs.
 
     Raises:
         InvalidInputError: there is no such preset.
@@ -107,14 +107,14 @@ def measure_matrix(
     """Measure every cell.
 
     Args:
-        plan: what is asked of each server.
-        titles: the same for all.
-        cells: of `format_cells` or `preset_cells`.
-        server: settings of `serve` that all share: model, device ...
+        plan: the requests that each server gets.
+        titles: the documents, the same for all servers.
+        cells: from `format_cells` or `preset_cells`.
+        server: settings of `serve` that all cells share: model, device ...
         titles_source: where the titles come from.
         start_timeout: seconds until a server has to be ready.
-        progress: called with what happens.
-        on_cell: called with the result so far after each cell, so that whatever ends the run leaves what was measured.
+        progress: called with a line on each step.
+        on_cell: called with the result so far after each cell, so that nothing is lost if the run ends early.
 
     Returns:
         The cells, each with its latency result or an error.
@@ -151,7 +151,7 @@ def measure_matrix(
 def _result(
     about: Environment, plan: LatencyPlan, cells: Sequence[Cell], measured: Sequence[Cell], server: Mapping[str, Any]
 ) -> MatrixResult:
-    """Of the cells that were measured so far; settings are those of all."""
+    """A result of the cells that were measured so far; its settings are those of the whole matrix."""
     first = next((cell.result for cell in measured if cell.result is not None), None)
     settings = {
         **{f"{name}s": _values(cells, name) for name in ("engine", "preset", "template", "max_length")},
@@ -163,7 +163,7 @@ def _result(
 
 
 def _values(cells: Sequence[Cell], name: str) -> list[Any]:
-    """What cells have under a name, each once."""
+    """The different values that cells have under a name."""
     return [value for value in dict.fromkeys(getattr(cell, name) for cell in cells) if value is not None]
 
 
@@ -207,7 +207,7 @@ def matrix_report(result: MatrixResult) -> Report:
 def _times(
     cells: Sequence[tuple[Cell, LatencyResult]], counts: Sequence[int], mode: str, *, with_published: bool
 ) -> Table:
-    """Medians; the published rows are means, and say so."""
+    """A table of medians; the published rows are means, and are labelled so."""
     rows = []
     for cell, found in cells:
         points = found.points(mode)

@@ -1,4 +1,4 @@
-"""Client wall time of POST /rerank over the number of documents in a request."""
+"""Measures the client's wall time of POST /rerank over the number of documents in a request."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from ..statistics import summary
 from ..titles import DEFAULT_QUERY, generate_queries, sample
 from .client import Client
 
-#: fresh: a new query in every request, so that nothing of an earlier one can be used again; the one to compare by.
-#: same: one query in all requests, which a server may answer with what it kept of the last one.
+#: fresh: a new query in every request, so that nothing computed for an earlier one can be reused; compare by this one.
+#: same: the same query in all requests, so that a server may reuse what it has kept of an earlier one.
 FRESH, SAME = "fresh", "same"
 MODES = {"both": (FRESH, SAME), FRESH: (FRESH,), SAME: (SAME,)}
 
 Progress = Callable[[str], None]
 
-#: What a result keeps of /health.
+#: The fields of /health that a result contains.
 _HEALTH = ("model", "engine", "instruction_format", "max_model_len", "version")
 
 
 @dataclass(frozen=True)
 class LatencyPlan:
-    """What is asked of a server.
+    """The requests that a server gets.
 
     Attributes:
-        counts: documents in a request.
-        repeat: timed requests for each count and mode.
-        warmup, warmup_documents: requests before, without a clock, and how large they are.
-        seed: of the titles and queries.
+        counts: numbers of documents in a request.
+        repeat: number of timed requests for each count and mode.
+        warmup, warmup_documents: number of untimed requests that come first, and of the documents in each.
+        seed: seed of the choice of titles and queries.
         queries: a key of MODES.
-        query: of the mode "same".
-        language: of generated queries.
-        timeout: seconds for one answer.
+        query: the query of the mode "same".
+        language: language of generated queries.
+        timeout: maximum seconds for one answer.
     """
 
     counts: Sequence[int] = published.LATENCY_DOCUMENTS
@@ -71,9 +71,9 @@ class RequestsRow:
 
     Attributes:
         mode: FRESH or SAME.
-        documents: in each request.
-        milliseconds: of each request that was answered.
-        failures: the reasons of the others.
+        documents: number of documents in each request.
+        milliseconds: duration of each request that was answered.
+        failures: reason of failure of each other request.
     """
 
     mode: str
@@ -88,8 +88,8 @@ class LatencyResult(Result):
 
     Attributes:
         tag: the user's name for it.
-        health: what /health said at the end.
-        rows: one for each mode and count.
+        health: the answer of /health at the end.
+        rows: one row for each mode and count.
     """
 
     kind: ClassVar[str] = "latency"
@@ -101,25 +101,25 @@ class LatencyResult(Result):
 
     @property
     def failed(self) -> int:
-        """How many timed requests were not answered."""
+        """Number of timed requests that were not answered."""
         return sum(len(row.failures) for row in self.rows)
 
     def points(self, mode: str) -> dict[int, list[float]]:
-        """Number of documents -> milliseconds, of the counts that were answered."""
+        """Number of documents -> milliseconds, for the counts with at least one answer."""
         return {row.documents: row.milliseconds for row in self.rows if row.mode == mode and row.milliseconds}
 
 
 def measure_latency(
     client: Client, plan: LatencyPlan, titles: list[str], *, progress: Progress | None = None
 ) -> list[RequestsRow]:
-    """Ask a server.
+    """Send the requests of a plan to a server and measure them.
 
-    Every request has titles of its own, drawn from `titles` without replacement. A request that fails is kept with its
-    reason, and the next one is made: one bad request must not cost an hour's measurement, nor be left out silently.
+    Every request has its own titles, drawn from `titles` without replacement. If a request fails, its reason is stored
+    and the next one is sent: one failure must neither end an hour's measurement nor be ignored silently.
 
     Raises:
         InvalidInputError: there are fewer titles than documents in a request.
-        BenchError: not one request was answered.
+        BenchError: no request was answered.
     """
     rng = random.Random(plan.seed)  # noqa: S311 - nothing secret
     modes = MODES[plan.queries]
@@ -143,7 +143,7 @@ def measure_latency(
                     progress(f"{mode} query, n={count}, {number + 1}/{plan.repeat}: {shown}")
             rows.append(row)
     if not any(row.milliseconds for row in rows):
-        raise BenchError(f"not one request was answered: {(failures + rows[0].failures)[0]}")
+        raise BenchError(f"no request was answered; the first failed with: {(failures + rows[0].failures)[0]}")
     return rows
 
 
@@ -165,15 +165,15 @@ def latency_result(
     tag: str | None,
     server: Mapping[str, Any],
 ) -> LatencyResult:
-    """A result of what `measure_latency` returned.
+    """Make a result from what `measure_latency` returned.
 
     Args:
         about: `environment()` from before the measurement.
-        rows, plan: of the measurement.
-        health: the server's /health at its end.
+        rows, plan: rows and plan of the measurement.
+        health: the server's /health at the end of the measurement.
         titles: where the titles come from.
-        tag: the user's name for it.
-        server: settings of a server of our own, or its URL.
+        tag: the user's name for the result.
+        server: settings of a server that we started, or the URL of another one.
     """
     result = LatencyResult(
         about=about.after({name: str(value) for name, value in (health.get("engine_facts") or {}).items()}),
@@ -187,7 +187,7 @@ def latency_result(
 
 
 def evaluate(result: LatencyResult) -> list[dict[str, Any]]:
-    """Per mode and count: `summary` of the milliseconds, how many were answered ("n"), how many failed."""
+    """For each mode and count: `summary` of the milliseconds, number of answers ("n"), number of failures."""
     return [
         {
             "mode": row.mode,
@@ -237,7 +237,7 @@ def _requests(result: LatencyResult) -> Table:
 
 
 def orientation(counts: Sequence[int]) -> Table:
-    """Times published elsewhere, for the counts that were published."""
+    """Times that others published, for the counts that they published."""
     places = [place for place, count in enumerate(published.LATENCY_DOCUMENTS) if count in set(counts)]
     places = places or list(range(len(published.LATENCY_DOCUMENTS)))
     header = ["backend / format", *(f"n={published.LATENCY_DOCUMENTS[place]}" for place in places)]

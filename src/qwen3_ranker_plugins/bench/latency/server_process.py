@@ -1,4 +1,4 @@
-"""A `qwen3-ranker serve` of our own: started, awaited and stopped."""
+"""Starts, awaits and stops a `qwen3-ranker serve` in its own process."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from ...config import ENGINE_ALIASES
 from ..errors import BenchError
 from .client import Client
 
-#: Seconds that a server gets to end after SIGTERM.
+#: Seconds that a server may take to end after SIGTERM.
 _PATIENCE = 60
 
 
 class RunningServer:
-    """A `qwen3-ranker serve` of our own, from its start to its end; usable as a context manager.
+    """A `qwen3-ranker serve` that is started here, from its start to its end; usable as a context manager.
 
     Args:
-        settings: name -> value of the flags of `serve`; None leaves one out.
-        start_timeout: seconds until its engine has to be ready.
-        log: where its output goes; None for a temporary file.
+        settings: name -> value of the flags of `serve`; None leaves a flag out.
+        start_timeout: seconds until the engine has to be ready.
+        log: file for the server's output; None for a temporary file.
 
     Raises:
-        BenchError: it ends, or is not ready in time; the message ends in what it said last.
+        BenchError: the server ends, or is not ready in time; the message ends with its last output.
     """
 
     def __init__(self, settings: Mapping[str, Any], *, start_timeout: float = 900.0, log: Path | None = None) -> None:
@@ -67,7 +67,7 @@ class RunningServer:
         self.stop()
 
     def _wait(self) -> None:
-        """Until /health says that the engine answers, with the settings asked for: no other server is measured."""
+        """Wait until /health reports a working engine, and check its settings, so that no other server is measured."""
         engine = self._settings.get("engine", "auto")
         expected = {
             "instruction_format": self._settings.get("template", "standard"),
@@ -79,7 +79,7 @@ class RunningServer:
         while time.monotonic() < deadline:
             if self._process is not None and (code := self._process.poll()) is not None:
                 said = self.tail()
-                last_line = said.rpartition("\n")[2][:300]  # where the command says what is wrong
+                last_line = said.rpartition("\n")[2][:300]  # in which the command says what is wrong
                 raise BenchError(f"the server ended with code {code}: {last_line}\n{said}")
             client = Client(self.url, timeout=5)
             try:
@@ -101,7 +101,7 @@ class RunningServer:
         raise BenchError(f"not ready after {self._start_timeout:.0f} s; /health: {last[:300]}\n{self.tail()}")
 
     def stop(self) -> None:
-        """End it in order, or by force if it takes longer than a minute."""
+        """End the server in order, or by force if it takes too long."""
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -115,7 +115,7 @@ class RunningServer:
             self._log = None
 
     def tail(self, characters: int = 1500) -> str:
-        """The end of what it printed."""
+        """The end of the server's output."""
         if self._log is None:
             return ""
         self._log.seek(0)
@@ -123,7 +123,7 @@ class RunningServer:
 
 
 def free_port() -> int:
-    """A port of this host that nobody listens on at the moment."""
+    """A port of this host on which nobody listens at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

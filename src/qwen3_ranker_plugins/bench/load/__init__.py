@@ -1,1 +1,1 @@
-"""What many callers of a server wait for: open loop at given rates, closed loop with given numbers of clients."""
+"""Measures how long many callers wait: open loop at given rates, closed loop with given numbers of clients."""

@@ -1,8 +1,8 @@
-"""A share of the load, as one client process sends it: arrivals at a rate, or clients that wait for their answers.
+"""The share of the load that one client process sends: arrivals at a rate, or clients that wait for their answers.
 
-Latency in the open loop counts from the scheduled arrival, not from when the request was sent. A client that counts
-from the sending, or that waits for an answer before it sends the next request, leaves out the time that requests would
-have waited while the service stood still (coordinated omission).
+Latency in the open loop counts from the scheduled arrival, not from the sending. A client that counts from the sending,
+or that waits for an answer before it sends the next request, leaves out the time that requests would have waited while
+the service stalled (coordinated omission).
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from .results import Requests
 from .target import Target, Writer
 from .workloads import Workload
 
-#: Seconds for which the requests of another workload are sent before those that are measured.
+#: Seconds by which the requests of the second workload start before the measured ones.
 LEAD = 1.0
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one process sends.
+    """The requests that one process sends.
 
     Attributes:
-        target: where to.
-        workload: of the measured requests.
-        seconds: in which requests are sent.
-        timeout: seconds from the scheduled arrival after which a request is given up.
-        seed: of texts.
-        draws: seed of arrivals and queries, another one in each process and step.
-        starts: on `time.monotonic`, which all processes of a machine share.
+        target: the service that gets them.
+        workload: workload of the measured requests.
+        seconds: time in which requests are sent.
+        timeout: seconds from the scheduled arrival after which a request is abandoned.
+        seed: seed of the texts.
+        draws: seed of arrivals and queries, different in each process and step.
+        starts: when to start, on the clock `time.monotonic`, which all processes of a machine share.
         arrivals: open loop: number of requests; None for a closed loop.
-        clients: closed loop: clients of this process.
-        beside: another workload that is sent meanwhile, or None.
-        beside_clients: clients of this process that send it.
+        clients: closed loop: number of clients of this process.
+        beside: second workload that is sent at the same time, or None.
+        beside_clients: number of clients of this process that send the second workload.
     """
 
     target: Target
@@ -54,7 +54,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Sent:
-    """One request and what became of it; times in seconds from the start."""
+    """One request and its outcome; times are in seconds from the start."""
 
     scheduled: float
     sent: float
@@ -64,16 +64,16 @@ class Sent:
 
 
 def poisson_arrivals(count: int, seconds: float, rng: random.Random) -> list[float]:
-    """Moments in [0, seconds), in order: those of a Poisson process of which it is known that `count` requests came.
+    """Arrival times in [0, seconds), in order, of a Poisson process with exactly `count` arrivals.
 
-    Given their number, the arrivals of a Poisson process are independent and uniform. So every step offers exactly the
-    rate that it is named by, while gaps and bursts are those of independent callers.
+    If their number is given, the arrivals of a Poisson process are independent and uniform. A step thus offers exactly
+    the rate that it is named after, with the gaps and bursts of independent callers.
     """
     return sorted(rng.uniform(0, seconds) for _ in range(count))
 
 
 def prepare(share: Share) -> None:
-    """Make the texts before the clock starts; this process keeps them."""
+    """Make the texts before the clock starts, and keep them in this process."""
     for workload in (share.workload, share.beside):
         if workload is not None:
             for shape in workload.shapes:
@@ -81,7 +81,7 @@ def prepare(share: Share) -> None:
 
 
 def send(share: Share) -> tuple[list[Sent], list[Sent]]:
-    """Send a share. Returns (the measured requests, those of the other workload), as they ended."""
+    """Send a share; returns (measured requests, requests of the second workload), in the order in which they ended."""
     _allow_open_files()
     return asyncio.run(_send(share))
 
@@ -104,7 +104,7 @@ async def _send(share: Share) -> tuple[list[Sent], list[Sent]]:
 
 
 class _Sender:
-    """Sends requests of one workload and notes what becomes of them."""
+    """Sends requests of one workload and records their outcomes."""
 
     def __init__(self, share: Share, workload: Workload, connections: Connections, name: str) -> None:
         self._share = share
@@ -115,7 +115,7 @@ class _Sender:
         self.sent: list[Sent] = []
 
     async def run(self, arrivals: int | None, clients: int, ends: float, *, starts: float | None = None) -> None:
-        """Until `ends`, and until every request has ended."""
+        """Send requests until `ends`, then wait until every request has ended."""
         await _sleep_until(self._share.starts if starts is None else starts)
         async with asyncio.TaskGroup() as group:
             if arrivals is None:
@@ -127,7 +127,7 @@ class _Sender:
                 group.create_task(self._request(self._share.starts + arrival))
 
     async def _client(self, ends: float) -> None:
-        """Sends a request when the one before has ended."""
+        """Send a request whenever the previous one has ended."""
         while (now := time.monotonic()) < ends:
             await self._request(now)
 
@@ -141,12 +141,12 @@ class _Sender:
 
 
 async def _sleep_until(moment: float) -> None:
-    """Gives way to other tasks even if the moment has passed."""
+    """Sleep until a moment; let other tasks run even if it has passed."""
     await asyncio.sleep(max(0.0, moment - time.monotonic()))
 
 
 def in_order(sent: list[Sent]) -> Requests:
-    """The requests of all processes, as a result keeps them."""
+    """The requests of all processes, in the form in which a result contains them."""
     requests = Requests()
     for place, each in enumerate(sorted(sent, key=lambda each: each.scheduled)):
         requests.scheduled.append(round(each.scheduled, 4))
@@ -160,10 +160,10 @@ def in_order(sent: list[Sent]) -> Requests:
 
 
 def _allow_open_files() -> None:
-    """As many as the system lets this process have: past the limit of a service, requests in flight are thousands."""
+    """Allow as many open files as the system permits: an overloaded service has thousands of requests in flight."""
     try:
         import resource
-    except ImportError:  # Windows, which has no such limit
+    except ImportError:  # Windows has no such limit
         return
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""Requests over HTTP: any number at the same time, one connection each, and what became of each of them."""
+"""Sends requests over HTTP, any number at the same time, each on its own connection, and returns their outcomes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import httpx
 
 from .target import Target, WrittenRequest, why_wrong
 
-#: Seconds after which an idle connection is not used again: uvicorn closes its own after 5.
+#: Seconds after which an idle connection is not reused: uvicorn closes idle connections after 5.
 _KEPT = 4.0
 
 #: Kinds of failures.
@@ -27,7 +27,7 @@ class Failure:
 
     Attributes:
         kind: one of the kinds above, or "status N".
-        message: what was seen, in one line.
+        message: what happened, in one line.
     """
 
     kind: str
@@ -35,10 +35,10 @@ class Failure:
 
 
 class Connections:
-    """Connections to a service, each with at most one request; an idle one is used again, the latest first.
+    """Connections to a service, each with at most one request. Idle ones are reused, the most recently used first.
 
-    Not one pool of httpx: that looks at all of its connections for each request, so that with hundreds of them the
-    client would be slower than the service. Belongs to the event loop in which it is used.
+    This is not a single pool of httpx, which looks at all of its connections for each request: with hundreds of them,
+    the client would be slower than the service. An object belongs to the event loop in which it is used.
 
     Args:
         target: the service.
@@ -50,18 +50,18 @@ class Connections:
         self._headers = {"Host": self._url.netloc.decode("ascii"), "Content-Type": "application/json"}
         if target.api_key is not None:
             self._headers["Authorization"] = f"Bearer {target.api_key}"
-        self._ssl = httpx.create_ssl_context()  # one for all: making it takes milliseconds
+        self._ssl = httpx.create_ssl_context()  # shared, because making it takes milliseconds
         self._idle: list[httpx.AsyncHTTPTransport] = []
 
     async def post(self, written: WrittenRequest, *, until: float) -> tuple[float, Failure | None]:
         """Send a request and read its answer.
 
         Args:
-            written: what is sent.
+            written: the request.
             until: when to give up, on the event loop's clock.
 
         Returns:
-            (when the last byte of the answer came, or when it failed; why it failed, or None).
+            (time of the answer's last byte, or of the failure; the failure, or None).
         """
         loop = asyncio.get_running_loop()
         connection = self._idle.pop() if self._idle else self._open()

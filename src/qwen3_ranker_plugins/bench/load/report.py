@@ -1,4 +1,4 @@
-"""What a load test says: tables, the rate within the limit, and a picture."""
+"""The report of a load test: tables, the highest rate within the limit, and a picture."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from ..figures import LoadPoint, load_lines
 from ..report import Report, Table, about_lines
 from .results import Figures, LoadResult, beside_figures, figures_of, result_rate_within, step_figures
 
-#: Milliseconds of lateness (P99) from which the client may have been the limit, and the share of P50 below which not.
+#: The client may have been the limit if its lateness (P99) is more than this many milliseconds and this share of P50.
 _LATE_MS = 10.0
 _LATE_SHARE = 0.1
 
 _OPEN = (
-    "Latency counts from the scheduled arrival and not from the sending, so that a service that stands still does not "
+    "Latency counts from the scheduled arrival and not from the sending, so that a service that stalls does not "
     "hide the requests that would have waited (no coordinated omission). Percentiles are those of answered requests."
 )
 _CLOSED = (
-    "Closed loop: each client sends a request when it has the answer to the one before, so that a slow service gets "
+    "Closed loop: each client sends a request when it has the answer to the previous one, so that a slow service gets "
     "fewer requests. Latency counts from the sending. For latency at a given load use rates instead of clients."
 )
 _HEADER = ["requests", "items/s answered", "P50 ms", "P90 ms", "P99 ms", "max ms", "failed", "sent late, P99 ms"]
@@ -48,7 +48,7 @@ def load_report(result: LoadResult) -> Report:
         tables.append(Table("By kind of request", ["step, kind", *_HEADER], list(_shape_rows(result)), note))
     if result.beside is not None:
         clients = settings["beside_clients"]
-        note = f"Sent meanwhile by {clients} clients, each one request after the other; not in the tables above."
+        note = f"Sent at the same time by {clients} clients, one request after the other each; not in the tables above."
         tables.append(Table(f"Beside: {result.beside.name}", ["step", *_HEADER], list(_beside_rows(result)), note))
     if workload.name == published.ITEMS_WORKLOAD:
         rows = [[name, *values] for name, values in published.ITEMS_PER_SECOND.items()]
@@ -104,7 +104,7 @@ def _failures(result: LoadResult) -> Iterator[list[str]]:
 
 
 def _late(result: LoadResult) -> str | None:
-    """A warning if the client sent later than it should have."""
+    """A warning if the client sent requests late; None otherwise."""
     late = [
         f"{step.label(result.workload)}: {found.lag_p99:,.0f} ms"
         for step, found in zip(result.steps, step_figures(result), strict=True)

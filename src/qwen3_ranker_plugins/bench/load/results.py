@@ -1,4 +1,4 @@
-"""The steps of a load test: raw values of every request, and the figures computed from them."""
+"""The steps of a load test: raw values of every request, and the figures that are computed from them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .workloads import Workload
 
 @dataclass(frozen=True)
 class Requests:
-    """Requests in the order of their arrivals, a value of each request in each list.
+    """Requests in the order of their arrivals; each list has one value per request.
 
     Attributes:
         scheduled: seconds from the start to the scheduled arrival; in a closed loop, to the sending.
-        lag_ms: milliseconds from the scheduled arrival to the sending: what the client was late.
-        milliseconds: from the scheduled arrival to the last byte of the answer, or to the failure.
-        shapes: place of the request's shape in the workload.
-        failures: kind -> places of the requests that failed so.
-        messages: kind -> what the first of them saw.
+        lag_ms: milliseconds from the scheduled arrival to the sending, by which the client was late.
+        milliseconds: milliseconds from the scheduled arrival to the last byte of the answer, or to the failure.
+        shapes: position of the request's shape in the workload.
+        failures: kind of failure -> positions of the requests that failed in this way.
+        messages: kind of failure -> message of the first of these requests.
     """
 
     scheduled: list[float] = field(default_factory=list)
@@ -39,10 +39,10 @@ class LoadStep:
     """One rate, or one number of clients.
 
     Attributes:
-        requests_per_second: offered in the open loop; None in a closed one.
-        clients: of the closed loop; None in the open one.
-        requests: the measured ones.
-        beside: those of the other workload that was sent meanwhile.
+        requests_per_second: offered rate of the open loop; None in a closed loop.
+        clients: number of clients of the closed loop; None in the open loop.
+        requests: the measured requests.
+        beside: requests of the second workload, which was sent at the same time.
     """
 
     requests_per_second: float | None
@@ -51,7 +51,7 @@ class LoadStep:
     beside: Requests | None = None
 
     def label(self, workload: Workload) -> str:
-        """What was offered, in words."""
+        """The offered load, in words."""
         if self.requests_per_second is None:
             return "1 client" if self.clients == 1 else f"{self.clients} clients"
         return f"{self.requests_per_second * workload.items:,.0f} items/s"
@@ -59,15 +59,16 @@ class LoadStep:
 
 @dataclass(frozen=True)
 class Figures:
-    """What is computed from the requests of a step.
+    """The figures computed from the requests of a step.
 
     Attributes:
-        requests: how many were sent.
-        failed: kind -> how many failed so.
-        items_per_second: documents of answered requests, over the time from the start to the last answer.
-        p50, p90, p99, highest: milliseconds of the answered requests, from their scheduled arrivals; None if none was.
-        p99_of_all: the same percentile with failed requests as slower than any other; None if that is one of those.
-        lag_p99: milliseconds from the scheduled arrival to the sending.
+        requests: number of requests sent.
+        failed: kind of failure -> number of requests that failed in this way.
+        items_per_second: documents of answered requests, divided by the time from the start to the last answer.
+        p50, p90, p99, highest: milliseconds of the answered requests, from their scheduled arrivals; None if there are
+            none.
+        p99_of_all: P99 of all requests, where failed ones count as slower than any other; None if P99 is one of these.
+        lag_p99: P99 of the milliseconds from the scheduled arrival to the sending.
     """
 
     requests: int
@@ -82,7 +83,7 @@ class Figures:
 
     @property
     def all_failed(self) -> int:
-        """Requests without a usable answer."""
+        """Number of requests without a usable answer."""
         return sum(self.failed.values())
 
 
@@ -91,9 +92,9 @@ class LoadResult(Result):
     """Raw values of all steps.
 
     Attributes:
-        tag: the user's name for it.
-        steps: in the order in which they were run.
-        figures: of `evaluate`.
+        tag: the user's name for the result.
+        steps: the steps, in the order in which they were run.
+        figures: the figures that `evaluate` computes.
     """
 
     kind: ClassVar[str] = "load"
@@ -104,18 +105,18 @@ class LoadResult(Result):
 
     @property
     def workload(self) -> Workload:
-        """Of the measured requests."""
+        """The workload of the measured requests."""
         return Workload.named(self.settings["workload"])
 
     @property
     def beside(self) -> Workload | None:
-        """The other workload that was sent meanwhile."""
+        """The second workload, which was sent at the same time; None for none."""
         name = self.settings["beside"]
         return None if name is None else Workload.named(name)
 
     @property
     def failed(self) -> int:
-        """Measured requests without a usable answer."""
+        """Number of measured requests without a usable answer."""
         return sum(each.all_failed for each in step_figures(self))
 
 
@@ -124,8 +125,8 @@ def figures_of(requests: Requests, workload: Workload, shape: int | None = None)
 
     Args:
         requests: the raw values.
-        workload: what they were drawn from.
-        shape: only requests of this shape; None for all.
+        workload: the workload from which they were drawn.
+        shape: position of the only shape to count; None counts all.
     """
     shapes = np.asarray(requests.shapes, dtype=np.intp)
     chosen = np.ones(len(shapes), dtype=bool) if shape is None else shapes == shape
@@ -141,7 +142,7 @@ def figures_of(requests: Requests, workload: Workload, shape: int | None = None)
     rate = 0.0
     if answered.any():
         p50, p90, p99, highest = map(float, np.percentile(latency[answered], (50, 90, 99, 100)))
-        # A measured value: between one and infinity there is nothing to interpolate.
+        # Take a measured value: one cannot interpolate between a number and infinity.
         ranked = float(np.percentile(np.where(answered, latency, np.inf)[chosen], 99, method="inverted_cdf"))
         p99_of_all = ranked if np.isfinite(ranked) else None
         items = np.asarray([each.items for each in workload.shapes])[shapes[answered]].sum()
@@ -151,12 +152,12 @@ def figures_of(requests: Requests, workload: Workload, shape: int | None = None)
 
 
 def step_figures(result: LoadResult) -> list[Figures]:
-    """Of the measured requests of each step."""
+    """Figures of the measured requests of each step."""
     return [figures_of(step.requests, result.workload) for step in result.steps]
 
 
 def beside_figures(result: LoadResult) -> list[Figures]:
-    """Of the other workload in each step; empty if there was none."""
+    """Figures of the second workload in each step; empty if there was none."""
     beside = result.beside
     if beside is None:
         return []
@@ -168,8 +169,8 @@ class RateWithin:
     """The highest offered rate whose P99 is within a limit.
 
     Attributes:
-        items_per_second: documents per second; 0 if the lowest rate is beyond the limit already.
-        how: how it was found, in words.
+        items_per_second: documents per second; 0 if even the lowest rate is beyond the limit.
+        how: how the rate was found, in words.
     """
 
     items_per_second: float
@@ -179,8 +180,8 @@ class RateWithin:
 def rate_within(points: Sequence[tuple[float, float | None]], limit_ms: float) -> RateWithin | None:
     """Documents per second at P99 <= `limit_ms`, by linear interpolation between two measured rates.
 
-    Failed requests count as slower than any other. Where so many failed that P99 is one of them, there is nothing to
-    interpolate to, and the last measured rate within the limit is returned.
+    Failed requests count as slower than any other. If so many failed that P99 is one of them, one cannot interpolate,
+    and the last measured rate within the limit is returned.
 
     Args:
         points: (offered documents per second, P99 of all requests or None if that is a failed one).
@@ -194,7 +195,7 @@ def rate_within(points: Sequence[tuple[float, float | None]], limit_ms: float) -
         return None
     within = [p99 is not None and p99 <= limit_ms for _, p99 in ordered]
     if not within[0]:
-        return RateWithin(0.0, f"P99 is beyond the limit at the lowest rate, {ordered[0][0]:,.0f}, already")
+        return RateWithin(0.0, f"P99 is beyond the limit even at the lowest rate, {ordered[0][0]:,.0f}")
     for place, ((rate, p99), (next_rate, next_p99)) in enumerate(pairwise(ordered)):
         if within[place + 1]:
             continue

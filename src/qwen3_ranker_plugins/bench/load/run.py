@@ -1,4 +1,4 @@
-"""A load test: its steps one after the other, each sent by one or several client processes."""
+"""Runs a load test: one step after the other, each sent by one or several client processes."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from .workloads import Workload
 
 Progress = Callable[[str], None]
 
-#: Seconds from when all processes have their texts to the first arrival.
+#: Seconds from the moment when all processes have their texts to the first arrival.
 _START = 0.3
-#: Seconds between two steps, in which a service ends what it still has.
+#: Seconds between two steps, in which a service can finish its remaining work.
 _REST = 1.0
 
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """What is sent.
+    """The requests that a load test sends.
 
     Attributes:
-        workload: of the measured requests.
+        workload: workload of the measured requests.
         rates: open loop: requests per second of each step; empty for a closed loop.
-        clients: closed loop: clients of each step; empty for an open loop.
-        seconds: of each step.
-        timeout: seconds from a request's scheduled arrival after which it is given up.
-        p99_limit_ms: for which the highest rate is reported.
-        warmup: requests that are sent first and not counted.
-        processes: of the client.
-        beside: another workload that is sent meanwhile, not measured with the first; None for none.
-        beside_clients: clients that send it, each one request after the other.
-        seed: of texts and arrivals.
+        clients: closed loop: number of clients of each step; empty for an open loop.
+        seconds: duration of each step.
+        timeout: seconds from a request's scheduled arrival after which it is abandoned.
+        p99_limit_ms: limit of P99 in milliseconds; the highest rate within it is reported.
+        warmup: number of requests that are sent first and not counted.
+        processes: number of client processes.
+        beside: second workload, sent at the same time and reported separately; None for none.
+        beside_clients: number of clients that send the second workload, one request after the other each.
+        seed: seed of texts and arrivals.
 
     Raises:
         InvalidInputError: a value is unusable.
@@ -67,7 +67,7 @@ class LoadPlan:
 
     def __post_init__(self) -> None:
         if bool(self.rates) == bool(self.clients):
-            raise InvalidInputError("rates", list(self.rates), "give rates or numbers of clients, and not both")
+            raise InvalidInputError("rates", list(self.rates), "give either rates or numbers of clients")
         for name in ("seconds", "timeout", "p99_limit_ms"):
             _check_finite(name, getattr(self, name))
         for rate in self.rates:
@@ -82,7 +82,7 @@ class LoadPlan:
             raise InvalidInputError("processes", self.processes, f"use at most {min(self.clients)}, the fewest clients")
 
     def settings(self) -> dict[str, Any]:
-        """For the result."""
+        """The plan as JSON, for the result."""
         return {
             "workload": self.workload.name,
             "rates": list(self.rates),
@@ -104,9 +104,9 @@ def measure_load(
 
     Args:
         target: the service.
-        plan: what is sent.
-        about: `environment()` from before.
-        tag: the user's name for it.
+        plan: the requests.
+        about: `environment()` from before the measurement.
+        tag: the user's name for the result.
         progress: called with a line for each step.
 
     Raises:
@@ -139,7 +139,7 @@ def _check_finite(name: str, value: float) -> None:
 
 
 def _facts(target: Target) -> dict[str, str]:
-    """What our server says of its engine."""
+    """The facts that our server reports about its engine."""
     client = Client(target.options.url, timeout=10, api_key=target.api_key)
     try:
         facts = client.health().get("engine_facts") or {}
@@ -149,7 +149,7 @@ def _facts(target: Target) -> dict[str, str]:
 
 
 def _warm_up(target: Target, plan: LoadPlan) -> None:
-    """Requests of all shapes in turns, one after the other."""
+    """Send warm-up requests one after the other, of all shapes in turn."""
     shapes = [shape for workload in (plan.workload, plan.beside) if workload is not None for shape in workload.shapes]
     writers = [Writer(target, shape, plan.seed) for shape in shapes]
     rng = random.Random(f"{plan.seed} warm-up")  # noqa: S311 - nothing secret
@@ -171,7 +171,7 @@ def _warm_up(target: Target, plan: LoadPlan) -> None:
 
 
 def _shares(target: Target, plan: LoadPlan, number: int, rate: float | None, clients: int | None) -> list[Share]:
-    """A step, divided among the processes."""
+    """The shares of a step, one for each process."""
     count = plan.processes
 
     def part(total: int, process: int) -> int:
@@ -197,7 +197,7 @@ def _shares(target: Target, plan: LoadPlan, number: int, rate: float | None, cli
 
 @contextmanager
 def _processes(count: int) -> Iterator[Callable[[list[Share]], tuple[list[Sent], list[Sent]]]]:
-    """A function that sends shares at the same time, each in a process of its own; a single one in this process."""
+    """A function that sends shares at the same time, each in its own process; a single share in this process."""
     with ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
         pools = [stack.enter_context(ProcessPoolExecutor(1, context)) for _ in range(count if count > 1 else 0)]

@@ -1,4 +1,4 @@
-"""A service under load: its address, how it wants requests written, and whether an answer is one."""
+"""A service under load: its address, the format of its requests, and whether an answer is usable."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ...engines.remote.text_encoders import TextEncoder, TextRequest
 from ...errors import InvalidInputError, RemoteError
 from .workloads import RequestShape, document_lists, fresh_query
 
-#: kind of service -> route that takes a query and documents as texts and reranks them.
+#: Kind of service -> the route that takes a query and documents as texts and reranks them.
 _ROUTES = {kind: "tei" if kind == "tei" else "rerank" for kind in SERVICES}
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where requests go.
+    """The service that gets the requests.
 
     Attributes:
-        options: address and kind of the service, as the remote engine has them.
+        options: address and kind of the service, as in the remote engine.
         api_key: sent as a bearer token; None sends none.
     """
 
@@ -35,13 +35,13 @@ class Target:
 
     @classmethod
     def at(cls, url: str, kind: str = "server", *, served_model: str = "", api_key: str | None = None) -> Self:
-        """A service that gets texts as its clients send them, without a prompt of ours.
+        """Make a target that gets texts as its clients send them, without our prompt.
 
         Args:
             url: address, with or without the route.
             kind: "server" (ours), "vllm", "cohere", "jina" or "tei".
-            served_model: the service's name of the model; "" leaves it out of requests.
-            api_key: of the service.
+            served_model: the service's name for the model; "" leaves it out of requests.
+            api_key: key of the service; None for none.
 
         Raises:
             InvalidInputError: an argument is unusable.
@@ -60,7 +60,7 @@ class Target:
 
 @dataclass(frozen=True)
 class WrittenRequest:
-    """A body, and what is needed to judge its answer.
+    """The body of a request, and the request itself, which is needed to check the answer.
 
     Attributes:
         content: the JSON that is sent.
@@ -72,12 +72,12 @@ class WrittenRequest:
 
 
 class Writer:
-    """Writes requests of one shape: each has a query of its own, and document lists come in turns.
+    """Writes requests of one shape. Each has its own query; document lists are used in turn.
 
     Args:
-        target: how the service wants requests written.
-        shape: of the requests.
-        seed: of the documents.
+        target: the service, which determines the format.
+        shape: shape of the requests.
+        seed: seed of the documents.
     """
 
     def __init__(self, target: Target, shape: RequestShape, seed: int) -> None:
@@ -95,7 +95,7 @@ class Writer:
 
 @lru_cache(maxsize=16)
 def _written_lists(target: Target, shape: RequestShape, seed: int) -> list[tuple[bytes, TextRequest]]:
-    """Bodies without their query, so that a request costs the client little while its clock runs."""
+    """Bodies without their query, made in advance so that sending a request costs the client little time."""
     encoder = TextEncoder(target.options)
     lists = []
     for documents in document_lists(shape, seed):
@@ -107,7 +107,7 @@ def _written_lists(target: Target, shape: RequestShape, seed: int) -> list[tuple
 
 
 def why_wrong(target: Target, request: TextRequest, answer: bytes) -> str | None:
-    """What makes an answer with status 200 unusable; None if each document has one score that is a number."""
+    """Why an answer with status 200 is unusable; None if each document has one score, and this is a number."""
     try:
         margins = read_margins(target.options, request, json.loads(answer))
     except RemoteError as error:

@@ -1,4 +1,4 @@
-"""Workloads: what a request of a load test consists of, and texts of those sizes."""
+"""Workloads: what the requests of a load test consist of, and texts of these sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Self
 from ...errors import InvalidInputError
 from ..titles import generate_titles
 
-#: Each of these words, after a space, is one token of Qwen3's vocabulary: sizes in tokens need no tokenizer.
+#: Each of these words, with a space before it, is one token of Qwen3, so that no tokenizer is needed to count tokens.
 WORDS = (
     "object class value function method list string name module instance argument sequence type number key pattern "
     "version tuple default format keyword item character block line call result section command subject order frame "
@@ -25,14 +25,14 @@ WORDS = (
     "true first last next other same different important possible available general special local recent final "
     "find keep move read write build change follow include provide return start stop use work show hold bring make"
 ).split()
-#: Tokens of a query where a workload does not say.
+#: Tokens of a query if a workload does not say.
 _SHORT_QUERY = 8
 #: Mean tokens of a chunk, and of a title (for orientation only; titles have the lengths of real ones).
 _CHUNK_TOKENS = 260
 _TITLE_TOKENS = 27
 #: Items have between 0.8 and 1.2 times the tokens that a workload names.
 _SPREAD = 0.2
-#: Document lists that requests take in turns, fewer where they would take more than these bytes.
+#: Number of document lists that requests use in turn; fewer if they would take more than the following bytes.
 _LISTS = 16
 _LIST_BYTES = 32 * 2**20
 
@@ -42,11 +42,11 @@ class RequestShape:
     """One kind of request.
 
     Attributes:
-        name: as a workload is named.
-        query_tokens: tokens of the query.
-        item_tokens: mean tokens of a document.
-        items: documents in a request.
-        titles: documents are product titles and not random words.
+        name: name of the workload with only this shape.
+        query_tokens: number of tokens of the query.
+        item_tokens: mean number of tokens of a document.
+        items: number of documents in a request.
+        titles: whether documents are product titles instead of random words.
     """
 
     name: str
@@ -58,12 +58,12 @@ class RequestShape:
 
 @dataclass(frozen=True)
 class Workload:
-    """What requests are drawn from.
+    """A mixture of requests.
 
     Attributes:
-        name: as it was asked for.
-        shapes: kinds of requests.
-        weights: how often each of them comes, relative to the others.
+        name: the name under which it was requested.
+        shapes: the kinds of requests.
+        weights: relative frequency of each kind.
     """
 
     name: str
@@ -107,7 +107,7 @@ def _shape(name: str) -> RequestShape:
 
 
 def document_lists(shape: RequestShape, seed: int) -> Sequence[list[str]]:
-    """Lists of documents of a shape, which requests take in turns; the same for the same arguments."""
+    """Lists of documents of a shape, which requests use in turn; the same for the same arguments."""
     rng = random.Random(f"{seed} {shape}")  # noqa: S311 - nothing secret
     if shape.titles:
         titles = generate_titles(2 * shape.items, language="both", seed=seed)
@@ -117,7 +117,7 @@ def document_lists(shape: RequestShape, seed: int) -> Sequence[list[str]]:
 
 
 def fresh_query(shape: RequestShape, rng: random.Random) -> str:
-    """A query that practically no other request has, so that nothing computed for one helps another."""
+    """A query that almost certainly no other request has, so that nothing computed for one request helps another."""
     return _words(rng, shape.query_tokens)
 
 

@@ -1,1 +1,1 @@
-"""What reranking does to the order, query by query."""
+"""Measures how reranking changes the order of documents, query by query."""

@@ -19,9 +19,9 @@ MAIN_MEASURE = "nDCG@10"
 
 
 def per_query(qrels: Grades, run: Run, *, relevant_from: int = 1, depth: int = 100) -> PerQuery:
-    """Every measure for every query of `qrels`; a query without documents in the run counts as 0.
+    """Every measure for every query of `qrels`; a query without documents in the run has the value 0.
 
-    nDCG has gain = grade and discount 1 / log2(rank + 1); the others count grades from `relevant_from` as relevant.
+    nDCG has gain = grade and discount 1 / log2(rank + 1); for the others, grades from `relevant_from` on are relevant.
 
     Raises:
         MissingDependencyError: ir-measures is not installed.
@@ -40,7 +40,7 @@ def per_query(qrels: Grades, run: Run, *, relevant_from: int = 1, depth: int = 1
     if depth > 10:
         wanted[ir_measures.R(rel=rel) @ depth] = f"Recall@{depth}"
     values: PerQuery = {name: dict.fromkeys(qrels, 0.0) for name in wanted.values()}
-    # The measures sort by score themselves and break ties in ways of their own; counting ranks down leaves no ties.
+    # The measures sort by score and break ties in their own ways; scores that count ranks down have no ties.
     scores = {
         query_id: {doc_id: float(-rank) for rank, doc_id in enumerate(doc_ids)}
         for query_id, doc_ids in run.items()
@@ -58,19 +58,19 @@ def means(values: PerQuery) -> dict[str, float]:
 
 
 def reranked(candidates: Sequence[str], margins: Sequence[float]) -> list[str]:
-    """Candidates by falling margin, equal ones in the order they came in: as `Reranker.rerank` orders them."""
+    """Candidates by descending margin, equal ones in their former order, as `Reranker.rerank` orders them."""
     order = sorted(range(len(candidates)), key=lambda place: (-margins[place], place))
     return [candidates[place] for place in order]
 
 
 def decisions(relevant: Sequence[bool], margins: Sequence[float]) -> dict[str, float]:
-    """How often "P(yes) >= 0.5" is right, and what that has to be compared with.
+    """How often "P(yes) >= 0.5" is right, with the figures to compare that with.
 
     Returns:
         accuracy: share of pairs where the decision is right.
         base_rate: accuracy of always giving the more common answer.
-        balanced_accuracy: mean of the shares of relevant and of other pairs that are decided rightly; 0.5 is chance.
-            NaN is never returned: with one kind of pair only, it is the share of that kind.
+        balanced_accuracy: mean of the share of relevant pairs and the share of other pairs that are decided correctly;
+            0.5 is chance. If there is only one kind of pair, it is the share of that kind, never NaN.
         relevant: share of pairs that are relevant.
     """
     right = {True: 0, False: 0}

@@ -1,4 +1,4 @@
-"""What reranking does to the order: before and after, and one configuration against another, query by query."""
+"""Compares rankings query by query: before and after reranking, and with one configuration and another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..results import Result, plain
 from ..statistics import Significance, paired
 from .metrics import MAIN_MEASURE, PerQuery, means, per_query, reranked
 
-#: Settings that a second configuration may change, and how their text is read.
+#: Settings that a second configuration may change, and how their text is parsed.
 OVERRIDES: dict[str, Callable[[str], Any]] = {
     "model": str,
     "adapter": str,
@@ -39,21 +39,21 @@ OVERRIDES: dict[str, Callable[[str], Any]] = {
 
 Progress = Callable[[], None]
 
-#: The label of the order that the candidates come in.
+#: Label of the order of the candidates before reranking.
 FIRST_STAGE = "first stage"
 
 
 @dataclass(frozen=True)
 class JudgedCandidates:
-    """What was reranked.
+    """The data that was reranked.
 
     Attributes:
         name, first_stage: see `Collection`.
-        relevant_from: the grade from which on a document is relevant to binary measures.
-        left_out: judged queries without a relevant document, which are not measured.
+        relevant_from: lowest grade that counts as relevant in binary measures.
+        left_out: number of judged queries without a relevant document, which are not measured.
         qrels: query id -> document id -> grade.
         candidates: query id -> document ids in the first stage's order.
-        unjudged: queries without any judgement, which are not measured.
+        unjudged: number of queries without any judgement, which are not measured.
     """
 
     name: str
@@ -67,14 +67,14 @@ class JudgedCandidates:
 
 @dataclass(frozen=True)
 class SystemRun:
-    """What one configuration did.
+    """The raw values of one configuration.
 
     Attributes:
-        label: what tells it from the other.
-        settings: of the reranker.
+        label: what distinguishes it from the other configuration.
+        settings: settings of the reranker.
         engine: `Reranker.describe()`.
         margins: query id -> margin of each candidate, in the candidates' order.
-        seconds: query id -> time of the call.
+        seconds: query id -> duration of the call.
         truncated_documents: query id -> number of documents that were cut.
     """
 
@@ -88,7 +88,7 @@ class SystemRun:
 
 @dataclass(frozen=True, kw_only=True)
 class QualityResult(Result):
-    """Raw values of one or two configurations; the figures are those of `evaluate`."""
+    """Raw values of one or two configurations, with the figures that `evaluate` computes from them."""
 
     kind: ClassVar[str] = "quality"
 
@@ -99,7 +99,7 @@ class QualityResult(Result):
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a measure changes from one ranking to another."""
+    """The change of a measure from one ranking to another."""
 
     before: str
     after: str
@@ -107,13 +107,13 @@ class Comparison:
     significance: Significance
 
     def as_json(self) -> dict[str, Any]:
-        """On one level."""
+        """The fields on one level, for JSON."""
         return {"from": self.before, "to": self.after, "measure": self.measure, **asdict(self.significance)}
 
 
 @dataclass(frozen=True)
 class QualityFigures:
-    """What follows from the raw values.
+    """The figures that are computed from the raw values.
 
     Attributes:
         per_query: system -> measure -> query id -> value.
@@ -127,10 +127,10 @@ class QualityFigures:
 
 
 def override(settings: RerankerSettings, changes: Sequence[str]) -> RerankerSettings:
-    """The settings with `NAME=VALUE` changes; `preset=NAME` gives those of a preset that are not named themselves.
+    """The settings with `NAME=VALUE` changes. Named settings take precedence over those of `preset=NAME`.
 
     Raises:
-        InvalidInputError: no such setting, or an unusable value.
+        InvalidInputError: there is no such setting, or its value is unusable.
     """
     changed: dict[str, Any] = {}
     for change in changes:
@@ -154,9 +154,9 @@ def measure_quality(
     """Rerank every query's candidates with each configuration.
 
     Args:
-        collection: what to rerank.
+        collection: the data to rerank.
         systems: one configuration, or two to be compared.
-        seed: of the randomisation test.
+        seed: seed of the randomisation test.
         progress: called after every query of every system.
 
     Returns:
@@ -200,7 +200,7 @@ def measure_quality(
 
 
 def _labels(systems: Sequence[RerankerSettings]) -> list[str]:
-    """What tells the configurations apart: "template=standard" and "template=compact"."""
+    """What distinguishes the configurations, such as "template=standard" and "template=compact"."""
     if len(systems) == 1:
         return ["reranked"]
     every = [asdict(system) for system in systems]
@@ -217,7 +217,7 @@ def _short(value: object) -> str:
 
 
 def runs_of(result: QualityResult) -> dict[str, dict[str, list[str]]]:
-    """Label -> run, the first stage's first; computed from the raw margins."""
+    """Label -> run, computed from the raw margins; the run of the first stage comes first."""
     candidates = result.collection.candidates
     runs = {FIRST_STAGE: {query_id: list(doc_ids) for query_id, doc_ids in candidates.items()}}
     for system in result.systems:
@@ -226,7 +226,7 @@ def runs_of(result: QualityResult) -> dict[str, dict[str, list[str]]]:
 
 
 def evaluate(result: QualityResult) -> QualityFigures:
-    """Means, per-query values and comparisons, from the raw values of a result."""
+    """Compute per-query values, means and comparisons from the raw values of a result."""
     collection = result.collection
     depth = max(map(len, collection.candidates.values()))
     values = {
@@ -243,7 +243,7 @@ def evaluate(result: QualityResult) -> QualityFigures:
             Comparison(a, b, name, _compare(values[a], values[b], name, result.seed or 0))
             for a, b in pairs
             for name in values[a]
-            # All systems order the same candidates, so that recall at their depth is the same by construction.
+            # All systems order the same candidates, so that recall at the depth of the candidates is always the same.
             if name != f"Recall@{depth}"
         ],
     )
@@ -309,8 +309,8 @@ def _comparisons(figures: QualityFigures) -> Table:
     ]
     header = ["from → to", "measure", "difference", "95% interval", "p, t-test", "p, randomisation", "win/lose/tie"]
     note = (
-        "Paired by query, two-sided, not corrected for several comparisons: decide beforehand which one counts. Few "
-        "queries make wide intervals; a small p says that a difference is there, not that it is large."
+        "Paired by query, two-sided, not corrected for several comparisons: decide beforehand which one counts. With "
+        "few queries, intervals are wide. A small p says that there is a difference, not that it is large."
     )
     return Table("Differences", header, rows, note)
 
@@ -320,7 +320,7 @@ def _p(value: float) -> str:
 
 
 def _extremes(result: QualityResult, figures: QualityFigures) -> Table:
-    """The queries that gain and lose most: what to read first."""
+    """The queries that gain and lose most, which are worth reading first."""
     first, last = _shown_pairs(result)[-1]
     before, after = (figures.per_query[label][MAIN_MEASURE] for label in (first, last))
     gains_ = sorted(((after[each] - before[each], each) for each in before), key=lambda item: (-item[0], item[1]))
@@ -355,7 +355,7 @@ def _picture(result: QualityResult, figures: QualityFigures, title: str) -> byte
 
 
 def published_quality() -> Table:
-    """The table of the Qwen team, as theirs."""
+    """The table that the Qwen team published."""
     rows = [[name, *(f"{value:.2f}" for value in values)] for name, values in published.QUALITY.items()]
     return Table("Published elsewhere", ["model", *published.QUALITY_COLUMNS], rows, published.QUALITY_SOURCE)
 
@@ -363,7 +363,7 @@ def published_quality() -> Table:
 def trec_files(result: QualityResult) -> dict[str, str]:
     """File name -> text of every run and of the judgements, for other evaluators.
 
-    The score column counts ranks down, so that evaluators which sort by score keep the order of equal margins.
+    The score column counts ranks down, so that evaluators that sort by score keep the order of equal margins.
     """
     files = {
         "qrels.txt": "".join(

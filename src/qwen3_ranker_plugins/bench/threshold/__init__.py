@@ -1,1 +1,1 @@
-"""Which threshold a score needs on labelled data, and whether the scores are probabilities there."""
+"""Finds thresholds of scores on labelled data, and measures whether the scores are probabilities there."""

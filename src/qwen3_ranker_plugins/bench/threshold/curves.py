@@ -1,6 +1,6 @@
-"""Precision and recall of every threshold, thresholds for what is wanted, and intervals by queries.
+"""Precision and recall of every threshold, thresholds for a target, and intervals by resampling queries.
 
-Nothing here knows of rerankers: arrays of scores, labels and query numbers go in.
+Independent of rerankers: the input is arrays of scores, labels and query numbers.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Kind = Literal["precision", "recall", "F1"]
 
-#: Of the interval, on both sides together.
+#: Probability outside of an interval, on both sides together.
 CONFIDENCE = 0.95
-#: Queries are drawn again this many times.
+#: Number of resamples of the queries.
 RESAMPLES = 2_000
-#: At most this many thresholds get an interval for the picture: half of them evenly spread over the distinct scores,
-#: the others over the range of the scores.
+#: Maximum number of thresholds with an interval in the picture: half of them are spread evenly over the distinct
+#: scores, the others over the range of the scores.
 GRID = 200
 _NORMAL_QUANTILE = 1.959963984540054
 
 
 @dataclass(frozen=True)
 class Points:
-    """What each distinct score does as a threshold, highest first; arrays of one length.
+    """The effect of each distinct score as a threshold, highest first; arrays of one length.
 
     Attributes:
         scores: thresholds; a pair is kept if its score is at least this.
@@ -60,7 +60,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Sample:
-    """Labelled pairs, by falling score.
+    """Labelled pairs, by descending score.
 
     Attributes:
         scores: float64 [n_pairs].
@@ -74,7 +74,7 @@ class Sample:
 
     @classmethod
     def of(cls, scores: Floats, relevant: NDArray[np.bool_], queries: NDArray[np.intp]) -> Sample:
-        """The pairs in the order that this class needs."""
+        """Make a sample; sorts the pairs by score."""
         order = np.argsort(-scores, kind="stable")
         return cls(scores[order], relevant[order], queries[order])
 
@@ -91,30 +91,30 @@ class Sample:
 
 
 def choose(kind: Kind, wanted: float, precision: Floats, recall: Floats, f1: Floats) -> int | None:
-    """The place of the threshold that gives what is wanted and most of the other; None if there is none.
+    """The position of the best threshold for a target; None if no threshold reaches the target.
 
     Args:
-        kind: "precision": of all thresholds with at least this precision, the one with the highest recall, and of
-            those the one with the highest precision. "recall": the highest threshold with at least this recall. "F1":
-            the threshold with the highest F1, whatever `wanted` is.
-        wanted: from 0 to 1.
-        precision, recall, f1: of each threshold, highest first; NaN where nothing is kept.
+        kind: "precision": among all thresholds with at least this precision, the one with the highest recall, and with
+            the highest precision among equals. "recall": the highest threshold with at least this recall. "F1": the
+            threshold with the highest F1, whatever `wanted` is.
+        wanted: the target, from 0 to 1.
+        precision, recall, f1: values of each threshold, highest threshold first; NaN if nothing is kept.
     """
     if kind == "F1":
         return None if np.isnan(f1).all() else int(np.nanargmax(f1))
     if kind == "recall":
         enough = np.flatnonzero(recall >= wanted - 1e-12)
         return int(enough[0]) if len(enough) else None
-    enough = np.flatnonzero(precision >= wanted - 1e-12)  # a NaN is not enough
+    enough = np.flatnonzero(precision >= wanted - 1e-12)  # a NaN does not reach the target
     if not len(enough):
         return None
-    best = recall[enough[-1]]  # recall never falls with the threshold
+    best = recall[enough[-1]]  # recall never decreases when the threshold does
     return int(enough[np.flatnonzero(recall[enough] >= best - 1e-12)[0]])
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95% interval; None where the threshold that is wanted does not exist in that many resamples."""
+    """A 95% interval; a bound is None if too many resamples have no threshold that reaches the target."""
 
     low: float | None
     high: float | None
@@ -122,16 +122,16 @@ class Interval:
 
 @dataclass(frozen=True)
 class Choice:
-    """A threshold for a wish.
+    """A threshold for a target.
 
     Attributes:
-        kind, wanted: see `choose`.
-        threshold: the shortest decimal that keeps the same pairs; None if no threshold gives what is wanted.
-        place: among the points.
-        precision, recall, f1, kept: of the pairs with this threshold; kept is a share of all pairs.
-        threshold_interval: of the threshold that the wish would give for other queries of the same kind.
-        precision_interval, recall_interval: of this threshold for other queries of the same kind.
-        attained: share of the resamples in which some threshold gives what is wanted.
+        kind, wanted: the target, see `choose`.
+        threshold: the shortest decimal that keeps the same pairs; None if no threshold reaches the target.
+        place: its position among the points.
+        precision, recall, f1, kept: values of this threshold on the pairs; kept is the share of pairs that are kept.
+        threshold_interval: interval of the threshold for the same target on other queries of the same kind.
+        precision_interval, recall_interval: intervals of this threshold's values on other queries of the same kind.
+        attained: share of the resamples in which some threshold reaches the target.
     """
 
     kind: Kind
@@ -150,7 +150,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Band:
-    """Precision, recall and F1 with 95% intervals over some thresholds, for a picture; arrays of one length."""
+    """Precision, recall and F1 of some thresholds with 95% intervals, for a picture; arrays of one length."""
 
     thresholds: Floats
     precision: Floats
@@ -161,16 +161,16 @@ class Band:
 
 
 def find_thresholds(sample: Sample, wishes: Sequence[tuple[Kind, float]], *, seed: int) -> tuple[list[Choice], Band]:
-    """A threshold for each wish, and for the highest F1, with intervals.
+    """A threshold for each target, and for the highest F1, with intervals.
 
-    The intervals are percentiles over resamples of whole queries, because pairs of one query belong together. A
-    bootstrap of pairs that are all right has no width, so that of precision and recall is widened to Wilson's interval,
-    which takes pairs for independent.
+    The intervals are percentiles over resamples of whole queries, because pairs of one query are not independent. If
+    all pairs are decided correctly, the bootstrap interval has no width; intervals of precision and recall are
+    therefore at least as wide as Wilson's, which assumes independent pairs.
 
     Args:
-        sample: with pairs of both kinds.
-        wishes: what is wanted, see `choose`.
-        seed: of the resamples.
+        sample: a sample with pairs of both kinds.
+        wishes: the targets, see `choose`.
+        seed: seed of the resamples.
     """
     points = sample.points()
     every: list[tuple[Kind, float]] = [*wishes, ("F1", 1.0)]
@@ -220,10 +220,10 @@ def find_thresholds(sample: Sample, wishes: Sequence[tuple[Kind, float]], *, see
 
 
 class _Resampled:
-    """Thresholds, precision and recall when whole queries are drawn again, with replacement.
+    """Thresholds, precision and recall over resamples of whole queries, drawn with replacement.
 
     Attributes:
-        thresholds: float64 [n_resamples, n_wishes]; infinite where none gives what is wanted.
+        thresholds: float64 [n_resamples, n_wishes]; infinite if no threshold reaches the target.
         precision, recall: (low, high) of each shown point, the 2.5 and 97.5 percentiles.
     """
 
@@ -253,7 +253,7 @@ class _Resampled:
 
 
 def _quantiles(values: Floats) -> tuple[Floats, Floats]:
-    """The 2.5 and 97.5 percentiles of each column without NaN; NaN for a column of them."""
+    """The 2.5 and 97.5 percentiles of each column, ignoring NaN; NaN for a column that has nothing else."""
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.full(values.shape[1], math.nan), np.full(values.shape[1], math.nan)
     known = ~np.isnan(values).all(axis=0)
@@ -264,7 +264,7 @@ def _quantiles(values: Floats) -> tuple[Floats, Floats]:
 
 def _percentiles(thresholds: Floats) -> Interval:
     tail = (1 - CONFIDENCE) / 2
-    # Without interpolation, which cannot be done next to an infinite value.
+    # Without interpolation, which an infinite neighbour would make impossible.
     low, high = np.quantile(thresholds, (tail, 1 - tail), method="inverted_cdf").tolist()
     return Interval(low if math.isfinite(low) else None, high if math.isfinite(high) else None)
 
@@ -279,7 +279,7 @@ def _widened(hits: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[Floats
 
 
 def _outer(first: tuple[Floats, Floats], second: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
-    """The wider of two intervals on each side; a NaN gives way."""
+    """The wider of two intervals on each side; NaN is ignored."""
     return np.fmin(first[0], second[0]), np.fmax(first[1], second[1])
 
 
@@ -293,7 +293,7 @@ def shortest_decimal(below: float | None, threshold: float) -> float:
     lowest = 0.0 if below is None else below
     for digits in range(1, 17):
         scale = 10**digits
-        # Downwards from the threshold: the highest such decimal leaves most room below.
+        # Round down from the threshold: the highest such decimal is farthest from the score below.
         rounded: float = math.floor(threshold * scale) / scale
         if lowest < rounded <= threshold or (below is None and 0 <= rounded <= threshold):
             return rounded
@@ -305,10 +305,10 @@ class Bin:
     """Pairs whose score lies in [low, high), or [low, 1] for the last bin.
 
     Attributes:
-        low, high: its bounds.
+        low, high: bounds of the bin.
         pairs: number of pairs.
-        score: their mean score.
-        relevant: share of them that is relevant.
+        score: mean score of the pairs.
+        relevant: share of the pairs that are relevant.
     """
 
     low: float
@@ -323,7 +323,7 @@ class Reliability:
     """How far scores are from being probabilities.
 
     Attributes:
-        bins: those with pairs in them.
+        bins: the bins that are not empty.
         ece: expected calibration error: mean of |score - share of relevant pairs| over the bins, weighted by pairs.
         brier: mean of (score - label)^2.
         log_loss: mean of -log P(label), in nats.
@@ -341,7 +341,7 @@ def reliability(log_odds: Floats, relevant: NDArray[np.bool_], bins: int = 10) -
     Args:
         log_odds: float64 [n_pairs]; the score is their sigmoid.
         relevant: bool [n_pairs].
-        bins: how many.
+        bins: number of bins.
     """
     scores = 0.5 * (1.0 + np.tanh(0.5 * log_odds))
     numbers = np.minimum((scores * bins).astype(np.intp), bins - 1)
@@ -361,7 +361,7 @@ def reliability(log_odds: Floats, relevant: NDArray[np.bool_], bins: int = 10) -
 
 
 def area_under_roc(sample: Sample) -> float:
-    """How often a relevant pair has a higher score than another one, whatever their queries; ties count half."""
+    """How often a relevant pair has a higher score than a pair that is not, across all queries; ties count half."""
     points = sample.points()
     hits = np.diff(points.hits, prepend=0)
     others = np.diff(points.ends - points.hits, prepend=0)

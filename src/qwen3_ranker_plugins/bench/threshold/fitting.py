@@ -10,9 +10,9 @@ from ...pip_command import pip_install
 
 Floats = NDArray[np.float64]
 
-#: Queries are divided into this many parts, of which each is judged by what the others say.
+#: Number of parts of the queries in cross-fitting: each part is scored with a fit to the others.
 FOLDS = 5
-#: A flatter line orders nothing that a float can tell apart.
+#: A flatter line would map different margins to equal floats.
 _SMALLEST_SLOPE = 1e-6
 
 
@@ -20,7 +20,7 @@ def fit(method: str, margins: Floats, relevant: NDArray[np.bool_]) -> tuple[floa
     """(slope, intercept) that make sigmoid(slope * margin + intercept) most likely.
 
     Labels are replaced by Platt's targets, (n_relevant + 1) / (n_relevant + 2) and 1 / (n_others + 2), which keeps the
-    slope finite for margins that separate the labels without fault (Platt 1999; Lin et al. 2007,
+    slope finite for margins that separate the labels perfectly (Platt 1999; Lin et al. 2007,
     https://doi.org/10.1007/s10994-007-5018-6). Both are convex problems.
 
     Args:
@@ -29,7 +29,7 @@ def fit(method: str, margins: Floats, relevant: NDArray[np.bool_]) -> tuple[floa
         relevant: bool [n_pairs], with both values in it.
 
     Raises:
-        InvalidInputError: higher margins do not go with more relevant pairs, so that the order would change.
+        InvalidInputError: a higher margin does not make a pair more likely to be relevant, so the order would change.
         MissingDependencyError: scipy is not installed.
     """
     try:
@@ -70,12 +70,13 @@ def fit(method: str, margins: Floats, relevant: NDArray[np.bool_]) -> tuple[floa
 def cross_fitted(
     method: str, margins: Floats, relevant: NDArray[np.bool_], queries: NDArray[np.intp], *, seed: int
 ) -> Floats | None:
-    """Calibrated log-odds of each pair by a line that was fitted without its query; float64 [n_pairs].
+    """Calibrated log-odds of each pair, from a line that was fitted without the pair's query; float64 [n_pairs].
 
-    What a calibration does for its own labels flatters it, and pairs of one query are alike.
+    On the labels that it was fitted to, a calibration looks better than it is. Whole queries are left out because the
+    pairs of one query are alike.
 
     Returns:
-        None if the queries are too few, or a part cannot be fitted.
+        None if there are too few queries, or a part cannot be fitted.
     """
     count = int(queries.max()) + 1
     parts = min(FOLDS, count)
@@ -90,7 +91,7 @@ def cross_fitted(
             return None
         try:
             slope, intercept = fit(method, margins[~inside], rest)
-        except InvalidInputError:  # the whole sample may still have a line; without this figure
+        except InvalidInputError:  # the whole sample may still be fitted, without this figure
             return None
         found[inside] = slope * margins[inside] + intercept
     return found

@@ -1,4 +1,4 @@
-"""Margins of labelled pairs -> thresholds with intervals, how reliable the scores are, and a calibration."""
+"""From margins of labelled pairs to thresholds with intervals, the reliability of the scores, and a calibration."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from .fitting import cross_fitted, fit
 
 @dataclass(frozen=True)
 class LabelledMargins:
-    """What was judged; lists of one length for each query.
+    """The pairs that were judged; the lists of a query have one length.
 
     Attributes:
         name, first_stage: see `Collection`.
-        relevant_from: the grade from which on a pair is relevant.
-        judged_only: pairs without a label were left out; otherwise they count as not relevant.
+        relevant_from: lowest grade that counts as relevant.
+        judged_only: whether pairs without a label were left out; otherwise they count as not relevant.
         margins: query id -> margin of each pair.
         relevant: query id -> whether each pair is relevant.
         truncated_documents: number of documents that were cut.
@@ -56,14 +56,14 @@ class LabelledMargins:
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdResult(Result):
-    """Raw margins and labels; the figures are those of `evaluate`.
+    """Raw margins and labels, with the figures that `evaluate` computes from them.
 
     Attributes:
         collection: the pairs.
-        precisions, recalls: what is wanted.
+        precisions, recalls: the targets.
         fitted: name of the calibration that was fitted to these labels; None for none.
-        facts: `Reranker.judgement_facts` and what ran, for the calibration's file.
-        slope, intercept: of the calibration that was fitted, or given; None for none.
+        facts: `Reranker.judgement_facts` and facts about the engine, for the calibration's file.
+        slope, intercept: of the calibration that was fitted or given; None for none.
     """
 
     kind: ClassVar[str] = "threshold"
@@ -80,16 +80,16 @@ class ThresholdResult(Result):
 
 @dataclass(frozen=True)
 class ThresholdFigures:
-    """What follows from the raw values.
+    """The figures that are computed from the raw values.
 
     Attributes:
         choices: thresholds of the calibrated score, if there is a calibration, else of P(yes).
         uncalibrated: the same thresholds of P(yes); equal to those of `choices` without a calibration.
-        area_under_roc: how often a relevant pair has a higher score than another one.
+        area_under_roc: how often a relevant pair has a higher score than a pair that is not.
         raw: how reliable P(yes) is.
-        calibrated: how reliable the calibrated score is for the labels that it was fitted to, or given for.
+        calibrated: how reliable the calibrated score is on these labels, to which it may have been fitted.
         cross_fitted: how reliable calibrated scores are for queries that they were not fitted to; None if that cannot
-            be said, or nothing was fitted.
+            be measured, or nothing was fitted.
     """
 
     choices: list[Choice]
@@ -114,12 +114,12 @@ def measure_thresholds(
     """Score the pairs of a collection and find thresholds.
 
     Args:
-        collection: opened with `every_label`.
-        settings: of the reranker; a calibration in them is judged.
-        precisions, recalls: what is wanted, each above 0 and at most 1.
+        collection: labelled pairs, opened with `every_label`.
+        settings: settings of the reranker; a calibration in them is measured, too.
+        precisions, recalls: the targets, each above 0 and at most 1.
         calibrate: a name from `calibration.METHODS` to fit; None to fit none.
         judged_only: leave out pairs that have no label.
-        seed: of the resamples and of the parts of cross-fitting.
+        seed: seed of the resamples and of the parts of cross-fitting.
         progress: called after every query.
 
     Raises:
@@ -133,7 +133,7 @@ def measure_thresholds(
     if calibrate is not None:
         check_choice("calibrate", calibrate, METHODS)
         if settings.calibration is not None:
-            raise InvalidInputError("calibrate", calibrate, "a calibration is given: leave one of the two out")
+            raise InvalidInputError("calibrate", calibrate, "a calibration is given, too: leave one of the two out")
     about = environment()
     pairs = {
         query_id: [each for each in doc_ids if not judged_only or each in collection.qrels[query_id]]
@@ -184,10 +184,10 @@ def measure_thresholds(
 
 
 def _check_both_kinds(labels: dict[str, list[bool]], collection: Collection) -> None:
-    """Refuse labels without which there is no precision or no recall.
+    """Refuse labels from which precision or recall cannot be computed.
 
     Raises:
-        InvalidInputError: all of one kind, or none.
+        InvalidInputError: there are no labels, or all are of one kind.
     """
     count = sum(map(len, labels.values()))
     relevant = sum(map(sum, labels.values()))
@@ -208,7 +208,7 @@ def _check_both_kinds(labels: dict[str, list[bool]], collection: Collection) -> 
 def arrays(
     margins: dict[str, list[float]], labels: dict[str, list[bool]]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.intp]]:
-    """(margins, labels, number of the query) of all pairs."""
+    """Returns (margins, labels, number of the query) of all pairs."""
     numbers = [np.full(len(each), number) for number, each in enumerate(margins.values())]
     values = [np.asarray(margins[each], dtype=np.float64) for each in margins]
     relevant = [np.asarray(labels[each], dtype=np.bool_) for each in margins]
@@ -216,7 +216,7 @@ def arrays(
 
 
 def calibration_of(result: ThresholdResult) -> Calibration | None:
-    """The calibration that was fitted, with what it was fitted on; None if there is none."""
+    """The calibration that was fitted, with facts about the fit; None if none was fitted."""
     if result.fitted is None or result.slope is None or result.intercept is None:
         return None
     data = result.collection
@@ -234,12 +234,12 @@ def calibration_of(result: ThresholdResult) -> Calibration | None:
 
 
 def evaluate(result: ThresholdResult) -> ThresholdFigures:
-    """Thresholds and reliability, from the raw values of a result."""
+    """Compute thresholds and reliability from the raw values of a result."""
     return evaluated(result)[0]
 
 
 def evaluated(result: ThresholdResult) -> tuple[ThresholdFigures, Band]:
-    """`evaluate`, and what a picture shows besides."""
+    """The figures of `evaluate`, and the further values that a picture shows."""
     margins, relevant, queries = arrays(result.collection.margins, result.collection.relevant)
     odds = margins
     if result.slope is not None and result.intercept is not None:
@@ -264,7 +264,7 @@ def evaluated(result: ThresholdResult) -> tuple[ThresholdFigures, Band]:
 
 
 def _uncalibrated(choices: Sequence[Choice], margins: NDArray[np.float64]) -> list[float | None]:
-    """Thresholds of P(yes) that keep as many pairs as those of the choices."""
+    """Thresholds of P(yes) that keep as many pairs as the choices do."""
     scores = sigmoid(margins)
     found: list[float | None] = []
     for each in choices:

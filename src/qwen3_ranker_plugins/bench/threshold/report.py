@@ -31,10 +31,10 @@ def threshold_report(result: ThresholdResult) -> Report:
     if len(data.margins) < FEW_QUERIES:
         lines.insert(
             0,
-            f"WARNING: {len(data.margins)} queries: intervals that are made by drawing queries again are too narrow "
-            f"below some {FEW_QUERIES}"
+            f"WARNING: {len(data.margins)} queries: intervals that are made by resampling queries are too narrow "
+            f"with fewer than about {FEW_QUERIES}"
             if len(data.margins) > 1
-            else "WARNING: one query: intervals say nothing of other queries",
+            else "WARNING: one query: intervals say nothing about other queries",
         )
     if (calibration := calibration_of(result)) is not None:
         lines.append(f"calibration: {calibration.summary}")
@@ -57,7 +57,7 @@ def _choices(result: ThresholdResult, figures: ThresholdFigures) -> Table:
     for each, plain_threshold in zip(figures.choices, figures.uncalibrated, strict=True):
         wish = "highest F1" if each.wanted is None else f"{each.kind} ≥ {each.wanted:g}"
         if each.threshold is None:
-            rows.append([wish, "no threshold gives it", *[""] * (len(header) - 2)])
+            rows.append([wish, "no threshold reaches it", *[""] * (len(header) - 2)])
             continue
         row = [
             wish,
@@ -77,10 +77,10 @@ def _choices(result: ThresholdResult, figures: ThresholdFigures) -> Table:
     note = (
         f"Thresholds of {scale}; a pair is kept if its score is at least the threshold. For a precision: the threshold "
         "with the highest recall; for a recall: the highest threshold. Interval of the threshold: what other queries "
-        "of this kind would give (2,000 resamples of whole queries, percentiles; ∞: no threshold gives it). Intervals "
-        "of precision and recall: of this threshold, by the same resamples, and at least as wide as Wilson's. A "
-        "threshold that is chosen on these pairs looks better on them than on others. Recall is of the relevant pairs "
-        "in the data, not of what the first stage missed."
+        "of this kind would give (2,000 resamples of whole queries, percentiles; ∞: no threshold reaches it). "
+        "Intervals of precision and recall: of this threshold, by the same resamples, and at least as wide as "
+        "Wilson's. A threshold that is chosen on these pairs looks better on them than on others. Recall is of the "
+        "relevant pairs in the data, not of what the first stage missed."
     )
     return Table("Thresholds", header, rows, note)
 

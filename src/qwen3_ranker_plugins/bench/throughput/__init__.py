@@ -1,1 +1,1 @@
-"""Pairs per second over the number of pairs in one call."""
+"""Measures pairs per second over the number of pairs in one call."""

@@ -1,4 +1,4 @@
-"""Pairs per second, latency, memory and quality over the number of pairs in one call."""
+"""Measures pairs per second, latency, memory and quality over the number of pairs in one call."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class JudgedPairs:
-    """What was scored.
+    """The pairs that were scored.
 
     Attributes:
         name, first_stage, relevant_from: see `Collection`.
@@ -48,10 +48,10 @@ class BatchSizeRow:
     """Raw values of one batch size.
 
     Attributes:
-        batch_size: pairs in one call.
-        call_seconds: seconds of each call, round by round.
-        memory: peak of each round.
-        margins: of each pair; every round gives the same.
+        batch_size: number of pairs in one call.
+        call_seconds: duration of each call, round by round.
+        memory: peak memory of each round.
+        margins: margin of each pair, which is the same in every round.
     """
 
     batch_size: int
@@ -62,7 +62,7 @@ class BatchSizeRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ThroughputResult(Result):
-    """Raw values of all batch sizes; the figures are those of `evaluate`."""
+    """Raw values of all batch sizes, with the figures that `evaluate` computes from them."""
 
     kind: ClassVar[str] = "throughput"
 
@@ -73,12 +73,12 @@ class ThroughputResult(Result):
 
 @dataclass(frozen=True)
 class BatchSizeFigures:
-    """What follows from the raw values of one batch size.
+    """The figures that are computed from the raw values of one batch size.
 
     Attributes:
         pairs_per_second: median over `rounds`.
         call_ms: `summary` over all calls of all rounds.
-        host_mib, device_mib: the largest of all rounds.
+        host_mib, device_mib: the largest peak of all rounds in MiB.
         measures: measure -> mean over queries.
         accuracy, base_rate, balanced_accuracy, relevant: see `decisions`.
     """
@@ -106,21 +106,21 @@ def measure_throughput(
 ) -> ThroughputResult:
     """Score all pairs of a collection with each batch size.
 
-    A batch is what one call hands over: pairs in the order of the collection, so that a batch may hold the end of one
-    query's list and the beginning of the next.
+    A batch is the pairs of one call, in the order of the collection: it may contain the end of one query's list and the
+    beginning of the next.
 
-    The batch sizes take turns in every round, so that what else runs on the machine disturbs
-    all of them; each has one call without a clock before its first.
+    The batch sizes take turns in every round, so that other programs on the machine disturb all of them alike. Each has
+    one untimed call before its first timed one.
 
     Args:
         collection: labelled pairs.
-        settings: of the reranker.
-        batch_sizes: pairs in one call.
-        repeat: rounds.
+        settings: settings of the reranker.
+        batch_sizes: numbers of pairs in one call.
+        repeat: number of rounds.
         progress: called with the number of pairs after every call.
 
     Raises:
-        InvalidInputError: a number is not positive. Others as `Reranker` and `score_many`.
+        InvalidInputError: a number is not positive. Further errors as for `Reranker` and `score_many`.
     """
     check_positive("repeat", repeat)
     for size in batch_sizes:
@@ -164,7 +164,7 @@ def _score(
     size: int,
     progress: Progress | None,
 ) -> tuple[list[float], list[float]]:
-    """(seconds of each call, margin of each pair)."""
+    """Returns (seconds of each call, margin of each pair)."""
     seconds: list[float] = []
     margins: list[float] = []
     for start in range(0, len(pairs), size):
@@ -180,7 +180,7 @@ def _score(
 
 
 def _requests(collection: Collection, pairs: Sequence[tuple[str, str, int]]) -> list[Request]:
-    """One request per query among the pairs, which stand together."""
+    """One request for each query of the pairs; pairs of the same query are consecutive."""
     grouped: dict[str, list[str]] = {}
     for query_id, doc_id, _ in pairs:
         grouped.setdefault(query_id, []).append(collection.texts[doc_id])
@@ -188,7 +188,7 @@ def _requests(collection: Collection, pairs: Sequence[tuple[str, str, int]]) -> 
 
 
 def evaluate(result: ThroughputResult) -> list[BatchSizeFigures]:
-    """The figures of each batch size, from the raw values of a result."""
+    """Compute the figures of each batch size from the raw values of a result."""
     collection = result.collection
     relevant = [grade >= collection.relevant_from for _, _, grade in collection.pairs]
     entries = []
@@ -303,7 +303,7 @@ def _quality(result: ThroughputResult, entries: Sequence[BatchSizeFigures]) -> T
     note = (
         f"Accuracy: share of pairs where 'P(yes) >= 0.5' agrees with the judgement. {relevant:.1%} of the pairs are "
         f"relevant, so always giving the more common answer is right in {entries[0].base_rate:.1%} (base rate). "
-        "Balanced: mean over relevant and other pairs, chance is 50%. The batch size is no reason for another score: "
+        "Balanced: mean over relevant and other pairs, chance is 50%. The batch size should not change a score: "
         "the last column is the largest difference of P(yes) to the first row."
     )
     header = ["batch size", *names, "accuracy", "base rate", "balanced", "max |ΔP(yes)|"]

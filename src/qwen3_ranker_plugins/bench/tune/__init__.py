@@ -1,1 +1,1 @@
-"""Settings for a device and documents, found by measuring."""
+"""Finds settings for a device and documents by measuring."""

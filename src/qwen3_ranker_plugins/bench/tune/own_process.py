@@ -1,4 +1,4 @@
-"""One configuration measured in its own process: memory is measured alone, and running out of it ends no other process.
+"""Measures a configuration in its own process, so that memory is measured separately and can run out without harm.
 
 `python -m qwen3_ranker_plugins.bench.tune.own_process` reads a `Trial` as JSON and answers with an `Outcome` as JSON.
 """
@@ -23,13 +23,13 @@ _ERROR = 3
 
 @dataclass(frozen=True)
 class Trial:
-    """What to measure.
+    """The configuration and the requests to measure.
 
     Attributes:
         settings: arguments of `Reranker`.
-        documents: of every request.
-        queries: one request each, after a request without a clock with `warmup`.
-        warmup: a query of its own.
+        documents: the documents of every request.
+        queries: queries of the timed requests, one each; an untimed request with `warmup` comes first.
+        warmup: a query that is not in `queries`.
     """
 
     settings: dict[str, Any]
@@ -40,17 +40,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was measured, or why nothing was.
+    """What was measured, or why nothing was measured.
 
     Attributes:
-        seconds: of each request, tokenization included.
-        load_seconds: from no model to a ready one.
-        margins: of the documents for the first query, in their order.
-        truncated_documents: how many were cut.
-        computed_tokens: of the first request.
+        seconds: duration of each request, tokenization included.
+        load_seconds: time to load the model.
+        margins: margins of the documents for the first query, in their order.
+        truncated_documents: number of documents that were cut.
+        computed_tokens: tokens of the first request that went through the model.
         engine: `Reranker.describe().as_dict()`.
-        memory: loading included.
-        error: why it failed; the other fields are empty then.
+        memory: peak memory, loading included.
+        error: why the trial failed, in which case the other fields are empty; None if it did not.
     """
 
     seconds: Sequence[float] = ()
@@ -67,14 +67,14 @@ def run_trial(trial: Trial, *, timeout: float) -> Outcome:
     """Measure in a fresh process.
 
     Args:
-        trial: what to measure.
-        timeout: seconds, loading included.
+        trial: the configuration and the requests.
+        timeout: maximum seconds, loading included.
 
     Returns:
         An outcome with an `error` if the configuration cannot run here: out of memory, killed, too slow.
 
     Raises:
-        BenchError: the process ended in a way that says nothing about the configuration.
+        BenchError: the process ended for a reason that has nothing to do with the configuration.
     """
     try:
         done = subprocess.run(  # noqa: S603
@@ -127,7 +127,7 @@ def measure(trial: Trial, *, on_gpu: bool) -> Outcome:
 
 
 def main() -> None:
-    """See the module."""
+    """Read a trial from standard input, and write its outcome."""
     trial = Trial(**json.loads(sys.stdin.read()))
     device = trial.settings.get("device", "auto")
     if device == "auto":

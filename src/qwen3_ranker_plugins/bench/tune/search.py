@@ -1,4 +1,4 @@
-"""Settings for this device and these documents, found by measuring."""
+"""Finds settings for this device and the given documents by measuring."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from ..results import Result
 from ..titles import generate_queries
 from .own_process import Trial, run_trial
 
-#: Another dtype has to be this much faster, and to move no P(yes) by more than the other number.
+#: Another dtype is chosen if its time is at most this share, and it changes no P(yes) by more than the second number.
 _WORTH_IT = 0.9
 _MAY_MOVE = 0.02
-#: A smaller token budget is taken if it certainly costs at most this much time.
+#: A smaller token budget is chosen if it certainly takes at most this many times the time.
 _AS_FAST = 1.05
 
 _BUDGETS = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -37,11 +37,11 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Measured:
-    """One configuration: what was tried, and the fields of its `Outcome`.
+    """One configuration that was tried, with the fields of its `Outcome`.
 
     Attributes:
-        stage: "dtype" or "token_budget", which is what the trial was to decide.
-        settings: of the reranker.
+        stage: "dtype" or "token_budget": the setting that the trial helps to decide.
+        settings: settings of the reranker.
     """
 
     stage: str
@@ -57,12 +57,12 @@ class Measured:
 
     @property
     def median(self) -> float:
-        """Seconds of a request."""
+        """Median seconds of a request."""
         return float(statistics.median(self.seconds))
 
     @property
     def mib(self) -> float:
-        """Memory on the device if there is one, else on the host."""
+        """Peak memory in MiB, on the device if there is one, else on the host."""
         return self.memory.device_mib or self.memory.host_mib or 0.0
 
     @property
@@ -73,11 +73,11 @@ class Measured:
 
     @property
     def label(self) -> str:
-        """For the picture."""
+        """Label in the picture."""
         return f"{self.settings['dtype']}, {self.budget or '-'}"
 
     def overlaps(self, other: Measured) -> bool:
-        """Whether the times of the two do not tell which is faster: their ranges meet, or have one value each."""
+        """Whether the times do not tell which is faster: their ranges overlap, or have only one value each."""
         if min(len(self.seconds), len(other.seconds)) < 2:
             return True
         return min(self.seconds) <= max(other.seconds) and min(other.seconds) <= max(self.seconds)
@@ -88,8 +88,8 @@ class TuneResult(Result):
     """Raw values of everything that was tried.
 
     Attributes:
-        prompt_tokens: of each document's whole prompt.
-        trials: in the order tried.
+        prompt_tokens: number of tokens of each document's whole prompt.
+        trials: the trials, in their order.
         chosen: the settings that were chosen.
     """
 
@@ -114,18 +114,18 @@ def tune(
     """Measure what a preset leaves open: the dtype, then the token budget.
 
     Args:
-        settings: the preset's, with what the user fixed.
-        preset: says which dtypes may be tried.
-        documents: a sample of the user's; every request holds all of them, with a new query each.
-        requests: timed requests of each configuration.
-        seed: of the queries.
-        memory_limit_mib: configurations that take more are left out: on the device if there is one, else on the host.
-        timeout: seconds for one configuration, loading included.
-        progress: called with what is measured next.
+        settings: the preset's settings, with those that the user fixed.
+        preset: determines which dtypes may be tried.
+        documents: a sample of the user's documents; every request contains all of them and a new query.
+        requests: number of timed requests of each configuration.
+        seed: seed of the queries.
+        memory_limit_mib: maximum memory of a configuration in MiB, on the device if there is one, else on the host.
+        timeout: maximum seconds for one configuration, loading included.
+        progress: called with a line on what is measured next.
 
     Raises:
-        BenchError: nothing that was tried can run here.
-        InvalidInputError: an argument is unusable. Others as `resolve_model`.
+        BenchError: no configuration that was tried can run here.
+        InvalidInputError: an argument is unusable. Further errors as for `resolve_model`.
     """
     check_positive("requests", requests)
     about = environment()
@@ -147,7 +147,7 @@ def tune(
         attempt(replace(settings, dtype=dtype), "dtype")
     dtype = choose_dtype(trials).settings["dtype"]
     tokens = max((each.computed_tokens for each in trials), default=0)
-    # A budget that holds the whole request twice changes nothing any more.
+    # Budgets beyond twice the whole request make no difference.
     for budget in [each for each in _BUDGETS if each < 2 * tokens] or [_BUDGETS[0]]:
         if attempt(replace(settings, dtype=dtype, token_budget=budget), "token_budget").error is not None:
             break
@@ -177,10 +177,10 @@ def prompt_lengths(settings: RerankerSettings, documents: Sequence[str]) -> list
 
 
 def choose_dtype(trials: Sequence[Measured]) -> Measured:
-    """The first dtype's trial, or one that is clearly faster and hardly moves a score.
+    """The trial of the first dtype, or of one that is clearly faster and hardly changes a score.
 
     Raises:
-        BenchError: none of them ran.
+        BenchError: no trial succeeded.
     """
     ran = _that_ran(trials)
     best = reference = ran[0]
@@ -191,13 +191,13 @@ def choose_dtype(trials: Sequence[Measured]) -> Measured:
 
 
 def choose_budget(trials: Sequence[Measured], dtype: str) -> Measured:
-    """The smallest token budget that is certainly about as fast, which takes less memory; else the engine's own.
+    """The trial of the smallest token budget that is certainly about as fast as the engine's own, to save memory.
 
-    Certainly: its slowest request takes at most 5 % more than the fastest with the engine's own budget. If another
-    budget is clearly faster than the engine's own, it takes the place of that.
+    Certainly: its slowest request takes at most 5 % more time than the fastest request with the engine's own budget. A
+    budget that is clearly faster than the engine's own takes its place in this comparison.
 
     Raises:
-        BenchError: none of them ran.
+        BenchError: no trial succeeded.
     """
     ran = [each for each in _that_ran(trials) if each.settings["dtype"] == dtype]
     fastest = min(ran, key=_median)
@@ -210,7 +210,7 @@ def choose_budget(trials: Sequence[Measured], dtype: str) -> Measured:
 
 
 def undecided(trials: Sequence[Measured]) -> list[str]:
-    """What medians alone would have chosen, and why it was not."""
+    """Lines on what the medians alone would have chosen, and why it was not chosen."""
     ran = _that_ran(trials)
     dtypes = [each for each in ran if each.stage == "dtype"] or ran
     dtype = choose_dtype(dtypes)
@@ -231,7 +231,7 @@ def undecided(trials: Sequence[Measured]) -> list[str]:
 
 
 def score_change(a: Measured, b: Measured) -> float:
-    """The largest difference of P(yes) of one document."""
+    """The largest difference of P(yes) of a document between two trials."""
     first, second = (sigmoid(np.asarray(each.margins)) for each in (a, b))
     return float(np.abs(first - second).max())
 
@@ -247,12 +247,12 @@ def _median(trial: Measured) -> float:
 def _that_ran(trials: Sequence[Measured]) -> list[Measured]:
     ran = [each for each in trials if each.error is None]
     if not ran:
-        raise BenchError(f"nothing that was tried can run here; the first reason: {trials[0].error}")
+        raise BenchError(f"no configuration that was tried can run here; the first reason: {trials[0].error}")
     return ran
 
 
 def tune_report(result: TuneResult) -> Report:
-    """What was tried, what was chosen and why."""
+    """The report: what was tried, what was chosen and why."""
     settings, lengths = result.settings, result.prompt_tokens
     percentiles = np.percentile(lengths, (50, 95, 100))
     cut = sum(length > settings["max_length"] for length in lengths)
@@ -300,9 +300,9 @@ def _trials(result: TuneResult) -> Table:
               "max |ΔP(yes)|"]  # fmt: skip
     note = (
         f"A dtype other than the first is taken if it is at least {1 - _WORTH_IT:.0%} faster than what was chosen "
-        f"before it and moves no P(yes) by more than {_MAY_MOVE}; then the smallest token budget whose slowest request "
-        f"takes at most {_AS_FAST - 1:.0%} more than the fastest with the engine's own. Where ranges overlap by more, "
-        "the default is kept. Milliseconds: of one request. Memory: peak, loading included."
+        f"before it and changes no P(yes) by more than {_MAY_MOVE}; then the smallest token budget whose slowest "
+        f"request takes at most {_AS_FAST - 1:.0%} more than the fastest with the engine's own. Where ranges "
+        "overlap by more, the default is kept. Milliseconds: of one request. Memory: peak, loading included."
     )
     return Table("Measured", header, rows, note)
 
@@ -322,7 +322,7 @@ def _choice(result: TuneResult) -> Table:
 
 
 def tune_yaml(result: TuneResult) -> str:
-    """The settings as YAML that `qwen3-ranker serve --config` reads, with what they take as comments."""
+    """The settings as YAML that `qwen3-ranker serve --config` reads, with their time and memory as comments."""
     trial = chosen_trial(result)
     memory, documents = trial.memory, result.settings["documents"]
     device = "" if memory.device_mib is None else f", {memory.device_mib:,.0f} MiB on the device"

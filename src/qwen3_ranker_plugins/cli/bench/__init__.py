@@ -1,6 +1,6 @@
 """`qwen3-ranker bench`: a module for each sub-command, or for those that share their options.
 
-Exit code 0: measured; 1: some requests or cells failed, or it cannot be done here; 2: an argument is unusable.
+Exit code 0: measured; 1: some requests or cells failed, or nothing could be measured; 2: an argument is unusable.
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ SourceArgument = Annotated[
         "with query, document and label; ir_datasets:ID; DL19 or DL20.",
     ),
 ]
-QueriesOption = Annotated[int | None, typer.Option(help="Maximum number of queries, evenly spread. Default: all.")]
+QueriesOption = Annotated[
+    int | None, typer.Option(help="Maximum number of queries, spread evenly over the data. Default: all.")
+]
 CandidatesOption = Annotated[int, typer.Option(help="Maximum number of documents of each query that are reranked.")]
 RunOption = Annotated[
     Path | None,

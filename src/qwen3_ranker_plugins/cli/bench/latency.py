@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ...config import RerankerSettings
 
 CountsArgument = Annotated[
-    str, typer.Argument(metavar="COUNTS", help="Numbers of documents in a request, with commas between them.")
+    str, typer.Argument(metavar="COUNTS", help="Numbers of documents in a request, separated by commas.")
 ]
 RepeatOption = Annotated[int, typer.Option(help="Number of timed requests for each count.")]
 WarmupOption = Annotated[int, typer.Option(help="Number of requests that are sent first and not timed.")]
@@ -49,12 +49,12 @@ WarmupDocumentsOption = Annotated[
 TimeoutOption = Annotated[float, typer.Option(help="Maximum time for an answer in seconds.")]
 StartTimeoutOption = Annotated[float, typer.Option(help="Maximum time for a server's start in seconds.")]
 TitlesOption = Annotated[
-    Path | None, typer.Option("--titles", help="File of titles, one on each line. Default: generated titles.")
+    Path | None, typer.Option("--titles", help="File of titles, one per line. Default: generated titles.")
 ]
 LanguageOption = Annotated[str, typer.Option(help="Language of generated titles and queries: zh, en or both.")]
 QueryOption = Annotated[
     str | None,
-    typer.Option("--query", help="Query of the requests that all have the same. Default: a search for a T-shirt."),
+    typer.Option("--query", help="Query of the requests that share one query. Default: a search for a T-shirt."),
 ]
 FreshOption = Annotated[
     bool | None,
@@ -66,7 +66,7 @@ FreshOption = Annotated[
 SummaryOption = Annotated[
     Path | None, typer.Option("--json-summary-out", help="File for the result as JSON. Default: none.")
 ]
-QuietRunsOption = Annotated[bool, typer.Option("--quiet-runs", help="Print no line for each request.")]
+QuietRunsOption = Annotated[bool, typer.Option("--quiet-runs", help="Do not print a line for each request.")]
 ServerEngineOption = Annotated[
     str | None,
     typer.Option("--engine", help="Engine of the server that is started, by its name. Default: auto."),
@@ -169,19 +169,19 @@ def latency(
 
 def matrix(
     counts: CountsArgument = COUNTS,
-    engines: Annotated[str, typer.Option(help="Names of engines, with commas between them.")] = "auto",
+    engines: Annotated[str, typer.Option(help="Names of engines, separated by commas.")] = "auto",
     templates: Annotated[
-        str | None, typer.Option(help="Names of templates, with commas between them. Default: compact,standard.")
+        str | None, typer.Option(help="Names of templates, separated by commas. Default: compact,standard.")
     ] = None,
     max_lengths: Annotated[
         str | None,
-        typer.Option(help="Maximum lengths of a prompt in tokens, with commas between them. Default: 160."),
+        typer.Option(help="Maximum lengths of a prompt in tokens, separated by commas. Default: 160."),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
             "--preset",
-            help="Names of presets (accurate, balanced, fast), with commas between them; each takes the place of a "
+            help="Names of presets (accurate, balanced, fast), separated by commas; each replaces a "
             "template and a length limit.",
         ),
     ] = None,
@@ -207,7 +207,7 @@ def matrix(
 ) -> None:
     """Measure the latency of several servers: engines x templates x length limits, or engines x presets.
 
-    Each combination is a server that is started, measured and stopped. One that fails costs its own row only.
+    For each combination a server is started, measured and stopped. If one fails, only its own row is missing.
     """
     from ...bench.latency.matrix import format_cells, measure_matrix, preset_cells
     from ...bench.report_files import check_output
@@ -269,7 +269,7 @@ def _plan(
     query: str | None,
     fresh_queries: bool | None,
 ) -> tuple[LatencyPlan, list[str], str]:
-    """(plan, titles, where they come from)."""
+    """Returns (plan, titles, where the titles come from)."""
     from ...bench.latency.requests import LatencyPlan
     from ...bench.titles import DEFAULT_QUERY, generate_titles, read_titles
 
@@ -293,7 +293,7 @@ def _plan(
 
 
 def _server_settings(settings: RerankerSettings, documents: int, timeout: float) -> dict[str, object]:
-    """Flags of `serve` that all cells share; the largest request must pass."""
+    """Flags of `serve` that all cells share; their limits admit the largest request."""
     return {
         "model": settings.model,
         "device": settings.device,
@@ -307,18 +307,24 @@ def _server_settings(settings: RerankerSettings, documents: int, timeout: float)
 
 
 def _refuse_with_url(own: Mapping[str, object]) -> None:
-    """Settings of a server of our own would otherwise be in the command line and not in what was measured.
+    """Refuse settings for a new server together with --url, because the running server does not use them.
 
     Raises:
         InvalidInputError: one of them is given.
     """
     for name, value in own.items():
         if value is not None:
-            raise InvalidInputError(name, value, "is for a server of our own: leave it out, or leave out --url")
+            raise InvalidInputError(
+                name, value, "has no effect with --url, which names a running server: leave out one of the two"
+            )
 
 
 def read_key(path: Path) -> str:
-    """The first line of a file that is not blank."""
+    """The first line of a file that is not blank, which holds the key.
+
+    Raises:
+        InvalidInputError: the file cannot be read, or all its lines are blank.
+    """
     from ...bench.titles import read_titles
 
     return read_titles(path)[0]

@@ -25,20 +25,20 @@ def load(
         ),
     ] = "120+180x10",
     kind: Annotated[
-        str, typer.Option(help="How the service wants requests written: server (ours), vllm, cohere, jina or tei.")
+        str, typer.Option(help="Format of the service's requests: server (ours), vllm, cohere, jina or tei.")
     ] = "server",
     qps: Annotated[
         str | None,
-        typer.Option(help="Open loop: rates of Poisson arrivals in requests per second, with commas between them."),
+        typer.Option(help="Open loop: rates of Poisson arrivals in requests per second, separated by commas."),
     ] = None,
     items_per_second: Annotated[
         str | None,
-        typer.Option(help="Open loop: the same rates in items (documents) per second, with commas between them."),
+        typer.Option(help="Open loop: the same rates in items (documents) per second, separated by commas."),
     ] = None,
     clients: Annotated[
         str | None,
         typer.Option(
-            help="Closed loop: numbers of clients, with commas between them; each sends a request when it has the "
+            help="Closed loop: numbers of clients, separated by commas; each sends a request when it has the "
             "answer to its previous one."
         ),
     ] = None,
@@ -47,7 +47,7 @@ def load(
         float, typer.Option(help="Maximum time for an answer in seconds, from the scheduled arrival of the request.")
     ] = 30.0,
     p99_limit: Annotated[
-        float, typer.Option(help="Limit of P99 in milliseconds for which the highest rate is reported.")
+        float, typer.Option(help="Limit of P99 in milliseconds; the highest rate within it is reported.")
     ] = 500.0,
     warmup: Annotated[int, typer.Option(help="Number of requests that are sent first and not counted.")] = 8,
     processes: Annotated[
@@ -64,7 +64,7 @@ def load(
         typer.Option(help="Number of clients that send the second workload. Has no effect unless --beside is given."),
     ] = 2,
     served_model: Annotated[
-        str, typer.Option(help="The service's name of the model. Default: requests name no model.")
+        str, typer.Option(help="The service's name for the model. Default: requests name no model.")
     ] = "",
     api_key_file: Annotated[
         Path | None, typer.Option(help="File whose first line is the key of the service. Default: no key is sent.")
@@ -72,15 +72,15 @@ def load(
     seed: SeedOption = 0,
     output: OutputOption = None,
     tag: TagOption = None,
-    quiet_runs: Annotated[bool, typer.Option("--quiet-runs", help="Print no line for each step.")] = False,
+    quiet_runs: Annotated[bool, typer.Option("--quiet-runs", help="Do not print a line for each step.")] = False,
 ) -> None:
     """Measure latency, items/s and errors of a service under load.
 
     Give --qps or --items-per-second (open loop), or --clients (closed loop). In the open loop requests arrive at random
-    moments, whether the service keeps up or not, and latency counts from the scheduled arrival, not from the sending: a
-    service that stands still does not hide the requests that would have waited (no coordinated omission). The rate at
-    which P99 reaches its limit is interpolated linearly between the two measured rates that enclose it; failed requests
-    count there as slower than any other.
+    moments, whether the service keeps up or not, and latency counts from the scheduled arrival, not from the sending. A
+    service that stalls therefore cannot hide the requests that would have waited (no coordinated omission). The rate at
+    which P99 reaches its limit is interpolated linearly between the two measured rates around it; failed requests count
+    there as slower than any other.
     """
     from ...bench.machine import environment
     from ...bench.report_files import check_output
@@ -130,15 +130,15 @@ def load(
 
 
 def _rates(argument: str, text: str) -> list[float]:
-    """The numbers of "0.5,60".
+    """Parse numbers such as "0.5,60".
 
     Raises:
-        InvalidInputError: something else.
+        InvalidInputError: the text is something else.
     """
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise InvalidInputError(argument, text, "give numbers with commas between them, such as 0.5,60") from error
+        raise InvalidInputError(argument, text, "give numbers separated by commas, such as 0.5,60") from error
     if not all(0 < number < float("inf") for number in found) or len(set(found)) < len(found):
         raise InvalidInputError(argument, text, "give positive numbers, none of them twice")
     return found

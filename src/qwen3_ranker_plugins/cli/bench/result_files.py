@@ -1,4 +1,4 @@
-"""`qwen3-ranker bench compare` and `bench report`: what is done with files of results."""
+"""`qwen3-ranker bench compare` and `bench report`, which work on result files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def report(
     output: OutputOption = None,
     tag: TagOption = None,
 ) -> None:
-    """Compute the report of a result file again, from its raw values."""
+    """Recompute the report of a result file from its raw values."""
     from ...bench.report_files import check_output, read_result, recomputed
     from ..present import present
 

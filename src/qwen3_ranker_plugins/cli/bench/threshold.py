@@ -64,9 +64,9 @@ def threshold(
     tag: TagOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Find the score threshold for a wanted precision or recall, and how far scores are from probabilities.
+    """Find the score threshold for a wanted precision or recall, and measure how far scores are from probabilities.
 
-    Pairs of one query, or of one query_id where the data has that field, belong together.
+    Pairs of the same query, or of the same query_id if the data has that field, are counted as one group.
     """
     from ...bench.report_files import check_output
     from ...bench.threshold.measure import calibration_of, measure_thresholds

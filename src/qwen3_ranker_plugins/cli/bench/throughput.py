@@ -25,7 +25,7 @@ def throughput(
     *,
     source: SourceArgument = "demo",
     batch_sizes: Annotated[
-        str, typer.Option(help="Numbers of pairs in one call, with commas between them.")
+        str, typer.Option(help="Numbers of pairs in one call, separated by commas.")
     ] = "4,8,16,32,64",
     repeat: Annotated[int, typer.Option(help="Number of rounds; each round measures every batch size once.")] = 3,
     run: RunOption = None,

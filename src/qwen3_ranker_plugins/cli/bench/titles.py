@@ -12,7 +12,7 @@ def titles(
     language: Annotated[str, typer.Option(help="Language: zh, en or both.")] = "zh",
     seed: Annotated[int, typer.Option(help="Seed; equal seeds give equal titles.")] = 0,
 ) -> None:
-    """Print generated product titles, one on each line."""
+    """Print generated product titles, one per line."""
     from ...bench.titles import generate_titles
 
     typer.echo("\n".join(generate_titles(count, language=language, seed=seed)))

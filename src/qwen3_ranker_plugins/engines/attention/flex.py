@@ -1,7 +1,7 @@
 """Shared-prefix attention on any CUDA GPU: FlexAttention with a block mask built on the host.
 
-`create_block_mask` would evaluate the mask for every pair of tokens. The bounds of the segments already say which
-128 x 128 tiles hold a visible pair, and which hold visible pairs only.
+`create_block_mask` would evaluate the mask for every pair of tokens. The bounds of the segments are enough to tell
+which 128 x 128 tiles hold a visible pair, and which hold visible pairs only.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ class FlexLayout:
 
 @lru_cache(maxsize=1)
 def _compiled() -> Any:
-    """FlexAttention, compiled; only then is it fast and small in memory.
+    """FlexAttention, compiled. Uncompiled, it is slow and holds a matrix of all scores in memory.
 
-    `fullgraph` makes dynamo raise where it would otherwise run uncompiled, with a matrix of all scores.
+    `fullgraph` makes dynamo raise an error where it would otherwise fall back to uncompiled code.
     """
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 def many_lengths() -> AbstractContextManager[None]:
-    """Let dynamo compile once for each padded length; by default it stops at 8."""
+    """Let dynamo compile once for each padded length; by default it stops after 8 compilations."""
     limits: AbstractContextManager[None] = dynamo_config.patch(recompile_limit=512, accumulated_recompile_limit=4096)
     return limits
 
@@ -98,7 +98,7 @@ def _find_tiles(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """(tiles with visible and hidden pairs, tiles of visible pairs only), each [rows of tiles, columns of tiles]."""
     first, last = slice(0, None, TILE), slice(TILE - 1, None, TILE)
-    # All of one type, because numpy takes twice as long to compare numbers of two types.
+    # All arrays have the same dtype, because numpy takes twice as long to compare numbers of two dtypes.
     row_start = np.arange(0, len(segment_start), TILE, dtype=np.int32)[:, None]
     start = row_start.T
     end = start + TILE
@@ -109,7 +109,8 @@ def _find_tiles(
     touched = (end > segment_start[first][:, None]) & reached
     for token in (first, last):
         touched |= (end > prefix_start[token][:, None]) & (start < prefix_end[token][:, None]) & reached
-    # A prefix between those two belongs to a request that begins and ends within the row of tiles: on the diagonal.
+    # Any prefix between those two belongs to a request that begins and ends within this row of tiles, so it lies in the
+    # tile on the diagonal.
 
     same_segment = (segment_start[first] == segment_start[last])[:, None]
     same_prefix = (prefix_start[first] == prefix_start[last])[:, None]
@@ -120,7 +121,7 @@ def _find_tiles(
 
 
 def _counts_and_indices(tiles: NDArray[np.bool_], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many tiles of each row are set, int32 [1, 1, rows], and which ones, [1, 1, rows, columns].
+    """How many tiles of each row are set, int32 [1, 1, rows], and which ones, int32 [1, 1, rows, columns].
 
     Indices after a row's count are not read.
     """

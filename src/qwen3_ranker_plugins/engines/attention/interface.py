@@ -1,8 +1,8 @@
-"""Which computation of shared-prefix attention a device gets, and the attention function that transformers calls.
+"""Chooses the implementation of shared-prefix attention for a device; has the attention function for transformers.
 
 transformers' own layers run unchanged on a packed row of tokens: they pass the layout through to the attention function
-as the keyword argument `packed`. Our own decoder (`engines/packed/decoder.py`) does not come here; its attention kernel
-is chosen together with the decoder.
+as the keyword argument `packed`. Our own decoder (`engines/packed/decoder.py`) does not use this module; its attention
+kernel is chosen together with the decoder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ATTENTION_NAME = "qwen3_ranker_shared_prefix"
 
 
 class Layout(Protocol):
-    """A pass, prepared for one computation of its attention in all layers."""
+    """A pass, prepared for one implementation of attention. All layers use the same layout."""
 
     @property
     def padding(self) -> int:
@@ -41,9 +41,10 @@ class Layout(Protocol):
 
 
 def make_layout(packed: PackedPass, device: torch.device) -> Layout:
-    """Prepare a pass for the computation that suits the device.
+    """Prepare a pass for the implementation that suits the device.
 
-    FlexAttention, which torch compiles, on NVIDIA GPUs from Ampere on; elsewhere SDPA, which every device of torch has.
+    NVIDIA GPUs from Ampere on use FlexAttention, which torch compiles; all other devices use SDPA, which torch has for
+    every device.
     """
     found = capability(device)
     if found is None or found < (8, 0):

@@ -116,12 +116,12 @@ def pack(requests: Sequence[EncodedRequest]) -> PackedPass:
 def padded_length(num_tokens: int, per_octave: int = 4) -> int:
     """The size class of a pass: the next multiple of LENGTH_UNIT that has few significant bits.
 
-    What is compiled or allocated for one length is used again if there are few lengths.
+    With few different lengths, passes often reuse what was compiled or allocated for a length.
 
     Args:
         num_tokens: tokens of the pass.
-        per_octave: number of size classes between a length and its double, a power of two. Four pad by 10 % on
-            average, eight by 5 %.
+        per_octave: number of size classes between a length and its double, a power of two. With four, padding adds
+            10 % on average; with eight, 5 %.
     """
     step = max(LENGTH_UNIT, (1 << max(0, (num_tokens - 1).bit_length() - 1)) // per_octave)
     return -(-num_tokens // step) * step
@@ -205,7 +205,7 @@ class PassBuilder:
 
 
 def _as_array(ids: list[int]) -> NDArray[np.int64]:
-    """The same as `np.asarray`, in half its time: a pass has tens of thousands of ids."""
+    """The same as `np.asarray`, in half the time, which counts because a pass has tens of thousands of ids."""
     if not ids:
         return np.empty(0, dtype=np.int64)
     return np.frombuffer(bytearray(struct.pack(f"{len(ids)}q", *ids)), dtype=np.int64)

@@ -7,12 +7,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from .layout import Block, PackedPass, SegmentGroup
 
-# For longer documents the prefix's queries are computed once more, which makes the batch square: SDPA then needs no
-# mask and skips what lies above the diagonal. For shorter ones, skipping these rows saves more.
+# Tokens. For longer documents, each document's queries include the prefix's. There are then as many queries as keys, so
+# SDPA needs no mask and skips what lies above the diagonal. For shorter documents, omitting these queries saves more.
 _MASKED_LENGTH = 512
 
-# Documents of a group are attended to in slices of about this many keys. Each document has a copy of the prefix's keys:
-# larger slices are no faster, and a long prefix with many short documents would take gigabytes.
+# Documents of a group are attended to in slices of about this many keys. Each document has a copy of the prefix's keys,
+# so a long prefix with many short documents would otherwise take gigabytes. Larger slices are no faster.
 _KEYS_PER_SLICE = 16384
 
 
@@ -21,8 +21,8 @@ class SdpaLayout:
 
     Args:
         packed: the pass.
-        copy_heads: copy keys and values for the query heads that share them, where SDPA's fast kernels cannot do
-            without. Off a CPU most cannot.
+        copy_heads: for causal attention, copy keys and values for each query head that shares them. Most of SDPA's fast
+            kernels require this, except on a CPU.
 
     Attributes:
         padding: 0, see `interface.Layout`.

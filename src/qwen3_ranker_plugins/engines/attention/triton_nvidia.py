@@ -1,18 +1,18 @@
 """Shared-prefix attention as a Triton kernel for NVIDIA GPUs of compute capability 7.5 and more (Turing on).
 
 Made for short documents, where FlexAttention wastes most of its work: a title of 27 tokens fills a fifth of an aligned
-tile of 128 keys, once for every query head. In this kernel
+tile of 128 keys, and every query head computes the whole tile. In this kernel
 
-- a work item has a few neighbouring tokens of one request, with all query heads that share a kv head as its rows, so
-  that keys and values are loaded once for them;
+- the rows of a work item are a few neighbouring tokens of one request, for each query head that shares a kv head, so
+  that keys and values are loaded once for all of these heads;
 - the prefix's keys and the keys of the item's own segments are gathered as if they were one range, so that only the
   last block of keys is not full;
 - queries are normalised and rotated when they are loaded, which saves a pass through memory;
 - any number of tokens runs through the same compiled code.
 
 Softmax is computed block by block with running maxima, as in FlashAttention (Dao et al. 2022, arXiv 2205.14135), in
-float32, and rounded once. The launch parameters for Ampere and later were measured on an H100; docs/performance.md has
-the others. Those for Turing were chosen by what `tools/compile_kernels.py` reports, and were not run there.
+float32, and rounded once. The launch parameters for Ampere and later were measured on an H100; docs/performance.md
+lists the alternatives. Those for Turing were chosen from what `tools/compile_kernels.py` reports, not measured.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Tiles(NamedTuple):
     """How the kernel is launched.
 
     Attributes:
-        rows: of a work item's matrix of queries, see `work_items.tokens_per_item`.
-        keys: of a block.
-        warps: of a thread block.
-        stages: of the loop over blocks of keys.
+        rows: rows of a work item's matrix of queries, see `work_items.tokens_per_item`.
+        keys: keys in a block.
+        warps: warps in a thread block.
+        stages: pipeline stages of the loop over blocks of keys.
     """
 
     rows: int
@@ -45,8 +45,8 @@ class Tiles(NamedTuple):
 
 
 _AMPERE = Tiles(ROWS, 32, 4, 3)
-# Triton has no products on Turing's tensor cores. A thread then holds both factors of a product in registers: with
-# Ampere's tiles, kilobytes of them would be spilled to memory; these fit.
+# Triton does not compute products on Turing's tensor cores. There a thread holds both factors of a product in
+# registers. With Ampere's tiles, kilobytes of them would be spilled to memory; with these tiles, they fit.
 _TURING = Tiles(32, 16, 4, 2)
 
 
@@ -72,8 +72,8 @@ def attend(
     """Attention of a packed row.
 
     Args:
-        products: [tokens, (heads + 2 * kv_heads) * head_dim]: queries as the matrix product gives them, keys that are
-            normalised and rotated, and values.
+        products: [tokens, (heads + 2 * kv_heads) * head_dim]: queries straight from the matrix product, keys that are
+            already normalised and rotated, and values.
         work_items: int32 [items, FIELDS], see `work_items.list_work_items`. An item whose tokens end where they begin
             has no effect.
         segment_start: int32 [tokens], see `PackedPass`.
@@ -164,8 +164,8 @@ def _attend(
         seen = in_prefix[None, :] | ((key[None, :] >= segment[:, None]) & (key[None, :] <= token[:, None]))
         scores = tl.where(seen, scores, float("-inf"))
         now = tl.maximum(largest, tl.max(scores, 1))
-        # A row that has seen nothing yet, which only happens without a prefix, would subtract minus infinity from
-        # itself.
+        # A row that has seen no key yet, which happens only without a prefix, would subtract minus infinity from
+        # minus infinity.
         base = tl.where(now == float("-inf"), 0.0, now)
         shrink = tl.exp2(largest - base)
         weights = tl.exp2(scores - base[:, None])

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from .layout import Block, PackedPass, SegmentGroup
 
-# Parts of a transfer begin at multiples of this many int32, so that Triton, which compiles a kernel anew for a pointer
-# that is not a multiple of 16 bytes, always sees one.
+# Parts of a transfer begin at multiples of this many int32. Triton compiles a kernel again for a pointer that is not a
+# multiple of 16 bytes; with aligned parts it never has to.
 _ALIGNMENT = 32
 
 
@@ -32,11 +32,11 @@ class Sequences(NamedTuple):
     """Queries and keys of each sequence: document, gap, document, ..., gap, document.
 
     Attributes:
-        query_bounds: int32 [sequences + 1], where the queries of each sequence begin in the pass; the last one is the
-            end.
+        query_bounds: int32 [sequences + 1], where the queries of each sequence begin in the pass; the last entry is
+            where they end.
         query_lengths: int32 [sequences], how many of these queries count; 0 for a gap.
-        key_bounds: int32 [sequences + 1], the same for the gathered keys. A gap has none.
-        most_queries, most_keys: upper bounds of a document's.
+        key_bounds: int32 [sequences + 1], the same for the gathered keys. A gap has no keys.
+        most_queries, most_keys: upper bounds of the queries and of the keys of one document.
     """
 
     query_bounds: torch.Tensor
@@ -51,8 +51,8 @@ class VarlenKernel:
     """A library's kernel.
 
     Attributes:
-        name: for people.
-        shortest: documents with at least this many tokens are computed with it.
+        name: as `EngineDescription` shows it.
+        shortest: documents of at least this many tokens are computed with it.
         attend: (queries [tokens, heads, head_dim], which need not be contiguous, keys and values
             [key tokens, kv_heads, head_dim], sequences) -> [tokens, heads, head_dim], in which the rows of a gap and
             those outside of all sequences are undefined.
@@ -102,7 +102,7 @@ class LongTensors(NamedTuple):
 def is_long(block: Block, group: SegmentGroup, shortest: int) -> bool:
     """Whether the documents of a group are long: at least `shortest` tokens, and no shorter than their prefix.
 
-    Because of the second condition, the gathered keys are at most twice as many as the tokens of the pass.
+    The second condition limits the gathered keys to twice the number of tokens of the pass.
     """
     return group.length >= max(shortest, block.prefix_length)
 
@@ -161,7 +161,7 @@ def to_device(long: LongSegments, device: torch.device) -> LongTensors:
     keys, queries, others, last_queries, key_bounds, bounds, counts, last, last_counts = (
         on_device[begin : begin + len(part)] for part, begin in zip(parts, begins, strict=False)
     )
-    # The same upper bounds for both, because a library may compile or choose another kernel for a single query.
+    # Both get the same upper bounds, because a library may compile or choose another kernel for a single query.
     most = int((ends - starts).max()), int(np.diff(long.key_bounds).max())
     return LongTensors(
         *(keys, queries, others, last_queries),

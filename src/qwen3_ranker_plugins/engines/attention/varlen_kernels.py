@@ -1,4 +1,4 @@
-"""The library's kernel that `varlen.py` prepares sequences for, and the GPUs that get it."""
+"""The library's kernel for which `varlen.py` prepares sequences, and the GPUs that use it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .varlen import Sequences, VarlenKernel
 
 _logger = logging.getLogger(__name__)
 
-# On an H200, a pass of documents of 512 tokens takes 2 % longer with FlashAttention 4 than with our kernel, copies of
-# the prefix included; of 768 tokens as long; of 1024 4 % less (docs/performance.md).
+# Tokens. On an H200, including the copies of the prefix, FlashAttention 4 takes 2 % longer than our kernel for a pass
+# of documents of 512 tokens, as long for 768 tokens, and 4 % less for 1024 tokens (docs/performance.md).
 _SHORTEST = 768
 
-# Compute capabilities, major part, that FlashAttention 4 has tuned kernels for: Hopper and Blackwell's B200.
+# Major part of the compute capabilities for which FlashAttention 4 has tuned kernels: Hopper and Blackwell's B200.
 _FLASH_4 = (9, 10)
 
 
 def choose_kernel(capability: tuple[int, int]) -> VarlenKernel | None:
     """The kernel for long documents on a GPU of a compute capability; None if our own is the fastest there.
 
-    FlashAttention 4 where it is installed and made for the GPU. The FlashAttention 2 inside torch was slower than our
-    kernel on an H200 (docs/performance.md). Both use the same instructions on Ampere and Ada, so the same is expected
-    there, where it was not measured.
+    That is FlashAttention 4, if it is installed and made for the GPU. The FlashAttention 2 inside torch was slower than
+    our kernel on an H200 (docs/performance.md). The same is expected on Ampere and Ada, where it was not measured,
+    because both use the same instructions there.
     """
     if capability[0] in _FLASH_4 and (installed := _installed("flash-attn-4")):
         try:
@@ -44,7 +44,7 @@ def flash_attention_4() -> VarlenKernel:
     """FlashAttention 4 (the package flash-attn-4, extra `flash`), which compiles its kernel at the first call.
 
     Raises:
-        ImportError: it, or what it needs, is not installed.
+        ImportError: flash-attn-4 or a module that it needs is not installed.
     """
     from flash_attn.cute import flash_attn_varlen_func
 

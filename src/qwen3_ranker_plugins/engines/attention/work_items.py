@@ -1,7 +1,7 @@
 """How a pass is divided among the thread blocks of an attention kernel of our own, such as `triton_nvidia`.
 
-A work item has a few neighbouring tokens of one request, for all query heads that share a kv head. Its keys are two
-ranges: the prefix that the tokens see, and the tokens from where the first of their segments begins.
+A work item is a few neighbouring tokens of one request, for all query heads that share a kv head. Its keys are two
+ranges: the prefix that the tokens see, and all tokens from the start of the first token's segment to the last token.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def tokens_per_item(heads: int, kv_heads: int, rows: int = ROWS) -> int:
 
 
 def most_items(length: int, tokens: int) -> int:
-    """Number of work items that a row of `length` tokens has room for, at `tokens` tokens an item.
+    """Upper bound of the number of work items of a row of `length` tokens, with `tokens` tokens an item.
 
-    Besides those that its tokens fill, a request needs at most two, so this is enough as long as the row has at most
+    Besides the items that its tokens fill, each request needs at most two, so the bound holds if the row has at most
     `length / tokens` requests.
     """
     return 3 * -(-length // tokens)

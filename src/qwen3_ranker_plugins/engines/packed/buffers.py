@@ -1,4 +1,4 @@
-"""The buffers of a size class: everything that a pass tells the GPU, at addresses that never change.
+"""The buffers of a size class: everything that a pass sends to the GPU, at addresses that never change.
 
 A pass is written into one pinned buffer on the host and copied in one transfer. The decoder sees the same tensors in
 every pass, so that a CUDA graph that was recorded over them can be replayed.
@@ -21,13 +21,13 @@ from ..attention.work_items import FIELDS, list_work_items, most_items
 if TYPE_CHECKING:
     from ..attention.layout import PackedPass
 
-# A size class has room for one document in 8 tokens and one request in 64, so that passes are told apart by their
-# tokens only. With the models' own templates that is always enough: the official suffix alone has nine tokens, the
-# official prefix with the default instruction 64. Passes of shorter documents or requests are padded.
+# A size class of n tokens has room for n / 8 documents and n / 64 requests, so that the number of tokens alone decides
+# the size class. With the models' own templates this room is always enough: the official suffix alone has 9 tokens, and
+# the official prefix with the default instruction has 64. A pass of shorter documents or requests gets a larger class.
 TOKENS_PER_DOCUMENT = 8
 _TOKENS_PER_REQUEST = 64
 
-# Tensors begin at multiples of this many int32; 16 bytes would do, this is a cache line.
+# Tensors begin at multiples of this many int32, a cache line of a GPU. Kernels need 16 bytes only.
 _ALIGNMENT = 32
 
 
@@ -35,7 +35,7 @@ def size_class(num_tokens: int, num_documents: int, per_octave: int, num_request
     """Length of the smallest buffers with room for a pass.
 
     Args:
-        num_tokens, num_documents, num_requests: of the pass.
+        num_tokens, num_documents, num_requests: what the pass holds.
         per_octave: number of size classes between a length and its double.
     """
     room = max(num_tokens, num_documents * TOKENS_PER_DOCUMENT, num_requests * _TOKENS_PER_REQUEST)
@@ -43,7 +43,7 @@ def size_class(num_tokens: int, num_documents: int, per_octave: int, num_request
 
 
 def size_classes(token_budget: int, per_octave: int) -> list[int]:
-    """Lengths of the size classes for passes within a budget, in ascending order; the last one has room for it."""
+    """Lengths of the size classes for passes within a budget, in ascending order; only the last reaches the budget."""
     lengths = [padded_length(1, per_octave)]
     while lengths[-1] < token_budget:
         lengths.append(padded_length(lengths[-1] + 1, per_octave))
@@ -54,11 +54,12 @@ class PassBuffers:
     """Holds one pass at a time on a device; `write` replaces it.
 
     Args:
-        length: tokens that there is room for, see `size_class`.
+        length: number of tokens for which there is room, see `size_class`.
         device: a CPU or a GPU.
-        tokens_per_item: largest number of tokens of a work item, see `work_items.list_work_items`.
+        tokens_per_item: maximum number of tokens of a work item, see `work_items.list_work_items`.
         shortest_long: documents of at least this many tokens get no work items, see `varlen.is_long`; None gives work
-            items to all. Not for buffers that a CUDA graph is recorded over: `long` is new for each pass.
+            items to all. Must be None for buffers over which a CUDA graph is recorded, because each pass has a new
+            `long`.
 
     Attributes:
         token_ids, position_ids: int32 [length]; 0 in the padding.
@@ -104,7 +105,7 @@ class PassBuffers:
     def write(self, packed: PackedPass) -> None:
         """Write a pass and queue its transfer on the current stream, after whatever still reads the previous one.
 
-        The host only waits until the transfer of the previous pass is over, because its buffer is written anew.
+        The host waits only until the transfer of the previous pass is over, because both use the same host buffer.
 
         Raises:
             ValueError: the pass does not fit.

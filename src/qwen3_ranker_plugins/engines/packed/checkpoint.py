@@ -1,8 +1,8 @@
-"""Load a checkpoint, with its own weights only, as a decoder and a direction; or refuse it.
+"""Loads a checkpoint as a decoder and a direction; refuses it if any weight would not be the checkpoint's own.
 
 A checkpoint in the plain form is loaded into `qwen3`, all others by transformers, whose import takes seconds. Every
-form ends in the same two things: the decoder's layers, and the vector whose product with the last hidden state is the
-margin: the difference of two label rows, one label row, or the weight of a score head.
+form gives the same two things: the decoder's layers, and the vector whose product with the last hidden state is the
+margin. That vector is the difference of two label rows, one label row, or the weight of a score head.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from . import qwen3
 _LEFT_OVER = {"Qwen3ForSequenceClassification": ("lm_head.weight", "score.bias")}
 # Tensors of a LoRA adapter for the embeddings or the output matrix.
 _OF_EMBEDDINGS = re.compile(r"(lm_head|embed_tokens)\.lora_")
-#: `quant_method` -> the module that transformers needs to make plain weights of it (None: nothing), the pip command.
+#: `quant_method` -> the module that transformers needs to turn it into plain weights (None: nothing), the pip command.
 _DEQUANTISED = {
     "bitsandbytes": ("bitsandbytes", "pip install bitsandbytes"),
     "compressed-tensors": ("compressed_tensors", "pip install compressed-tensors"),
@@ -41,12 +41,12 @@ _DEQUANTISED = {
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A decoder, and what its last hidden state is multiplied with.
+    """A decoder, and how its last hidden state becomes a margin.
 
     Attributes:
         decoder: transformers' model of the layers, such as Qwen3Model, in evaluation mode, with our attention.
         direction: float32 [width]; margin = hidden . direction + offset.
-        offset: of a score head with a bias, else 0.
+        offset: from the bias of a score head; 0 if there is none.
     """
 
     decoder: Any
@@ -58,7 +58,7 @@ def read_config(folder: Path) -> Any:
     """The configuration of the text decoder.
 
     Raises:
-        UnsupportedModelError: it cannot be read, or is not that of a decoder that the packed engine can run.
+        UnsupportedModelError: it cannot be read, or describes a decoder that the packed engine cannot run.
     """
     with damage_explained(folder):
         if (plain := qwen3.plain_config(folder)) is not None:
@@ -73,10 +73,9 @@ def load_model(
 
     Args:
         folder: with config.json and the weights.
-        spec: of the same folder.
-        tokenizer: of the same folder.
-        dtype: of the decoder; the direction is float32 in any case, because logits of a half precision product would
-            be rounded to steps of up to 1/16.
+        spec, tokenizer: of the same folder.
+        dtype: of the decoder; the direction is always float32, because a product in half precision would round logits
+            to steps of up to 1/16.
         adapter: folder of a LoRA adapter that is merged into the weights.
 
     Raises:
@@ -105,8 +104,8 @@ def load_model(
         highest = max(positive, negative or 0, *tokenizer.control.values())
         if highest >= len(rows):
             raise UnsupportedModelError(
-                f"{folder}: its tokenizer makes ids up to {highest}, its model knows {len(rows)}: "
-                "they do not belong together"
+                f"{folder}: its tokenizer makes ids up to {highest}, but its model knows only {len(rows)} ids, so they "
+                "do not belong together: download the checkpoint again"
             )
         direction = rows[positive].float()
         if negative is not None:
@@ -123,7 +122,7 @@ def _load_with_transformers(folder: Path, spec: ModelSpec, dtype: torch.dtype) -
         config = _checked_config(folder)
         if spec.decoder == "qwen3_vl":
             # The text decoder is a Qwen3 whose tensors have longer names. Its rotary embeddings for time, height and
-            # width are those of Qwen3 where all three positions are the token's, as they are in a text.
+            # width equal Qwen3's if all three positions are the position of the token, as they are in a text.
             config = _as_qwen3(config)
             arguments["key_mapping"] = {
                 r"^(model\.)?language_model\.": "model.",
@@ -134,7 +133,7 @@ def _load_with_transformers(folder: Path, spec: ModelSpec, dtype: torch.dtype) -
             kind = getattr(transformers, spec.architecture)
         if spec.scoring.is_score_head:
             config.num_labels = 1
-        if spec.quantization == "fbgemm_fp8":  # transformers reads it on a GPU with fbgemm-gpu only
+        if spec.quantization == "fbgemm_fp8":  # transformers can read it only on a GPU with fbgemm-gpu
             del config.quantization_config
             arguments["state_dict"] = _scaled_rows(folder)
         elif spec.quantization is not None:
@@ -172,10 +171,10 @@ def _as_qwen3(config: Any) -> Any:
 
 
 def _dequantising(folder: Path, method: str, config: Any) -> Any:
-    """The quantisation's configuration, such that plain weights come out.
+    """The quantisation's configuration, changed so that loading gives plain weights.
 
     Raises:
-        UnsupportedModelError: this engine cannot do that; names the one that can.
+        UnsupportedModelError: transformers cannot do that; the message names the engine that reads such weights.
         MissingDependencyError: a package is missing.
     """
     if method not in _DEQUANTISED:
@@ -185,16 +184,16 @@ def _dequantising(folder: Path, method: str, config: Any) -> Any:
         )
     module, command = _DEQUANTISED[method]
     if module is not None and find_spec(module) is None:
-        raise MissingDependencyError(f"{folder} holds weights quantised as {method!r}: {command}")
+        raise MissingDependencyError(f"{folder} holds weights quantised as {method!r}, which needs {module}: {command}")
     found = config.quantization_config
     return dict(found) if method == "bitsandbytes" else dict(found) | {"dequantize": True}
 
 
 def _check_plain(folder: Path, model: Any, dtype: torch.dtype) -> None:
-    """Make sure that no weight is still packed or quantised: our decoder reads the matrices themselves.
+    """Make sure that no weight is still packed or quantised, because our decoder reads the matrices themselves.
 
     Raises:
-        UnsupportedModelError: one is.
+        UnsupportedModelError: a weight is packed or quantised.
     """
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
@@ -212,7 +211,7 @@ def _check_plain(folder: Path, model: Any, dtype: torch.dtype) -> None:
 
 
 def _scaled_rows(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder, those in float8 multiplied with the scale of each of their rows, in float32."""
+    """All tensors of a folder. Those in float8 become float32, with each row multiplied by its scale."""
     from safetensors.torch import load_file
 
     found: dict[str, torch.Tensor] = {}
@@ -247,14 +246,14 @@ def _checked_config(folder: Path) -> Any:
     rope = text.rope_parameters["rope_type"]
     if rope in ("dynamic", "longrope"):
         raise UnsupportedModelError(
-            f"{folder} has {rope!r} rotary embeddings, which depend on the longest prompt of a batch, so that a score "
-            "would depend on its neighbours; set a fixed one, such as 'default' or 'yarn', in config.json"
+            f"{folder} has {rope!r} rotary embeddings, which depend on the longest prompt of a batch, so a score would "
+            "depend on the other prompts; set a fixed rope_type, such as 'default' or 'yarn', in config.json"
         )
     return config
 
 
 def _check_loaded(folder: Path, spec: ModelSpec, loaded: dict[str, Any]) -> None:
-    # transformers fills what it does not find with random numbers, which would pass for scores.
+    # transformers fills missing weights with random numbers, whose results would look like scores.
     expected = _LEFT_OVER.get(spec.architecture, ())
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
         problems = sorted(each for each in map(str, loaded.get(kind) or ()) if each not in expected)
@@ -262,8 +261,8 @@ def _check_loaded(folder: Path, spec: ModelSpec, loaded: dict[str, Any]) -> None
             problems = [each for each in problems if not each.startswith("visual.")]
         if problems:
             raise UnsupportedModelError(
-                f"{folder}: config.json and the weights do not fit, {kind.replace('_', ' ')}: {', '.join(problems[:3])}"
-                f"{', ...' if len(problems) > 3 else ''}; download the checkpoint again"
+                f"{folder}: config.json and the weights do not match, {kind.replace('_', ' ')}: "
+                f"{', '.join(problems[:3])}{', ...' if len(problems) > 3 else ''}; download the checkpoint again"
             )
 
 
@@ -272,16 +271,16 @@ def _merged(model: Any, adapter: Path) -> Any:
 
     Raises:
         MissingDependencyError: peft is not installed.
-        UnsupportedModelError: the adapter is not one, or does not fit.
+        UnsupportedModelError: the folder holds no usable adapter, or the adapter does not match the model.
     """
     if find_spec("peft") is None:
-        raise MissingDependencyError(f"{adapter} is an adapter, which peft merges: {pip_install('adapters')}")
+        raise MissingDependencyError(f"{adapter} is an adapter, and merging it needs peft: {pip_install('adapters')}")
     from peft import PeftModel, get_peft_model_state_dict
 
     with damage_explained(adapter):
         stored = set(read_headers(adapter))
         if any(_OF_EMBEDDINGS.search(name) for name in stored):
-            # Merged into a matrix that embeddings and output share, it would change both; peft adds it to one of them.
+            # If embeddings and output share a matrix, merging would change both, but peft adds the adapter to only one.
             output = model.get_output_embeddings()
             if output is not None:
                 output.weight = torch.nn.Parameter(output.weight.detach().clone())
@@ -289,15 +288,15 @@ def _merged(model: Any, adapter: Path) -> Any:
         loaded = set(get_peft_model_state_dict(wrapped))
         if strangers := sorted(stored ^ loaded):
             raise UnsupportedModelError(
-                f"{adapter} does not fit the model: {', '.join(strangers[:3])} would be in one of them only; give the "
-                "base that it was trained on as model"
+                f"{adapter} does not match the model: only one of them has {', '.join(strangers[:3])}; give the base "
+                "that it was trained on as model"
             )
         return wrapped.merge_and_unload(safe_merge=True)
 
 
 @contextmanager
 def _without_adapter(folder: Path) -> Iterator[Path]:
-    """The folder, or one that shows the same files without an adapter, which transformers would apply by itself."""
+    """The folder; if it has an adapter, which transformers would apply unasked, a folder with its other files only."""
     if not (folder / "adapter_config.json").exists():
         yield folder
         return
@@ -313,7 +312,7 @@ def damage_explained(folder: Path) -> Iterator[None]:
     """Turn what a load raises into an error that says what to do.
 
     Raises:
-        ModelError: memory is short, or torch's threads were made before a fork.
+        ModelError: memory ran out, or torch's threads were made before a fork.
         UnsupportedModelError: anything else, most likely because the folder is damaged.
     """
     try:
@@ -323,10 +322,10 @@ def damage_explained(folder: Path) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError) as error:
         reason = str(error).strip() or type(error).__name__
         raise ModelError(
-            f"{folder} does not fit into the memory that is free ({reason}): end other programs that use it, or choose "
-            "a smaller model, a shorter dtype or another device"
+            f"{folder} does not fit into the free memory ({reason}): end other programs that use it, or choose a "
+            "smaller model, a dtype with fewer bits or another device"
         ) from error
-    except Exception as error:  # a damaged folder makes transformers and what it calls raise almost anything
+    except Exception as error:  # for a damaged folder, transformers and its libraries raise almost anything
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         if "Invalid thread pool" in reason:  # torch made its threads in a parent process
             raise ModelError(
@@ -341,7 +340,7 @@ def damage_explained(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bar, which leaves a thread running, and no table of what is checked here."""
+    """Turn off transformers' progress bar, which leaves a thread running, and its own report of missing weights."""
     from transformers.utils import logging as transformers_logging
 
     shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()

@@ -1,8 +1,8 @@
 """Qwen3's decoder with fused weights, over the buffers of a size class.
 
-The matrix products are the vendor's library's. Between them run kernels of our own: the norm, the rotary embeddings,
-shared-prefix attention and the gate of the feed-forward part. The residual is added inside the product that precedes it
-(`addmm_`), which saves writing and reading that product.
+The vendor's library computes the matrix products. Our own kernels compute what lies between them: the norm, the rotary
+embeddings, shared-prefix attention and the gate of the feed-forward part. `addmm_` adds a product to the residual as it
+computes it, which saves writing and reading the product.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class DecoderWeights:
         embedding: [vocabulary, width].
         layers: in order.
         norm: [width], the final norm.
-        label_direction: float32 [width], the difference of the output matrix's rows for yes and no.
+        label_direction: float32 [width], see `LoadedModel.direction`.
         inverse_frequencies: float32 [head_dim / 2], of the rotary embeddings.
-        rotary_scaling: factor of their cosines and sines.
+        rotary_scaling: factor of the cosines and sines of the rotary embeddings.
         heads, kv_heads, head_dim, epsilon: as in the model's configuration.
     """
 
@@ -69,7 +69,7 @@ class DecoderWeights:
 
 
 class Kernels(Protocol):
-    """What the decoder needs between its products; the module `kernels` has it for NVIDIA GPUs."""
+    """What the decoder computes between its matrix products; the module `kernels` implements it for NVIDIA GPUs."""
 
     def rms_norm(self, states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """RMSNorm of each row of [rows, width]."""
@@ -140,7 +140,7 @@ class Attend(Protocol):
 
 
 def take_weights(model: Any, label_direction: torch.Tensor, device: torch.device) -> DecoderWeights:
-    """Move the weights out of transformers' Qwen3Model, which keeps no layers: nothing is in memory twice."""
+    """Move the weights out of a Qwen3Model. It loses its layers one by one, so that no weight is in memory twice."""
     config = model.config
     layers = []
     while len(model.layers):
@@ -185,8 +185,8 @@ class Decoder:
         weights: see `take_weights`.
         kernels: for the device of the weights.
         attend: for the device of the weights.
-        varlen: attention of long documents; None leaves them to `attend`, too.
-        rows: of a work item's matrix of queries, as `attend` expects them.
+        varlen: computes the attention of long documents; None leaves them to `attend` as well.
+        rows: number of rows of a work item's matrix of queries, as `attend` expects it.
     """
 
     def __init__(
@@ -202,17 +202,17 @@ class Decoder:
 
     @property
     def tokens_per_item(self) -> int:
-        """Largest number of tokens of a work item, which buffers have to be made for."""
+        """Maximum number of tokens of a work item, which `PassBuffers` needs to know."""
         return tokens_per_item(self.weights.heads, self.weights.kv_heads, self._rows)
 
     @property
     def shortest_long(self) -> int | None:
-        """Tokens from which on a document is long, see `PassBuffers`; None if none is."""
+        """Minimum number of tokens of a long document, see `PassBuffers`; None if no document counts as long."""
         return None if self._varlen is None else self._varlen.shortest
 
     @property
     def description(self) -> str:
-        """For people: which layers run."""
+        """Which layers run, as `EngineDescription` shows it."""
         if self._varlen is None:
             return "ours, with our kernels"
         return f"ours, with our kernels and {self._varlen.name} for documents of {self._varlen.shortest} tokens or more"
@@ -269,12 +269,13 @@ class Decoder:
         *,
         final: bool = False,
     ) -> torch.Tensor:
-        """Attention from the product with q/k/v, [tokens, (heads + 2 * kv_heads) * head_dim], which it changes.
+        """Attention after the product with q/k/v: [tokens, heads * head_dim].
 
         Args:
-            products: the product.
-            layer, rotary, buffers: as everywhere here.
-            final: in the final layer. Of a long document, only the last token's row of the result is defined.
+            products: the product, [tokens, (heads + 2 * kv_heads) * head_dim]; changed in place.
+            layer, rotary, buffers: as for `_attention`.
+            final: whether this is the final layer. If so, only the last token of a long document has a defined row in
+                the result.
         """
         weights, (cosines, sines), long = self.weights, rotary, buffers.long
         heads, kv_heads, epsilon = weights.heads, weights.kv_heads, weights.epsilon
@@ -301,7 +302,7 @@ class Decoder:
     ) -> torch.Tensor:
         """Attention of the long documents: [tokens, heads * head_dim], in which other rows are undefined.
 
-        Changes their queries in `products`, not the keys.
+        Changes the queries of these documents in `products`, but not their keys.
         """
         weights, (cosines, sines) = self.weights, rotary
         heads, kv_heads, head_dim, epsilon = weights.heads, weights.kv_heads, weights.head_dim, weights.epsilon

@@ -47,12 +47,12 @@ class PackedEngine(Engine):
         device, dtype: see `devices.resolve_device`.
         token_budget: tokens of one pass; None chooses by device. Memory for activations grows with it.
         options: the engine's own.
-        spec: how the model judges; None reads it from the folder.
+        spec: how the model judges a document; None reads it from the folder.
         adapter: folder of a LoRA adapter that is merged into the weights.
 
     Raises:
         UnsupportedModelError: the weights are not those of a Qwen3 decoder.
-        InvalidInputError: the device does not exist, or does not allow what the options ask for.
+        InvalidInputError: the device does not exist, or cannot do what an option asks for.
         EngineError: see `SizeClassRunner.warm_up`.
     """
 
@@ -108,13 +108,13 @@ class PackedEngine(Engine):
         return ModelLayers(loaded.decoder, self._direction, self.device)
 
     def _fall_back(self, reason: str) -> None:
-        """Say once, and in `describe`, that the slower layers run."""
+        """Log once, and report in `describe`, that the slower layers run."""
         self._fallback = reason
         self.options = PackedOptions(compile=False)
         _logger.warning("%s; the model's own layers run instead, which are slower and give the same margins", reason)
 
     def _make_runner(self, model: Any, token_budget: int) -> SizeClassRunner:
-        """Our decoder. The kernels are chosen here: a GPU of another maker gets modules of its own."""
+        """A runner of our decoder. Chooses the kernels; a GPU of another vendor would get modules of its own."""
         from ..attention.triton_nvidia import attend, tiles_for
         from ..attention.varlen_kernels import choose_kernel
         from . import kernels
@@ -123,7 +123,7 @@ class PackedEngine(Engine):
         from .size_classes import SizeClassRunner
 
         weights = take_weights(model, self._direction, self.device)
-        found = capability(self.device) or (0, 0)  # `options` ask for our decoder on NVIDIA's GPUs only
+        found = capability(self.device) or (0, 0)  # `options` select our decoder on NVIDIA GPUs only
         tiles = tiles_for(found)
         decoder = (Float8Decoder if self.options.float8 else Decoder)(
             weights, kernels, partial(attend, tiles=tiles), choose_kernel(found), tiles.rows
@@ -145,12 +145,12 @@ class PackedEngine(Engine):
             if self._offset:
                 margins = margins + np.float32(self._offset)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            # For a CPU it is a RuntimeError like any other: "DefaultCPUAllocator: can't allocate memory".
+            # On a CPU, torch raises a plain RuntimeError: "DefaultCPUAllocator: can't allocate memory".
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
             raise EngineError(
                 f"out of memory on {self.device} with {packed.num_tokens} tokens in one pass: lower token_budget "
-                f"(now {self.capabilities.token_budget}), max_length, or use a smaller model"
+                f"(now {self.capabilities.token_budget}) or max_length, or use a smaller model"
             ) from error
         ends = np.cumsum([len(request.segments) for request in requests])[:-1]
         return [
@@ -166,7 +166,13 @@ class PackedEngine(Engine):
         return margins
 
     def forward(self, packed: PackedPass) -> torch.Tensor:
-        """Margins, float32 [num_documents], on the device, where the next pass may overwrite them. For one thread."""
+        """Margins, float32 [num_documents], on the device, where the next pass may overwrite them.
+
+        Not thread-safe; `score` is, as far as `capabilities` allow.
+
+        Raises:
+            EngineError: the engine was closed.
+        """
         if self._runner is not None:
             return self._runner.run(packed)
         if self._layers is None:

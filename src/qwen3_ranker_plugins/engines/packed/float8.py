@@ -1,9 +1,9 @@
 """The decoder with float8 products: twice the arithmetic a second on Hopper and Ada, at the price of coarser margins.
 
-Activations and weights are e4m3 with one scale for each row (of tokens, of outputs). The kernel that precedes a product
-rounds to float8 itself, so that rounding reads and writes nothing. Two parts stay in half precision: the output product
-of the attention, because each of its rows is written by several work items, and the final layer, from which margins are
-read.
+Activations and weights are e4m3, with one scale for each row: of activations for each token, of weights for each
+output. The kernel that precedes a product rounds its result to float8, so that rounding needs no reads and writes of
+its own. Two parts stay in half precision: the output product of the attention, because several work items write each
+of its rows, and the final layer, from which margins are read.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from ..attention.varlen import VarlenKernel
     from .buffers import PassBuffers
 
-_LARGEST = 448.0  # of e4m3
+_LARGEST = 448.0  # the largest number of e4m3
 
 
 class Float8Kernels(Kernels, Protocol):
-    """What the decoder needs besides; arguments and results as in the module `kernels`."""
+    """What the decoder needs in addition to `Kernels`; arguments and results as in the module `kernels`."""
 
     def rms_norm_float8(
         self, states: torch.Tensor, weight: torch.Tensor, epsilon: float, addend: torch.Tensor | None = None
@@ -44,7 +44,7 @@ class _Float8Matrix(NamedTuple):
 
 
 class _Float8Layer(NamedTuple):
-    """The matrices of a layer that are in float8, and the rest of it, in which these matrices are empty."""
+    """The matrices of a layer that are in float8, and the layer's other weights, with these matrices left empty."""
 
     query_key_value: _Float8Matrix
     gate_up: _Float8Matrix
@@ -115,7 +115,7 @@ def _to_float8(matrix: torch.Tensor) -> _Float8Matrix:
 
 
 def _product(states: tuple[torch.Tensor, torch.Tensor], weight: _Float8Matrix, dtype: torch.dtype) -> torch.Tensor:
-    """[rows, outputs] of float8 [rows, inputs] and the rows' scales."""
+    """[rows, outputs] in `dtype`, from float8 [rows, inputs] and the scale of each row, float32 [rows, 1]."""
     product: torch.Tensor = torch._scaled_mm(  # noqa: SLF001 - torch before 2.10 has no public name for it
         states[0], weight.matrix.t(), states[1], weight.scales, out_dtype=dtype, use_fast_accum=True
     )

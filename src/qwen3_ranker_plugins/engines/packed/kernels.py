@@ -1,4 +1,4 @@
-"""The decoder's kernels besides attention, in Triton for NVIDIA GPUs: norms, gate, rotary embeddings of the keys.
+"""The decoder's kernels except attention, in Triton for NVIDIA GPUs: norms, gate, rotary embeddings of the keys.
 
 Everything is computed in float32 and rounded once. Any number of rows runs through the same compiled code.
 """
@@ -11,7 +11,7 @@ import triton.language as tl
 
 from ..attention.triton_nvidia import rotated
 
-# Numbers and rows of one thread block.
+# How many numbers, or rows, one thread block computes.
 _NORMED_NUMBERS, _GATED_NUMBERS = 4096, 1024
 _ROTATED_ROWS = 32
 
@@ -34,7 +34,10 @@ def rms_norm_float8(
     """RMSNorm of each row of [rows, width], rounded to float8.
 
     Args:
-        states: `addend`, of the same shape, is added to it first, in place.
+        states: changed in place if there is an addend.
+        weight: [width].
+        epsilon: as in the model's configuration.
+        addend: added to `states` first, of the same shape; None for none.
 
     Returns:
         float8 (e4m3) [rows, width], and the factor of each row, float32 [rows, 1].
@@ -102,7 +105,7 @@ def rotate_queries(
     heads: int,
     epsilon: float,
 ) -> None:
-    """RMSNorm and rotary embeddings of the queries of some tokens, in place; arguments as of `rotate_keys`."""
+    """RMSNorm and rotary embeddings of the queries of some tokens, in place; arguments as for `rotate_keys`."""
     _rotate_heads(products, tokens, cosines, sines, query_norm, 0, heads, epsilon)
 
 
@@ -110,7 +113,7 @@ def _rotate_heads(
     products: torch.Tensor, tokens: torch.Tensor | None, cosines: torch.Tensor, sines: torch.Tensor,
     norm: torch.Tensor, before: int, heads: int, epsilon: float,
 ) -> None:  # fmt: skip
-    """The heads after the first `before` of `products`."""
+    """RMSNorm and rotary embeddings of `heads` heads of `products`, which follow the first `before` heads, in place."""
     rows, head_dim = len(products if tokens is None else tokens) * heads, len(norm)
     _rotate[(triton.cdiv(rows, _ROTATED_ROWS),)](
         products, products if tokens is None else tokens, cosines, sines, norm, rows, epsilon,
@@ -133,7 +136,7 @@ def gather_keys(
     """The keys of some tokens, normalised and rotated, and their values: each [len(tokens), kv_heads, head_dim].
 
     Args:
-        products: before `rotate_keys`; is not changed.
+        products: as they are before `rotate_keys`; not changed.
         tokens: int32; a token may occur several times.
         cosines, sines, key_norm, heads, kv_heads, epsilon: as for `rotate_keys`.
     """
@@ -148,7 +151,7 @@ def gather_keys(
 
 @triton.jit
 def _block_of_rows(rows, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
-    """(rows of [rows, WIDTH] that this thread block has, offsets of their numbers, which of these exist)."""
+    """(rows of [rows, WIDTH] that this thread block computes, offsets of their numbers, which of these exist)."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     there = (row < rows)[:, None] & (column < WIDTH)[None, :]
@@ -185,7 +188,7 @@ def _gated(gate_up, output, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _to_float8(rows):
-    """(rows in float8, factor of each)."""
+    """(rows in float8, factor of each row)."""
     scale = tl.maximum(tl.max(tl.abs(rows), 1) / 448.0, 1e-12)
     return (rows / scale[:, None]).to(tl.float8e4nv), scale
 

@@ -1,8 +1,7 @@
 """A pass through the layers of the loaded model, which call our attention (`attention/interface.py`).
 
-For CPUs, and for CUDA where our decoder does not run: float32, GPUs older than Ampere, other shapes of heads. (The
-decoder was once also compiled by torch with FlexAttention, for these GPUs. It was removed: no measurement of float32 or
-of an older GPU asked for it, the models it was for run here, and it doubled the code of every layer.)
+Used on CPUs, and on GPUs where our decoder does not run, for example in float32, on GPUs older than Turing, and for
+heads of a shape without kernels.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ class ModelLayers:
 
     Args:
         model: a Qwen3Model whose layers pass `packed` on to our attention, see `checkpoint.load_model`.
-        label_direction: float32 [width], the difference of the output matrix's rows for yes and no.
-        device: to which the model is moved.
+        label_direction: float32 [width], see `LoadedModel.direction`.
+        device: where the model is moved.
 
     Attributes:
         source: "plain" for the layers of `qwen3`, "transformers" for those of transformers.
@@ -63,10 +62,10 @@ def _at_last_positions(
     position_embeddings: tuple[torch.Tensor, torch.Tensor],
     layout: Layout,
 ) -> torch.Tensor:
-    """What a decoder layer returns at a few positions: [1, positions, width] of its [1, tokens, width].
+    """What a decoder layer returns at a few positions: [1, positions, width] instead of [1, tokens, width].
 
-    After the attention of the final layer no token depends on another one. Its feed-forward part, most of a layer's
-    arithmetic, is therefore only computed where the margin is read.
+    After the attention of the final layer, no token depends on another one. The feed-forward part, most of a layer's
+    arithmetic, is therefore computed only where the margin is read.
     """
     attended, _ = layer.self_attn(
         hidden_states=layer.input_layernorm(hidden),

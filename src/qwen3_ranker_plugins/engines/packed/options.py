@@ -20,10 +20,10 @@ from ..options import EngineOptions, argument, check_switch, checked, one_of
 #: Values of `size_classes`.
 SIZE_CLASSES = (1, 2, 4, 8, 16, 32, 64)
 
-# Turing is the oldest that Triton compiles for; Ada has tensor cores for float8.
+# Triton compiles for GPUs from Turing on; Ada and later have tensor cores for float8.
 _KERNELS_CAPABILITY, _FLOAT8_CAPABILITY = (7, 5), (8, 9)
 
-# Options of our decoder, without effect on the model's own layers.
+# Options that affect our decoder only, not the model's own layers.
 _OF_COMPILE = ("float8", "warm_up", "size_classes", "cuda_graphs", "compile_cache")
 
 
@@ -35,8 +35,8 @@ class PackedOptions(EngineOptions):
         compile: run our own decoder, whose kernels are compiled on this machine, instead of the model's own layers.
         float8: compute most products in float8.
         warm_up: compile the kernels and record the CUDA graphs before the first request.
-        size_classes: number of lengths between a length and its double to which passes are padded. More of them pad
-            less and take longer to prepare.
+        size_classes: number of lengths between a length and its double to which passes are padded. More lengths mean
+            less padding and a longer preparation.
         cuda_graphs: record the passes of small size classes once, so that the host launches each with one call.
         compile_cache: folder that keeps compiled code between processes; None for Triton's own.
 
@@ -66,13 +66,13 @@ class PackedOptions(EngineOptions):
     def resolved(
         self, device: str, dtype: str, capability: tuple[int, int] | None = None, config: Any = None
     ) -> PackedOptions:
-        """The options with defaults in place of those that were left out.
+        """The options, with defaults for those that were left out.
 
         Args:
             device: as `resolve_device` returns it.
             dtype: what the model is computed in.
             capability: compute capability of an NVIDIA GPU, such as (9, 0); None for other devices.
-            config: transformers' configuration of the model; not read without a capability.
+            config: the model's configuration, as `read_config` returns it; not read if `capability` is None.
 
         Raises:
             InvalidInputError: an option asks for something that the device, the dtype or the model does not allow.
@@ -120,14 +120,14 @@ def _obstacle(device: str, dtype: str, capability: tuple[int, int] | None, confi
 
 def _obstacle_of_model(config: Any) -> str | None:
     if getattr(config, "model_type", "qwen3") not in ("qwen3", "qwen3_vl_text"):
-        return f"our decoder is Qwen3's (here: {config.model_type})"
+        return f"our decoder runs Qwen3 only (here: {config.model_type})"
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     # Dimensions of the kernels' tiles are powers of two.
     if heads // kv_heads not in (1, 2, 4, 8) or head_dim not in (32, 64, 128):
         return f"our decoder has no kernels for {heads} heads, {kv_heads} kv heads and head_dim={head_dim}"
     if config.hidden_act != "silu" or config.attention_bias:
         return (
-            f"our decoder has no biases and SiLU only (here: hidden_act={config.hidden_act!r}, "
+            f"our decoder supports no biases, and SiLU only (here: hidden_act={config.hidden_act!r}, "
             f"attention_bias={config.attention_bias})"
         )
     return None

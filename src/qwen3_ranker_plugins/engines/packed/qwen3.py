@@ -2,8 +2,8 @@
 
 Importing transformers' class takes more than twice as long as importing torch: it brings generation, distributed
 tensors, torch's compiler and, where it is installed, scikit-learn. These layers have the same names, arithmetic and
-rounding, so the margins are the same. `load` returns None for whatever is not in the plain form, and the engine then
-goes through transformers, which renames, converts or refuses.
+rounding, so the margins are the same. `load` returns None for a checkpoint in any other form. The engine then loads it
+with transformers, which renames or converts its tensors or refuses it.
 """
 
 from __future__ import annotations
@@ -135,14 +135,17 @@ class FeedForward(nn.Module):
 
 
 class Linear(nn.Linear):
-    """Without random weights: the checkpoint has them, and drawing them without memory would load torch's compiler."""
+    """`nn.Linear` without random weights.
+
+    The checkpoint replaces them, and drawing them on the meta device would import torch's compiler.
+    """
 
     def reset_parameters(self) -> None:
         """Leave the weights as they are."""
 
 
 class Embedding(nn.Embedding):
-    """Without random weights, as `Linear`."""
+    """`nn.Embedding` without random weights, for the same reason as `Linear`."""
 
     def reset_parameters(self) -> None:
         """Leave the weights as they are."""
@@ -170,7 +173,7 @@ class RotaryEmbedding(nn.Module):
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
-        # On the CPU even if the rest is built without memory: no checkpoint holds it.
+        # On the CPU even if the rest is built on the meta device, because no checkpoint holds this buffer.
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float, device="cpu") / config.head_dim
         self.inv_freq = nn.Buffer(1.0 / (config.rope_theta**exponents), persistent=False)
 
@@ -199,8 +202,8 @@ def load(folder: Path, dtype: torch.dtype) -> Qwen3ForCausalLM | None:
     with torch.device("meta"):
         model = Qwen3ForCausalLM(config)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    # OpenMP's threads belong to the thread that first needs them. If that were the caller's, a child that is forked
-    # later would wait for threads that only its parent has.
+    # OpenMP's threads belong to the thread that needs them first. If that were the caller's thread, a child that is
+    # forked later would wait for threads that only its parent has.
     with ThreadPoolExecutor(max_workers=1) as thread:
         weights = thread.submit(_read, files, wanted, dtype).result()
     if weights is None:
@@ -214,7 +217,7 @@ def load(folder: Path, dtype: torch.dtype) -> Qwen3ForCausalLM | None:
 
 
 def plain_config(folder: Path) -> Qwen3Config | None:
-    """The settings of a checkpoint in the plain form; None if one is missing, or another one changes the arithmetic."""
+    """The settings of a checkpoint in the plain form; None if one is missing, or if others change the arithmetic."""
     found: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     rotary = found.get("rope_parameters") or found.get("rope_scaling") or {}
     rotary = {"rope_theta": found.get("rope_theta"), "rope_type": rotary.get("type", "default"), **rotary}
@@ -239,7 +242,7 @@ def plain_config(folder: Path) -> Qwen3Config | None:
         "attention_bias": found.get("attention_bias", False),
         "tie_word_embeddings": found.get("tie_word_embeddings"),
     }
-    # transformers says what is wrong with a value of another type.
+    # None, because transformers explains what is wrong with a value of another type.
     if (
         any(type(each) is not int for each in sizes.values())
         or any(type(each) not in (int, float) for each in numbers.values())
@@ -284,6 +287,6 @@ def _read(
                 tensor = opened.get_tensor(name)
                 if tensor.shape != wanted.get(name) or not tensor.is_floating_point() or tensor.element_size() < 2:
                     return None
-                # A copy in any case: the file is mapped, and may be written to while the model is in use.
+                # Always a copy, because the file is mapped, and may be written to while the model is in use.
                 weights[name] = tensor.to(dtype, copy=True)
     return weights

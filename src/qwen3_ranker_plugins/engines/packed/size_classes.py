@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from .decoder import Decoder
     from .options import PackedOptions
 
-# Longer passes keep the GPU busy for longer than the host needs to launch them: for 8192 tokens of the 0.6B shape the
-# GPU needs at least 9 ms, and launching 170 kernels and 110 products was seen to take 12.
+# Tokens of the longest pass that has a CUDA graph. Longer passes keep the GPU busy for longer than the host needs to
+# launch them. For 8192 tokens of the 0.6B shape, the GPU needs at least 9 ms, and launching 170 kernels and 110
+# products took 12 ms.
 _LONGEST_GRAPH = 8192
 
-_TRITON_CACHE = "TRITON_CACHE_DIR"  # the only setting that Triton and its processes read
+_TRITON_CACHE = "TRITON_CACHE_DIR"  # Triton and its child processes take the folder from this variable only
 
 
 class QueuedPass:
@@ -42,10 +43,10 @@ class QueuedPass:
         self._margins, self._written = margins, written
 
     def wait_for_margins(self) -> NDArray[np.float32]:
-        """Margins, float32 [num_documents].
+        """Margins, float32 [num_documents], after the device has computed them.
 
         Raises:
-            RuntimeError: the device failed meanwhile.
+            RuntimeError: the device failed.
         """
         if self._written is not None:
             self._written.synchronize()
@@ -108,7 +109,7 @@ class SizeClassRunner:
             margins = self.run(packed)
             if self.device.type != "cuda":
                 return QueuedPass(margins)
-            # In pinned memory, without which the copy would wait. torch keeps such blocks and hands them out again.
+            # In pinned memory, because the host would wait for a copy to other memory. torch reuses such blocks.
             on_host = torch.empty(margins.shape, dtype=margins.dtype, pin_memory=True)
             on_host.copy_(margins, non_blocking=True)
             written: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -119,7 +120,7 @@ class SizeClassRunner:
     def run(self, packed: PackedPass) -> torch.Tensor:
         """Margins of a pass, float32 [num_documents], on the device, where the next pass overwrites them.
 
-        For one thread; `queue` is for several.
+        Not thread-safe; `queue` is.
 
         Raises:
             EngineError: see `warm_up`.
@@ -145,8 +146,9 @@ class SizeClassRunner:
         shortest_long = None if self._has_graph(length) else self.decoder.shortest_long
         with self._on_device(), self._compiling(), torch.inference_mode():
             buffers = PassBuffers(length, self.device, self.decoder.tokens_per_item, shortest_long)
-            # Without a graph, the first pass compiles what all of them use: one document, which is long where any is,
-            # and then what runs if none is.
+            # Without a graph, two passes compile the kernels: a document of the full length, which is long if any
+            # document can be, and a short one. All size classes without a graph use the same kernels, so the first one
+            # compiles them for all.
             documents = [length - 1]
             if not self._has_graph(length):
                 documents.append(1)
@@ -160,13 +162,13 @@ class SizeClassRunner:
         self._buffers[length] = buffers
 
     def _recorded(self, buffers: PassBuffers) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-        """(the graph of a pass, the margins that its replay writes)."""
+        """(the graph of a pass, the tensor of margins that its replay writes)."""
         graph = torch.cuda.CUDAGraph()
         try:
             side: Any = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                self.decoder(buffers)  # what libraries allocate at their first call on a stream is not to be recorded
+                self.decoder(buffers)  # libraries allocate memory at their first call on a stream: not in the graph
             torch.cuda.current_stream().wait_stream(side)
             # Other threads of the process may use the GPU meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
@@ -181,12 +183,12 @@ class SizeClassRunner:
         return graph, margins
 
     def _on_device(self) -> AbstractContextManager[object]:
-        """Streams and graphs belong to the current device, which is a property of the thread."""
+        """Make `device` the current device of this thread: streams and graphs belong to the current device."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     @contextmanager
     def _compiling(self) -> Iterator[None]:
-        """Keep compiled code where the options say.
+        """Keep compiled code in the folder that the options name.
 
         Raises:
             EngineError: the compiler failed.

@@ -1,6 +1,7 @@
-"""Our decoder on GPUs on which nobody has run it: its margins are compared with those of the model's own layers.
+"""Tries our decoder on GPUs on which it was never run: compares its margins with those of the model's own layers.
 
-Its kernels are compiled for Turing by `tools/compile_kernels.py`, which proves that they fit and not that they compute.
+`tools/compile_kernels.py` compiles its kernels for Turing, which proves that they fit such GPUs, not that they are
+right.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .size_classes import SizeClassRunner
 
 # Measured on GPUs of compute capability 9.0; those of 8.x have the same instructions.
 _MEASURED = (8, 0)
-# What half precision alone moves margins by is a tenth of this (docs/performance.md).
+# Half precision alone changes margins by a tenth of this (docs/performance.md).
 _TOLERANCE = 0.3
 
 
@@ -51,9 +52,9 @@ def check(runner: SizeClassRunner, expected: torch.Tensor) -> None:
     """Compare our decoder with `expected_margins`.
 
     Raises:
-        EngineError: its margins are others.
+        EngineError: its margins differ by more than the tolerance.
     """
     found = runner.queue(trial_pass()).wait_for_margins()
     difference = float(np.abs(found - expected.numpy()).max())
-    if not difference <= _TOLERANCE:  # so that NaN counts
-        raise EngineError(f"its margins are off by {difference:.3f}")
+    if not difference <= _TOLERANCE:  # also true for NaN
+        raise EngineError(f"its margins differ by {difference:.3f} from those of the model's own layers")

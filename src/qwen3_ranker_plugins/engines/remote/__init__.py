@@ -1,4 +1,4 @@
-"""The remote engine: text, or token ids, go out over HTTP; scores come back. docs/remote.md says what to whom."""
+"""The remote engine: sends texts or token ids over HTTP and gets scores. docs/remote.md says what each service gets."""
 
 from ...pip_command import pip_install
 from .. import EngineEntry

@@ -34,7 +34,7 @@ _jitter = wait_random(0, 0.25)
 
 
 class _RetryableError(RemoteError):
-    """A failure that another attempt may not have.
+    """A failure after which another attempt may succeed.
 
     Attributes:
         wait: seconds that the service asked to wait, or None.
@@ -61,7 +61,7 @@ class HttpClient:
             headers["Authorization"] = f"Bearer {api_key}"
         self._client = httpx.AsyncClient(
             headers=headers,
-            # Waiting for a connection of the pool has no timeout: each of the engine's workers has one.
+            # No timeout for a connection of the pool, which has a connection for each of the engine's workers.
             timeout=httpx.Timeout(options.read_timeout, connect=options.connect_timeout, pool=None),
             limits=httpx.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency),
             follow_redirects=False,  # the key must not go to another address
@@ -118,7 +118,7 @@ class HttpClient:
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError, httpx.WriteError) as error:
             raise _RetryableError(f"{endpoint} cannot be reached: {_reason(error)}") from error
         except httpx.RemoteProtocolError as error:
-            raise _RetryableError(f"{endpoint} broke off: {_reason(error)}") from error
+            raise _RetryableError(f"{endpoint} sent no valid HTTP response: {_reason(error)}") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise RemoteError(f"request to {endpoint} failed: {_reason(error)}") from error
         if status in _RETRIED_STATUSES:
@@ -134,7 +134,7 @@ class HttpClient:
             raise RemoteError(f"{endpoint} gave an answer that is not JSON: {self._shown(response, answer)}") from error
 
     def _wait(self, state: RetryCallState) -> float:
-        """Seconds until the next attempt: as the service asked, or exponentially longer; randomised in both cases."""
+        """Seconds until the next attempt: what the service asked for, or exponential backoff; both with jitter."""
         error = None if state.outcome is None else state.outcome.exception()
         asked = error.wait if isinstance(error, _RetryableError) else None
         longest = self._options.max_retry_wait

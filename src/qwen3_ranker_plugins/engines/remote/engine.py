@@ -31,7 +31,7 @@ _ROW_BUDGET = 32_000
 class RemoteEngine(Engine):
     """Scores over HTTP, with at most `options.concurrency` requests at the same time.
 
-    The requests run in an event loop of the engine's own thread, and callers wait for them in their threads. So
+    The requests run in an event loop in a thread of the engine, and callers wait for them in their own threads. So
     cancelling a call closes its connections at once, total timeouts hold whatever the service does, and callers may use
     any event loop, or several in turn.
 
@@ -62,7 +62,7 @@ class RemoteEngine(Engine):
         self._client = asyncio.run_coroutine_threadsafe(self._connect(api_key), self._loop).result()
 
     def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
-        """Margins from one HTTP request for each request; they are sent at the same time.
+        """The margins of each request, from one HTTP request each; all are sent at the same time.
 
         Raises:
             RemoteError: the service cannot be reached, refuses, or gives an unusable answer.
@@ -88,7 +88,7 @@ class RemoteEngine(Engine):
         self._loop.close()
 
     def describe(self) -> EngineDescription:
-        """Address and kind of the service, its name of the model, whose prompts it reads, and where the key is from."""
+        """The service's address, kind and name of the model, who makes the prompts, and where the key comes from."""
         return EngineDescription(
             engine=self.name,
             device=self.options.endpoint,

@@ -27,10 +27,10 @@ class Service:
     Attributes:
         routes: name -> path; the first one is the default.
         scores: what it returns by default: "probability" in [0, 1], or "logit".
-        takes_instruction, takes_limit: whether its requests have a field for the instruction, and one for the most
-            tokens of a document.
+        takes_instruction, takes_limit: whether its requests have a field for the instruction, and one for the maximum
+            number of tokens of a document.
         prompts_are_ours: whether it scores prompts as they are sent, so that this package makes them.
-        documents_per_request: default of the option.
+        documents_per_request: default of the option of this name.
     """
 
     routes: Mapping[str, str]
@@ -98,16 +98,17 @@ class RemoteOptions(EngineOptions):
         scores: "probability" or "logit"; None for what this kind of service returns.
         prompts_are_ours: send prompts in the reranker's template (true) or the bare texts (false); None for what this
             kind of service needs.
-        truncate: of TEI: cut texts that are too long without a report (true), or refuse the request (false).
-        marker_id: of route "packed": id of the token that marks the ends of prefix and documents in a row; None for the
-            tokenizer's.
+        truncate: for TEI only: cut texts that are too long, which TEI does not report (true), or have TEI refuse the
+            request (false).
+        marker_id: for route "packed" only: id of the token that marks the ends of prefix and documents in a row; None
+            for the tokenizer's.
         api_key_env: name of the environment variable with the key.
         documents_per_request: longer lists are split; None for what this kind of service accepts.
         concurrency: at most this many HTTP requests at the same time.
         max_attempts: attempts for each HTTP request, including the first one.
         connect_timeout, read_timeout, total_timeout: seconds; the last one limits all attempts and the waits between
             them.
-        max_retry_wait: seconds that a retry waits at most, even if the service asks for more.
+        max_retry_wait: maximum number of seconds before a retry, even if the service asks for more.
     """
 
     url: str = field(metadata=checked(_check_url, if_missing=_ADDRESS))
@@ -140,10 +141,10 @@ class RemoteOptions(EngineOptions):
         return options
 
     def completed(self) -> Self:
-        """The options with the defaults of this kind of service; those that mean the same become equal.
+        """The options with the defaults of this kind of service. Options that mean the same become equal.
 
         Raises:
-            InvalidInputError: the service has no such route, or the route needs prompts that are made here.
+            InvalidInputError: the service has no such route, or the route takes prompts and prompts_are_ours is false.
         """
         route = self.route or next(iter(self.service.routes))
         one_of(*self.service.routes)(argument("route"), route)
@@ -194,13 +195,15 @@ class RemoteOptions(EngineOptions):
             raise InvalidInputError(argument("api_key_env"), self.api_key_env, "this variable is not set: export it")
         if key is not None and not (key.isascii() and key.isprintable()):
             raise InvalidInputError(
-                argument("api_key_env"), self.api_key_env, "its value has line breaks or characters beyond ASCII"
+                argument("api_key_env"),
+                self.api_key_env,
+                "its value has line breaks or characters outside ASCII: export the key alone",
             )
         return key
 
     def check_settings(self, settings: RerankerSettings) -> None:
         """Raise InvalidInputError for a setting that would have no effect."""
-        where = f"the remote service decides ({self.kind})"
+        where = f"the remote service decides this ({self.kind})"
         ignored = ["device", "dtype"] if self.prompts_are_ours else ["device", "dtype", "template", "max_length"]
         defaults = {each.name: each.default for each in fields(RerankerSettings)}
         for name in ignored:

@@ -33,7 +33,7 @@ def request_body(options: RemoteOptions, request: EncodedRequest) -> Json:
     """
     body: Json = {"model": options.served_model} if options.served_model and options.route != "tei" else {}
     if options.kind in ("server", "vllm"):
-        # A probability close to 0 or 1 is rounded to it, and the order of such documents is lost.
+        # Probabilities close to 0 or 1 are rounded to 0 or 1, which loses the order of such documents.
         body["use_activation"] = options.scores == "probability"
     if options.route == "packed":
         return body | {"task": "token_classify", "input": [row.token_ids for row in document_rows(options, request)]}
@@ -56,8 +56,8 @@ def request_body(options: RemoteOptions, request: EncodedRequest) -> Json:
 def document_rows(options: RemoteOptions, request: EncodedRequest) -> list[TokenRow]:
     """A request's documents as rows of token ids, for route "packed".
 
-    The token budget has limited the documents to those of one row. There are several rows only if documents end in
-    different tokens.
+    The token budget already limits a request to the documents of one row, so there are several rows only if documents
+    end in different tokens.
     """
     if options.marker_id is None:
         raise RemoteError("route 'packed' needs the option marker_id, which `resolve` takes from the tokenizer")

@@ -27,7 +27,7 @@ def read_margins(options: RemoteOptions, request: EncodedRequest, answer: object
     A document without a usable score becomes a failure; no value is substituted.
 
     Args:
-        options: what was asked, and of which kind of service.
+        options: kind of service, route, and scores that were asked for.
         request: what was sent.
         answer: the JSON that came back.
 
@@ -146,13 +146,13 @@ def _margins(options: RemoteOptions, scores: Mapping[int, _Score], count: int) -
 
 
 def _logit(score: float) -> float:
-    """log(p / (1 - p)). Instead of 0 and 1 it takes the nearest numbers that are neither, which gives -744 and 37."""
+    """log(p / (1 - p)). The floats nearest to 0 and 1 take the place of these two, which gives -744 and 37."""
     p = min(max(score, math.ulp(0.0)), math.nextafter(1.0, 0.0))
     return math.log(p) - math.log1p(-p)
 
 
 def _keep_order(margins: NDArray[np.float32], scores: Mapping[int, _Score]) -> None:
-    """Let scores that were rounded to the same 0 or 1 differ by one bit each, in the order of the service's ranking."""
+    """Keep the service's order of documents whose scores were rounded to 0 or to 1: let them differ by one bit each."""
     for limit in (1.0, 0.0):
         tied = [index for index, score in scores.items() if score.value == limit]
         for above, below in pairwise(tied):

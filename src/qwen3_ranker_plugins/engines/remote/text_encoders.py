@@ -33,8 +33,9 @@ class TextRequest(EncodedRequest):
         query: value of the body's field for the query.
         documents: value of its field for the documents.
         instruction: value of its field for the instruction; None leaves the field out.
-        max_document_tokens: value of its field for the most tokens of a document; None leaves the field out.
-        exact: `prefix` and `segments` hold the ids that the service should read.
+        max_document_tokens: value of its field for the maximum number of tokens of a document; None leaves the field
+            out.
+        exact: whether `prefix` and `segments` hold the ids that the service should read.
     """
 
     query: str
@@ -68,7 +69,7 @@ class TextEncoder:
     """Bare texts. The service puts them into a prompt of its own and cuts what is too long for it.
 
     Args:
-        options: the kind of service, which takes an instruction or does not.
+        options: name the kind of service, which decides whether a request may have an instruction and a limit.
     """
 
     def __init__(self, options: RemoteOptions) -> None:
@@ -167,7 +168,7 @@ class RenderedEncoder:
         return TextRequest(encoded.prefix, segments, truncated, prefix, documents, None, None, exact=True)
 
     def _shortened(self, text: str, room: int, query: str, instruction: str) -> tuple[str, list[int]]:
-        """The longest beginning of a text that was found to fit, and its segment.
+        """A beginning of a text that fits into `room` tokens, as long as possible, and its segment.
 
         The decoded text is encoded again, because ids that were cut within a character decode to another text.
         """

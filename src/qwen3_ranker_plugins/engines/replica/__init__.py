@@ -1,4 +1,4 @@
-"""A replica: an engine of another room in a worker process of its own, one of several that serve one queue."""
+"""A replica: an engine in a worker process of its own, one of several that serve one queue."""
 
 from .engine import ReplicaEngine, create_replica
 

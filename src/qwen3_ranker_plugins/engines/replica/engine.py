@@ -20,19 +20,19 @@ _PROGRAM = "from qwen3_ranker_plugins.engines.replica.worker import main; main({
 START_TIMEOUT = 1800.0
 #: Seconds without a heartbeat after which a worker is killed; it sends one a second.
 HEARTBEAT_TIMEOUT = 10.0
-#: Seconds that a pass may take on a GPU and on a CPU before the worker is killed, if no other pass ends meanwhile.
+#: Seconds that a pass may take on a GPU or a CPU before the worker is killed, unless another pass ends in this time.
 PASS_TIMEOUT = {"cuda": 120.0, "cpu": 1800.0}
 
-# Valid ids in every vocabulary. What they mean is of no interest: the margin has to be a number.
+# Every vocabulary has these ids. What they mean does not matter; the margin only has to be finite.
 _EXAMPLE = EncodedRequest(prefix=[1], segments=[[2]], truncated_tokens=[0])
 
 
 class ReplicaEngine(WorkerEngine):
-    """An engine in a worker process. It is running when it has scored a document after it was loaded.
+    """An engine in a worker process. It counts as running once it has loaded and scored a document.
 
     Args:
-        config: of the engine that the process runs; its device is counted as this process sees its GPUs.
-        threads: threads of the process's products on a CPU; None leaves it to torch.
+        config: of the engine that the process runs; a GPU's number is the one that it has in this process.
+        threads: number of threads that the process uses for matrix products on a CPU; None lets torch choose.
 
     Raises:
         EngineError: the process could not start the engine; the message is the engine's.
@@ -60,7 +60,7 @@ class ReplicaEngine(WorkerEngine):
         return list(scored.margins)
 
     def describe(self) -> EngineDescription:
-        """What the engine in the process says."""
+        """The description of the engine in the process."""
         return self.facts.description
 
     def _launch(self) -> tuple[WorkerProcess, LoadEngine]:

@@ -40,7 +40,7 @@ class Scored:
 
     Attributes:
         margins: one for each request; empty if it raised.
-        error: of this pass only; the engine can go on. None if it did not raise.
+        error: of this pass; the engine can score others. None if it did not raise.
     """
 
     margins: Sequence[Margins]

@@ -41,7 +41,7 @@ class ServedEngine:
         return EngineFacts(self._engine.capabilities, self._engine.describe())
 
     def score(self, asked: ScoreRequests) -> Scored:
-        """One pass. A pass that fails is answered with its error, and the engine goes on.
+        """One pass. If it fails, the answer holds the error, and the engine stays usable.
 
         Raises:
             Exception: an error that leaves the process unable to use its GPU.
@@ -51,7 +51,7 @@ class ServedEngine:
         except Exception as error:
             if _breaks_the_process(error):
                 raise
-            # Not pickled as it is: it may be of a class that cannot be, or of a module that the parent lacks.
+            # Not the exception itself: its class may not be picklable, or may be of a module that the parent lacks.
             return Scored([], EngineError(f"{type(error).__name__}: {error}"))
         finally:
             with self._counting:
@@ -63,7 +63,7 @@ class ServedEngine:
 
 
 def _breaks_the_process(error: BaseException | None) -> bool:
-    """Whether every later pass would fail too: after an illegal access, CUDA refuses whatever the process asks for."""
+    """Whether every later pass would fail too: after an illegal access, CUDA refuses every call of the process."""
     while error is not None:
         if "CUDA error" in str(error) or "CUDA driver error" in str(error):
             return True

@@ -3,7 +3,7 @@
 from ...pip_command import pip_install
 from .. import EngineEntry
 
-#: Of `vllm_score`, `vllm_generate` and `vllm_packed`.
+#: The entry of `vllm_score`, `vllm_generate` and `vllm_packed`.
 VLLM = EngineEntry(
     module=f"{__name__}.engine",
     requires=("vllm", "torch", "transformers"),

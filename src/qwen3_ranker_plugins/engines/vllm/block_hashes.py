@@ -24,19 +24,19 @@ class PrefixBlockHasher:
         self._usable = True
 
     def expect(self, prefix: list[int]) -> None:
-        """The requests that follow begin with these ids."""
+        """Announce that the requests that follow begin with these ids."""
         self._prefix_ids = prefix[: len(prefix) // self._block_size * self._block_size]
         self._prefix_hashes = []
 
     def __call__(self, request: Any) -> list[Any]:
-        """Hashes of the blocks of a request that has none yet, or has more tokens than it had."""
+        """Hashes of those blocks of a request that have none yet."""
         ids, prefix_ids = request.prompt_token_ids, self._prefix_ids
         if not self._usable or not prefix_ids or request.block_hashes or ids[: len(prefix_ids)] != prefix_ids:
             return self._inner(request)
         count = len(ids) // self._block_size
         if not self._prefix_hashes:
             found = self._inner(request)
-            if len(found) == count:  # otherwise vLLM's blocks have another size
+            if len(found) == count:  # otherwise vLLM's blocks have a different size
                 self._prefix_hashes = found[: len(prefix_ids) // self._block_size]
             return found
         request.block_hashes.extend(self._prefix_hashes)

@@ -1,4 +1,4 @@
-"""The three engines on vLLM, as `EngineModule` asks for them. Nothing here imports vLLM."""
+"""The functions of `EngineModule` for the three engines on vLLM. Nothing here imports vLLM."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENGINES: dict[str, type[VllmEngine]] = {
 
 
 def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:
-    """See `EngineModule`. Tokenizer, template and longest prompt may be among the engine's options."""
+    """See `EngineModule`. The engine's options may set the tokenizer, the template and the longest prompt."""
     import torch
 
     options, template, window = apply_to_prompts(engine, settings)
@@ -36,14 +36,14 @@ def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:
         raise InvalidInputError(
             "device", settings.device, f"engine={engine!r} runs on CUDA GPUs and on CPUs: use engine='packed'"
         )
-    # A device that was named is the only one; otherwise vLLM may use all visible GPUs.
+    # With a device such as "cuda:1", vLLM uses that GPU only; otherwise it may use all visible GPUs.
     gpus = 0 if device == "cpu" else 1 if ":" in settings.device else torch.cuda.device_count()
     needed = _gpus_needed(folder, torch.cuda.get_device_properties(device).total_memory) if gpus else 1
     model = read_model_config(folder)
     complete = resolved(options, model, gpus=gpus, window=window, template=template, gpus_needed=needed)
     if gpus > 1:
         report_idle_gpus(complete.tensor_parallel_size or 1)
-    # The instruction format is the encoder's: rerankers that differ only in it share an engine.
+    # The encoder applies the instruction format, so rerankers that differ only in it share an engine.
     stored = complete.as_dict | {"instruction_format": None}
     if complete.tokenizer is not None:
         stored["tokenizer"] = str(tokenizer)
@@ -66,9 +66,9 @@ def create(config: EngineConfig) -> VllmEngine:
 
 
 def _gpus_needed(folder: Path, gpu_bytes: int) -> int:
-    """GPUs that have room for the model's weights and as much again for activations, cache and other programs.
+    """Number of GPUs with room for the model's weights and as much again for activations, cache and other programs.
 
-    A model that fits into one GPU is slower on several, which have to exchange every layer's activations.
+    A model that fits into one GPU is slower on several, because they exchange the activations of every layer.
     """
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return -(-2 * weights // gpu_bytes) or 1

@@ -20,13 +20,13 @@ class LoadModel:
 
     Attributes:
         engine: "vllm_score", "vllm_generate" or "vllm_packed".
-        arguments: of vLLM's EngineArgs.
+        arguments: arguments of vLLM's EngineArgs.
         device: "cpu" or "cuda".
         example: token ids of a prompt with one document, scored once before the first caller waits for a margin.
         yes_id, no_id: ids of the labels.
         label_logprobs: see `GenerateTask`.
         marker_id: see `PackedTask`.
-        classifier: whether the checkpoint has a score head of its own, which no label tokens replace.
+        classifier: whether the checkpoint has a score head of its own, so that label tokens are not used.
     """
 
     engine: str

@@ -1,6 +1,6 @@
 """The options of the vLLM engines: names, checks and defaults, and the arguments of vLLM that they become.
 
-Nothing here imports vLLM. An option that vLLM has, too, bears its name. docs/engines.md explains every option.
+Nothing here imports vLLM. An option that vLLM also has keeps vLLM's name. docs/engines.md explains every option.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SMALL_MODEL = 1024  # hidden size of Qwen3-Reranker-0.6B
 #: list does not delay a short one for long.
 _STEPS_PER_CALL = 4
 
-_PACKED = "vllm_packed"  # it has no prefix cache, and its prompts are rows of documents
+_PACKED = "vllm_packed"  # lacks some options: it has no prefix cache, and its prompts are rows of documents
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class VllmOptions(EngineOptions):
 
     Attributes:
         tokenizer: folder or name of the model whose tokenizer makes the ids; None for the model itself.
-        tensor_parallel_size: number of GPUs that share the model; None for as many as it needs to fit.
+        tensor_parallel_size: number of GPUs that share the model; None for as many as the model needs to fit.
         max_model_len: longest prompt in tokens, like `max_length`; the smaller one applies.
         gpu_memory_utilization: share of the GPU's memory (on a CPU: of the machine's) that vLLM may take.
         enable_prefix_caching: compute the prefix of a query's documents once.
-        enforce_eager: neither compile nor capture CUDA graphs: starts faster, scores slower.
+        enforce_eager: neither compile nor capture CUDA graphs: vLLM starts faster and scores slower.
         infer_batch_size: at most this many documents are handed to vLLM at once.
         sort_by_doc_length: hand them over shortest first.
         instruction_format: "standard" or "compact", the template of that name.
@@ -85,12 +85,12 @@ class VllmOptions(EngineOptions):
 
     @property
     def default_token_budget(self) -> int:
-        """Tokens of one call of `score`, of options that `resolved` returned."""
+        """Maximum number of tokens of one call of `score`. Defined only for options that `resolved` returned."""
         return _STEPS_PER_CALL * (self.max_num_batched_tokens or 0)
 
 
 def apply_to_prompts(engine: str, settings: RerankerSettings) -> tuple[VllmOptions, str, int]:
-    """(options, template, longest prompt) that settings stand for.
+    """(options, template, longest prompt in tokens) that settings select.
 
     Raises:
         InvalidInputError: an option is unusable, or instruction_format contradicts the template.
@@ -125,7 +125,7 @@ def resolved(
         gpus: number of GPUs that vLLM may use; 0 for a CPU.
         window: longest prompt in tokens.
         template: name or text of the prompt's template.
-        gpus_needed: at least this many GPUs share the model by default; all of them if there are not as many.
+        gpus_needed: by default, at least this many GPUs share the model; all of them if there are fewer.
 
     Raises:
         InvalidInputError: the model or the machine is too small for a value.
@@ -149,9 +149,9 @@ def resolved(
         options,
         tensor_parallel_size=parallel,
         max_model_len=window,
-        # A reranker only prefills, so the cache needs room for a step or two; a fifth is left to other programs.
+        # A reranker only prefills, so the cache needs room for one or two steps; a fifth is left to other programs.
         gpu_memory_utilization=options.gpu_memory_utilization or (0.8 if on_gpu else None),
-        # On a CPU compiling takes 40 s of start for 10 % of speed; see docs/engines.md.
+        # On a CPU, compiling adds 40 s to the start and makes scoring 10 % faster; see docs/engines.md.
         enforce_eager=(not on_gpu) if options.enforce_eager is None else options.enforce_eager,
         max_num_batched_tokens=options.max_num_batched_tokens or (32768 if on_gpu else 4096),
         max_num_seqs=options.max_num_seqs or (1024 if on_gpu else 256),
@@ -164,15 +164,16 @@ def _block_size(model: Mapping[str, Any], template: str, *, on_gpu: bool) -> int
     """Tokens of a block of the prefix cache; None for vLLM's 16 on a GPU."""
     if not on_gpu:
         return 32  # vLLM's default on a CPU is 128, which is longer than the prefix of a short query
-    # One block holds the prefix, and a title has no block that has to be hashed, cached and evicted, which is a fifth
-    # of vLLM's work for a request. Longer queries then share fewer of their tokens, which costs larger models more.
+    # With blocks this long, one holds the prefix, and a document as short as a title fills none. So vLLM need not hash,
+    # cache and evict blocks of documents, which is a fifth of its work for a request. In return, fewer tokens of longer
+    # queries are shared, which costs more with larger models.
     return _SHORTEST_PREFIX if template == "standard" and int(model["hidden_size"]) <= _SMALL_MODEL else None
 
 
 def engine_arguments(
     folder: Path, options: VllmOptions, model: Mapping[str, Any], *, dtype: str, device: str
 ) -> dict[str, Any]:
-    """Arguments of vLLM's EngineArgs that both ways of scoring have in common.
+    """Arguments of vLLM's EngineArgs that all engines on vLLM have in common.
 
     Args:
         folder: of the model.
@@ -199,7 +200,8 @@ def engine_arguments(
         "block_size": options.block_size,
     }
     if device == "cpu" and options.gpu_memory_utilization is None:
-        # By default vLLM takes 92 % of the machine's memory. This is enough for two steps or two longest prompts.
+        # By default, vLLM takes 92 % of the machine's memory. Room for two steps, or for two prompts of the maximum
+        # length, is enough.
         tokens = 2 * max(options.max_model_len or 0, options.max_num_batched_tokens or 0)
         arguments["kv_cache_memory_bytes"] = tokens * _cache_bytes_per_token(model, dtype)
     return {name: value for name, value in arguments.items() if value is not None} | dict(options.engine_kwargs)

@@ -19,7 +19,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (
         r"torchvision::nms does not exist|libtorchaudio|torchcodec",
         (
-            "torchvision, torchaudio or torchcodec do not belong to this torch, and vLLM does not need them here: "
+            "torchvision, torchaudio or torchcodec do not match this torch, and vLLM does not need them here: "
             "pip uninstall torchvision torchaudio torchcodec"
         ),
     ),
@@ -59,7 +59,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         r"must be divisible by tensor parallel size|number of available GPUs|World size",
         "lower engine_options['tensor_parallel_size']",
     ),
-    # The beginning of this message also begins a warning.
+    # The pattern is the end of the message, because a warning begins like it.
     (r"To allow overriding this maximum", "lower max_length to what the model has positions for"),
     (
         r"Model architectures \['Qwen3PackedReranker'\] are not supported",
@@ -121,7 +121,7 @@ def remedy(message: str, log: str = "") -> str:
 
 
 def first_line(message: str) -> str:
-    """The first line of a message; of pydantic's, whose first line has no reason, the second one too."""
+    """The first line of a message, and the second line of pydantic's messages, which has the reason."""
     first, _, rest = message.partition("\n")
     if re.search(r"\d+ validation errors? for ", first) and rest:
         return f"{first}: {rest.lstrip().partition(chr(10))[0].partition(' [type=')[0]}"

@@ -24,9 +24,9 @@ ScoringTask = ScoreTask | GenerateTask  # a PackedTask is a ScoreTask
 class Runner:
     """Loads vLLM and scores prompts.
 
-    It calls `LLMEngine.add_request` and `step`, as `LLM.classify` and `LLM.generate` do, but so that a prompt that vLLM
-    refuses fails alone, and without the work that those two do for each prompt. Prompts that need several steps are
-    added step by step: the next ones while a step runs on the GPU, which would otherwise wait for them.
+    It calls `LLMEngine.add_request` and `step`, as `LLM.classify` and `LLM.generate` do. Unlike those two, it lets a
+    prompt that vLLM refuses fail alone, and does little work for each prompt. If prompts need several steps, those of
+    the next step are added while the current step runs on the GPU, so that the GPU does not wait for them.
 
     Args:
         load: the model and vLLM's arguments.
@@ -111,7 +111,7 @@ class Runner:
         return answer
 
     def _portions(self, prompts: list[tuple[list[int], list[int]]], at_once: int) -> Iterator[range]:
-        """Indices of the prompts to add together: equal numbers of tokens for each step, at most `at_once` prompts."""
+        """Indices of the prompts to add together: about as many tokens for each step, and at most `at_once` prompts."""
         if not prompts:
             return
         portions = np.zeros(len(prompts), dtype=np.int64)
@@ -214,7 +214,7 @@ def scoring_task(load: LoadModel) -> ScoringTask:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """A call makes thousands of objects in vLLM and hardly any cycle; each collection would traverse them all."""
+    """Turn off garbage collection, which would visit the thousands of objects, hardly any in cycles, of each call."""
     enabled = gc.isenabled()
     gc.disable()
     try:

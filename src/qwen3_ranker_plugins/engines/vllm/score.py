@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 def shared_parameters(task: str) -> Any:
     """PoolingParams for all prompts that return the logit itself, not its sigmoid.
 
-    vLLM makes a deep copy for each prompt. Nothing changes these, so `clone` returns the same object.
+    vLLM makes a deep copy of the parameters for each prompt. Nothing changes them, so `clone` returns the same object.
     """
     from vllm import PoolingParams
 
@@ -32,7 +32,7 @@ class ScoreTask:
         yes_id, no_id: ids of the labels. vLLM looks them up by name.
     """
 
-    #: Replace facts that vLLM's configuration states and that are not true for this task.
+    #: Facts for `describe` that replace those of vLLM's configuration that are not true for this task.
     facts: ClassVar[dict[str, str]] = {}
 
     def __init__(self, yes_id: int, no_id: int) -> None:
@@ -62,7 +62,7 @@ class ScoreTask:
         Raises:
             ValueError: the output carries an error.
         """
-        # vLLM gives a request that failed the output 0.0.
+        # vLLM sets the output of a failed request to 0.0.
         if (error := getattr(output, "error", None)) is not None:
             raise ValueError(f"vLLM: {getattr(error, 'message', error)}")
         margin: NDArray[np.float32] = output.outputs.data.float().flatten().numpy()

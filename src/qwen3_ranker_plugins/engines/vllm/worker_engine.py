@@ -25,7 +25,7 @@ _PROGRAM = "from qwen3_ranker_plugins.engines.vllm.worker import main; main({des
 
 @dataclass(frozen=True)
 class RequestPrompts:
-    """The prompts in which vLLM gets a request.
+    """A request as prompts for vLLM.
 
     Attributes:
         prefix: token ids that all of them begin with.
@@ -41,9 +41,9 @@ class RequestPrompts:
 class VllmEngine(WorkerEngine):
     """vLLM in a worker process.
 
-    vLLM has a process of its own so that nothing of it (CUDA context, signal handlers, environment variables, threads)
-    gets into the user's process, and so that closing frees everything. If the process ends or hangs, the call that
-    waits raises and `running` is False. The next call starts another one.
+    vLLM has a process of its own to keep its CUDA context, signal handlers, environment variables and threads out of
+    the user's process, and to free everything when the engine is closed. If the process ends or hangs, the call that
+    waits raises an EngineError and `running` is False. The next call starts another process.
 
     Args:
         config: as `resolve` returns it.
@@ -115,11 +115,11 @@ class VllmEngine(WorkerEngine):
         return RequestPrompts(request.prefix, [segments[index] for index in order], [[index] for index in order])
 
     def _adapt(self, arguments: dict[str, Any], environment: dict[str, str], *, positions: int) -> None:
-        """Change what all engines have in common to what this engine needs.
+        """Change the arguments and the environment that all engines share to what this engine needs.
 
         Args:
-            arguments: of vLLM's EngineArgs.
-            environment: variables for the worker process.
+            arguments: arguments of vLLM's EngineArgs; changed in place.
+            environment: variables for the worker process; changed in place.
             positions: number of positions of the model.
         """
         # vLLM reserves a position for a generated token. vLLM 0.26 does so even if it generates none: a prompt that
@@ -130,7 +130,7 @@ class VllmEngine(WorkerEngine):
             environment["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
 
     def _load_message(self, load: LoadModel, _tokenizer: ModelTokenizer) -> LoadModel:
-        """The message with what only this engine's scoring task needs."""
+        """The message, completed with what only this engine's scoring task needs."""
         return replace(load, label_logprobs=self._options.label_logprobs)
 
     def _launch(self) -> tuple[WorkerProcess, LoadModel]:
@@ -164,9 +164,9 @@ class VllmEngine(WorkerEngine):
 
 
 def _environment(config: EngineConfig, options: VllmOptions) -> dict[str, str]:
-    """Variables for the worker; the user's take precedence for those that only affect what vLLM prints or reports."""
+    """Variables for the worker. The user's values of those that affect only logs and usage reports take precedence."""
     environment = {
-        # The worker process isolates vLLM already; an engine core in yet another process costs time for messages.
+        # The worker process already isolates vLLM; an engine core in yet another process would cost time for messages.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if options.multiprocessing else "0",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_NO_USAGE_STATS": os.environ.get("VLLM_NO_USAGE_STATS", "1"),

@@ -1,1 +1,1 @@
-"""Engines in processes of their own: how a worker process is started, asked, watched, ended and started again."""
+"""Engines in processes of their own: how a worker process is started, called, watched, ended and restarted."""

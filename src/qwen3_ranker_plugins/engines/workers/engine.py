@@ -15,13 +15,14 @@ _Reply = TypeVar("_Reply")
 
 
 class WorkerEngine(Engine):
-    """The part of such an engine that is the same whatever the process runs.
+    """Base of such engines: everything that does not depend on what the process runs.
 
-    If the process ends or hangs, the calls that wait raise and `running` is False until `restart` has started another.
+    If the process ends or hangs, the calls that wait raise an EngineError, and `running` is False until `restart` has
+    started another one.
 
     Attributes:
-        facts: what the worker said about itself when it had loaded.
-        restarts: how often the process was started again.
+        facts: what the worker reported about itself after it had loaded.
+        restarts: how often the process was restarted.
     """
 
     facts: Any
@@ -48,7 +49,7 @@ class WorkerEngine(Engine):
 
     @property
     def running(self) -> bool:
-        """Whether the worker process is there, has loaded, and was not found to hang."""
+        """Whether the worker process runs, has loaded, and does not hang."""
         worker = self._worker
         return worker is not None and worker.running
 
@@ -111,7 +112,7 @@ class WorkerEngine(Engine):
         except WorkerEndedError as error:
             self._drop(worker)
             raise EngineError(f"engine {self.name!r}: its worker process ended: {self._reason(error)}") from error
-        except BaseException:  # an interrupt: nobody reads the answer
+        except BaseException:  # for example an interrupt: nobody will read the answer
             self._drop(worker)
             raise
 
@@ -122,11 +123,11 @@ class WorkerEngine(Engine):
 
 
 def visible_gpus(device: str, count: int = 1) -> dict[str, str]:
-    """The variable that shows a worker its GPUs only, as its devices from "cuda:0" on; none for a CPU.
+    """The environment variable that limits a worker to its GPUs, which are "cuda:0" and so on there; {} for a CPU.
 
     Args:
-        device: "cpu" or "cuda:N", counted as this process sees its GPUs.
-        count: number of GPUs from that one on.
+        device: "cpu" or "cuda:N", with the number that the GPU has in this process.
+        count: number of GPUs: the device and those that follow it.
     """
     kind, _, number = device.partition(":")
     if kind != "cuda":

@@ -36,7 +36,7 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class WorkerFailed:
-    """The worker cannot go on, and ends.
+    """The worker cannot continue and ends.
 
     Attributes:
         message: the exception with its class, one line for it and one for each of its causes.

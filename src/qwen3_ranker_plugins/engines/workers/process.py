@@ -1,8 +1,8 @@
-"""The worker process as its parent sees it: started, asked, watched, and ended without anything left.
+"""The worker process as its parent sees it: started, called, watched, and ended with all processes that it started.
 
 The process is started with `subprocess` and not with `multiprocessing`, so that a script needs no
-`if __name__ == "__main__"` guard. It leads a process group to which all processes that it starts belong, and the group
-is killed.
+`if __name__ == "__main__"` guard. It leads a process group to which all processes that it starts belong; killing the
+group ends them all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _Reply = TypeVar("_Reply")
 
 
 class WorkerEndedError(Exception):
-    """The worker process has ended, or cannot go on.
+    """The worker process has ended, or cannot continue.
 
     Attributes:
         log: the end of what the process printed, if it is kept.
@@ -49,13 +49,13 @@ class WorkerProcess:
 
     A thread watches it, whether or not a call waits: when the process ends, waiting calls fail at once; when it hangs,
     it is killed. It hangs if no heartbeat arrives for `heartbeat_timeout`, or if a call waits and the worker finishes
-    no step for `step_timeout`. Time during which this process did not run itself does not count.
+    no step for `step_timeout`. Time during which this process itself was suspended does not count.
 
     Args:
         program: Python source of what it runs, with `{descriptor}` in place of the file descriptor of its connection.
         environment: variables to set for it, in addition to those of this process.
         start_timeout, heartbeat_timeout, step_timeout: seconds.
-        show_log: send what it prints to standard error instead of keeping its end for error messages.
+        show_log: send what it prints to standard error instead of keeping the last part for error messages.
     """
 
     def __init__(
@@ -98,22 +98,22 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process, which is also the id of its group."""
+        """Id of the process and of its process group."""
         return self._process.pid
 
     @property
     def running(self) -> bool:
-        """Whether the process is there and has loaded; False as soon as it has ended or was found to hang."""
+        """Whether the process runs and has loaded; False as soon as it has ended or was found to hang."""
         return self._loaded and self._ended is None and self._process.poll() is None
 
     def load(self, message: object) -> Any:
-        """Send the first message, and wait until the worker has loaded what it asks for; the process is killed if not.
+        """Send the first message, and wait until the worker has loaded what it asks for; if it fails, kill the process.
 
         Returns:
             What the worker says about itself.
 
         Raises:
-            WorkerEndedError: it could not load it; the message is the worker's.
+            WorkerEndedError: the worker could not load it; the message is the worker's.
         """
         try:
             facts = self.call(message, ModelLoaded).facts
@@ -124,7 +124,7 @@ class WorkerProcess:
         return facts
 
     def call(self, message: object, reply: type[_Reply]) -> _Reply:
-        """The answer to a message. Calls of several threads may overlap.
+        """The answer to a message. Thread-safe: calls may overlap.
 
         Raises:
             WorkerEndedError: the process has ended, was killed because it hung, or its engine failed.
@@ -154,7 +154,7 @@ class WorkerProcess:
         self.kill()
 
     def kill(self) -> None:
-        """Kill the process group, and wait until it is gone. Any thread may do so, more than once."""
+        """Kill the process group, and wait until it is gone. Thread-safe; may be called more than once."""
         self._kill_group()
         self._process.wait()
         self._watcher.join()
@@ -188,7 +188,7 @@ class WorkerProcess:
             answers.put(message)
 
     def _pass_replies_on(self) -> str | None:
-        """Return when the process has ended, with the reason if it was killed because it hung."""
+        """Wait until the process has ended; return the reason if it was killed because it hung, else None."""
         silent = stalled = 0.0
         steps = 0
         hang: str | None = None
@@ -258,6 +258,6 @@ class WorkerProcess:
 
 
 def _module_path() -> str:
-    """This process's module search path, for a process that is started without it."""
+    """This process's module search path, which a new process does not inherit."""
     package = str(Path(__file__).parents[2])
     return os.pathsep.join(dict.fromkeys([*(str(Path(entry)) for entry in sys.path if entry), package]))

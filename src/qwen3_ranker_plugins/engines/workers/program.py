@@ -33,17 +33,17 @@ class Loaded(Protocol):
     calls_at_once: int
 
     def facts(self) -> Any:
-        """What it says about itself."""
+        """What the engine reports about itself."""
 
     def score(self, asked: Any) -> Any:
         """The answer to a call.
 
         Raises:
-            Exception: it cannot be used any more.
+            Exception: the engine cannot be used any more.
         """
 
     def close(self) -> None:
-        """End it."""
+        """End the engine."""
 
 
 def serve(descriptor: int, load: Callable[[Any], Loaded]) -> None:
@@ -51,7 +51,7 @@ def serve(descriptor: int, load: Callable[[Any], Loaded]) -> None:
 
     Args:
         descriptor: file descriptor of the connection.
-        load: makes what runs of the first message.
+        load: turns the first message into what the worker runs.
     """
     os.set_inheritable(descriptor, False)
     connection: Any = Connection(descriptor)
@@ -73,7 +73,7 @@ def serve(descriptor: int, load: Callable[[Any], Loaded]) -> None:
         else:
             _answer_in_order(loaded, messages, send)
         loaded.close()
-    except BaseException as error:  # the parent has to be told, whatever it is
+    except BaseException as error:  # whatever it is, the parent must be told
         send(WorkerFailed(_with_causes(error)))
         raise
     sys.stdout.flush()
@@ -82,7 +82,7 @@ def serve(descriptor: int, load: Callable[[Any], Loaded]) -> None:
 
 
 def _answer_in_order(loaded: Loaded, messages: queue.SimpleQueue[Any], send: Callable[[object], None]) -> None:
-    """Answer calls that overlap; a failure is raised here once the answers before it are sent."""
+    """Answer calls that overlap. A failure is raised here after the answers before it were sent."""
     answers: queue.SimpleQueue[Future[Any] | None] = queue.SimpleQueue()
     with ThreadPoolExecutor(loaded.calls_at_once, thread_name_prefix="qwen3-ranker-pass") as pool:
 
@@ -114,7 +114,7 @@ def _receive(connection: Connection, messages: queue.SimpleQueue[Any]) -> None:
 
 
 def _send_heartbeats(loaded: Loaded, send: Callable[[object], None]) -> None:
-    """A process that is stopped, or whose interpreter is stuck, sends none."""
+    """Send heartbeats. A process that is stopped, or whose interpreter is stuck, sends none."""
     while True:
         time.sleep(SECONDS_BETWEEN_HEARTBEATS)
         try:

@@ -1,1 +1,1 @@
-"""Where the passes of a job run: in this process, in one process a device, or on Ray."""
+"""Runners execute the passes of a job: in this process, in one process per device, or on Ray."""

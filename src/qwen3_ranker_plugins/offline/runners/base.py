@@ -1,4 +1,4 @@
-"""What all runners have in common: they take windows and give scored passes back as they finish."""
+"""The interface of all runners: they take windows and yield scored passes as these finish."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..windows import Window
 Todo = Iterator[tuple[Window, Collection[int]]]
 T = TypeVar("T")
 
-#: Passes that are encoded ahead of the engine.
+#: Maximum number of passes that are encoded ahead of the engine.
 PASSES_AHEAD = 16
-#: Windows that each worker has at a time: one is scored while the next is encoded.
+#: Number of windows that each worker has at a time: one is scored while the next is encoded.
 WINDOWS_AHEAD = 2
 
 
@@ -26,11 +26,11 @@ class Runner(ABC):
 
     @abstractmethod
     def facts(self) -> dict[str, str]:
-        """What the engines say of themselves; see `Scorer.facts`."""
+        """Facts about the engines; see `Scorer.facts`."""
 
     @abstractmethod
     def devices(self) -> str:
-        """Where passes run, for people."""
+        """The devices on which passes run, for people."""
 
     @abstractmethod
     def run(self, todo: Todo) -> Generator[ScoredPass]:
@@ -39,11 +39,11 @@ class Runner(ABC):
         The caller commits each pass before it asks for the next one.
 
         Raises:
-            RankerError: an engine ended.
+            RankerError: an engine has ended.
         """
 
-    def close(self) -> None:  # noqa: B027 - not all have something to end
-        """Give up the engines."""
+    def close(self) -> None:  # noqa: B027 - not all runners have something to end
+        """End the engines."""
 
     def __enter__(self) -> Self:
         return self

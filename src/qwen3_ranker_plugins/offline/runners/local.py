@@ -1,4 +1,4 @@
-"""Passes run in this process."""
+"""Runs the passes in this process."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class LocalRunner(Runner):
         self._scorer = Scorer(settings, factory, include_text=include_text)
 
     def facts(self) -> dict[str, str]:
-        """Of the one engine."""
+        """Facts about the engine."""
         return self._scorer.facts()
 
     def devices(self) -> str:
-        """The one device."""
+        """The device of the engine."""
         return self._scorer.device()
 
     def run(self, todo: Todo) -> Generator[ScoredPass]:
-        """In the order of the input; no pass begins before the one before it is committed."""
+        """Run the passes in the order of the input; each begins after the previous one is committed."""
         with closing(prefetch(score_windows(self._scorer, todo), PASSES_AHEAD)) as passes:
             for score in passes:
                 yield score()

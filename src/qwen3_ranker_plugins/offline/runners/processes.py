@@ -1,4 +1,4 @@
-"""Passes run in a process for each device."""
+"""Runs the passes in one process per device."""
 
 from __future__ import annotations
 
@@ -30,13 +30,17 @@ logger = logging.getLogger("qwen3_ranker_plugins.offline")
 
 
 class ProcessRunner(Runner):
-    """A process with an engine for each device, made with "spawn". One writer, this process, takes what they score.
+    """One worker process with an engine for each device, started with "spawn". This process collects the passes.
 
-    A worker that ends, or that sends no heartbeat for HEARTBEAT_TIMEOUT, is replaced, and the passes that it had not
-    handed over are run again. A worker that ends twice without having scored a pass in between ends the job.
+    A worker that ends, or that sends no heartbeat for HEARTBEAT_TIMEOUT seconds, is replaced, and the passes that it
+    had not sent are run again. If a worker ends before it has scored a pass, the job ends.
 
     Args:
-        devices: such as ["cuda:0", "cuda:1"].
+        devices: the devices, such as ["cuda:0", "cuda:1"].
+
+    Raises:
+        InvalidInputError: the engines differ.
+        EngineError: a worker ended while it loaded its engine.
     """
 
     def __init__(
@@ -52,18 +56,20 @@ class ProcessRunner(Runner):
             raise
         if any(facts != self._facts[0] for facts in self._facts):
             self.close()
-            raise InvalidInputError("devices", devices, f"their engines differ: {self._facts}")
+            raise InvalidInputError(
+                "devices", devices, f"their engines differ ({self._facts}): use devices of one kind"
+            )
 
     def facts(self) -> dict[str, str]:
-        """Of any of them, since all are alike."""
+        """Facts about the engines, which are all alike."""
         return dict(self._facts[0])
 
     def devices(self) -> str:
-        """All of them."""
+        """The devices of all workers."""
         return ", ".join(worker.device for worker in self._workers)
 
     def run(self, todo: Todo) -> Generator[ScoredPass]:
-        """As workers finish them. A worker begins a pass while the one before it is committed, and waits then."""
+        """Yield passes as workers finish them. A worker is at most one pass ahead of the last one committed."""
         with closing(prefetch(todo, 1)) as ahead:
             while self._feed(ahead):
                 for worker in self._ready():
@@ -81,7 +87,7 @@ class ProcessRunner(Runner):
                         del worker.unfinished[answer]
 
     def _feed(self, ahead: Todo) -> bool:
-        """Give windows to the engines that have too few; False if all work is done."""
+        """Give windows to the workers that have too few; False if all work is done."""
         while True:
             idle = min(self._workers, key=lambda worker: len(worker.unfinished))
             if len(idle.unfinished) == WINDOWS_AHEAD or (item := next(ahead, None)) is None:
@@ -91,33 +97,33 @@ class ProcessRunner(Runner):
             idle.tell(item)
 
     def _ready(self) -> list[_Worker]:
-        """Workers that have sent something or have ended; those that hang are killed."""
+        """The workers that have sent something or have ended; workers that hang are killed."""
         started = time.monotonic()
         ready = wait([worker.connection for worker in self._workers], timeout=_SECONDS_BETWEEN_LOOKS)
-        # If this process was suspended, the workers may have been, too.
+        # If this process was suspended, the workers may have been suspended, too.
         passed = min(time.monotonic() - started, 2 * _SECONDS_BETWEEN_LOOKS)
         for worker in self._workers:
             worker.silent_seconds = 0.0 if worker.connection in ready else worker.silent_seconds + passed
             if worker.silent_seconds > HEARTBEAT_TIMEOUT:
-                worker.process.kill()  # its pipe ends, which the next call sees
+                worker.process.kill()  # this closes its pipe, which the next call sees
         return [worker for worker in self._workers if worker.connection in ready]
 
     def close(self) -> None:
-        """End the processes; they notice that their pipe is closed."""
+        """End the processes by closing their pipes."""
         for worker in self._workers:
             worker.close()
 
 
 @dataclass
 class _Unfinished:
-    """A window that a worker has, with the numbers of its passes that need not be run."""
+    """A window that a worker has, with the numbers of its passes that are done."""
 
     window: Window
     done: set[int]
 
 
 class _Worker:
-    """A worker process, as the process that writes sees it."""
+    """The main process's view of a worker process."""
 
     def __init__(self, device: str, arguments: tuple[RerankerSettings, EngineFactory, bool]) -> None:
         self.device = device
@@ -132,19 +138,20 @@ class _Worker:
             target=_serve, args=(theirs, *self._arguments), name=f"{_NAME}{self.device}", daemon=True
         )
         self.process.start()
-        theirs.close()  # so that the pipe ends with the worker
+        theirs.close()  # so that the pipe is closed when the worker ends
         self.has_scored = False
         self.silent_seconds = 0.0
 
     def tell(self, message: Any) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # the worker has ended; reading from it says how
+        with suppress(BrokenPipeError, ConnectionResetError):  # the worker has ended; reading from the pipe tells how
             self.connection.send(message)
 
     def load(self) -> dict[str, str]:
-        """What the engine says of itself once it has loaded.
+        """Wait until the engine has loaded; returns the facts about it.
 
         Raises:
-            Exception: whatever the engine cannot start with.
+            EngineError: the worker has ended.
+            Exception: the error with which the engine failed to start.
         """
         try:
             facts: dict[str, str] = self.receive()
@@ -157,7 +164,7 @@ class _Worker:
 
         Raises:
             EOFError: the process has ended.
-            Exception: what the worker died of, if it could say so.
+            Exception: the error that ended the worker, if the worker could send it.
         """
         try:
             answer = self.connection.recv()
@@ -168,21 +175,21 @@ class _Worker:
         return answer
 
     def replace(self, facts: dict[str, str]) -> None:
-        """Start another process for what this one had not finished.
+        """Start a new process for the windows that this one has not finished.
 
         Raises:
-            EngineError: this one has scored nothing since it was started, or the other one cannot start.
+            EngineError: this process has scored nothing since it was started, or the new one cannot start.
         """
         how = self._how_it_ended()
         if not self.has_scored:
             raise EngineError(
-                f"{how} before it had scored a pass: see its output above, then run the same command again to go on"
+                f"{how} before it had scored a pass: see its output above, then run the same command again to continue"
             )
-        logger.warning("%s: another process takes its place", how)
+        logger.warning("%s: starting a new one in its place", how)
         self.connection.close()
         self._start()
         if (found := self.load()) != facts:
-            raise EngineError(f"the engine of {self.process.name} has changed: {found} in place of {facts}")
+            raise EngineError(f"the engine of {self.process.name} has changed: {found} instead of {facts}")
         for each in self.unfinished.values():
             self.tell((each.window, frozenset(each.done)))
 
@@ -197,7 +204,7 @@ class _Worker:
         return f"worker {self.process.name} ended with exit code {code}{hung}"
 
     def close(self) -> None:
-        """End the process, which notices that its pipe is closed."""
+        """Close the pipe, which ends the process; kill it if it does not end within ten seconds."""
         self.connection.close()
         self.process.join(10)
         if self.process.is_alive():
@@ -206,7 +213,7 @@ class _Worker:
 
 
 class _WorkerLoop:
-    """What a worker process does: facts first, then the passes of each window and after them its number."""
+    """The work of a worker process: it sends facts first, then the passes of each window, followed by its number."""
 
     def __init__(self, connection: Connection, scorer: Scorer) -> None:
         self._connection = connection
@@ -216,7 +223,7 @@ class _WorkerLoop:
         self._sending = threading.Lock()
 
     def serve(self) -> None:
-        """Until the pipe ends, or an engine has."""
+        """Work until the pipe is closed or the engine has ended."""
         self._send(self._scorer.facts())
         threading.Thread(target=self._receive, name="qwen3-ranker-receive", daemon=True).start()
         threading.Thread(target=self._send_heartbeats, name="qwen3-ranker-heartbeat", daemon=True).start()
@@ -256,21 +263,21 @@ class _WorkerLoop:
 
 def _serve(connection: Connection, settings: RerankerSettings, factory: EngineFactory, include_text: bool) -> None:
     scorer: Scorer | None = None
-    # The parent may be killed: then the pipe ends, and so does this process.
+    # If the parent is killed, the pipe is closed, and this process ends.
     with suppress(BrokenPipeError, ConnectionResetError):
         try:
             scorer = Scorer(settings, factory, include_text=include_text)
             _WorkerLoop(connection, scorer).serve()
         except (BrokenPipeError, ConnectionResetError):
             raise
-        except Exception as error:  # noqa: BLE001 - it belongs to the process that asked
+        except Exception as error:  # noqa: BLE001 - any error is sent to the main process
             connection.send(_portable(error))
     if scorer is not None:
         scorer.close()
 
 
 def _portable(error: Exception) -> Exception:
-    """The error itself if it survives pickling, else its text."""
+    """The error itself if it can be pickled, else an `EngineError` with its text."""
     from pickle import PicklingError, dumps, loads
 
     try:
@@ -284,7 +291,7 @@ def cuda_devices(gpus: str) -> list[str]:
     """The devices that `--gpus` names: "all", or numbers such as "0,2".
 
     Raises:
-        InvalidInputError: there is no such GPU here.
+        InvalidInputError: this machine has no such GPU.
     """
     import torch
 

@@ -1,8 +1,8 @@
-"""Engines in Ray actors, on one machine or many.
+"""Runs the passes in Ray actors, on one machine or many.
 
-Plain actors, and not the actor pool of Ray Data, which was tried (benchmarks/compare_ray_data.py, docs/offline.md): it
-keeps actors waiting or passes uncommitted, and has no source that is fed while it runs. Here the driver cuts the same
-windows as a local job, and commits what comes back to the same parts and manifest.
+Plain actors are used instead of Ray Data's actor pool, which leaves actors idle or passes uncommitted, and has no
+source that can be fed while it runs (benchmarks/compare_ray_data.py, docs/offline.md). The driver makes the same
+windows as a local job, and commits the passes that come back to the same parts and manifest.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from ..scoring import EngineFactory, ScoredPass, Scorer
 from ..windows import Window
 from .base import WINDOWS_AHEAD, Runner, Todo, prefetch
 
-#: How many workers may die with a window before it is to blame.
+#: A window with which this many workers have died ends the job.
 DEATHS_OF_A_WINDOW = 3
 
 
 @dataclass
 class _Stream:
-    """A window at an actor.
+    """A window that an actor scores.
 
     Attributes:
-        worker: place of the actor in the pool; `actor` is the one that stood there then.
-        done: numbers of its passes that need not be scored, or have arrived.
+        worker: position of the actor in the pool.
+        actor: the actor that had this position when it got the window.
+        window: the window.
+        done: numbers of its passes that were done before or have arrived since.
     """
 
     worker: int
@@ -43,15 +45,15 @@ class _Stream:
 
 
 class RayRunner(Runner):
-    """A pool of actors with an engine each: a GPU, or an equal share of the CPUs. One that dies is replaced.
+    """A pool of actors with one engine each, on a GPU or an equal share of the CPUs. Actors that die are replaced.
 
     Args:
-        workers: how many; None for one on each GPU of the cluster, or one if it has none.
-        address: of a running cluster, "auto", or None to join the one of RAY_ADDRESS or start one here.
+        workers: number of actors; None for one on each GPU of the cluster, or one if it has none.
+        address: address of a running cluster; "auto"; or None for the cluster of RAY_ADDRESS, or a new local one.
 
     Raises:
         MissingDependencyError: ray is not installed.
-        InvalidInputError: the cluster has fewer GPUs or CPUs.
+        InvalidInputError: the cluster has fewer GPUs or CPUs than workers.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class RayRunner(Runner):
         include_text: bool,
     ) -> None:
         try:
-            # As Any: its types are incomplete, and it need not be installed where this is checked.
+            # Any, because ray's types are incomplete, and ray may be missing where types are checked.
             ray: Any = import_module("ray")
         except ImportError as error:
             raise MissingDependencyError(f"--runner ray needs: {pip_install('ray')}") from error
@@ -83,7 +85,7 @@ class RayRunner(Runner):
         share = {"num_gpus": 1, "num_cpus": 0} if on_gpus else {"num_cpus": cpus // count}
         if on_gpus:
             settings = replace(settings, device="cuda")
-        # Threads: one for each window, and one that answers `facts`.
+        # One thread for each window, and one that answers `facts`.
         self._actor_class = ray.remote(**share, max_concurrency=WINDOWS_AHEAD + 1)(EngineActor)
         self._arguments = (settings, factory, include_text, None if on_gpus else cpus // count)
         self._actors = [self._actor_class.remote(*self._arguments) for _ in range(count)]
@@ -94,15 +96,15 @@ class RayRunner(Runner):
             raise
 
     def facts(self) -> dict[str, str]:
-        """Of the first; the others have the same settings."""
+        """Facts about the first engine; the others have the same settings."""
         return dict(self._facts[0])
 
     def devices(self) -> str:
-        """How many actors."""
+        """The number of actors and their kind of device."""
         return f"{len(self._actors)} Ray actors on {self._facts[0]['device']}"
 
     def run(self, todo: Todo) -> Generator[ScoredPass]:
-        """As actors finish them. The window of an actor that dies goes to its successor, less what has arrived."""
+        """Yield passes as actors finish them. If an actor dies, its window's missing passes go to another actor."""
         self._again: deque[tuple[Window, Collection[int]]] = deque()
         self._deaths: Counter[int] = Counter()
         pending: dict[Any, _Stream] = {}
@@ -125,30 +127,30 @@ class RayRunner(Runner):
                     yield scored
 
     def _feed(self, ahead: Todo, pending: dict[Any, _Stream], load: list[int]) -> bool:
-        """Give windows to the engines that have too few; False if all work is done."""
+        """Give windows to the actors that have too few; False if all work is done."""
         while min(load) < WINDOWS_AHEAD:
             item = self._again.popleft() if self._again else next(ahead, None)
             if item is None:
                 break
             worker = load.index(min(load))
             stream = _Stream(worker, self._actors[worker], item[0], set(item[1]))
-            # A pass that nobody has taken yet stops the generator, so that a kill loses few.
+            # The generator stops while a pass has not been taken, so that a kill of the driver loses few passes.
             method = stream.actor.score.options(num_returns="streaming", _generator_backpressure_num_objects=1)
             pending[method.remote(stream.window, frozenset(stream.done))] = stream
             load[worker] += 1
         return bool(pending)
 
     def _bury(self, stream: _Stream, error: Exception) -> None:
-        """Put another actor in the place of one that died, and its window in front of those to come."""
+        """Replace an actor that died, and queue its window before all new ones."""
         self._deaths[stream.window.number] += 1
         if self._deaths[stream.window.number] == DEATHS_OF_A_WINDOW:
             first, last = stream.window.pairs[0].line, stream.window.pairs[-1].line
             raise EngineError(
                 f"{DEATHS_OF_A_WINDOW} Ray workers died while they scored lines {first} to {last}: {error}; run the "
-                "same command again to go on"
+                "same command again to continue"
             ) from error
         self._again.append((stream.window, stream.done))
-        if self._actors[stream.worker] is stream.actor:  # the first of its windows to notice
+        if self._actors[stream.worker] is stream.actor:  # not replaced yet because of its other window
             self._actors[stream.worker] = self._actor_class.remote(*self._arguments)
 
     def _get(self, reference: Any) -> Any:
@@ -168,10 +170,10 @@ class RayRunner(Runner):
 
 
 class EngineActor:
-    """A scorer in a Ray actor. Two windows at a time: one is encoded while the other is scored.
+    """A scorer in a Ray actor. It has two windows at a time: one is encoded while the other is scored.
 
     Args:
-        threads: of torch; None leaves it alone.
+        threads: number of torch's threads; None leaves it unchanged.
     """
 
     def __init__(
@@ -179,7 +181,7 @@ class EngineActor:
     ) -> None:
         self._scorer = Scorer(settings, factory, include_text=include_text)
         if threads is not None and (torch := sys.modules.get("torch")) is not None:
-            torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS too, but not over one that is in the environment
+            torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS only if the environment does not
         self._encoding = threading.Lock()
 
     def facts(self) -> dict[str, str]:
@@ -187,7 +189,7 @@ class EngineActor:
         return self._scorer.facts()
 
     def score(self, window: Window, done: frozenset[int]) -> Iterator[ScoredPass]:
-        """The passes of a window that are not done, each as soon as it is scored."""
+        """Yield the passes of a window that are not done, each as soon as it is scored."""
         with self._encoding:
             passes = self._scorer.plan(window)
         for planned in passes:

@@ -1,6 +1,7 @@
 """The routes of the server: one module for each family of wire shapes, and one for each kind of page.
 
-Every module here is found by itself; see `shapes.routers` for what it has to define. A new wire shape is a new module.
+All modules here are found automatically; see `shapes.routers` for what a module defines. A new wire shape is a new
+module.
 """
 
 from __future__ import annotations
@@ -11,5 +12,5 @@ from types import ModuleType
 
 
 def modules() -> list[ModuleType]:
-    """All of them, by name."""
+    """All modules of routes, ordered by name."""
     return [import_module(f"{__name__}.{each.name}") for each in sorted(iter_modules(__path__), key=lambda m: m.name)]

@@ -48,14 +48,14 @@ class RerankRequest(TaskFields, StructuredRequest):
     query: Query
     documents: list[str | DocumentObject]
     top_n: Count | None = Field(default=None, description="At most this many results. 0 or null: all.")
-    top_k: Count | None = Field(default=None, description="Another name of top_n.")
+    top_k: Count | None = Field(default=None, description="Another name for top_n.")
     score_threshold: ScoreThreshold = None
     return_documents: Flag | None = Field(
         default=None,
         description="Whether each result holds its document. Null: yes on /rerank, as in vLLM; elsewhere as configured "
         "(setting return_documents, by default no).",
     )
-    instruct: NotBlank | None = Field(default=None, description="SGLang's name of instruction.")
+    instruct: NotBlank | None = Field(default=None, description="SGLang's name for instruction.")
     raw_scores: bool | None = Field(
         default=None, description="Infinity's. True: scores are logit(yes) - logit(no) instead of P(yes)."
     )
@@ -64,8 +64,9 @@ class RerankRequest(TaskFields, StructuredRequest):
     )
     max_chunks_per_doc: Count | None = Field(
         default=None,
-        description="Cohere's and SiliconFlow's. Judge documents of more than piece_tokens (a setting) in at most this "
-        "many pieces, and at most max_pieces (a setting), the best of which decides. 0 or null: as configured.",
+        description="Cohere's and SiliconFlow's. A document of more than piece_tokens (a setting) is judged in at most "
+        "this many pieces, and at most max_pieces (a setting); it gets the score of the best piece. 0 or null: as "
+        "configured.",
     )
     overlap_tokens: Count | None = Field(
         default=None,
@@ -76,7 +77,7 @@ class RerankRequest(TaskFields, StructuredRequest):
     return_len: Flag | None = Field(
         default=None, description="Xinference's. No effect, because meta.tokens is always in the answer."
     )
-    kwargs: EmptyArguments = Field(default=None, description=f"Xinference's. Only empty. {NO_EFFECT}")
+    kwargs: EmptyArguments = Field(default=None, description=f"Xinference's. Must be empty. {NO_EFFECT}")
     return_embeddings: Literal[False] | None = Field(default=None, description="Jina's. Only false.")
 
 
@@ -88,7 +89,7 @@ class RerankItem(BaseModel):
     document: DocumentObject | None = Field(default=None, description="See return_documents.")
     piece: JudgedPiece = None
     explanation: ExplanationAnswer | None = Field(default=None, description="See explain.")
-    judged_text: str | None = Field(default=None, description="What the model read; see return_judged_text.")
+    judged_text: str | None = Field(default=None, description="The text that the model read; see return_judged_text.")
 
 
 class TruncatedDocument(BaseModel):
@@ -105,13 +106,13 @@ class ApiVersion(BaseModel):
 
 
 class BilledUnits(BaseModel):
-    """Where Cohere's clients look for it."""
+    """Billed units, in the place where Cohere's clients look for them."""
 
     search_units: int
 
 
 class TokenCounts(BaseModel):
-    """Where clients of Cohere and Xinference look for them."""
+    """Tokens, in the place where clients of Cohere and Xinference look for them."""
 
     input_tokens: int
     output_tokens: int = Field(description="Always 0, because nothing is generated.")
@@ -124,7 +125,9 @@ class RerankMeta(BaseModel):
     billed_units: BilledUnits
     tokens: TokenCounts
     processing_time_ms: float
-    truncated: list[TruncatedDocument] | None = Field(default=None, description="Missing if all were read whole.")
+    truncated: list[TruncatedDocument] | None = Field(
+        default=None, description="Documents that were cut; missing if none was."
+    )
     warnings: list[str] | None = None
 
 
@@ -153,7 +156,7 @@ async def rank(exchange: Exchange, body: RerankRequest) -> Ranking:
 
 
 def _pieces(exchange: Exchange, body: RerankRequest) -> Pieces | None:
-    """The pieces that a request asks for; None for what is configured.
+    """The pieces that a request asks for; None if it leaves them as configured.
 
     Raises:
         ApiError: 422, the overlap is too long.
@@ -176,7 +179,7 @@ def _pieces(exchange: Exchange, body: RerankRequest) -> Pieces | None:
 
 
 def wants_documents(exchange: Exchange, body: RerankRequest) -> bool:
-    """Whether results hold their documents: what the request says, or the habit of the service at that address."""
+    """Whether results contain their documents: as the request says, or by the default of the route."""
     if body.return_documents is not None:
         return bool(body.return_documents)
     return exchange.path == "/rerank" or exchange.state.settings.return_documents

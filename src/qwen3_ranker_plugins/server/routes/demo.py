@@ -40,8 +40,10 @@ class DemoCandidates(BaseModel):
 
     query_id: str
     query: str
-    reason: str | None = Field(description="Why the question is one of those to show first.")
-    judged: list[int] = Field(description="Grades of all passages that are relevant, found or not: the ideal ranking.")
+    reason: str | None = Field(description="Why the question is among those to show first; null if it is not.")
+    judged: list[int] = Field(
+        description="Grades of all relevant passages, highest first, whether BM25 found them or not: the ideal ranking."
+    )
     candidates: list[DemoCandidate]
 
 
@@ -59,8 +61,8 @@ async def demo(request: Request) -> DemoQueries:
 
 @router.get("/demo/{query_id}", responses={404: {"model": ErrorResponse, "description": "No such question."}})
 async def demo_query(request: Request, query_id: str) -> DemoCandidates:
-    """What BM25 finds for a question, at most as many documents as a request may hold."""
-    if query_id not in _corpus().queries:  # asked first, so that unknown ids cannot fill the cache
+    """The passages that BM25 finds for a question, at most as many as a request may contain."""
+    if query_id not in _corpus().queries:  # checked first, so that unknown ids cannot fill the cache
         raise ApiError(404, "not_found", "no such question; /demo lists them", param="query_id")
     found = _candidates(query_id)
     return found.model_copy(update={"candidates": found.candidates[: state_of(request).settings.max_documents]})

@@ -1,4 +1,4 @@
-"""Infinity's shape, below an address of its own: its requests look like those of others, its answers do not."""
+"""Infinity's shape, on a route of its own: its requests look like those of other services, but its answers differ."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class InfinityItem(BaseModel):
 
     index: int = Field(description="Position in the request.")
     relevance_score: float
-    document: str | None = Field(default=None, description="What was judged, if return_documents.")
-    judged_text: str | None = Field(default=None, description="The same, if return_judged_text.")
+    document: str | None = Field(default=None, description="The judged text, if return_documents is true.")
+    judged_text: str | None = Field(default=None, description="The judged text, if return_judged_text is true.")
 
 
 class InfinityResponse(BaseModel):

@@ -20,7 +20,7 @@ router = APIRouter()
 
 
 class QueueState(BaseModel):
-    """What is accepted and not answered yet."""
+    """Requests that are accepted but not answered yet."""
 
     requests: int
     documents: int
@@ -35,22 +35,24 @@ class Memory(BaseModel):
 
 
 class Replica(BaseModel):
-    """One engine: the only one, or one of those that serve the queue together."""
+    """One engine: the only one, or one of several that share the queue."""
 
     replica: int
     device: str
     state: Literal["running", "restarting", "failed"]
-    process: int | None = Field(description="Id of its process; null if it is the server's own, or has ended.")
+    process: int | None = Field(
+        description="Id of its process; null if it runs in the server's process, or its process has ended."
+    )
     requests: int = Field(description="Requests in the forward passes that it computes now.")
     passes: int
     documents: int
-    documents_per_second: float = Field(description="Average of about the last ten seconds.")
+    documents_per_second: float = Field(description="Average over about the last ten seconds.")
     restarts: int
-    error: str | None = Field(description="Why it does not run.")
+    error: str | None = Field(description="Why it does not run; null if it does.")
 
 
 class HealthSummary(BaseModel):
-    """What a probe may know."""
+    """The part of the state that is shown without a key."""
 
     status: Literal["loading", "healthy", "unhealthy", "draining"]
     model_loaded: bool
@@ -60,11 +62,13 @@ class Health(HealthSummary):
     """The state of the server and its engine."""
 
     model: str
-    demonstration_model: bool = Field(description="Whether the bundled model serves, which is for trials and tests.")
+    demonstration_model: bool = Field(
+        description="Whether the served model is the bundled one, which is meant for trials and tests."
+    )
     backend: str = Field(description="The same as engine.")
     engine: str
     engine_facts: dict[str, str]
-    engine_error: str | None = Field(description="Why it is unhealthy.")
+    engine_error: str | None = Field(description="Why the engine is unhealthy; null if it is not.")
     instruction_format: str = Field(description='The name of the template, or "custom".')
     max_model_len: int
     gpu_count: int
@@ -90,7 +94,7 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
-    root: str = Field(description="The model that scores, whatever its name here.")
+    root: str = Field(description="The model that scores, whatever name it is served under.")
     max_model_len: int
     model_type: Literal["rerank"] = Field(default="rerank", description="Where clients of Xinference look for it.")
 
@@ -153,7 +157,7 @@ async def health(request: Request, response: Response) -> Health | HealthSummary
 @router.get("/ready", responses={503: {"model": Ready, "description": "Send requests elsewhere, or later."}})
 @router.get("/ping", responses={503: {"model": Ready, "description": "Send requests elsewhere, or later."}})
 async def ready(request: Request, response: Response) -> Ready:
-    """Whether to send requests here; /ping is the name that vLLM and SageMaker have for it. Neither needs a key."""
+    """Whether to send requests here; vLLM and SageMaker call the route /ping. Neither route needs a key."""
     state = state_of(request)
     status = "draining" if state.lifecycle.draining else state.supervisor.status
     if status != "healthy":
@@ -163,7 +167,7 @@ async def ready(request: Request, response: Response) -> Ready:
 
 @router.get("/v1/models")
 async def models(request: Request) -> ModelList:
-    """Names of the model, the one of answers first."""
+    """Names of the model; answers contain the first one."""
     state = state_of(request)
     return ModelList(data=[_card(state, name) for name in state.settings.names])
 
@@ -184,7 +188,7 @@ async def model(request: Request, model_id: str) -> ModelCard:
 async def metrics(request: Request) -> Response:
     """Metrics in the text format of Prometheus."""
     state = state_of(request)
-    # An engine may have ended since the supervisor looked last; /health says so at once, and so does this.
+    # The engine may have ended since the supervisor's last check; like /health, the metrics report that at once.
     state.metrics.engine_up.set(state.supervisor.status == "healthy")
     return Response(state.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 

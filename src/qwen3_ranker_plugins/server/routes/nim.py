@@ -88,7 +88,7 @@ SHAPES = [
         "NVIDIA NIM",
         NimRequest,
         NimResponse,
-        # The second is the address of NVIDIA's hosted models, which LiteLLM asks also of other hosts.
+        # The second is the route of NVIDIA's hosted models; LiteLLM uses it on other hosts, too.
         dict.fromkeys(("/v1/ranking", "/v1/retrieval/{model_path:path}/reranking")),
         _respond,
     )

@@ -13,7 +13,7 @@ router = APIRouter()
 
 
 def _assemble() -> bytes:
-    """`page/index.html`, with the files that its comments name inside its script and its style."""
+    """`page/index.html`, in which each comment that names scripts or styles is replaced by their content."""
     folder = files(__package__.rpartition(".")[0]) / "page"
 
     def inserted(names: re.Match[bytes]) -> bytes:

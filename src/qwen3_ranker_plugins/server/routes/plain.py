@@ -37,8 +37,8 @@ class PlainRequest(StructuredRequest):
     top_k: Positive = Field(default=10, description="At most this many documents in the answer.")
     min_confidence: Probability | None = Field(
         default=None,
-        description="Only documents whose |P(yes) - P(no)| is at least this. A confident no passes: to drop what is "
-        "irrelevant, use score_threshold.",
+        description="Only documents whose |P(yes) - P(no)| is at least this. A confident no passes, too: to drop "
+        "irrelevant documents, use score_threshold.",
     )
     score_threshold: ScoreThreshold = None
     explain: ExplainField = None
@@ -47,14 +47,14 @@ class PlainRequest(StructuredRequest):
 class RankedDocument(BaseModel):
     """A document with its judgement."""
 
-    document: str = Field(description="The text; of a document that is an object, what was judged.")
-    judged_text: str | None = Field(default=None, description="What the model read; see return_judged_text.")
+    document: str = Field(description="The document's text; if it is an object, its judged text.")
+    judged_text: str | None = Field(default=None, description="The text that the model read; see return_judged_text.")
     index: int = Field(description="Position in the request.")
     relevance_score: float = Field(description="P(yes), from 0 to 1.")
-    confidence: float = Field(description="|P(yes) - P(no)|: how decided the model is, either way.")
-    rank: int = Field(description="From 1.")
+    confidence: float = Field(description="|P(yes) - P(no)|: how sure the model is of yes or of no.")
+    rank: int = Field(description="Rank of the document, from 1.")
     truncated_tokens: int | None = Field(
-        default=None, description="Tokens cut off its end; missing if it was read whole."
+        default=None, description="Tokens cut off the document's end; missing if it was read whole."
     )
     piece: JudgedPiece = None
     explanation: ExplanationAnswer | None = Field(default=None, description="See explain.")

@@ -90,14 +90,17 @@ async def _respond(exchange: Exchange, body: _ScoreRequest) -> ScoreResponse:
         data=[
             ScoreItem(index=index, score=scores[group][place])
             for index, (group, place) in enumerate(places)
-            if place in scores[group]  # at least the threshold
+            if place in scores[group]  # scores below the threshold are missing
         ],
         usage=TokenUsage.of(each.result.usage for each in rankings),
     )
 
 
 def _requests(body: _ScoreRequest) -> tuple[list[Request], list[tuple[int, int]]]:
-    """(a request per query, for each pair its request and its place there). Pairs of a query share its prefix.
+    """Group pairs by query, so that pairs of the same query share its prefix.
+
+    Returns:
+        A request for each query; and for each pair the number of its request and its position there.
 
     Raises:
         ApiError: neither one query nor as many queries as documents.

@@ -27,12 +27,16 @@ class TeiRequest(WireRequest):
     model: Model = None
     top_n: Count | None = Field(default=None, description="LiteLLM's. At most this many results. 0 or null: all.")
     score_threshold: ScoreThreshold = None
-    raw_scores: bool | None = Field(default=None, description="logit(yes) - logit(no) instead of P(yes).")
+    raw_scores: bool | None = Field(
+        default=None, description="True: scores are logit(yes) - logit(no) instead of P(yes)."
+    )
     return_text: bool | None = Field(default=None, description="Whether each result holds its text.")
     truncate: bool | None = Field(
         default=None, description="False: a text that does not fit is an error (413). Otherwise its end is cut."
     )
-    truncation_direction: Literal["Right", "right"] | None = Field(default=None, description="Texts lose their end.")
+    truncation_direction: Literal["Right", "right"] | None = Field(
+        default=None, description="Only right: texts are cut at their end."
+    )
 
 
 class TeiRank(BaseModel):
@@ -63,14 +67,14 @@ SHAPES = [Shape("TEI", TeiRequest, list[TeiRank], {"/rerank": frozenset({"texts"
 
 
 class Labels(BaseModel):
-    """The labels of a reranker, of which it has one."""
+    """The labels of a reranker, which has only one."""
 
     id2label: dict[str, str] = {"0": "LABEL_0"}
     label2id: dict[str, int] = {"LABEL_0": 0}
 
 
 class ModelType(BaseModel):
-    """How a client of TEI knows a reranker."""
+    """How clients of TEI recognize a reranker."""
 
     reranker: Labels = Labels()
 
@@ -82,11 +86,11 @@ class TeiInfo(BaseModel):
     model_sha: str | None = None
     model_dtype: str
     model_type: ModelType = ModelType()
-    max_concurrent_requests: int = Field(description="Connections that may be open.")
-    max_input_length: int = Field(description="Tokens of the longest prompt.")
-    max_batch_tokens: int = Field(description="Tokens of the largest request.")
+    max_concurrent_requests: int = Field(description="Maximum number of open connections.")
+    max_input_length: int = Field(description="Maximum number of tokens in a prompt.")
+    max_batch_tokens: int = Field(description="Maximum number of tokens in a request.")
     max_batch_requests: int | None = None
-    max_client_batch_size: int = Field(description="Documents of the largest request.")
+    max_client_batch_size: int = Field(description="Maximum number of documents in a request.")
     auto_truncate: Literal[True] = True
     version: str
 
@@ -96,7 +100,7 @@ router = APIRouter()
 
 @router.get("/info")
 async def info(request: Request) -> TeiInfo:
-    """What is served, as text-embeddings-inference says it; Dify asks for it first."""
+    """The served model, in the form of text-embeddings-inference; Dify asks for it first."""
     settings = state_of(request).settings
     return TeiInfo(
         model_id=settings.model,

@@ -47,7 +47,7 @@ class VoyageItem(BaseModel):
 
     index: int = Field(description="Position in the request.")
     relevance_score: float
-    document: str | None = Field(default=None, description="If return_documents.")
+    document: str | None = Field(default=None, description="The document's text, if return_documents is true.")
 
 
 class VoyageUsage(BaseModel):
@@ -62,7 +62,7 @@ class VoyageResponse(BaseModel):
     object: Literal["list"] = "list"
     data: list[VoyageItem]
     results: list[VoyageItem] = Field(
-        description="The same as data, for clients of other services that send top_k for top_n."
+        description="The same as data, for clients of other services that send top_k instead of top_n."
     )
     model: str
     usage: VoyageUsage

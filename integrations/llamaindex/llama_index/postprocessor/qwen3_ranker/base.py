@@ -40,16 +40,16 @@ _OUR_KEYS = (
 class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
     """Orders nodes by P(yes), the probability that a Qwen3 reranker answers "yes, this document fits the query".
 
-    Returned nodes are deep copies. Their `score` is P(yes), in [0, 1], and their `metadata` gains, outside of the texts
-    that language and embedding models read:
+    Returned nodes are deep copies. Their `score` is P(yes), in [0, 1], and their `metadata` gains the following keys,
+    which are excluded from the texts that language and embedding models read:
 
     - `retrieval_score`: the score that the node came with, if it had one. An existing value is kept, so that a second
       reranker does not replace it with the score of the first.
     - `qwen3_margin`: logit(yes) - logit(no), which still orders nodes whose scores all round to 1.0.
-    - `qwen3_confidence`: |P(yes) - P(no)|, in [0, 1]: how decided the model is, either way.
+    - `qwen3_confidence`: |P(yes) - P(no)|, in [0, 1]: how certain the model is of its answer, whether yes or no.
     - `qwen3_truncated_tokens`: number of tokens cut off the end of the text to make it fit; 0 if it was read whole.
-    - `qwen3_piece_start`, `qwen3_piece_end`: with `long_documents="pieces"`, the piece that decided, as offsets of
-      characters into the node's text without its metadata.
+    - `qwen3_piece_start`, `qwen3_piece_end`: with `long_documents="pieces"`, the piece with the highest margin, as
+      offsets in characters in the node's text without its metadata.
     - `qwen3_judged_text`, if `return_judged_text` is set: the text that the model read.
 
     ```python
@@ -62,7 +62,7 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
     print(reranker.postprocess_nodes(nodes, query_str="how is a file closed?"))
     ```
 
-    The errors of a call are those of `Reranker.rerank`; an `EngineError` raises unless `fail_open` is set.
+    A call raises the errors of `Reranker.rerank`; with `fail_open`, an `EngineError` is logged instead.
     """
 
     top_n: int | None = 2
@@ -72,7 +72,7 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
     min_confidence: float | None = None
     """Minimum confidence, in [0, 1], of a returned node; None for no minimum."""
     metadata_mode: Annotated[MetadataMode, PlainSerializer(plain)] = MetadataMode.EMBED
-    """Which metadata is put in front of the text: "embed" (that of the embedding model), "llm", "all" or "none"."""
+    """Which metadata is put in front of the text: "embed" (what the embedding model reads), "llm", "all" or "none"."""
     metadata_fields_to_embed: list[str] | None = None
     """Keys of the metadata whose values are put in front of the text, in this order, in place of those that
     `metadata_mode` chooses. Missing values and None are left out."""
@@ -154,7 +154,7 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
         return call
 
     def _format(self) -> DocumentFormat:
-        """How the judged text is made, if not by the node's own templates."""
+        """How the text to judge is made, unless the node's own templates make it."""
         return DocumentFormat(
             self.metadata_fields_to_embed,
             self.document_template,
@@ -163,10 +163,10 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
         )
 
     def _text(self, form: DocumentFormat, node: BaseNode, index: int) -> str:
-        """What is judged of a node.
+        """The text to judge of a node.
 
         Raises:
-            InvalidInputError: it is an image without a text.
+            InvalidInputError: the node is an image without a text, or has none of the keys of the template.
         """
         own = node.get_content(metadata_mode=MetadataMode.NONE)
         if form.fields is not None:
@@ -183,7 +183,7 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
 
     @contextmanager
     def _reported(self, call: _Call) -> Iterator[None]:
-        """Tell LlamaIndex's instrumentation and its callbacks of the beginning and the end."""
+        """Report the start and the end to LlamaIndex's instrumentation and callbacks."""
         query, limit = call.arguments["query"], len(call.items) if self.top_n is None else self.top_n
         _dispatcher.event(ReRankStartEvent(query=query, nodes=call.items, top_n=limit, model_name=self.model))
         payload: dict[str, Any] = {
@@ -217,7 +217,7 @@ class _Call(RankingCall[NodeWithScore]):
 
 
 def _visible(node: BaseNode, mode: MetadataMode) -> dict[str, Any]:
-    """The metadata that a mode shows, as `BaseNode.get_metadata_str` has it."""
+    """The metadata that a mode shows, with the rules of `BaseNode.get_metadata_str`."""
     hidden = {
         MetadataMode.EMBED: node.excluded_embed_metadata_keys,
         MetadataMode.LLM: node.excluded_llm_metadata_keys,
@@ -227,7 +227,7 @@ def _visible(node: BaseNode, mode: MetadataMode) -> dict[str, Any]:
 
 
 def _copy(given: NodeWithScore, score: float | None, metadata: dict[str, Any]) -> NodeWithScore:
-    """A copy of the same classes that shares nothing, except the object that an IndexNode stands for."""
+    """A copy of the same classes that shares nothing but the object that an IndexNode refers to."""
     fields = vars(given.node)
     copied = own_copies({name: value for name, value in fields.items() if name not in ("metadata", "embedding", "obj")})
     if fields.get("embedding") is not None:
@@ -239,7 +239,7 @@ def _copy(given: NodeWithScore, score: float | None, metadata: dict[str, Any]) -
 
 
 def _without_duplicates(nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
-    """The first of the nodes with the same id and the same text, which two retrievers over one index find."""
+    """The first of the nodes with the same id and the same text, as two retrievers over one index return them."""
     if not isinstance(nodes, Sequence):
         raise InvalidInputError("nodes", nodes, "needs a list of NodeWithScore")
     kept: dict[object, NodeWithScore] = {}

@@ -140,7 +140,7 @@ class _FinalNorm(nn.Module):
 
 
 class _MarkedTokensPooler(Pooler):
-    """One number for each document of a prompt, in the order of the row: the margin, or P(yes) with an activation."""
+    """One number for each document of a prompt, in the order of the row: the margin, or P(yes) with use_activation."""
 
     def get_supported_tasks(self) -> set[str]:
         return {"token_classify"}
@@ -149,7 +149,7 @@ class _MarkedTokensPooler(Pooler):
         cursor = pooling_metadata.get_pooling_cursor()
         if cursor.is_partial_prefill():
             raise RuntimeError(
-                "vLLM cut a row of documents into chunks, and cannot score it that way: start vLLM with "
+                "vLLM cut a row of documents into chunks, which cannot be scored: start vLLM with "
                 "--no-enable-chunked-prefill and --max-num-batched-tokens of at least --max-model-len"
             )
         margins = [
@@ -161,7 +161,7 @@ class _MarkedTokensPooler(Pooler):
         ]
 
 
-# The layout of the running step. vLLM's layers have no argument that reaches their attention.
+# The layout of the running step, kept here because vLLM's layers pass no further argument to their attention.
 _current: list[Layout] = []
 
 

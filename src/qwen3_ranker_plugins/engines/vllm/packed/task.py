@@ -40,14 +40,14 @@ class PackedTask(ScoreTask):
         import vllm
 
         check_release(vllm.__version__)
-        # vLLM does so in every process through the entry point, unless this package is imported without installation.
+        # vLLM calls this in every process through the entry point, but only if this package is installed.
         register()
         return {
             "runner": "pooling",
             "hf_overrides": self._overrides,
             "enable_chunked_prefill": False,
             "enable_prefix_caching": False,
-            # Each step has another number of tokens, so there are no batch sizes to capture graphs for.
+            # Each step has a different number of tokens, so there are no batch sizes for which to capture graphs.
             "compilation_config": {"cudagraph_mode": "NONE"},
         }
 

@@ -76,10 +76,10 @@ class Qwen3Ranker:
     - `retriever_score`: the `score` that the document came with, if it had one. An existing value is kept, so that a
       second ranker does not replace it with the score of the first.
     - `qwen3_margin`: logit(yes) - logit(no), which still orders documents whose scores all round to 1.0.
-    - `qwen3_confidence`: |P(yes) - P(no)|, in [0, 1]: how decided the model is, either way.
+    - `qwen3_confidence`: |P(yes) - P(no)|, in [0, 1]: how certain the model is of its answer, whether yes or no.
     - `qwen3_truncated_tokens`: number of tokens cut off the end of the text to make it fit; 0 if it was read whole.
-    - `qwen3_piece_start`, `qwen3_piece_end`: with `long_documents="pieces"`, the piece that decided, as offsets of
-      characters into `content`.
+    - `qwen3_piece_start`, `qwen3_piece_end`: with `long_documents="pieces"`, the piece with the highest margin, as
+      offsets in `content` in characters.
     - `qwen3_judged_text`, if `return_judged_text` is set: the text that the model read.
 
     ```python
@@ -101,21 +101,21 @@ class Qwen3Ranker:
         max_length: maximum length of a prompt in tokens; longer documents are truncated at their end.
         token_budget: maximum number of tokens in one forward pass, which bounds memory; None chooses by device.
         engine_options: options of the engine by name; None for its defaults.
-        adapter: a LoRA adapter for the model: path of a folder or name on the hub; "none" leaves out one that lies in
-            the model's folder; None for no other than that one.
+        adapter: a LoRA adapter for the model: path of a folder or name on the hub. "none" ignores an adapter in the
+            model's own folder; None uses that one, if there is one.
         scoring: how the model judges, such as "yes - no"; None for what its checkpoint says.
-        devices: run an engine in a process of its own on each of these: "all" for every visible GPU, or names such as
-            "cuda:0,cuda:1"; a list of names is stored as such a text. None for one engine, on `device`.
-        calibration: file of a calibration, which makes scores that agree with labels and keeps the order; None for
+        devices: run one engine on each of these devices, each in its own process: "all" for every visible GPU, or names
+            such as "cuda:0,cuda:1"; a list of names is stored as such a text. None runs one engine, on `device`.
+        calibration: calibration file, which maps margins to scores that agree with labels and keeps the order; None for
             P(yes) itself.
         cache: maximum size of a cache of scores, such as "256MB"; None for no cache. Components in one process with
             equal `cache` and `cache_path` share one.
         cache_path: file of the cache, which outlives the process; None keeps it in memory.
-        long_documents: "truncate" cuts a document that does not fit at its end; "pieces" judges documents of more than
-            `piece_tokens` in pieces, the best of which decides.
+        long_documents: "truncate" cuts off the end of a document that does not fit the prompt; "pieces" judges a
+            document of more than `piece_tokens` tokens in pieces and ranks it by the best one.
         piece_tokens: maximum number of tokens of a piece.
-        piece_overlap: maximum number of tokens that a piece shares with the one before.
-        max_pieces: maximum number of pieces of a document; what follows them is not read.
+        piece_overlap: maximum number of tokens that a piece shares with the previous one.
+        max_pieces: maximum number of pieces of a document; the text after the last one is not read.
         top_k: maximum number of documents to return; None returns all.
         score_threshold: minimum score, in [0, 1], of a returned document; None for no minimum.
         min_confidence: minimum confidence, in [0, 1], of a returned document; None for no minimum.
@@ -218,8 +218,8 @@ class Qwen3Ranker:
     def __copy__(self) -> Self:
         """A component of its own with equal settings, connected to nothing.
 
-        A deep copy or a pickle keeps the connections, as a copy of a whole pipeline needs them. No copy carries the
-        model: it loads it, or joins the engine of its process, when it is used.
+        A deep copy or a pickle keeps the connections, which a copy of a whole pipeline needs. No copy carries the
+        model: it loads the model, or shares an engine of its process, when it is used.
         """
         return type(self).from_dict(self.to_dict())
 
@@ -300,12 +300,12 @@ class Qwen3Ranker:
         """`run` without blocking the event loop; a cancelled call leaves the queue.
 
         Args:
-            query: as `run`.
-            documents: as `run`.
-            top_k: as `run`.
-            score_threshold: as `run`.
-            min_confidence: as `run`.
-            instruction: as `run`.
+            query: as in `run`.
+            documents: as in `run`.
+            top_k: as in `run`.
+            score_threshold: as in `run`.
+            min_confidence: as in `run`.
+            instruction: as in `run`.
         """
         call = self._start(query, documents, top_k, score_threshold, min_confidence, instruction)
         if call.waiting:
@@ -317,7 +317,7 @@ class Qwen3Ranker:
         return {"documents": call.output}
 
     def _check(self) -> None:
-        """Check and normalise all attributes, and remember them, so that later changes are noticed."""
+        """Check and normalise all attributes, and keep copies of them, so that later changes are noticed."""
         for name in _PARAMETERS:
             setattr(self, name, plain(getattr(self, name)))
         self.devices = canonical_devices(self.devices)
@@ -416,7 +416,7 @@ class Qwen3Ranker:
         return call
 
     def _texts(self, documents: list[Document]) -> list[str]:
-        """What is judged of each document.
+        """The text to judge of each document.
 
         Raises:
             InvalidInputError: a document has no text.
@@ -456,8 +456,8 @@ def _copy(document: Document, score: float | None, meta: dict[str, Any]) -> Docu
 def _without_duplicates(documents: Sequence[Document]) -> list[Document]:
     """One document per id, the one with the highest score, at the place of the first: the rule of Haystack's rankers.
 
-    An id identifies a document in Haystack (by default it is a hash of the content), so that different texts with one
-    id are a mistake of whoever made the ids, which is logged.
+    An id identifies a document in Haystack (by default it is a hash of the content), so different texts with one id are
+    a mistake, which is logged.
     """
     if type(documents) is not list and not isinstance(documents, Sequence):
         raise InvalidInputError("documents", documents, "needs a list of haystack Documents")
@@ -474,7 +474,7 @@ def _without_duplicates(documents: Sequence[Document]) -> list[Document]:
                 kept[document.id] = document
     if conflicts:
         _logger.warning(
-            "%d ids, such as %r, stand for documents with different texts: only the one with the highest score is "
+            "%d ids, such as %r, belong to documents with different texts: only the one with the highest score is "
             "ranked; give documents of different stores different ids",
             len(conflicts),
             min(conflicts),
