@@ -203,7 +203,10 @@ def test_damaged_files_are_named(copy: Path, file: str, content: bytes, message:
         ({"hidden_size": "many"}, "cannot be loaded"),
         ({"vocab_size": 5000}, "cannot be loaded|tokenizer makes ids"),
         ({"model_type": "llama"}, "model_type='llama' and Qwen3ForCausalLM"),
-        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}}, "depend on the other prompts"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}},
+            "depend on the other prompts",
+        ),
     ],
 )
 def test_configurations_that_do_not_fit_are_refused(copy: Path, change: dict[str, object], message: str) -> None:
