@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,24 +113,14 @@ class PackedEngine(Engine):
         _logger.warning("%s; the model's own layers run instead, which are slower and give the same margins", reason)
 
     def _make_runner(self, model: Any, token_budget: int) -> SizeClassRunner:
-        """A runner of our decoder. Chooses the kernels; a GPU of another vendor would get modules of its own."""
-        from ..attention.triton_nvidia import attend, tiles_for
-        from ..attention.varlen_kernels import choose_kernel
-        from . import kernels
-        from .decoder import Decoder, take_weights
-        from .float8 import Float8Decoder
-        from .size_classes import SizeClassRunner
+        """A runner of our decoder, which takes the model's weights."""
+        from .decoder import take_weights
+        from .size_classes import make_runner
 
-        weights = take_weights(model, self._direction, self.device)
         found = capability(self.device) or (0, 0)  # `options` select our decoder on NVIDIA GPUs only
-        tiles = tiles_for(found)
-        decoder = (Float8Decoder if self.options.float8 else Decoder)(
-            weights, kernels, partial(attend, tiles=tiles), choose_kernel(found), tiles.rows
-        )  # fmt: skip
-        runner = SizeClassRunner(decoder, self.device, self.options, token_budget)
-        if self.options.warm_up:
-            runner.warm_up()
-        return runner
+        return make_runner(
+            take_weights(model, self._direction, self.device), self.device, found, self.options, token_budget
+        )
 
     def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
         """One forward pass over all requests.

@@ -77,14 +77,14 @@ class PackedOptions(EngineOptions):
         Raises:
             InvalidInputError: an option asks for something that the device, the dtype or the model does not allow.
         """
-        obstacle = _obstacle(device, dtype, capability, config)
-        if self.compile and obstacle:
+        why_not = obstacle(device, dtype, capability, config)
+        if self.compile and why_not:
             raise InvalidInputError(
-                argument("compile"), True, f"{obstacle}: leave it out, and the model's own layers run"
+                argument("compile"), True, f"{why_not}: leave it out, and the model's own layers run"
             )
-        if self.compile is False or obstacle:
+        if self.compile is False or why_not:
             self._refuse_without_compile(
-                f"has no effect on the model's own layers, which run because {obstacle}: leave it out"
+                f"has no effect on the model's own layers, which run because {why_not}: leave it out"
             )
             return PackedOptions(compile=False)
         if self.float8 and not (dtype == "bfloat16" and capability is not None and capability >= _FLOAT8_CAPABILITY):
@@ -105,7 +105,7 @@ class PackedOptions(EngineOptions):
         )
 
 
-def _obstacle(device: str, dtype: str, capability: tuple[int, int] | None, config: Any) -> str | None:
+def obstacle(device: str, dtype: str, capability: tuple[int, int] | None, config: Any) -> str | None:
     """Why our own decoder cannot run; None if it can."""
     if capability is None:
         return f"our decoder needs an NVIDIA GPU (here: {device})"

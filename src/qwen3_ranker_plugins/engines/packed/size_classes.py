@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from subprocess import CalledProcessError
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from .buffers import PassBuffers, size_class, size_classes
 
 if TYPE_CHECKING:
     from ..attention.layout import PackedPass
-    from .decoder import Decoder
+    from .decoder import Decoder, DecoderWeights
     from .options import PackedOptions
 
 # Tokens of the longest pass that has a CUDA graph. Longer passes keep the GPU busy for longer than the host needs to
@@ -29,6 +30,39 @@ if TYPE_CHECKING:
 _LONGEST_GRAPH = 8192
 
 _TRITON_CACHE = "TRITON_CACHE_DIR"  # Triton and its child processes take the folder from this variable only
+
+
+def make_runner(
+    weights: DecoderWeights,
+    device: torch.device,
+    capability: tuple[int, int],
+    options: PackedOptions,
+    token_budget: int,
+) -> SizeClassRunner:
+    """A runner of our decoder. Chooses the kernels; a GPU of another vendor would get modules of its own.
+
+    Args:
+        weights: on `device`.
+        device, options, token_budget: see `SizeClassRunner`.
+        capability: compute capability of the device.
+
+    Raises:
+        EngineError: see `SizeClassRunner.warm_up`.
+    """
+    from ..attention.triton_nvidia import attend, tiles_for
+    from ..attention.varlen_kernels import choose_kernel
+    from . import kernels
+    from .decoder import Decoder
+    from .float8 import Float8Decoder
+
+    tiles = tiles_for(capability)
+    decoder = (Float8Decoder if options.float8 else Decoder)(
+        weights, kernels, partial(attend, tiles=tiles), choose_kernel(capability), tiles.rows
+    )  # fmt: skip
+    runner = SizeClassRunner(decoder, device, options, token_budget)
+    if options.warm_up:
+        runner.warm_up()
+    return runner
 
 
 class QueuedPass:

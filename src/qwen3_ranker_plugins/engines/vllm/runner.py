@@ -15,7 +15,7 @@ import numpy as np
 from .block_hashes import PrefixBlockHasher
 from .generate import GenerateTask
 from .messages import LoadModel, PromptMargins, ScorePrompts
-from .packed.task import PackedTask
+from .packed.task import PackedTask, facts_of_model
 from .score import ClassifierTask, ScoreTask
 
 ScoringTask = ScoreTask | GenerateTask  # a PackedTask is a ScoreTask
@@ -200,7 +200,16 @@ class Runner:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             **self._task.facts,
+            **self._facts_of_model(),
         }
+
+    def _facts_of_model(self) -> dict[str, str]:
+        if not isinstance(self._task, PackedTask):
+            return {}
+        if getattr(self.engine.engine_core, "engine_core", None) is None:
+            return {"layers": "unknown, because vLLM's engine core runs in another process"}
+        facts: dict[str, str] = self.engine.apply_model(facts_of_model)[0]
+        return facts
 
 
 def scoring_task(load: LoadModel) -> ScoringTask:

@@ -3,6 +3,7 @@
     engine.py   the engine `vllm_packed`, which writes rows of documents (`engines/token_rows.py`)
     task.py     how the worker asks vLLM for their margins, and which releases of vLLM can do it
     model.py    Qwen3 with shared-prefix attention; runs inside vLLM and reads the rows
+    decoder.py  our decoder over the weights that vLLM has loaded, for `model.py`
 
 vLLM calls `register` through the entry point `vllm.general_plugins` in every process that it starts.
 """

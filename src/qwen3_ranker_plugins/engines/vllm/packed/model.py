@@ -1,9 +1,11 @@
-"""The Qwen3 layers of vLLM with shared-prefix attention: many documents in one prompt, one margin for each.
+"""A Qwen3 of vLLM with shared-prefix attention: many documents in one prompt, one margin for each.
 
 Runs inside vLLM, which imports it through `register`. `token_rows.read_rows` turns the rows of a step into a packed
-layout. The layers run on it with the layout's positions; the final norm and the difference of the labels' rows of the
-output matrix are applied in float32 at the last token of each document. There is no KV cache. The model declares itself
-an encoder, so vLLM's scheduler does not cut rows into chunks.
+layout. Where its kernels run, our decoder computes the margins with the weights that vLLM has loaded (`decoder.py`);
+before that, it is compared with vLLM's layers on a short pass. Elsewhere vLLM's layers run on the layout with its
+positions; the final norm and the difference of the labels' rows of the output matrix are applied in float32 at the last
+token of each document. There is no KV cache. The model declares itself an encoder, so vLLM's scheduler does not cut
+rows into chunks.
 
 The model's configuration may hold `ranker_yes_id`, `ranker_no_id` and `ranker_marker_id`. Their defaults are the ids of
 Qwen3's vocabulary.
@@ -11,6 +13,7 @@ Qwen3's vocabulary.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,18 +27,31 @@ from vllm.model_executor.models.interfaces_base import attn_type
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM, Qwen3Model
 from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix
 
+from ....errors import EngineError
 from ...attention.interface import make_layout
+from ...attention.sdpa import SdpaLayout
+from ...packed.trial import check, trial_pass
 from ...token_rows import read_rows
+from . import decoder
 
 if TYPE_CHECKING:
     from ...attention.interface import Layout
+    from ...attention.layout import PackedPass
+    from ...packed.decoder import DecoderWeights
+    from ...packed.size_classes import SizeClassRunner
+
+_logger = logging.getLogger(__name__)
 
 _QWEN3_IDS = {"ranker_yes_id": 9693, "ranker_no_id": 2152, "ranker_marker_id": 151643}
 
 
 @attn_type("encoder_only")
 class Qwen3PackedReranker(nn.Module):
-    """The model class that vLLM loads, see the module's docstring."""
+    """The model class that vLLM loads, see the module's docstring.
+
+    Attributes:
+        facts: what `describe` shows: "layers", and "fallback" if our decoder failed the comparison with vLLM's layers.
+    """
 
     is_pooling_model: ClassVar[bool] = True
     hf_to_vllm_mapper = Qwen3Model.hf_to_vllm_mapper
@@ -62,6 +78,17 @@ class Qwen3PackedReranker(nn.Module):
         self.label_direction: torch.Tensor
         self.register_buffer("label_direction", direction, persistent=False)
         self.pooler = _MarkedTokensPooler()
+        self._config, self._runner_arguments = (
+            config,
+            {
+                "token_budget": vllm_config.scheduler_config.max_num_batched_tokens,
+                "cuda_graphs": not vllm_config.model_config.enforce_eager,
+            },
+        )
+        self._obstacle = decoder.obstacle(vllm_config)
+        self._untried: DecoderWeights | None = None
+        self._runner: SizeClassRunner | None = None
+        self.facts = {"layers": f"vLLM's, because {self._obstacle}"}
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Embeddings of token ids, [tokens, hidden size]; vLLM's interface requires it."""
@@ -78,22 +105,64 @@ class Qwen3PackedReranker(nn.Module):
         """float32 [tokens, 2]: the margin and 1 at the last token of each document, zeros elsewhere."""
         device = input_ids.device
         packed = read_rows(input_ids.cpu().numpy(), positions.cpu().numpy(), self._marker)
-        layout = make_layout(packed, device)
+        if self._untried is not None:
+            weights, self._untried = self._untried, None
+            self._try_our_decoder(weights)
+        if self._runner is not None:
+            margins = self._runner.run(packed)
+        else:
+            margins = self._margins_of_layers(self.model, packed, make_layout(packed, device), intermediate_tensors)
+        last = torch.from_numpy(packed.last_positions).to(device, non_blocking=True)
+        output = torch.zeros(len(input_ids), 2, dtype=torch.float32, device=device)
+        output[last, 0] = margins
+        output[last, 1] = 1.0
+        return output
+
+    def _margins_of_layers(
+        self, run: Any, packed: PackedPass, layout: Layout, intermediate_tensors: Any = None
+    ) -> torch.Tensor:
+        """Margins by vLLM's layers, float32 [num_documents], on the device.
+
+        Args:
+            run: the model of the layers, or its `forward`, which vLLM does not compile.
+            packed, layout: the pass.
+            intermediate_tensors: of vLLM's interface.
+        """
+        device = self.label_direction.device
         ids = pad(torch.from_numpy(packed.token_ids), (0, layout.padding)).to(device, non_blocking=True)
         # vLLM's dummy steps may be longer than any prompt, and the rotary embedding does not check positions.
         positions = torch.from_numpy(packed.position_ids).clamp(max=self._last_position)
         places = pad(positions, (0, layout.padding)).to(device, non_blocking=True)
         last = torch.from_numpy(packed.last_positions).to(device, non_blocking=True)
         with _using(layout):
-            hidden = self.model(ids, places, intermediate_tensors)
-        output = torch.zeros(len(input_ids), 2, dtype=torch.float32, device=device)
-        output[last, 0] = self.model.norm.normalize(hidden[last]) @ self.label_direction
-        output[last, 1] = 1.0
-        return output
+            hidden = run(ids, places, intermediate_tensors)
+        margins: torch.Tensor = self.model.norm.normalize(hidden[last]) @ self.label_direction
+        return margins
+
+    def _try_our_decoder(self, weights: DecoderWeights) -> None:
+        """Run our decoder from now on, if it gives the margins of vLLM's layers."""
+        packed = trial_pass()
+        layout = SdpaLayout(packed, copy_heads=weights.embedding.is_cuda)
+        try:
+            expected = self._margins_of_layers(self.model.forward, packed, layout).cpu()
+            runner = decoder.runner_of(weights, **self._runner_arguments)
+            check(runner, expected)
+        except torch.OutOfMemoryError:
+            raise
+        except (EngineError, RuntimeError) as error:  # the latter from CUDA and from Triton
+            reason = f"our decoder cannot be used on this GPU: {str(error).strip().splitlines()[0]}"
+            self.facts = {"layers": "vLLM's", "fallback": reason}
+            _logger.warning("%s; vLLM's layers run instead, which are slower and give the same margins", reason)
+        else:
+            self._runner = runner
+            self.facts = {"layers": runner.decoder.description}
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load the checkpoint of a causal language model; of its output matrix, only the difference of two rows."""
         loaded: set[str] = AutoWeightsLoader(self).load_weights(self._without_output_matrix(weights))
+        if self._obstacle is None:
+            self._runner = None
+            self._untried = decoder.weights_of(self.model, self.label_direction, self._config)
         return loaded
 
     def _without_output_matrix(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -56,6 +56,12 @@ class PackedTask(ScoreTask):
         return shared_parameters("token_classify")
 
 
+def facts_of_model(model: Any) -> dict[str, str]:
+    """What the model class says of itself, see `Qwen3PackedReranker.facts`."""
+    facts: dict[str, str] = model.facts
+    return facts
+
+
 def check_release(version: str) -> None:
     """Raise RuntimeError for a release of vLLM that is too old.
 
