@@ -78,7 +78,7 @@ REFUSED: dict[Callable[[Path, Path], None], str] = {
     dangling_tokenizer: r"tokenizer\.json",
     pickled_adapter: r"adapter without adapter_model\.safetensors.*save_pretrained",
     adapter_of_a_model_elsewhere: r"is an adapter, and its base is not here.*else/base.*this folder as adapter",
-    gguf: r"model-Q8_0\.gguf, a GGUF conversion.*checkpoint that it was made from",
+    gguf: r"model-Q8_0\.gguf cannot be read as GGUF.*download it again",
     embedding_model: r"embedding model.*Pooling.*use the reranker",
     two_labels: r"score\.weight",
     gptq: r"'gptq'.*engine='vllm_score'",

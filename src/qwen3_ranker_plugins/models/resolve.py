@@ -11,6 +11,7 @@ from ..config import BUNDLED_MODEL, check_text
 from ..errors import ModelNotFoundError, UnsupportedModelError
 from ..pip_command import pip_install
 from .adapters import base_of, check_merged, is_adapter
+from .gguf import find_gguf, unpack
 from .spec import ModelSpec
 from .spec_reader import read_spec
 from .tokenizer_settings import check_adapters_tokenizer, check_tokenizer
@@ -29,12 +30,6 @@ _HUB_FILES = [
     "1_*/config.json",
     "adapter_config.json",
 ]
-
-
-_GGUF = (
-    "a GGUF conversion, which states neither its labels nor its prompt: use the checkpoint that it was made from, such "
-    "as Qwen/Qwen3-Reranker-0.6B, or serve it with llama.cpp and give engine='remote'"
-)
 
 
 @dataclass(frozen=True)
@@ -106,8 +101,9 @@ def resolve_model(model: str | os.PathLike[str]) -> Path:
     """The folder of a model.
 
     Args:
-        model: "bundled:tiny", a folder, or a name on the Hugging Face hub such as "Qwen/Qwen3-Reranker-0.6B"
-            (its cache is used when there is no network; HF_HOME, HF_ENDPOINT and HF_TOKEN work as usual).
+        model: "bundled:tiny", a folder, a GGUF file (see `gguf`), or a name on the Hugging Face hub such as
+            "Qwen/Qwen3-Reranker-0.6B" (its cache is used when there is no network; HF_HOME, HF_ENDPOINT and HF_TOKEN
+            work as usual).
 
     Raises:
         ModelNotFoundError: there is no such model; the message says where it was looked for and what to do.
@@ -148,14 +144,15 @@ def _find(name: str, patterns: list[str]) -> Path:
     check_text("model", name)
     if name.startswith("bundled:"):
         return _bundled(name)
-    if (local := Path(name).expanduser()).is_dir():
+    local = Path(name).expanduser()
+    if (file := find_gguf(local)) is not None:
+        return unpack(file)
+    if local.is_dir():
         return local.resolve()
-    if local.suffix == ".gguf":
-        raise UnsupportedModelError(f"model={name!r} is {_GGUF}")
-    if _looks_like_path(name):
+    if _looks_like_path(name) or local.suffix == ".gguf":
         raise ModelNotFoundError(
-            f"model={name!r}: there is no folder {local.absolute()}; give an existing folder, a hub name such as "
-            f"'Qwen/Qwen3-Reranker-0.6B', or {BUNDLED_MODEL!r}"
+            f"model={name!r}: there is no folder {local.absolute()}; give an existing folder or GGUF file, a hub name "
+            f"such as 'Qwen/Qwen3-Reranker-0.6B', or {BUNDLED_MODEL!r}"
         )
     return _from_hub(name, patterns)
 
@@ -217,16 +214,15 @@ def _check(folder: Path) -> None:
     Raises:
         UnsupportedModelError: the message says what is missing and what to do.
     """
-    ggufs = sorted(path.name for path in folder.glob("*.gguf"))
-    if ggufs and not any(folder.glob("*.safetensors")):
-        raise UnsupportedModelError(f"{folder} holds {ggufs[0]}, {_GGUF}")
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").exists():
             raise UnsupportedModelError(
                 f"{folder} is an adapter without adapter_model.safetensors (an adapter_model.bin can run code when it "
                 "is loaded): load it with peft where you trust it, and store it with save_pretrained()"
             )
-        raise UnsupportedModelError(f"{folder} has no config.json: give the folder of a transformers model")
+        raise UnsupportedModelError(
+            f"{folder} has no config.json: give the folder of a transformers model, or the path of a GGUF file"
+        )
     if not read_headers(folder):
         other = sorted(path.name for path in folder.glob("*.bin"))
         found = f" (only {', '.join(other)}, which can run code when loaded)" if other else ""

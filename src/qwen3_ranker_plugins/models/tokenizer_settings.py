@@ -20,7 +20,7 @@ from .spec_reader import read_json
 _QWEN = re.compile(r"Qwen[23]\w*Tokenizer(Fast)?")
 _GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _NORMALIZER = {"type": "NFC"}
-_SPLIT = (
+QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _REMEDY = "save the tokenizer again with AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
@@ -60,7 +60,7 @@ def _check_steps(folder: Path, tokenizer: ModelTokenizer) -> None:
     steps = (pre_tokenizer or {}).get("pretokenizers", [])
     usual = (
         [step.get("type") for step in steps] == ["Split", "ByteLevel"]
-        and steps[0].get("pattern") == {"Regex": _SPLIT}
+        and steps[0].get("pattern") == {"Regex": QWEN_SPLIT}
         and not steps[1].get("add_prefix_space")
     )
     if normalizer != _NORMALIZER or not usual:
