@@ -22,6 +22,9 @@ PARALLEL ?= -n 2 --dist loadgroup --no-loadscope-reorder
 # OpenMP threads that wait by spinning make a pass much slower when another process wants a core.
 export OMP_WAIT_POLICY ?= passive
 
+# Without bytecode on disk, pytest rewrites 300 modules and each process that a test starts compiles the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # $(call step,what is done,command): one line, with the time it took; errors stay visible and stop make.
 step = @printf '%s ... ' '$(1)'; started=$$(date +%s); { $(2); } && echo "$$(($$(date +%s) - started)) s"
 

@@ -1,24 +1,29 @@
-"""Shared fixtures: the bundled model, the real Qwen3 tokenizer, and an independent scorer to compare with."""
+"""Shared fixtures: the bundled model, the real Qwen3 tokenizer, and an independent scorer to compare with.
+
+What takes seconds to import (torch, transformers) is imported by the fixtures: the controller of pytest-xdist reads
+this file too, and runs no test.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import settings
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM
 
 from qwen3_ranker_plugins import Reranker
-from qwen3_ranker_plugins.engines.packed.engine import PackedEngine
 from qwen3_ranker_plugins.models import resolve_model
 from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, load_tokenizer
 
 from .qwen3_tokenizer import write_qwen3_tokenizer
+
+if TYPE_CHECKING:
+    from qwen3_ranker_plugins.engines.packed.engine import PackedEngine
 
 # The first example of a property loads a tokenizer, and the machines that run this are slow and shared.
 settings.register_profile("default", deadline=None)
@@ -58,6 +63,9 @@ def reranker() -> Iterator[Reranker]:
 @pytest.fixture(scope="session")
 def one_at_a_time(tiny: Path) -> Callable[..., NDArray[np.float32]]:
     """Margins by transformers' own forward pass on one whole prompt after the other, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, attn_implementation="sdpa")
     tokenizer = load_tokenizer(tiny)
 
@@ -75,6 +83,8 @@ def one_at_a_time(tiny: Path) -> Callable[..., NDArray[np.float32]]:
 
 @pytest.fixture(scope="session")
 def tiny_engine(tiny: Path) -> Iterator[PackedEngine]:
+    from qwen3_ranker_plugins.engines.packed.engine import PackedEngine
+
     engine = PackedEngine(tiny, device="cpu", dtype="float32")
     yield engine
     engine.close()

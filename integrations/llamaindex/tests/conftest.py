@@ -1,12 +1,16 @@
 """One loaded model for all tests, and nodes to rank."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from llama_index.core.schema import NodeWithScore, TextNode
 
 from qwen3_ranker_plugins import Reranker
+
+if TYPE_CHECKING:
+    from llama_index.core.schema import NodeWithScore
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +21,8 @@ def model() -> str:
 @pytest.fixture(scope="session", autouse=True)
 def core(model: str) -> Iterator[Reranker]:
     """Knows the right scores, and keeps the engine that the tests share alive between them."""
+    import torch
+
     # A second thread gains nothing with a model this small, and waits for its turn on a busy machine.
     torch.set_num_threads(1)
     with Reranker(model) as reranker:
@@ -26,6 +32,8 @@ def core(model: str) -> Iterator[Reranker]:
 @pytest.fixture
 def nodes() -> list[NodeWithScore]:
     """As a retriever hands them over: with scores of its own, best first."""
+    from llama_index.core.schema import NodeWithScore, TextNode
+
     texts = [
         "A list is a mutable sequence, written in square brackets.",
         "The with statement closes the file when its block ends.",
