@@ -159,6 +159,33 @@ def test_an_engine_that_has_ended_is_unhealthy_before_anybody_looked() -> None:
     supervisor._reranker.close()
 
 
+@pytest.mark.parametrize("ended_by", ["failure", "cancelling"])
+async def test_waiting_that_ends_early_leaves_no_exception_to_asyncios_log(ended_by: str) -> None:
+    """The work goes on without anybody who waits: its end, whatever it is, is not an error of the server."""
+    supervisor = EngineSupervisor(
+        ServerSettings().reranker_settings(), Metrics(), lambda _: None, lambda _: None, probe_interval=0
+    )
+    logged: list[dict[str, object]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: logged.append(context))
+    passes = [loop.create_future() for _ in range(2)]
+    waiting = asyncio.create_task(supervisor.while_running(asyncio.gather(*passes)))
+    await asyncio.sleep(0.01)
+    if ended_by == "failure":
+        supervisor._failed.set()
+        with pytest.raises(ApiError, match="engine"):
+            await waiting
+    else:
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    await asyncio.sleep(0.01)
+    assert all(each.cancelled() for each in passes)
+    del waiting
+    gc.collect()
+    assert logged == []
+
+
 def test_requests_before_the_model_is_loaded_are_told_to_wait() -> None:
     with serving(ready=False, token_budget=BUDGET + 1) as running, running.client() as client:
         health = client.get("/health")

@@ -120,6 +120,9 @@ class EngineSupervisor:
                 raise _failed()
             return task.result()
         finally:
+            # The result of asyncio.gather that is cancelled here ends with an exception later, which asyncio would log
+            # as one that nobody retrieved.
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             task.cancel()
             failed.cancel()
 
