@@ -180,6 +180,13 @@ class RerankerSettings:
         # A copy, so that later changes to the caller's mapping have no effect here.
         object.__setattr__(self, "engine_options", json.loads(check_json("engine_options", self.engine_options)))
 
+    def check_cache_outlives_the_process(self) -> None:
+        """Raise InvalidInputError for a cache in memory, which is of no use to a command that ends with its work."""
+        if self.cache is not None and self.cache_path is None:
+            raise InvalidInputError(
+                "cache", self.cache, "give cache_path, too: a cache in memory ends with this command"
+            )
+
     @cached_property
     def cut(self) -> Pieces:
         """How documents are cut if they are judged in pieces."""

@@ -7,7 +7,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import astuple, fields
+from dataclasses import fields
 from functools import lru_cache, partial
 from itertools import pairwise, repeat
 from typing import Any
@@ -101,8 +101,7 @@ class PreparedRequest:
 
     def recall(self, cache: ScoreCache) -> None:
         """Take the scores that a cache holds, and store the others in it when they are known."""
-        cut = [self.max_document_tokens, None if self.pieces is None else astuple(self.pieces)]
-        keys = cache.keys(self.query, self.instruction, cut, self.distinct)
+        keys = cache.keys(self.query, self.instruction, self.max_document_tokens, self.pieces, self.distinct)
         found = cache.get(keys)
         known = [place for place, entry in enumerate(found) if entry is not None]
         new = [place for place, entry in enumerate(found) if entry is None]

@@ -89,6 +89,12 @@ class MortalEngine(NullEngine):
         return result
 
 
+class SlowerEngine(MortalEngine):
+    """Slow enough that some of its scores are in a cache's file when its process is killed."""
+
+    seconds = 0.03
+
+
 class SlowMortalEngine(MortalEngine):
     """Slower than the disk, as real engines are."""
 

@@ -9,7 +9,7 @@ import os
 import struct
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from ..config import EngineConfig, RerankerSettings
 from ..engines.base import EngineDescription
 from ..errors import InvalidInputError
 from ..models import model_hash
+from ..types import Pieces
 from .file import FileStore
 from .store import MemoryStore, Store
 
@@ -25,7 +26,9 @@ _KEY_BYTES = 20
 _HEADER = struct.Struct("<BI")
 _SEGMENT = struct.Struct("<fII")
 _RANGE = struct.Struct("<II")
-_HAS_PIECES, _COUNTED_ELSEWHERE = 1, 2
+_HAS_PIECES, _COUNTED_ELSEWHERE, _HAS_PASS = 1, 2, 4
+#: Length of the digest of a pass.
+PASS_BYTES = 8
 
 
 class Segment(NamedTuple):
@@ -54,12 +57,14 @@ class Entry:
         segments: of the document, at least one.
         has_pieces: the document was cut into pieces, as the request asked for.
         counted_elsewhere: a service counts the tokens of prompts, and `length` does not.
+        made_in: digest of the planned pass that scored the document, PASS_BYTES long; empty if nobody planned it.
     """
 
     prefix_length: int
     segments: Sequence[Segment]
     has_pieces: bool = False
     counted_elsewhere: bool = False
+    made_in: bytes = b""
 
     @property
     def is_sound(self) -> bool:
@@ -69,7 +74,8 @@ class Entry:
     def pack(self) -> bytes:
         """As a store keeps it."""
         flags = _HAS_PIECES * self.has_pieces | _COUNTED_ELSEWHERE * self.counted_elsewhere
-        packed = [_HEADER.pack(flags, self.prefix_length)]
+        flags |= _HAS_PASS * bool(self.made_in)
+        packed = [_HEADER.pack(flags, self.prefix_length), self.made_in]
         for each in self.segments:
             packed.append(_SEGMENT.pack(each.margin, each.length, each.truncated))
             if self.has_pieces:
@@ -81,6 +87,8 @@ class Entry:
         """What `pack` has made."""
         flags, prefix_length = _HEADER.unpack_from(value)
         has_pieces, place = bool(flags & _HAS_PIECES), _HEADER.size
+        made_in = value[place : place + PASS_BYTES] if flags & _HAS_PASS else b""
+        place += len(made_in)
         segments = []
         while place < len(value):
             numbers = _SEGMENT.unpack_from(value, place)
@@ -89,7 +97,7 @@ class Entry:
                 numbers += _RANGE.unpack_from(value, place)
                 place += _RANGE.size
             segments.append(Segment(*numbers))
-        return cls(prefix_length, segments, has_pieces, bool(flags & _COUNTED_ELSEWHERE))
+        return cls(prefix_length, segments, has_pieces, bool(flags & _COUNTED_ELSEWHERE), made_in)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,14 +164,21 @@ class ScoreCache:
         self._process = os.getpid()
         self._closed = False
 
-    def keys(self, query: str, instruction: str | None, cut: Sequence[object], documents: Sequence[str]) -> list[bytes]:
+    def keys(
+        self,
+        query: str,
+        instruction: str | None,
+        max_document_tokens: int | None,
+        pieces: Pieces | None,
+        documents: Sequence[str],
+    ) -> list[bytes]:
         """The key of each document.
 
         Args:
-            query, instruction: of the request.
-            cut: how documents are cut, as JSON can hold it.
+            query, instruction, max_document_tokens, pieces: of the request.
             documents: their whole texts.
         """
+        cut = [max_document_tokens, None if pieces is None else astuple(pieces)]
         shared = hashlib.blake2b(self._context, digest_size=_KEY_BYTES)
         for text in (query, json.dumps(instruction), json.dumps(cut)):
             content = text.encode("utf-8", "surrogatepass")

@@ -18,7 +18,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..config import RankingOptions, RerankerSettings, check_text
+from ..config import RankingOptions, RerankerSettings, canonical_size, check_text
 from ..documents import TEXT, DocumentFormat
 from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH
@@ -26,6 +26,8 @@ from ..reranker import Reranker
 from ..types import DEFAULT_PIECES, Explanation, RerankResult, ScoredDocument
 from .options import (
     AdapterOption,
+    CacheOption,
+    CachePathOption,
     CalibrationOption,
     DeviceOption,
     DevicesOption,
@@ -94,6 +96,8 @@ def rank(
     adapter: AdapterOption = None,
     scoring: ScoringOption = None,
     calibration: CalibrationOption = None,
+    cache: CacheOption = None,
+    cache_path: CachePathOption = None,
     engine: EngineOption = "auto",
     engine_option: EngineOptionsOption = None,
     device: DeviceOption = None,
@@ -129,11 +133,14 @@ def rank(
         scoring=scoring,
         devices=several,
         calibration=calibration,
+        cache=canonical_size("cache", cache),
+        cache_path=cache_path,
         long_documents=long_documents,
         piece_tokens=piece_tokens,
         piece_overlap=piece_overlap,
         max_pieces=max_pieces,
     )
+    settings.check_cache_outlives_the_process()
     options = RankingOptions(top_k, score_threshold, min_confidence)
     form = _document_format(rank_fields, document_template, by)
     documents = [
@@ -164,6 +171,8 @@ def rank(
         f"{len(result)} of {len(documents)} by {settings.model}, {facts.engine} on {facts.device} in "
         f"{facts.dtype}, {result.usage.seconds:.2f} s"
     )
+    if settings.cache is not None:
+        caption += f"; {result.usage.cached_documents} from the cache"
     output().print(_ranking(result, documents, caption))
     for hit in result:
         if hit.explanation is not None:

@@ -23,6 +23,8 @@ from ..prompt import DEFAULT_MAX_LENGTH
 from ..types import DEFAULT_PIECES
 from .options import (
     AdapterOption,
+    CacheOption,
+    CachePathOption,
     CalibrationOption,
     DeviceOption,
     DocumentTemplateOption,
@@ -80,6 +82,8 @@ def rerank(
     adapter: AdapterOption = None,
     scoring: ScoringOption = None,
     calibration: CalibrationOption = None,
+    cache: CacheOption = None,
+    cache_path: CachePathOption = None,
     run: Annotated[
         str | None, typer.Option(help="TREC run that lists the documents of each query. Default: none.")
     ] = None,
@@ -188,6 +192,8 @@ def rerank(
             adapter=adapter,
             scoring=scoring,
             calibration=calibration,
+            cache=cache,
+            cache_path=cache_path,
             long_documents=long_documents,
             piece_tokens=piece_tokens,
             piece_overlap=piece_overlap,

@@ -16,6 +16,7 @@ from ..config import (
     DEFAULT_MODEL,
     MODEL_VARIABLE,
     RerankerSettings,
+    canonical_size,
     check_choice,
     check_positive,
     model_from_environment,
@@ -73,6 +74,10 @@ class RerankJob:
             default: a job may run for hours, and should not do so with a model that nobody chose.
         engine, device, dtype, template, instruction, max_length, token_budget, engine_options: as in `Reranker`.
         adapter, scoring, calibration: as in `Reranker`. A job cannot be continued with another one.
+        cache_path: file of a cache of scores, see docs/cache.md. A pass that was scored before, with the same
+            documents, is not scored again; the output is the same as without a cache. Jobs and rerankers on one machine
+            may share the file. None for no cache.
+        cache: maximum size of that file, as in `Reranker`.
         long_documents, piece_tokens, piece_overlap, max_pieces: as in `Reranker`. They stay the same when a job is
             continued.
         format: "jsonl", "csv", "parquet" or "trec".
@@ -117,6 +122,8 @@ class RerankJob:
         adapter: str | os.PathLike[str] | None = None,
         scoring: str | None = None,
         calibration: str | os.PathLike[str] | None = None,
+        cache: int | str | None = None,
+        cache_path: str | os.PathLike[str] | None = None,
         long_documents: str = "truncate",
         piece_tokens: int = DEFAULT_PIECES.tokens,
         piece_overlap: int = DEFAULT_PIECES.overlap,
@@ -163,12 +170,15 @@ class RerankJob:
             adapter=plain(adapter),
             scoring=scoring,
             calibration=plain(calibration),
+            cache=canonical_size("cache", cache),
+            cache_path=plain(cache_path),
             long_documents=long_documents,
             piece_tokens=piece_tokens,
             piece_overlap=piece_overlap,
             max_pieces=max_pieces,
         )
         self.calibration = None if self.settings.calibration is None else Calibration.read(self.settings.calibration)
+        self.settings.check_cache_outlives_the_process()
         if self.settings.engine == "remote":
             raise InvalidInputError("engine", engine, "a job runs the model itself: use another engine")
         self.format = format_of(self.output, format)
@@ -188,14 +198,15 @@ class RerankJob:
         self.max_errors = max_errors
         check_choice("runner", runner, RUNNERS)
         self.runner = runner
-        if devices is not None and runner != "local":
-            raise InvalidInputError(
-                "devices", devices, "has no effect unless runner is 'local': a Ray cluster knows its devices"
-            )
+        for argument, value, needed, why in (
+            ("devices", devices, "local", ": a Ray cluster knows its devices"),
+            ("cache_path", cache_path, "local", ": other machines of a Ray cluster lack the file"),
+            ("workers", workers, "ray", ""),
+            ("ray_address", ray_address, "ray", ""),
+        ):
+            if value is not None and runner != needed:
+                raise InvalidInputError(argument, value, f"has no effect unless runner is {needed!r}{why}")
         self.devices = None if devices is None else list(devices)
-        for argument, value in (("workers", workers), ("ray_address", ray_address)):
-            if value is not None and runner != "ray":
-                raise InvalidInputError(argument, value, "has no effect unless runner is 'ray'")
         check_positive("workers", workers)
         self.workers = workers
         self.ray_address = ray_address
@@ -304,6 +315,8 @@ class RerankJob:
             ordering_seconds=ended - merging,
             mixed_queries=mixed,
             grown_bytes=grown,
+            cache_hits=meter.cached,
+            cache_misses=0 if self.settings.cache is None else meter.pairs - meter.errors - meter.cached,
         )
         checkpoint.finish(summary.as_dict() | {"output_bytes": self.output.stat().st_size})
         return self._results(summary)

@@ -18,11 +18,12 @@ class Meter:
 
     Attributes:
         pairs, tokens, errors: counts of this run.
+        cached: number of pairs of this run whose scores the cache had.
         tokenization_seconds, engine_seconds: seconds of all engines together.
     """
 
     def __init__(self, bar: Progress | None = None) -> None:
-        self.pairs = self.tokens = self.errors = 0
+        self.pairs = self.tokens = self.errors = self.cached = 0
         self.tokenization_seconds = self.engine_seconds = 0.0
         self._started = time.perf_counter()
         self._before_window: dict[int, float] = {}
@@ -35,6 +36,7 @@ class Meter:
         self.pairs += scored.pairs
         self.tokens += scored.tokens
         self.errors += len(scored.failures)
+        self.cached += scored.cached
         self.tokenization_seconds += scored.tokenization_seconds
         self.engine_seconds += scored.engine_seconds
         if self._bar is not None and self._task is not None:
@@ -78,6 +80,8 @@ def describe(summary: Summary) -> str:
     if summary.resumed:
         lines[0] += f" ({summary.resumed:,} taken over from earlier runs)"
     lines.append(f"{summary.truncated:,} documents were cut to fit the maximum length")
+    if summary.cache_hits or summary.cache_misses:
+        lines.append(f"cache: {summary.cache_hits:,} hits, {summary.cache_misses:,} misses")
     if now and summary.scoring_seconds:
         rates = (
             f"{now / summary.scoring_seconds:,.0f} pairs/s, {summary.tokens / summary.scoring_seconds:,.0f} tokens/s"

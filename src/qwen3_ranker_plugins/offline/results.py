@@ -72,6 +72,8 @@ class Summary:
         mixed_queries: number of query ids that have more than one text; the documents of such an id are ranked in one
             list.
         grown_bytes: number of bytes that were appended to the input while it was read, and are not in the output.
+        cache_hits, cache_misses: number of pairs that this run took from the cache, and that it scored although it has
+            a cache; both 0 without one.
     """
 
     model: str
@@ -95,6 +97,8 @@ class Summary:
     ordering_seconds: float
     mixed_queries: int = 0
     grown_bytes: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """All fields."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..cache import Entry, ScoreCache, Segment
 from ..config import EngineConfig, RerankerSettings, check_json
 from ..data.pairs import Pair
 from ..dispatch.filling import fill_in_order, halves
@@ -24,6 +25,7 @@ from ..engines.base import Engine
 from ..errors import EngineClosedError, EngineError, PromptTooLongError
 from ..models import resolve_model
 from ..prompt import EncodedRequest, Piece, PromptEncoder, load_tokenizer
+from .recall import Lookup, Recall
 from .rows import FailedRow
 from .windows import Window
 
@@ -48,6 +50,7 @@ class PlannedPass:
         indices: for each document of each request, the positions in the window of the pairs with this text. All pieces
             of a document are in one pass.
         faults: (position in the window, reason) of pairs that cannot be encoded; only in a window's first pass.
+        lookup: what the cache holds of the pass; None without a cache.
     """
 
     window: Window
@@ -56,6 +59,39 @@ class PlannedPass:
     requests: list[EncodedRequest] = field(default_factory=list)
     indices: list[list[list[int]]] = field(default_factory=list)
     faults: list[tuple[int, str]] = field(default_factory=list)
+    lookup: Lookup | None = None
+
+
+@dataclass
+class _Outcome:
+    """What a pass has given so far. Positions are those of pairs in the window.
+
+    Attributes:
+        margins: margin of each position, and the piece that has it.
+        failures: the reason for each position without a score.
+        segments: prefix length and segments of each text, named by the first position of its pairs; for the cache.
+        tokens: number of tokens that went through the model.
+        was_split: whether an engine's call failed, so that smaller ones followed.
+    """
+
+    margins: dict[int, tuple[float, Piece | None]] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+    segments: dict[int, tuple[int, list[Segment]]] = field(default_factory=dict)
+    tokens: int = 0
+    was_split: bool = False
+
+    def add(self, same: Sequence[int], margin: float, piece: Piece | None) -> None:
+        """Add the margin of a document, or of one of its pieces, for all pairs with this text."""
+        for index in same:
+            if index not in self.margins or _comes_before(margin, piece, *self.margins[index]):
+                self.margins[index] = margin, piece
+
+    def entries(self) -> Iterator[tuple[int, Entry]]:
+        """First position and cache entry of each text that has a score."""
+        for first, (prefix_length, segments) in self.segments.items():
+            if first in self.margins:
+                has_pieces = self.margins[first][1] is not None
+                yield first, Entry(prefix_length, sorted(segments, key=lambda each: each.start), has_pieces)
 
 
 @dataclass(frozen=True)
@@ -70,6 +106,7 @@ class ScoredPass:
             without its seconds. Columns take a quarter of the time of rows to be made, stored and read again.
         failures: rows of the pairs without a score.
         tokens: number of tokens that went through the model.
+        cached: number of scored pairs whose scores the cache had.
         fraction: share of the input up to the end of the window, from 0 to 1.
         window_checksum: checksum of the content that was scored.
         tokenization_seconds, engine_seconds: time spent; tokenization is that of the whole window, counted in pass 0.
@@ -81,6 +118,7 @@ class ScoredPass:
     columns: list[list[Any]]
     failures: list[FailedRow]
     tokens: int
+    cached: int
     fraction: float
     window_checksum: int
     tokenization_seconds: float
@@ -131,6 +169,14 @@ class Scorer:
             )
             self._encoder = PromptEncoder(load_tokenizer(folder), settings.template, settings.max_length)
         self._engine = factory(config)
+        self._recall: Recall | None = None
+        if settings.cache is not None:
+            try:
+                cache = ScoreCache(settings, config, self._engine.describe())
+            except BaseException:
+                self._engine.close()
+                raise
+            self._recall = Recall(cache, self._instruction, self._pieces, self._engine)
         self._one_at_a_time = threading.Lock()
         self._tokenization_seconds: dict[int, float] = {}
 
@@ -149,11 +195,17 @@ class Scorer:
         return self._engine.describe().device
 
     def close(self) -> None:
-        """Free the model."""
+        """Free the model, and finish writing to the cache."""
+        if self._recall is not None:
+            self._recall.close()
         self._engine.close()
 
     def plan(self, window: Window) -> list[PlannedPass]:
-        """The passes of a window, at least one. Each query's documents fill them by length, up to the token budget."""
+        """The passes of a window, at least one. Each query's documents fill them by length, up to the token budget.
+
+        The cache does not affect them, so that a job that is continued plans the same passes. For this reason all texts
+        are encoded, whether or not the cache has their scores.
+        """
         started = time.perf_counter()
         faults: list[tuple[int, str]] = []
         places: dict[str, dict[str, list[int]]] = {}
@@ -171,9 +223,12 @@ class Scorer:
                 faults += [(index, str(error)) for same in indices for index in same]
         passes = list(self._passes(encoded)) or [([], [])]
         self._tokenization_seconds[window.number] = time.perf_counter() - started
+        lookups: Sequence[Lookup | None] = [None] * len(passes)
+        if self._recall is not None:
+            lookups = self._recall.look_up(window.pairs, passes)
         return [
-            PlannedPass(window, number, len(passes), requests, indices, [] if number else faults)
-            for number, (requests, indices) in enumerate(passes)
+            PlannedPass(window, number, len(passes), requests, indices, [] if number else faults, lookup)
+            for number, ((requests, indices), lookup) in enumerate(zip(passes, lookups, strict=True))
         ]
 
     def _encode(self, query: str, documents: list[str]) -> EncodedRequest:
@@ -220,28 +275,34 @@ class Scorer:
         Raises:
             EngineError: the engine no longer scores anything, not even a known request.
         """
-        failures: dict[int, str] = dict(planned.faults)
-        margins: dict[int, tuple[float, Piece | None]] = {}
-        tokens = 0
+        outcome = _Outcome(failures=dict(planned.faults))
+        cached = 0
         seconds = 0.0
-        if planned.requests:
+        if planned.lookup is not None and planned.lookup.entries:
+            _take_from_cache(planned, planned.lookup.entries, outcome)
+            cached = len(outcome.margins)
+        elif planned.requests:
             with self._one_at_a_time:
                 started = time.perf_counter()
                 for call in self._calls(planned):
-                    tokens += self._score(*call, margins, failures)
+                    self._score(*call, outcome)
                 if self._pieces is not None:  # a piece without a score leaves its document without one
-                    for index in failures:
-                        margins.pop(index, None)
-                if not margins:
-                    self._prove_that_it_lives(failures)
+                    for index in outcome.failures:
+                        outcome.margins.pop(index, None)
+                if not outcome.margins:
+                    self._prove_that_it_lives(outcome.failures)
                 seconds = time.perf_counter() - started
+            # The margins of smaller passes are not those that the whole pass gives.
+            if self._recall is not None and planned.lookup is not None and not outcome.was_split:
+                self._recall.remember(planned.lookup, outcome.entries())
         return ScoredPass(
             planned.window.number,
             planned.number,
             planned.count,
-            columns=self._columns(planned, margins),
-            failures=list(_failure_rows(planned.window, failures)),
-            tokens=tokens,
+            columns=self._columns(planned, outcome.margins),
+            failures=list(_failure_rows(planned.window, outcome.failures)),
+            tokens=outcome.tokens,
+            cached=cached,
             fraction=planned.window.fraction,
             window_checksum=planned.window.checksum,
             tokenization_seconds=self._tokenization_seconds.pop(planned.window.number, 0.0),
@@ -260,35 +321,36 @@ class Scorer:
             )
 
     def _score(
-        self,
-        requests: Sequence[EncodedRequest],
-        indices: Sequence[Sequence[Sequence[int]]],
-        margins: dict[int, tuple[float, Piece | None]],
-        failures: dict[int, str],
-    ) -> int:
-        """Add margins with their pieces, and failures, by position in the window; returns the tokens computed."""
+        self, requests: Sequence[EncodedRequest], indices: Sequence[Sequence[Sequence[int]]], outcome: _Outcome
+    ) -> None:
+        """Add margins with their pieces, and failures, to the outcome."""
         try:
             results = self._engine.score(requests)
         except EngineClosedError:
             raise
         except Exception as error:  # noqa: BLE001 - any error of a pass is traced to its documents
+            outcome.was_split = True
             smaller = _smaller_passes(requests, indices)
             if not smaller:
                 reason = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
-                failures.update(dict.fromkeys(indices[0][0], reason))
-                return 0
-            return sum(self._score(*each, margins, failures) for each in smaller)
+                outcome.failures.update(dict.fromkeys(indices[0][0], reason))
+            for each in smaller:
+                self._score(*each, outcome)
+            return
         for request, result, places in zip(requests, results, indices, strict=True):
             faults = result.faults()
             for place, (value, same) in enumerate(zip(result.values.tolist(), places, strict=True)):
                 if place in faults:
-                    failures.update(dict.fromkeys(same, faults[place]))
+                    outcome.failures.update(dict.fromkeys(same, faults[place]))
                     continue
                 piece = None if request.pieces is None else request.pieces[place]
-                for index in same:
-                    if index not in margins or _comes_before(value, piece, *margins[index]):
-                        margins[index] = value, piece
-        return sum(result.computed_tokens for result in results)
+                outcome.add(same, value, piece)
+                if self._recall is not None:
+                    segment = Segment(value, request.lengths[place], request.truncated_tokens[place])
+                    if piece is not None:
+                        segment = segment._replace(start=piece.start, end=piece.end)
+                    outcome.segments.setdefault(same[0], (request.prefix_length, []))[1].append(segment)
+        outcome.tokens += sum(result.computed_tokens for result in results)
 
     def _prove_that_it_lives(self, failures: dict[int, str]) -> None:
         """Check the engine after a pass without any score: a dead engine would turn all further pairs into errors."""
@@ -356,6 +418,15 @@ def _segments_of_documents(request: EncodedRequest) -> list[list[int]]:
             found.append([])
         found[-1].append(place)
     return found
+
+
+def _take_from_cache(planned: PlannedPass, entries: Mapping[int, Entry], outcome: _Outcome) -> None:
+    """Add the margins that the cache has of a whole pass."""
+    for same in {places[0]: places for of_request in planned.indices for places in of_request}.values():
+        entry = entries[same[0]]
+        for segment in entry.segments:
+            piece = Piece(0, segment.start, segment.end) if entry.has_pieces else None
+            outcome.add(same, segment.margin, piece)
 
 
 def _failure_rows(window: Window, failures: dict[int, str]) -> Iterator[FailedRow]:
