@@ -352,7 +352,7 @@ def test_labelled_pairs(tmp_path: Path) -> None:
         ('{"query": "q", "document": "d", "label": "1"}', "label is '1'"),
         ('{"query": "q", "document": "d", "label": null}', "label is None"),
         ('{"query": "q", "document": "d"}', "label is None"),
-        ('{"query": " ", "document": "d", "label": 1}', "not blank"),
+        ('{"query": " ", "document": "d", "label": 1}', "must not be blank"),
         ('{"query": "q", "document": 3, "label": 1}', "must be texts"),
         ('{"query": "other", "query_id": "1", "document": "d", "label": 1}', "is used for two queries"),
         ("[1]", "is not an object"),

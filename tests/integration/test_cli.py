@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from qwen3_ranker_plugins import Reranker, __version__
+from qwen3_ranker_plugins import InvalidInputError, Reranker, __version__
 from qwen3_ranker_plugins.cli.app import app, main
 from qwen3_ranker_plugins.doctor import PROBES, _probe, known_margins
 from qwen3_ranker_plugins.pip_command import pip_install
@@ -130,6 +130,17 @@ def test_rank_explains_what_each_sentence_adds(tmp_path: Path) -> None:
     assert hit["explanation"]["judged"] == [start, end]
     best = max(hit["explanation"]["sentences"], key=lambda each: each["contribution"])
     assert "with statement" in hit["document"][best["start"] : best["end"]]
+
+
+def test_rank_finds_scores_in_a_file(notes: Path, tmp_path: Path) -> None:
+    arguments = ["rank", "-q", QUERY, str(notes), "--cache-path", str(tmp_path / "scores.cache")]
+    first, again = (CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}) for _ in range(2))
+    assert first.exit_code == again.exit_code == 0
+    assert "; 0 from the cache" in first.stdout
+    assert "; 3 from the cache" in again.stdout
+    refused = CliRunner().invoke(app, ["rank", "-q", QUERY, str(notes), "--cache", "1MB"])
+    assert isinstance(refused.exception, InvalidInputError)
+    assert "give cache_path" in str(refused.exception)
 
 
 def test_rank_prints_a_table_that_a_document_cannot_spoil() -> None:

@@ -68,6 +68,16 @@ def test_exit_codes_and_messages(tmp_path: Path) -> None:
     assert "0 CUDA devices" in unusable.stderr
 
 
+def test_a_cache_file(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", make_records(20))
+    arguments = [source, "--model", "bundled:tiny", "--no-processing-time", "--cache-path", tmp_path / "scores.cache"]
+    for name, line in (("a", "cache: 0 hits, 20 misses"), ("b", "cache: 20 hits, 0 misses")):
+        done = rerank(*arguments, "--cache", "10MB", "-o", tmp_path / f"{name}.jsonl")
+        assert done.returncode == 0, done.stderr
+        assert line in done.stderr
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+
+
 def test_without_a_model_nothing_is_scored(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", make_records(20))
     refused = rerank(source, "-o", tmp_path / "out.jsonl")
