@@ -415,10 +415,10 @@ def test_the_command(tmp_path: Path) -> None:
     run = CliRunner().invoke
     arguments = ["bench", "threshold", str(path), "--model", "bundled:tiny", "--quiet"]
     folder, file = tmp_path / "out", tmp_path / "calibration.json"
-    fitted = run(
-        app, [*arguments, "--calibrate", "temperature", "--calibration-output", str(file), "--output", str(folder)]
-    )
+    fitting = ["--calibrate", "temperature", "--calibration-output", str(file), "--output", str(folder)]
+    fitted = run(app, [*arguments, "--devices", "cpu", *fitting])
     assert fitted.exit_code == 0, fitted.output
+    assert json.loads((folder / "threshold.json").read_text())["settings"]["devices"] == "cpu"
     assert "precision ≥ 0.9" in fitted.output
     assert {each.name for each in folder.iterdir()} == {
         "threshold.json", "threshold.md", "threshold.html", "threshold.png", "threshold-calibration.json"

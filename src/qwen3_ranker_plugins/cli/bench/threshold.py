@@ -21,7 +21,7 @@ from .collection_options import (
 )
 
 
-@takes_settings(without=["devices"])
+@takes_settings()
 def threshold(
     *,
     source: SourceArgument = "demo",
