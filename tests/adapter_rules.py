@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -86,6 +87,35 @@ class AdapterRules:
             assert each.metadata["qwen3_confidence"] == pytest.approx(hit.confidence, abs=1e-4)
             assert each.metadata["qwen3_truncated_tokens"] == 0
             assert each.metadata["topic"] == {"number": each.id}
+
+    async def test_explanations_are_in_the_metadata(self, core: Reranker) -> None:
+        texts = [*TEXTS[:3], "A list holds items. The with statement closes a file."]
+        expected = core.rerank(QUERY, texts, explain="sentences")
+        ranker = self.make(explain="sentences")
+        for ranked in (self.rank(ranker, self.documents(texts)), await self.arank(ranker, self.documents(texts))):
+            for each, hit in zip(map(self.read, ranked), expected, strict=True):
+                why = hit.explanation
+                assert why is not None
+                assert why.sentences is not None
+                found = json.loads(json.dumps(each.metadata["qwen3_explanation"]))
+                assert found.pop("sentences") == [
+                    {
+                        "text": hit.document[sentence.start : sentence.end],
+                        "contribution": pytest.approx(sentence.contribution, abs=1e-3),
+                    }
+                    for sentence in why.sentences
+                ]
+                assert found == {
+                    "prompt": why.prompt,
+                    "prompt_tokens": why.prompt_tokens,
+                    "judged": hit.document,
+                    "rank": why.rank,
+                    "rank_before": why.rank_before,
+                }
+        again = self.rank(self.make(), ranked)  # without an explanation: the old one is no longer true
+        assert not any("qwen3_explanation" in self.read(each).metadata for each in again)
+        [only] = self.rank(self.make(limit=1, explain=True), self.documents(texts))
+        assert "sentences" not in self.read(only).metadata["qwen3_explanation"]
 
     def test_order_does_not_depend_on_the_order_given(self) -> None:
         ranker = self.make()

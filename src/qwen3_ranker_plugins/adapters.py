@@ -18,7 +18,7 @@ from .config import RankingOptions, check_text
 from .documents import DocumentFormat
 from .errors import EngineClosedError, EngineError, InvalidInputError
 from .reranker import Reranker
-from .types import RerankResult, ScoredDocument
+from .types import Explanation, RerankResult, ScoredDocument
 
 #: Key of a document that was not scored; its value is the name of the error's class.
 FAILED = "qwen3_failed"
@@ -26,6 +26,8 @@ FAILED = "qwen3_failed"
 PIECE = ("qwen3_piece_start", "qwen3_piece_end")
 #: Key of the text that the model read, if it is requested.
 JUDGED_TEXT = "qwen3_judged_text"
+#: Key of the explanation, if it is requested.
+EXPLANATION = "qwen3_explanation"
 
 _logger = logging.getLogger(__name__)
 
@@ -216,12 +218,13 @@ def ranked_metadata(
             already.
         key: the framework's name of that score.
         content: the document's own text, which may be a part of the judged text; offsets of the piece refer to it.
-        judged_text: whether to add the text that the model read. The text of an earlier reranker is removed in any
-            case.
+        judged_text: whether to add the text that the model read. Text and explanation of an earlier reranker are
+            removed in any case.
     """
     copied = own_copies(metadata)
     copied.pop(FAILED, None)
     copied.pop(JUDGED_TEXT, None)
+    copied.pop(EXPLANATION, None)
     if retriever_score is not None and copied.get(key) is None:
         copied[key] = retriever_score
     copied["qwen3_margin"] = hit.margin
@@ -238,7 +241,26 @@ def ranked_metadata(
             copied[name] = min(max(offset - before, 0), len(text))
     if judged_text:
         copied[JUDGED_TEXT] = hit.document
+    if hit.explanation is not None:
+        copied[EXPLANATION] = _explanation(hit.document, hit.explanation)
     return copied
+
+
+def _explanation(judged: str, explanation: Explanation) -> dict[str, Any]:
+    """An explanation as builtin values that JSON can hold. Texts stand in place of offsets into the judged text."""
+    start, end = explanation.judged
+    described: dict[str, Any] = {
+        "prompt": explanation.prompt,
+        "prompt_tokens": explanation.prompt_tokens,
+        "judged": judged[start:end],
+        "rank": explanation.rank,
+        "rank_before": explanation.rank_before,
+    }
+    if explanation.sentences is not None:
+        described["sentences"] = [
+            {"text": judged[each.start : each.end], "contribution": each.contribution} for each in explanation.sentences
+        ]
+    return described
 
 
 def unranked_metadata(metadata: Mapping[str, Any], error: Exception) -> dict[str, Any]:

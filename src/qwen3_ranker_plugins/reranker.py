@@ -247,13 +247,7 @@ class Reranker:
             check_explain(explain)
         with self._submitted([Request(query, documents, instruction)], show_progress) as [prepared]:
             result = prepared.result(options)
-        if not explain:
-            return result
-        explainer = self.explainer(prepared, result, sentences=explain == "sentences")
-        if explainer.without_sentences is None:
-            return explainer.explained()
-        with self._submitted([explainer.without_sentences], show_progress) as [without_sentences]:
-            return explainer.explained(without_sentences.result(RankingOptions()))
+        return self._explained([prepared], [result], explain, show_progress)[0] if explain else result
 
     async def arerank(
         self,
@@ -290,14 +284,19 @@ class Reranker:
         score_threshold: float | None = None,
         min_confidence: float | None = None,
         show_progress: bool = False,
+        explain: Explain = False,
     ) -> list[RerankResult]:
         """One result per request, in their order; small requests share forward passes.
 
+        Args: as `rerank`.
         Raises: as `rerank`.
         """
         options = self.options.override(top_k, score_threshold, min_confidence)
+        if explain:
+            check_explain(explain)
         with self._submitted(_checked_requests(requests), show_progress) as prepared:
-            return [each.result(options) for each in prepared]
+            results = [each.result(options) for each in prepared]
+        return self._explained(prepared, results, explain, show_progress) if explain else results
 
     def score_many(self, requests: Sequence[Request], *, show_progress: bool = False) -> list[NDArray[np.float32]]:
         """P(yes) of every document of every request; the configured top_k and thresholds are ignored.
@@ -512,6 +511,26 @@ class Reranker:
                 each.cancel()
             if bar is not None:
                 bar.close()
+
+    def _explained(
+        self,
+        prepared: Sequence[PreparedRequest],
+        results: Sequence[RerankResult],
+        explain: Explain,
+        show_progress: bool,
+    ) -> list[RerankResult]:
+        """The results with an explanation in each hit."""
+        explainers = [
+            self.explainer(each, result, sentences=explain == "sentences")
+            for each, result in zip(prepared, results, strict=True)
+        ]
+        requests = [each.without_sentences for each in explainers if each.without_sentences is not None]
+        with self._submitted(requests, show_progress and bool(requests)) as submitted:
+            scored = iter(submitted)
+            return [
+                each.explained(None if each.without_sentences is None else next(scored).result(RankingOptions()))
+                for each in explainers
+            ]
 
     async def _settled(self, request: Request, *, cached: bool = True) -> PreparedRequest:
         """A request that the engine has scored; a thread checks and encodes it, so as not to block the event loop."""

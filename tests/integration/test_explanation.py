@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qwen3_ranker_plugins import InvalidInputError, Reranker
+from qwen3_ranker_plugins import InvalidInputError, Request, Reranker
 from qwen3_ranker_plugins.prompt import Template, load_tokenizer
 
 QUERY = "how is a file closed after an error?"
@@ -75,6 +75,29 @@ def test_contributions_are_those_of_calls_without_each_sentence(reranker: Rerank
     strongest = max(best.explanation.sentences or (), key=lambda each: each.contribution)
     assert best.document[strongest.start : strongest.end] == ANSWER
     assert result.usage.computed_tokens > reranker.rerank(QUERY, DOCUMENTS).usage.computed_tokens
+
+
+def test_several_requests_are_explained_together(reranker: Reranker) -> None:
+    """Each result as in a call of its own; the requests without sentences share passes."""
+    requests = [Request(QUERY, DOCUMENTS), Request("what is a list?", []), Request("what is a list?", DOCUMENTS[:2])]
+    for explain in (True, "sentences"):
+        before = sum(each.passes for each in reranker.replicas())
+        results = reranker.rerank_many(requests, top_k=3, explain=explain)  # type: ignore[arg-type]
+        assert sum(each.passes for each in reranker.replicas()) - before <= (2 if explain is True else 4)
+        for request, result in zip(requests, results, strict=True):
+            alone = reranker.rerank(request.query, request.documents, 3, explain=explain)  # type: ignore[arg-type]
+            assert [hit.index for hit in result] == [hit.index for hit in alone]
+            for hit, expected in zip(result, alone, strict=True):
+                one, other = hit.explanation, expected.explanation
+                assert one is not None
+                assert other is not None
+                assert (one.prompt, one.judged, one.rank) == (other.prompt, other.judged, other.rank)
+                contributions = [[each.contribution for each in why.sentences or ()] for why in (one, other)]
+                assert contributions[0] == pytest.approx(contributions[1], abs=4e-5)
+                assert bool(contributions[0]) == (explain == "sentences")
+    assert all(hit.explanation is None for hit in reranker.rerank_many(requests)[0])
+    with pytest.raises(InvalidInputError, match="explain='words'"):
+        reranker.rerank_many(requests, explain="words")  # type: ignore[arg-type]
 
 
 def test_what_was_cut_is_no_part_of_it(short: Reranker) -> None:

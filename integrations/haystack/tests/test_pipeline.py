@@ -117,6 +117,7 @@ def test_dumps_and_loads(model: str, core: Reranker, documents: list[Document]) 
             "embedding_separator": "\n",
             "document_template": "values",
             "return_judged_text": False,
+            "explain": False,
             "fail_open": False,
         },
     }

@@ -336,6 +336,7 @@ async def test_bad_limits_are_refused_by_init_and_by_run(arguments: dict[str, An
         ),
         ({"document_template": "lines", "meta_fields_to_embed": ["content"]}, "leave out 'content'"),
         ({"return_judged_text": 1}, "return_judged_text=1: use True or False"),
+        ({"explain": "words"}, "explain='words'"),
         ({"fail_open": "yes"}, "fail_open='yes'"),
         ({"engine": "remote", "engine_options": {"url": "http://h", "api_key": "k"}}, "hidden.*environment variable"),
     ],
@@ -481,6 +482,7 @@ def test_to_dict_and_back() -> None:
         embedding_separator=" ",
         document_template="lines",
         return_judged_text=True,
+        explain="sentences",
         fail_open=True,
     )
     data = ranker.to_dict()
@@ -513,6 +515,7 @@ def test_to_dict_and_back() -> None:
             "embedding_separator": " ",
             "document_template": "lines",
             "return_judged_text": True,
+            "explain": "sentences",
             "fail_open": True,
         },
     }
@@ -543,6 +546,7 @@ def test_settings_of_other_types_are_dumped_as_builtin_values(late: bool) -> Non
         "embedding_separator": np.str_(" "),
         "document_template": np.str_("lines"),
         "return_judged_text": np.True_,
+        "explain": np.str_("sentences"),
         "fail_open": np.True_,
     }
     expected = {
@@ -559,6 +563,7 @@ def test_settings_of_other_types_are_dumped_as_builtin_values(late: bool) -> Non
         "embedding_separator": " ",
         "document_template": "lines",
         "return_judged_text": True,
+        "explain": "sentences",
         "fail_open": True,
     }
     ranker = Qwen3Ranker(**({} if late else given))
@@ -646,6 +651,7 @@ def test_defaults_as_a_dict() -> None:
         "embedding_separator": "\n",
         "document_template": "values",
         "return_judged_text": False,
+        "explain": False,
         "fail_open": False,
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
@@ -37,6 +37,7 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
     - `qwen3_piece_start`, `qwen3_piece_end`: with `long_documents="pieces"`, the piece with the highest margin, as
       offsets in `page_content` in characters.
     - `qwen3_judged_text`, if `return_judged_text` is set: the text that the model read.
+    - `qwen3_explanation`, if `explain` is set: why the document has its rank.
 
     ```python
     from langchain_core.documents import Document
@@ -65,6 +66,10 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
     as "{title} ({year}): {page_content}", without `metadata_fields_to_embed`; a missing value is empty."""
     return_judged_text: StrictBool = False
     """Put the text that the model read into `metadata["qwen3_judged_text"]`."""
+    explain: StrictBool | Literal["sentences"] = False
+    """True puts an explanation into `metadata["qwen3_explanation"]`: the prompt and its number of tokens, the part of
+    the text that was judged, and the ranks before and after. "sentences" adds what each sentence of that part
+    contributes to the margin, which takes a second request. For debugging."""
     fail_open: StrictBool = False
     """If scoring fails, or the query is None or blank, return the documents in the order in which they came, at most
     `top_n` of them, without new scores and with `qwen3_failed` in their metadata: the name of the error's class.
@@ -134,6 +139,7 @@ class Qwen3Rerank(Qwen3Settings, BaseDocumentCompressor):
                 "score_threshold": self.score_threshold,
                 "min_confidence": self.min_confidence,
                 "instruction": self.instruction,
+                "explain": self.explain,
             },
             self.top_n,
             self.fail_open,

@@ -197,6 +197,7 @@ async def test_nothing_in_nothing_out_without_loading_a_model() -> None:
             "metadata_fields_to_embed=.*give one of them",
         ),
         ({"return_judged_text": 1}, "return_judged_text"),
+        ({"explain": "words"}, "explain"),
         ({"top_k": 3}, "top_k\n.*Extra inputs are not permitted"),
     ],
 )
@@ -417,6 +418,7 @@ def test_model_dump_and_back(model: str, documents: list[Document]) -> None:
         "embedding_separator": "\n",
         "document_template": "values",
         "return_judged_text": False,
+        "explain": False,
         "fail_open": False,
     }
     again = Qwen3Rerank(**dump)
@@ -444,6 +446,7 @@ def test_settings_of_other_types_are_dumped_as_builtin_values() -> None:
         "embedding_separator": np.str_(" "),
         "document_template": np.str_("lines"),
         "return_judged_text": np.True_,
+        "explain": np.str_("sentences"),
         "fail_open": np.True_,
     }
     expected: dict[str, Any] = {
@@ -461,6 +464,7 @@ def test_settings_of_other_types_are_dumped_as_builtin_values() -> None:
         "embedding_separator": " ",
         "document_template": "lines",
         "return_judged_text": True,
+        "explain": "sentences",
         "fail_open": True,
     }
     late = Qwen3Rerank(**{name: given[name] for name in ("model", "engine", "dtype", "max_length", "token_budget")})

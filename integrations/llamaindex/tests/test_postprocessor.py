@@ -287,6 +287,7 @@ def test_to_dict_and_back(model: str, nodes: list[NodeWithScore]) -> None:
         "metadata_fields_to_embed": None,
         "document_template": "values",
         "return_judged_text": False,
+        "explain": False,
         "fail_open": False,
     }
     assert {type(value) for value in data.values()} == {str, int, float, bool, dict, type(None)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
@@ -16,6 +16,7 @@ from pydantic import PlainSerializer, StrictBool, model_validator
 from qwen3_ranker_plugins import EngineError, InvalidInputError, ScoredDocument
 from qwen3_ranker_plugins.adapter_settings import Qwen3Settings
 from qwen3_ranker_plugins.adapters import (
+    EXPLANATION,
     FAILED,
     JUDGED_TEXT,
     PIECE,
@@ -33,7 +34,8 @@ _dispatcher = get_dispatcher(__name__)
 _RETRIEVAL_SCORE = "retrieval_score"
 #: Keys that are added to a node's metadata, and kept out of the texts that language and embedding models read.
 _OUR_KEYS = (
-    _RETRIEVAL_SCORE, "qwen3_margin", "qwen3_confidence", "qwen3_truncated_tokens", *PIECE, JUDGED_TEXT, FAILED
+    _RETRIEVAL_SCORE, "qwen3_margin", "qwen3_confidence", "qwen3_truncated_tokens", *PIECE, JUDGED_TEXT, EXPLANATION,
+    FAILED,
 )  # fmt: skip
 
 
@@ -51,6 +53,7 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
     - `qwen3_piece_start`, `qwen3_piece_end`: with `long_documents="pieces"`, the piece with the highest margin, as
       offsets in characters in the node's text without its metadata.
     - `qwen3_judged_text`, if `return_judged_text` is set: the text that the model read.
+    - `qwen3_explanation`, if `explain` is set: why the node has its rank.
 
     ```python
     from llama_index.core.schema import NodeWithScore, TextNode
@@ -83,6 +86,10 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
     "{title} ({year}): {content}", without `metadata_fields_to_embed`; a missing value is empty."""
     return_judged_text: StrictBool = False
     """Put the text that the model read into `metadata["qwen3_judged_text"]`."""
+    explain: StrictBool | Literal["sentences"] = False
+    """True puts an explanation into `metadata["qwen3_explanation"]`: the prompt and its number of tokens, the part of
+    the text that was judged, and the ranks before and after. "sentences" adds what each sentence of that part
+    contributes to the margin, which takes a second request. For debugging."""
     fail_open: StrictBool = False
     """If scoring fails, or the query is missing or blank, return the nodes in the order in which they came, at most
     `top_n` of them, with unchanged scores and with `qwen3_failed` in their metadata: the name of the error's class.
@@ -142,6 +149,7 @@ class Qwen3Rerank(Qwen3Settings, BaseNodePostprocessor):
                 "score_threshold": self.score_threshold,
                 "min_confidence": self.min_confidence,
                 "instruction": self.instruction,
+                "explain": self.explain,
             },
             self.top_n,
             self.fail_open,

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from haystack import Document, component, default_from_dict, default_to_dict
 from haystack.utils import ComponentDevice
@@ -26,6 +26,7 @@ from qwen3_ranker_plugins.config import (
     plain,
 )
 from qwen3_ranker_plugins.documents import DocumentFormat
+from qwen3_ranker_plugins.explanation import Explain, check_explain
 from qwen3_ranker_plugins.prompt import DEFAULT_MAX_LENGTH
 from qwen3_ranker_plugins.types import DEFAULT_PIECES
 
@@ -58,6 +59,7 @@ _PARAMETERS = (
     "embedding_separator",
     "document_template",
     "return_judged_text",
+    "explain",
     "fail_open",
 )
 _values_of = attrgetter(*_PARAMETERS)
@@ -81,6 +83,7 @@ class Qwen3Ranker:
     - `qwen3_piece_start`, `qwen3_piece_end`: with `long_documents="pieces"`, the piece with the highest margin, as
       offsets in `content` in characters.
     - `qwen3_judged_text`, if `return_judged_text` is set: the text that the model read.
+    - `qwen3_explanation`, if `explain` is set: why the document has its rank.
 
     ```python
     from haystack import Document
@@ -126,6 +129,9 @@ class Qwen3Ranker:
             for each, the last one for `content`. "yaml": the same as YAML. Or a text with keys of `meta` and `content`
             in braces, such as "{title} ({year}): {content}", without `meta_fields_to_embed`; a missing value is empty.
         return_judged_text: put the text that the model read into `meta["qwen3_judged_text"]`.
+        explain: True puts an explanation into `meta["qwen3_explanation"]`: the prompt and its number of tokens, the
+            part of the text that was judged, and the ranks before and after. "sentences" adds what each sentence of
+            that part contributes to the margin, which takes a second request. For debugging.
         fail_open: if scoring fails, or the query is None or blank, return the documents in the order in which they
             came, at most `top_k` of them, with unchanged scores and with `qwen3_failed` in their meta: the name of the
             error's class. Thresholds are not applied, because there is no P(yes) to compare with. Other invalid input,
@@ -164,6 +170,7 @@ class Qwen3Ranker:
         embedding_separator: str = "\n",
         document_template: str = "values",
         return_judged_text: bool = False,
+        explain: bool | Literal["sentences"] = False,
         fail_open: bool = False,
     ) -> None:
         self.model: str = plain(model)
@@ -192,6 +199,7 @@ class Qwen3Ranker:
         self.embedding_separator = embedding_separator
         self.document_template = document_template
         self.return_judged_text = return_judged_text
+        self.explain: Explain = explain
         self.fail_open = fail_open
         self._lazy = LazyReranker()
         self._check()
@@ -361,6 +369,7 @@ class Qwen3Ranker:
             separator=self.embedding_separator,
             argument="meta_fields_to_embed",
         )
+        check_explain(self.explain)
         for name in ("return_judged_text", "fail_open"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError(name, getattr(self, name), "use True or False")
@@ -402,6 +411,7 @@ class Qwen3Ranker:
                 "score_threshold": score_threshold,
                 "min_confidence": min_confidence,
                 "instruction": instruction,
+                "explain": self.explain,
             },
             self.top_k if top_k is None else top_k,
             self.fail_open,
