@@ -153,8 +153,7 @@ def test_matrix_goes_past_a_cell_that_fails() -> None:
     )
 
 
-@pytest.mark.parametrize("engine", [pytest.param("qwen3_vllm_score", marks=needs_vllm),
-                                    pytest.param("vllm_packed", marks=needs_vllm)])  # fmt: skip
+@pytest.mark.parametrize("engine", [pytest.param("qwen3_vllm_score", marks=needs_vllm)])
 def test_matrix_over_an_engine_on_vllm(engine: str) -> None:
     """Started, awaited by the name that /health has for it, measured, and ended with all that vLLM has started."""
     before = set(psutil.Process().children(recursive=True))

@@ -195,22 +195,13 @@ def test_a_reranker_with_options(with_options: Reranker, packed_with_options: Re
     np.testing.assert_allclose([hit.margin for hit in result], [hit.margin for hit in expected], rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("engine_kwargs", "message"),
-    [
-        ({"kv_cache_memory_bytes": 1 << 20}, "the weights leave too little room for the KV cache: lower max_length"),
-        (
-            {"seeds": 7},
-            "unexpected keyword argument 'seeds': engine_kwargs has an argument that this release",
-        ),
-    ],
-)
-def test_a_start_that_fails_says_what_to_do_and_leaves_nothing(engine_kwargs: dict[str, int], message: str) -> None:
+def test_a_start_that_fails_says_what_to_do_and_leaves_nothing() -> None:
     before = set(psutil.Process().children(recursive=True))
+    options = {"engine_kwargs": {"kv_cache_memory_bytes": 1 << 20}}
     with pytest.raises(EngineError) as caught:
-        Reranker("bundled:tiny", engine="vllm_score", engine_options={"engine_kwargs": engine_kwargs})
+        Reranker("bundled:tiny", engine="vllm_score", engine_options=options)
     assert str(caught.value).startswith("engine 'vllm_score' could not be started: ")
-    assert message in str(caught.value)
+    assert "the weights leave too little room for the KV cache: lower max_length" in str(caught.value)
     assert set(psutil.Process().children(recursive=True)) <= before
 
 

@@ -115,13 +115,21 @@ def test_compiled_by_vllm_with_an_output_matrix_of_its_own(tiny: Path, tmp_path:
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_a_release_that_is_too_old_says_so() -> None:
+def test_an_argument_that_vllm_lacks_and_a_release_that_is_too_old_say_so() -> None:
+    """In one process, since importing vLLM is what takes time."""
     program = (
-        "import vllm; vllm.__version__ = '0.12.0'\n"
+        "import vllm\n"
+        "from vllm.engine.arg_utils import EngineArgs\n"
+        "from qwen3_ranker_plugins.engines.vllm.remedies import remedy\n"
+        "try: EngineArgs(seeds=7)\n"
+        "except TypeError as error: print(error, remedy(str(error)), sep=': ')\n"
+        "vllm.__version__ = '0.12.0'\n"
         "from qwen3_ranker_plugins.engines.vllm.packed.task import PackedTask\n"
         "PackedTask(1, 2, 3).engine_arguments()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "unexpected keyword argument 'seeds'" in done.stdout
+    assert "engine_kwargs has an argument that this release" in done.stdout
     assert "vLLM 0.12.0 is too old for the engine 'vllm_packed'" in done.stderr
 
 

@@ -8,6 +8,7 @@
     triton_nvidia.py   such a kernel for NVIDIA GPUs from Ampere on
     varlen.py          long documents as sequences for a library's kernel
     varlen_kernels.py  such a kernel, and the GPUs that use it
+    gpu_kernels.py     chooses the kernels for a GPU
 
-A kernel for another GPU is a module like `triton_nvidia`, chosen in `packed/engine.py`.
+A kernel for another GPU is a module like `triton_nvidia` and its line in `gpu_kernels`.
 """

@@ -16,6 +16,7 @@ from torch.nn.functional import embedding, rms_norm
 from ..attention.work_items import ROWS, tokens_per_item
 
 if TYPE_CHECKING:
+    from ..attention.gpu_kernels import Attend
     from ..attention.varlen import LongTensors, VarlenKernel
     from .buffers import PassBuffers
 
@@ -117,26 +118,6 @@ class Kernels(Protocol):
         epsilon: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotated keys and values of some tokens; arguments and result as in `kernels.gather_keys`."""
-
-
-class Attend(Protocol):
-    """Shared-prefix attention of a packed row; `attention.triton_nvidia.attend` computes it on NVIDIA GPUs."""
-
-    def __call__(
-        self,
-        products: torch.Tensor,
-        work_items: torch.Tensor,
-        segment_start: torch.Tensor,
-        cosines: torch.Tensor,
-        sines: torch.Tensor,
-        query_norm: torch.Tensor,
-        *,
-        heads: int,
-        kv_heads: int,
-        epsilon: float,
-        output: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Arguments and result as in `attention.triton_nvidia.attend`."""
 
 
 def take_weights(model: Any, label_direction: torch.Tensor, device: torch.device) -> DecoderWeights:

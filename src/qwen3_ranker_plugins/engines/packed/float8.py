@@ -15,9 +15,10 @@ import torch
 from torch.nn.functional import embedding
 
 from ..attention.work_items import ROWS
-from .decoder import Attend, Decoder, DecoderWeights, Kernels, LayerWeights
+from .decoder import Decoder, DecoderWeights, Kernels, LayerWeights
 
 if TYPE_CHECKING:
+    from ..attention.gpu_kernels import Attend
     from ..attention.varlen import VarlenKernel
     from .buffers import PassBuffers
 

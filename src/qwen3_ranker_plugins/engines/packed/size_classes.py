@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from subprocess import CalledProcessError
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +38,10 @@ def make_runner(
     options: PackedOptions,
     token_budget: int,
 ) -> SizeClassRunner:
-    """A runner of our decoder. Chooses the kernels; a GPU of another vendor would get modules of its own.
+    """A runner of our decoder, with the kernels for the device.
+
+    `attention.gpu_kernels` chooses those of attention. A GPU on which the others do not run would get a module like
+    `kernels`, chosen here.
 
     Args:
         weights: on `device`.
@@ -49,16 +51,13 @@ def make_runner(
     Raises:
         EngineError: see `SizeClassRunner.warm_up`.
     """
-    from ..attention.triton_nvidia import attend, tiles_for
-    from ..attention.varlen_kernels import choose_kernel
+    from ..attention.gpu_kernels import kernels_for
     from . import kernels
     from .decoder import Decoder
     from .float8 import Float8Decoder
 
-    tiles = tiles_for(capability)
-    decoder = (Float8Decoder if options.float8 else Decoder)(
-        weights, kernels, partial(attend, tiles=tiles), choose_kernel(capability), tiles.rows
-    )  # fmt: skip
+    attend, rows, varlen = kernels_for(capability)
+    decoder = (Float8Decoder if options.float8 else Decoder)(weights, kernels, attend, varlen, rows)
     runner = SizeClassRunner(decoder, device, options, token_budget)
     if options.warm_up:
         runner.warm_up()
