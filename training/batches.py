@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.candidates import POOL, RANDOM
+from training.candidates import CHINESE, ENGLISH, LIMIT, OTHER, POOL, RANDOM
 from training.model import RowLayout
-from training.passages import HEAD_VARIANTS
+from training.passages import CONTRADICTING, DOCUMENT_VARIANTS, HEAD_VARIANTS, RENAMEABLE
 
 
 @dataclass
@@ -18,15 +18,36 @@ class Batch:
     head_lengths: Tensor  # (rows,)
     readouts: Tensor  # (rows, documents): place of every document's last suffix token
     targets: Tensor  # (rows, documents): target logits
+    # Of mined rows alone:
+    clean: "Batch | None" = None  # the same rows as written, for a teacher of our own
+    taught: Tensor | None = None  # (rows, documents): whether that teacher has a say
+    added: Tensor | None = None  # (rows, documents): to the target, for short passages
+    sign: Tensor | None = None  # (rows, 1): -1 where the instruction asks for the opposite
+
+    def final_targets(self, margins: Tensor | None, weight: float, shift: float) -> Tensor:
+        """Target logits with the teacher's `margins` mixed in by `weight`, moved by `shift`; those of `targets` else."""
+        if self.added is None or self.taught is None or self.sign is None:
+            return self.targets
+        mixed = self.targets
+        if margins is not None:
+            mixed = torch.where(self.taught, torch.lerp(mixed, margins, weight), mixed)
+        return (self.sign * (mixed + self.added + shift)).clamp(-LIMIT, LIMIT)
 
 
 RENAMED_TOKENS = 0.3  # of the vocabulary, in a renamed row
-# Sampling weight of a group of queries, by (Chinese, kind).
+# Sampling weight of a group of queries, by (language, kind).
 KIND_WEIGHT = {
-    (False, "labelled"): 0.30, (False, "title"): 0.12, (False, "keywords"): 0.12, (False, "sentence"): 0.12,
-    (False, "request"): 0.18,
-    (True, "labelled"): 0.09, (True, "title"): 0.02, (True, "keywords"): 0.025, (True, "sentence"): 0.025,
+    (ENGLISH, "labelled"): 0.22, (ENGLISH, "title"): 0.08, (ENGLISH, "keywords"): 0.10, (ENGLISH, "sentence"): 0.08,
+    (ENGLISH, "request"): 0.14,
+    (CHINESE, "labelled"): 0.07, (CHINESE, "title"): 0.015, (CHINESE, "keywords"): 0.02, (CHINESE, "sentence"): 0.02,
+    (OTHER, "title"): 0.035, (OTHER, "keywords"): 0.06, (OTHER, "sentence"): 0.07, (OTHER, "request"): 0.09,
 }  # fmt: skip
+# How often a query is shown in each of its HEAD_VARIANTS spellings and prompts.
+SPELLINGS = (0.28, 0.11, 0.14, 0.13, 0.08, 0.07, 0.07, 0.06, 0.03, 0.03)
+# How the passages of a row are spelt: all as written, all in capitals, title case or misspelt, each by itself.
+STYLES = (0.76, 0.07, 0.05, 0.06, 0.06)
+FOREIGN_SHARE = 0.12  # of the rows, one passage of another class of languages, with the target FOREIGN_TARGET
+FOREIGN_TARGET = -5.0
 
 
 def fill_slots(contents: Tensor, lengths: Tensor, ending: Tensor, slot: int, padding: int) -> Tensor:
@@ -49,7 +70,10 @@ class Sampler:
         renamed_share: float = 0.0,
         neighbours_share: float = 0.0,
     ) -> None:
-        names = ("heads", "head_starts", "documents", "document_starts", "candidates", "targets")
+        names = (
+            "heads", "head_starts", "documents", "document_starts", "candidates", "targets", "penalty",
+            "unit_language", "query_language",
+        )  # fmt: skip
         self.data: dict[str, Tensor] = {name: mined[name].to(device) for name in names}
         self.prefix, self.ending, self.suffix = (
             torch.tensor(mined[name], device=device) for name in ("prefix", "ending", "suffix")
@@ -67,7 +91,11 @@ class Sampler:
             totals[chinese, kind] = totals.get((chinese, kind), 0.0) + float(counts[number]) ** 0.5
         for number, (chinese, kind, _) in enumerate(mined["groups"]):
             weight[number] *= counts[number] ** 0.5 / totals[chinese, kind] / counts[number]
-        self.cumulative = weight[group].double().cumsum(0).to(device)
+        # A class of passages may hold none of a language: its queries are not drawn there.
+        known = mined["candidates"][:, :, 1] >= 0
+        self.cumulative = (weight[group].double() * known).cumsum(1).to(device)
+        self.spellings = torch.tensor(SPELLINGS, device=device).cumsum(0)
+        self.styles = torch.tensor(STYLES, device=device).cumsum(0)
 
     def rand(self, *shape: int) -> Tensor:
         return torch.rand(shape, device=self.device, generator=self.generator)
@@ -107,8 +135,9 @@ class Sampler:
         return torch.where(own & chosen, other, columns)
 
     def natural(self, layout: RowLayout, rows: int, size_class: int) -> Batch:
-        spot = self.rand(rows).double() * self.cumulative[-1]
-        query = torch.searchsorted(self.cumulative, spot).clamp(max=len(self.cumulative) - 1)
+        cumulative = self.cumulative[size_class]
+        spot = self.rand(rows).double() * cumulative[-1]
+        query = torch.searchsorted(cumulative, spot, right=True).clamp(max=len(cumulative) - 1)
         candidates = self.data["candidates"][size_class]
         has_positive = candidates[query, 0] >= 0
         columns = self._columns(has_positive, layout.documents)
@@ -116,13 +145,50 @@ class Sampler:
             columns = self._without_own(columns, candidates[query])
         numbers = candidates[query[:, None], columns].long().clamp(min=0)
         targets = self.data["targets"][size_class][query[:, None], columns].float()
-        variant = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 3, 3], device=self.device)[self.integers(10, rows)]
+        language = self.data["query_language"][query][:, None]
+        numbers, targets, foreign = self._foreign(language, numbers, targets)
+        variant = torch.searchsorted(self.spellings, self.rand(rows), right=True).clamp(max=HEAD_VARIANTS - 1)
+        batch = self._spelt(layout, query, numbers, targets, variant, self._styles(rows, layout.documents))
+        first = torch.zeros_like(variant)
+        batch.clean = self._spelt(layout, query, numbers, targets, first, torch.zeros_like(numbers), clean=True)
+        batch.taught = (language != OTHER) & ~foreign
+        batch.added = self.data["penalty"][numbers]
+        batch.sign = torch.where(variant == CONTRADICTING, -1.0, 1.0)[:, None]
+        return batch
+
+    def _foreign(self, language: Tensor, numbers: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """In some rows the last passage gives way to one in another language: nothing of it answers the query."""
+        known = self.data["unit_language"]
+        other = self.integers(len(known), len(numbers))
+        chosen = (self.rand(len(numbers)) < FOREIGN_SHARE) & (known[other] != language[:, 0])
+        foreign = torch.zeros_like(numbers, dtype=torch.bool)
+        foreign[:, -2] = chosen  # the last column is the query's own passage
+        return torch.where(foreign, other[:, None], numbers), torch.where(foreign, FOREIGN_TARGET, targets), foreign
+
+    def _styles(self, rows: int, documents: int) -> Tensor:
+        """Which of its spellings every passage is shown in: (rows, documents)."""
+        style = torch.searchsorted(self.styles, self.rand(rows), right=True)[:, None]
+        mixed = self.integers(DOCUMENT_VARIANTS, rows, documents)
+        return torch.where(style < DOCUMENT_VARIANTS, style.expand(-1, documents), mixed)
+
+    def _spelt(
+        self,
+        layout: RowLayout,
+        query: Tensor,
+        numbers: Tensor,
+        targets: Tensor,
+        variant: Tensor,
+        styles: Tensor,
+        *,
+        clean: bool = False,
+    ) -> Batch:
         heads, head_lengths = self.rows_of("heads", "head_starts", query * HEAD_VARIANTS + variant, layout.head)
         room = layout.slot - len(self.suffix)
-        contents, lengths = self.rows_of("documents", "document_starts", numbers, room)
-        if self.renamed_share:
-            # Another instruction has another length: such a row stays as it is.
-            renamed = (self.rand(rows) < self.renamed_share) & (variant < HEAD_VARIANTS - 1)
+        spelt = numbers * DOCUMENT_VARIANTS + styles
+        contents, lengths = self.rows_of("documents", "document_starts", spelt, room)
+        if self.renamed_share and not clean:
+            # Another prompt begins with other tokens: such a row stays as it is.
+            renamed = (self.rand(len(query)) < self.renamed_share) & (variant < RENAMEABLE)
             heads, contents = self.rename(renamed, heads, head_lengths, contents)
         return self.assemble(layout, heads, head_lengths, contents, lengths, targets)
 

@@ -17,7 +17,11 @@ POOL, TOP, RANDOM = 48, 100, 16
 COLUMNS = 1 + 2 * POOL + RANDOM
 LABEL_BONUS = {"labelled": 2.0, "title": 1.0, "keywords": 0.0, "sentence": 0.0, "request": 0.0}
 # No teacher reads Chinese: where BM25 and the label disagree, the label must win.
-CHINESE_LABEL_BONUS = 5.0
+CHINESE_LABEL_BONUS = 4.0
+ENGLISH, CHINESE, OTHER = range(3)  # classes of languages
+# Without teacher and labels the target rises with the covered share of the query's rare words.
+OTHER_WEIGHTS = (9.0, -4.5)
+SHORT, SHORT_PENALTY = 14, 3.0  # passages of fewer tokens hardly answer anything
 WINDOW_SHARE = 0.4  # of the bonus, for a window of the positive text
 TEACHER_SHARE = (0.4, 0.6)  # weight of MiniLM and mpnet when neighbours are ranked
 LIMIT = 8.0  # of a target logit
@@ -46,6 +50,11 @@ def fit_logistic(features: Tensor, labels: Tensor, steps: int = 30) -> Tensor:
         hessian = (x * (balance * p * (1 - p))[:, None]).T @ x
         weights -= torch.linalg.solve(hessian + 1e-2 * torch.eye(x.shape[1], dtype=x.dtype, device=x.device), gradient)
     return weights.float()
+
+
+def language_class(lang: str) -> int:
+    """ENGLISH, which the teachers read, CHINESE, which has labels, or OTHER."""
+    return {"en": ENGLISH, "zh": CHINESE}.get(lang, OTHER)
 
 
 def label_bonus(query: dict[str, Any]) -> float:
@@ -100,9 +109,9 @@ class Facts:
     unit_text: Tensor
     unit_bits: Tensor
     unit_length: Tensor
-    unit_chinese: Tensor
+    unit_language: Tensor
     positive_text: Tensor
-    query_chinese: Tensor
+    query_language: Tensor
     query_labelled: Tensor
     bonus: Tensor
 
@@ -119,16 +128,16 @@ class Facts:
             unit_text=torch.tensor([number for number, _, _ in units]),
             unit_bits=torch.tensor([bits for _, bits, _ in units]),
             unit_length=lengths,
-            unit_chinese=torch.tensor([texts[number]["lang"] != "en" for number, _, _ in units]),
+            unit_language=torch.tensor([language_class(texts[number]["lang"]) for number, _, _ in units]),
             positive_text=positive_text,
-            query_chinese=torch.tensor([row["lang"] != "en" for row in queries]),
+            query_language=torch.tensor([language_class(row["lang"]) for row in queries]),
             query_labelled=torch.tensor([row["kind"] == "labelled" for row in queries]),
             bonus=torch.tensor([label_bonus(row) for row in queries]),
         )
 
-    def passages(self, size_class: int, chinese: bool) -> Tensor:
+    def passages(self, size_class: int, language: int) -> Tensor:
         """Numbers of the passages of a class; the longest class cuts what does not fit, the others leave it out."""
-        usable = ((self.unit_bits >> size_class) & 1).bool() & (self.unit_chinese == chinese)
+        usable = ((self.unit_bits >> size_class) & 1).bool() & (self.unit_language == language)
         if size_class < len(DOCUMENT_TOKENS) - 1:
             usable &= self.unit_length <= DOCUMENT_TOKENS[size_class]
         return torch.nonzero(usable).flatten()
@@ -138,6 +147,10 @@ class Facts:
         share = torch.where(self.unit_bits[passage] >= DICTIONARY_BITS, 1.0, WINDOW_SHARE)
         logits = features @ weights[:-1] + weights[-1] + positive * share * self.bonus[query, None]
         return logits.clamp(-LIMIT, LIMIT)
+
+    def penalty(self) -> Tensor:
+        """What is added to the target of every passage for being short: (passages,), at most 0."""
+        return -SHORT_PENALTY * (1 - self.unit_length / SHORT).clamp(min=0)
 
     def fit(self, found: Found, numbers: Tensor, device: str) -> Tensor:
         """The regression of "is the known positive" on the features of labelled queries' candidates."""
@@ -196,27 +209,29 @@ def mine_candidates(
     targets = torch.full(candidates.shape, -LIMIT)
     searches = [Search(facts, index, unit_vectors, query_vectors, device) for device in devices]
     pools = [ThreadPoolExecutor(1) for _ in devices]
-    weights_of: dict[bool, Tensor] = {}
-    pending: list[tuple[bool, int, Tensor, Future[Found]]] = []
-    for chinese in (False, True):
-        members = torch.nonzero(facts.query_chinese == chinese).flatten()
+    weights_of: dict[int, Tensor] = {OTHER: torch.tensor(OTHER_WEIGHTS)}
+    pending: list[tuple[int, int, Tensor, Future[Found]]] = []
+    for language in (ENGLISH, CHINESE, OTHER):
+        members = torch.nonzero(facts.query_language == language).flatten()
         for size_class in reversed(range(len(DOCUMENT_TOKENS))):
-            numbers = facts.passages(size_class, chinese)
+            if language == ENGLISH and size_class == len(DOCUMENT_TOKENS) - 1:
+                continue  # the texts have 330 words at most; only other languages need so many tokens
+            numbers = facts.passages(size_class, language)
             if len(numbers) and len(members):
                 turn = len(pending) % len(devices)
-                future = pools[turn].submit(searches[turn].find, numbers, members, with_teachers=not chinese)
-                pending.append((chinese, size_class, numbers, future))
-    for chinese, size_class, numbers, future in pending:
+                future = pools[turn].submit(searches[turn].find, numbers, members, with_teachers=language == ENGLISH)
+                pending.append((language, size_class, numbers, future))
+    for language, size_class, numbers, future in pending:
         found = future.result()
-        if chinese not in weights_of:  # whole texts carry the labels; windows use the same weights
-            weights_of[chinese] = facts.fit(found, numbers, devices[0])
-            log(f"chinese={chinese} regression weights {[round(w, 2) for w in weights_of[chinese].tolist()]}")
+        if language not in weights_of:  # whole texts carry the labels; windows use the same weights
+            weights_of[language] = facts.fit(found, numbers, devices[0])
+            log(f"language {language} regression weights {[round(w, 2) for w in weights_of[language].tolist()]}")
         for query, chosen, features in found:
             passage = numbers[chosen.clamp(min=0)]
             candidates[size_class, query] = torch.where(chosen >= 0, passage, -1).int()
-            logits = facts.logits(query, passage, features, weights_of[chinese])
+            logits = facts.logits(query, passage, features, weights_of[language])
             targets[size_class, query] = torch.where(chosen >= 0, logits, -LIMIT)
-        log(f"chinese={chinese} class {size_class}: {len(numbers)} passages")
+        log(f"language {language} class {size_class}: {len(numbers)} passages")
     for pool in pools:
         pool.shutdown()
     return candidates, targets

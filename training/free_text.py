@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from training import languages
 from training.texts import HAN_CHARACTER, text_length
 
 Record = dict[str, str]
@@ -179,7 +180,7 @@ def from_pod(root: Path) -> Iterator[tuple[str, str]]:
                     yield title, passage
 
 
-def from_man(root: Path, pattern: str) -> Iterator[tuple[str, str]]:
+def from_man(root: Path, pattern: str, words: int = 90) -> Iterator[tuple[str, str]]:
     """(page and section, text) of troff manual pages."""
     for path in sorted(root.glob(pattern)):
         page = path.name.split(".")[0]
@@ -187,7 +188,7 @@ def from_man(root: Path, pattern: str) -> Iterator[tuple[str, str]]:
             head, _, body = section.partition("\n")
             text = re.sub(r"^\.\\\".*$|^\.[A-Z]+\s*", " ", body, flags=re.MULTILINE)
             text = clean(re.sub(r"\\f.|\\&|\\\||\\\^|\\", "", text).replace("<", "("))
-            for passage in list(chunks(text, 90))[:6]:
+            for passage in list(chunks(text, words))[:6]:
                 if len(passage) > 40:
                     yield f"{page} {clean(head).strip(chr(34))}", passage
 
@@ -220,12 +221,16 @@ def download(package: str, folder: Path) -> Path:
     return root
 
 
-def descriptions(folder: Path, language: str) -> str:
-    """Debian's package descriptions in English ("en") or translated ("zh": zh_CN and zh_TW)."""
-    lists = folder / "lists"
+def descriptions(folder: Path, language: str, fetched: tuple[str, ...] = ("en", "zh_CN", "zh_TW")) -> str:
+    """Debian's package descriptions in English ("en") or translated ("zh": zh_CN and zh_TW); all of `fetched` come."""
+    lists = folder / f"lists-{fetched[0]}"
     if not lists.exists():
         (lists / "partial").mkdir(parents=True)
-        options = [f"Dir::State::Lists={lists}", "Acquire::Languages=en,zh_CN,zh_TW", "Acquire::GzipIndexes=false"]
+        options = [
+            f"Dir::State::Lists={lists}",
+            f"Acquire::Languages={','.join(fetched)}",
+            "Acquire::GzipIndexes=false",
+        ]
         command = ["apt-get", "update", *(word for option in options for word in ("-o", option))]
         run(command, folder)
     return "\n\n".join(path.read_text("utf-8") for path in sorted(lists.glob(f"*Translation-{language}*")))
@@ -256,12 +261,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, help="folder of unpacked packages, kept between runs")
+    parser.add_argument("--languages", action="store_true", help="the languages of training.languages instead")
     arguments = parser.parse_args()
     counts: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as temporary, gzip.open(arguments.out, "wt", encoding="utf-8") as out:
         folder = (arguments.cache or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        for record in collect(folder):
+        for record in languages.collect(folder) if arguments.languages else collect(folder):
             counts[record["source"]] = counts.get(record["source"], 0) + 1
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
     for source, count in counts.items():

@@ -1,6 +1,6 @@
 """Encode with the teachers, choose and score candidates for every query, once, on the GPUs.
 
-Passages form three classes by length (at most 63, 151 and 391 tokens), one for each phase of training. Each
+Passages form four classes by length (at most 63, 151, 391 and 1000 tokens). Each
 query gets candidates of every class: its positive, dense and BM25 neighbours, and random passages. The target
 of a pair is the logit of a logistic regression on the teachers' cosines and the BM25 coverage, fitted on the
 labelled pairs, plus a bonus for known positives. Writes one `mined.pt` that training reads into GPU memory.
@@ -87,7 +87,8 @@ def mine(read: Path, tokenizer_path: Path, teachers: list[Path], out: Path, devi
         log(f"encoded with {teachers[number].name}")
     embeddings = token_vectors(tokenizer, loaded, EMBEDDING_SIZE, seed)
 
-    candidates, targets = mine_candidates(Facts(**found["facts"]), index, unit_vectors, query_vectors, devices, log)
+    facts = Facts(**found["facts"])
+    candidates, targets = mine_candidates(facts, index, unit_vectors, query_vectors, devices, log)
     torch.save(
         {
             "head_tokens": found["head_tokens"],
@@ -99,6 +100,9 @@ def mine(read: Path, tokenizer_path: Path, teachers: list[Path], out: Path, devi
             "document_starts": starts,
             "candidates": candidates,
             "targets": targets.half(),
+            "penalty": facts.penalty(),
+            "unit_language": facts.unit_language,
+            "query_language": facts.query_language,
             "group": found["group"],
             "groups": found["groups"],
             "prefix": tokens.prefix,

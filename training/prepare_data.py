@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from training.free_text import FURTHER_PACKAGES, SCIENCE_PACKAGES
-from training.texts import BM25, STOP_WORDS, TERM, sentences, text_length
+from training.languages import ENDINGS, QUESTIONS, UNSPACED_TOKENS
+from training.texts import BM25, STOP_WORDS, TERM, UNSPACED_CHARACTER, sentences, text_length
 
 Json = dict[str, Any]
 
@@ -30,7 +31,24 @@ FREE_CAP = {
     "wordnet-base": 40000,
     "libreoffice-help-en-us": 8000,
 }
+TRANSLATED_CAP = {"manpages": 5000, "libreoffice": 4000, "debian": 4500}  # of a source in another language
 DICTIONARIES = ("dict-", "wordnet")
+FRAGMENTS = "fragment"  # source of texts that answer nothing
+FRAGMENT_SHARE = 0.06
+# What pages carry around their content; texts of two to four of them answer nothing.
+BOILERPLATE = (
+    "All rights reserved.", "Click here to read more.", "Sign in to continue.", "We use cookies to improve this site.",
+    "Terms of use and privacy policy.", "This page was last modified a year ago.", "Back to top.", "Share this page.",
+    "Skip to main content.", "Your comment is awaiting moderation.", "Subscribe to our newsletter.", "Page not found.",
+    "Related articles", "Read the full article", "Table of contents", "Home | About | Contact", "Loading, please wait.",
+    "Find the best answers to your questions here.", "What is this? Learn more about it today.", "See also the index.",
+    "Enter your search words above.", "No results were found for this query.", "Download the free application now.",
+    "Was this answer helpful? Yes or no.", "Ask a question and get an answer from an expert.", "Next page, last page",
+    "Please enable JavaScript to view this page.", "Copyright by the authors.", "Add to cart. Free shipping today.",
+    "Definition, meaning, synonyms and examples.", "The answer depends on many things.", "Photo: archive.",
+    "Alle Rechte vorbehalten.", "Mehr lesen", "Tous droits réservés.", "Lire la suite", "Todos los derechos reservados.",
+    "Все права защищены.", "Читать далее", "Войдите, чтобы продолжить.", "版权所有。", "点击此处阅读更多。", "続きを読む",
+)  # fmt: skip
 # How people word what they want from a library.
 REQUESTS = (
     "I am interested in {}.",
@@ -45,6 +63,9 @@ REQUESTS = (
     "{}, especially {}. I would rather see {} than anything on the general problem.",
     "what are the problems associated with {}",
 )
+DICTIONARY_FORMS = (
+    "{}", "{}", "what is {}", "{} definition", "meaning of {}", "define {}", "what does {} mean", "definition of {}",
+)  # fmt: skip
 MAX_WORDS = 330
 
 
@@ -114,12 +135,14 @@ def add_free(collection: Collection, path: Path, rng: random.Random) -> None:
         by_source[row["source"]].append(row)
     for source, rows in by_source.items():
         rng.shuffle(rows)
-        for row in rows[: FREE_CAP.get(source, len(rows))]:
+        translated = rows[0]["lang"] not in {"en", "zh"}
+        most = TRANSLATED_CAP[source.split("-")[0]] if translated else FREE_CAP.get(source, len(rows))
+        for row in rows[:most]:
             title, text, lang = row["title"], row["text"], row["lang"]
             dictionary = source.startswith(DICTIONARIES)
             if rng.random() < 0.5:
                 number = collection.add_text(text, lang, source)
-                form = rng.choice(("{}", "{}", "what is {}", "{} definition", "meaning of {}")) if dictionary else "{}"
+                form = rng.choice(DICTIONARY_FORMS) if dictionary else "{}"
                 collection.add_query(form.format(title), [number], "title", lang, source)
             else:
                 collection.add_text(f"{title}{': ' if dictionary else '. '}{text}", lang, source, title)
@@ -128,7 +151,7 @@ def add_free(collection: Collection, path: Path, rng: random.Random) -> None:
 def keywords(text: str, rng: random.Random) -> str:
     """Two to six content words of a passage, rarely in their order."""
     words = list(dict.fromkeys(match[0] for match in TERM.finditer(text)))
-    if any("\u4e00" <= word[0] <= "\u9fff" for word in words[:20]):
+    if any(UNSPACED_CHARACTER.match(word) for word in words[:20]):
         pieces = [word[i : i + 4] for word in words if len(word) > 3 for i in range(0, len(word) - 3, 3)]
     else:
         pieces = [word for word in words if len(word) > 2 and word.lower() not in STOP_WORDS]
@@ -159,10 +182,56 @@ def wordy_request(text: str, title: str, rng: random.Random) -> str:
     return form.format(*parts) if all(parts) else ""
 
 
+def question(text: str, lang: str, rng: random.Random) -> str:
+    """A question in another language: how one begins there, and more than half of a sentence's words in a row."""
+    usable = [s for s in sentences(text) if 5 <= text_length(s) <= 40]
+    if not usable:
+        return ""
+    sentence = rng.choice(usable)
+    if lang in ENDINGS:
+        parts = UNSPACED_TOKENS.findall(sentence)
+        return "".join(rng.sample(parts, min(len(parts), rng.randint(1, 2)))) + rng.choice(ENDINGS[lang])
+    words = [word for word in sentence.rstrip(".!?;:").split() if rng.random() < rng.choice((0.5, 0.7, 0.9))][:14]
+    return f"{rng.choice(QUESTIONS[lang])} {' '.join(words)}?" if len(words) > 1 else ""
+
+
+def add_translated(collection: Collection, rng: random.Random) -> None:
+    """Queries about texts in other languages: key words, sentences and questions."""
+    for number, row in enumerate(list(collection.texts)):
+        if row["lang"] in {"en", "zh"} or text_length(row["text"]) < 12:
+            continue
+        for _ in range(2):
+            kind = rng.choice(("keywords", "sentence", "request"))
+            query = ""
+            if kind == "keywords":
+                query = keywords(row["text"], rng)
+            elif kind == "request" and (row["lang"] in QUESTIONS or row["lang"] in ENDINGS):
+                query = question(row["text"], row["lang"], rng)
+            elif usable := [s for s in sentences(row["text"]) if 4 <= text_length(s) <= 30]:
+                query, kind = rng.choice(usable), "sentence"
+            if query:
+                collection.add_query(query, [number], kind, row["lang"], row["source"])
+
+
+def add_fragments(collection: Collection, rng: random.Random) -> None:
+    """Texts too short to answer anything, which share words with queries: titles, beginnings, other queries."""
+    for row in list(collection.texts):
+        if rng.random() < FRAGMENT_SHARE:
+            words = row["text"].split()
+            start = rng.randrange(max(1, len(words) - 3))
+            piece = row["title"] or " ".join(words[start : start + rng.randint(2, 6)])
+            collection.add_text(piece[:60], row["lang"], FRAGMENTS)
+    for query in rng.sample(collection.queries, len(collection.queries) // 25):
+        if text_length(query["query"]) < 12:
+            collection.add_text(query["query"], query["lang"], FRAGMENTS)
+    for _ in range(len(collection.texts) // 80):
+        collection.add_text(" ".join(rng.sample(BOILERPLATE, rng.randint(2, 4))), "en", FRAGMENTS)
+
+
 def add_pseudo(collection: Collection, rng: random.Random, requests: bool) -> None:
     """Key-word and sentence queries, and wordy ones; the teacher, not a label, says what they match."""
     for number, row in enumerate(list(collection.texts)):
-        if text_length(row["text"]) < 18:
+        if text_length(row["text"]) < 18 or row["lang"] not in {"en", "zh"}:
             continue
         for _ in range(1 if row["lang"] == "en" else 2 if row["source"].startswith("manpages") else 4):
             kind = rng.choice(("keywords", "sentence", "none") if row["lang"] == "en" else ("keywords", "sentence"))
@@ -198,7 +267,7 @@ def heldout_lists(collection: Collection, held: set[int], rng: random.Random) ->
             yield source, rows
 
 
-def prepare(train: Path, free: Path | None, out: Path, seed: int, *, requests: bool = False) -> None:
+def prepare(train: Path, free: list[Path], out: Path, seed: int, *, requests: bool = False) -> None:
     rng = random.Random(seed)
     collection = Collection()
     for path in sorted(train.glob("*.jsonl.gz")):
@@ -211,9 +280,11 @@ def prepare(train: Path, free: Path | None, out: Path, seed: int, *, requests: b
         write_jsonl(out / "heldout" / f"{source}.jsonl.gz", rows)
         print(f"held out {source:32} {len(rows)} queries")
     collection.queries = [q for q in collection.queries if not held.intersection(q["positives"])]
-    if free is not None:
-        add_free(collection, free, rng)
+    for path in free:
+        add_free(collection, path, rng)
     add_pseudo(collection, rng, requests)
+    add_translated(collection, rng)
+    add_fragments(collection, rng)
     kept = [n for n in range(len(collection.texts)) if n not in held]
     renumbered = {old: new for new, old in enumerate(kept)}
     queries = [
@@ -232,7 +303,7 @@ def prepare(train: Path, free: Path | None, out: Path, seed: int, *, requests: b
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--train", type=Path, required=True, help="folder of labelled pairs (*.jsonl.gz)")
-    parser.add_argument("--free-text", type=Path, help="output of training.free_text")
+    parser.add_argument("--free-text", type=Path, nargs="*", default=[], help="outputs of training.free_text")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--requests", action="store_true", help="wordy queries too, of up to 80 words")
     parser.add_argument("--seed", type=int, default=0)

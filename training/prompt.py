@@ -21,6 +21,19 @@ OTHER_INSTRUCTIONS = (
 )
 
 
+# They ask for the opposite: what answers the query is wanted least.
+CONTRADICTIONS = (
+    "Given a web search query, retrieve passages that do not answer the query",
+    "Find passages that have nothing to do with the query",
+    "Given a query, retrieve documents that are irrelevant to it",
+    "Retrieve unrelated documents only",
+    "Select texts about something other than the query",
+)
+# The package's other named templates: what precedes the query and what follows it.
+COMPACT = ("<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n", "<Query>: ", "\n<Document>:")
+HF = (SYSTEM, "<Instruct>: {}\n<Query>: ", "\n<Document>:")
+
+
 def instruction_line(instruction: str) -> str:
     return f"<Instruct>: {instruction}\n\n<Query>: "
 
@@ -47,6 +60,7 @@ class PromptTokens:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.suffix = tokenizer.encode(SUFFIX).ids
         self._system = tokenizer.encode(SYSTEM).ids
+        self._special = tokenizer
         self._plain = Tokenizer.from_str(tokenizer.to_str())
         self._plain.encode_special_tokens = True
         self.ending = self._plain.encode("\n\n<Document>:").ids
@@ -67,6 +81,21 @@ class PromptTokens:
             self._system + (ids if len(ids) - len(self.ending) <= room else ids[:room] + self.ending)
             for ids in (encoding.ids for encoding in whole)
         ]
+
+    def other_heads(
+        self, queries: list[str], template: tuple[str, str, str], instruction: str, max_tokens: int
+    ) -> list[list[int]]:
+        """Heads in the template COMPACT or HF; a longer query loses its end."""
+        system, before, after = template
+        control, _, rest = system.partition("{}")
+        first = self._special.encode(control).ids
+        if rest:
+            first += self._plain.encode(instruction).ids + self._special.encode(rest).ids
+        lines = [before.format(instruction) + query + after for query in queries]
+        ending = self._plain.encode(after).ids
+        room = max_tokens - len(first) - len(ending)
+        whole = [encoding.ids for encoding in self._plain.encode_batch_fast(lines)]
+        return [first + (ids if len(ids) - len(ending) <= room else ids[:room] + ending) for ids in whole]
 
     def documents(self, documents: list[str], max_tokens: int = 10_000) -> list[list[int]]:
         """Ids of ` document`, cut at `max_tokens`, without the suffix."""

@@ -17,13 +17,15 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from training.candidates import Facts
+from training.candidates import Facts, language_class
 from training.passages import (
     DOCUMENT_TOKENS,
+    DOCUMENT_VARIANTS,
     HEAD_TOKENS,
     Rows,
     cap_windows,
     choose_queries,
+    document_variants,
     flat,
     head_ids,
     join,
@@ -58,7 +60,9 @@ class Reader:
         ]
 
     def passages(self, texts: list[str], english: list[bool]) -> Found:
-        return self.with_terms(self.tokens.documents(texts, DOCUMENT_TOKENS[-1]), texts, english)
+        rng = random.Random(texts[0])
+        spelt = [variant for text in texts for variant in document_variants(text, rng)]
+        return self.with_terms(self.tokens.documents(spelt, DOCUMENT_TOKENS[-1]), texts, english)
 
     def queries(self, texts: list[str], english: list[bool], seed: int) -> Found:
         heads = head_ids(self.tokens, texts, seed, self.head_tokens)
@@ -153,8 +157,8 @@ def read(
     terms, query_terms = renumber(terms, query_terms)
     rng = random.Random(seed)
     positive_text = torch.tensor([rng.choice(row["positives"]) if row["positives"] else -1 for row in queries])
-    facts = Facts.gather(texts, queries, units, ids[1].diff(), positive_text)
-    group_of = [(row["lang"] != "en", row["kind"], row["source"]) for row in queries]
+    facts = Facts.gather(texts, queries, units, ids[1].diff()[::DOCUMENT_VARIANTS], positive_text)
+    group_of = [(language_class(row["lang"]), row["kind"], row["source"]) for row in queries]
     groups = sorted(set(group_of))
     place = {group: number for number, group in enumerate(groups)}
     torch.save(

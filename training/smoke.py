@@ -28,7 +28,7 @@ def smoke(train_folder: Path, qwen3: Path, out: Path, steps: int = 6, rows: int 
     for path in sorted(train_folder.glob("*.jsonl.gz")):
         write_jsonl(out / "train" / path.name, (row for row, _ in zip(read_jsonl(path), range(rows), strict=False)))
     data = out / "data"
-    prepare(out / "train", None, data, seed=0, requests=True)
+    prepare(out / "train", [], data, seed=0, requests=True)
     source = json.loads((qwen3 / "tokenizer.json").read_text("utf-8"))
     texts = [row["text"] for row in read_jsonl(data / "texts.jsonl.gz") if row["lang"] != "en"]
     trimmed = trim(source, han_by_frequency(texts), prefix=2500, vocabulary=3200)

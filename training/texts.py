@@ -8,7 +8,11 @@ from functools import lru_cache
 
 HAN = r"\u3400-\u4dbf\u4e00-\u9fff"
 HAN_CHARACTER = re.compile(f"[{HAN}]")
-TERM = re.compile(rf"[{HAN}]+|[^\W_{HAN}]+")
+# Scripts without blanks between words: Han, kana.
+UNSPACED = rf"{HAN}\u3041-\u30ff"
+UNSPACED_CHARACTER = re.compile(f"[{UNSPACED}]")
+TERM = re.compile(rf"[{UNSPACED}]+|[^\W_{UNSPACED}]+")
+STEM_LENGTH = 6  # letters kept of a word in another alphabet, whose endings no stemmer here knows
 SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+")  # noqa: RUF001
 STOP_WORDS = frozenset(
     "a about after all also an and any are as at be because been but by can could did do does for from get had has "
@@ -21,8 +25,10 @@ Passage = tuple[str, str]
 
 @lru_cache(maxsize=1_000_000)
 def stem(word: str) -> str:
-    """A light English stemmer: plural, -ing, -ed and -ly; enough for term matching."""
-    if len(word) < 4 or not word.isascii():
+    """A light English stemmer: plural, -ing, -ed and -ly; enough for term matching. Others keep their first letters."""
+    if not word.isascii():
+        return word[:STEM_LENGTH]
+    if len(word) < 4:
         return word
     for suffix, replacement in (
         ("ies", "y"),
@@ -42,11 +48,11 @@ def stem(word: str) -> str:
 
 
 def terms(text: str) -> list[str]:
-    """Stemmed words without stop words; Han text as single characters and pairs of characters."""
+    """Stemmed words without stop words; Han and kana as single characters and pairs of characters."""
     found: list[str] = []
     for match in TERM.finditer(text.lower()):
         word = match[0]
-        if "\u3400" <= word[0] <= "\u9fff":
+        if UNSPACED_CHARACTER.match(word):
             found += word
             found += (word[i : i + 2] for i in range(len(word) - 1))
         elif word not in STOP_WORDS:
@@ -58,13 +64,13 @@ def characters(text: str) -> list[str]:
     """Han text as single characters, other text as words: the plainest way to search Chinese."""
     found: list[str] = []
     for match in TERM.finditer(text.lower()):
-        found += match[0] if HAN_CHARACTER.match(match[0]) else [match[0]]
+        found += match[0] if UNSPACED_CHARACTER.match(match[0]) else [match[0]]
     return found
 
 
 def text_length(text: str) -> int:
-    """Length in words; six Han characters count as five words, as they take about as many tokens."""
-    han = len(HAN_CHARACTER.findall(text))
+    """Length in words; six Han characters or kana count as five words, as they take about as many tokens."""
+    han = len(UNSPACED_CHARACTER.findall(text))
     return len(text.split()) + han * 5 // 6
 
 

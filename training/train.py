@@ -1,7 +1,7 @@
 """Train the reranker on the mined tensors; stop by the clock, save everything, resume.
 
 The schedule follows the share of the total training time that has passed (over all calls): 64-token documents
-first, then up to 160 and 400 tokens, the learning rate constant and then linearly down to zero. Every fourth
+first, then up to 160, 400 and 1000 tokens, the learning rate constant and then linearly down to zero. Every fourth
 step is a lexical one. The weights of every evaluation in the second half are kept, for selection. With --steps
 instead of --total-seconds the schedule counts steps and a run repeats exactly on the CPU.
 `torchrun --standalone --nproc-per-node 4 -m training.train ...` trains four batches a step on four GPUs.
@@ -11,6 +11,7 @@ import argparse
 import io
 import json
 import math
+import random
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from training.lexical import LexicalStream
 from training.model import Attend, ModelShape, RowLayout, TinyQwen3
 from training.optim import Optimiser
 from training.passages import HEAD_TOKENS
+from training.perturb import perturbed
 from training.prompt import PromptTokens, token_id
 from training.ranks import Ranks
 from training.scoring import margins, no_attention_plans, quick_ndcg, read_lists
@@ -39,15 +41,17 @@ FULL_LAYOUTS = (
     (RowLayout(HEAD_TOKENS, 16, 72), 112),
     (RowLayout(HEAD_TOKENS, 16, 160), 56),
     (RowLayout(HEAD_TOKENS, 8, 400), 44),
+    (RowLayout(HEAD_TOKENS, 4, 1024), 36),
 )
 SMOKE_LAYOUTS = (
     (RowLayout(HEAD_TOKENS, 2, 72), 2),
     (RowLayout(HEAD_TOKENS, 2, 160), 1),
     (RowLayout(HEAD_TOKENS, 2, 400), 1),
+    (RowLayout(HEAD_TOKENS, 2, 1024), 1),
 )
 PHASES = {
-    "fresh": ((0.30, (1.0, 0.0, 0.0)), (0.55, (0.4, 0.6, 0.0)), (1.01, (0.25, 0.3, 0.45))),
-    "continued": ((1.01, (0.25, 0.3, 0.45)),),  # of weights that know short passages
+    "fresh": ((0.30, (1.0, 0.0, 0.0, 0.0)), (0.55, (0.4, 0.6, 0.0, 0.0)), (1.01, (0.2, 0.3, 0.4, 0.1))),
+    "continued": ((1.01, (0.2, 0.3, 0.4, 0.1)),),  # of weights that know short passages
 }
 
 
@@ -60,7 +64,8 @@ def choose_class(progress: float, step: int, phases: str) -> int:
     """Which length class a step trains; the shares repeat in a fixed pattern of 20 steps."""
     shares = next(shares for end, shares in PHASES[phases] if progress < end)
     spot = (step * 7 % 20) / 20
-    return 0 if spot < shares[0] else 1 if spot < shares[0] + shares[1] else 2
+    ends = [sum(shares[: number + 1]) - 1e-9 for number in range(len(shares))]
+    return next((number for number, end in enumerate(ends) if spot < end), len(shares) - 1)
 
 
 class Trainer:
@@ -73,6 +78,7 @@ class Trainer:
         device: str,
         dropout: float = 0.0,
         squared_error: float = 0.0,
+        shift: float = 0.0,
     ) -> None:
         self.model, self.yes, self.no, self.layouts = model, yes, no, layouts
         self.dropout, self.squared_error = dropout, squared_error
@@ -83,6 +89,22 @@ class Trainer:
         for (layout, _), lengths in zip(layouts, self.head_lengths, strict=True):
             self.attends.append(layout.flex(lengths) if self.cuda else layout.dense(lengths))
         self._loss = torch.compile(self.loss, dynamic=False) if self.cuda else self.loss
+        self.teacher: TinyQwen3 | None = None
+        self.teacher_weight, self.shift = 0.0, shift
+
+    def learn_from(self, teacher: TinyQwen3, weight: float) -> None:
+        """Mix the teacher's margins of the clean rows into the targets by `weight`."""
+        self.teacher, self.teacher_weight = teacher.eval(), weight
+        self._teach = torch.compile(self.teach, dynamic=False) if self.cuda else self.teach
+
+    @torch.no_grad()
+    def teach(self, ids: Tensor, positions: Tensor, readouts: Tensor, attend: Attend) -> Tensor:
+        """The teacher's margins (rows, documents)."""
+        if self.teacher is None:
+            raise RuntimeError("no teacher was given; call learn_from first")
+        states = self.teacher.hidden(ids, positions, attend, self.dtype)
+        logits = self.teacher.logits(states.gather(1, readouts[..., None].expand(-1, -1, states.shape[-1])))
+        return logits[..., self.yes] - logits[..., self.no]
 
     def scores(self, ids: Tensor, positions: Tensor, readouts: Tensor, attend: Attend, dropout: float = 0.0) -> Tensor:
         """Logits (rows, documents, vocabulary) at the answer places."""
@@ -112,28 +134,42 @@ class Trainer:
         return loss, torch.stack([listwise, binary, outside]).detach()
 
     def backward(self, batch: Batch, size_class: int) -> Tensor:
+        attend, margins = self.attends[size_class], None
+        if batch.clean is not None and self.teacher is not None:
+            clean = batch.clean
+            self.head_lengths[size_class].copy_(clean.head_lengths)
+            margins = self._teach(clean.ids, clean.positions, clean.readouts, attend)
+        targets = batch.final_targets(margins, self.teacher_weight, self.shift)
         self.head_lengths[size_class].copy_(batch.head_lengths)
-        loss, parts = self._loss(batch.ids, batch.positions, batch.readouts, batch.targets, self.attends[size_class])
+        loss, parts = self._loss(batch.ids, batch.positions, batch.readouts, targets, attend)
         loss.backward()  # type: ignore[no-untyped-call]
         return parts
 
 
 class DevSet:
-    """Tokenised candidate lists for checkpoint selection while training."""
+    """Tokenised candidate lists for checkpoint selection while training, their queries in a spelling of `perturb`."""
 
-    def __init__(self, path: Path, tokens: PromptTokens, limit: int) -> None:
-        self.name = path.name.split(".")[0]
+    def __init__(self, path: Path, tokens: PromptTokens, limit: int, spelling: str | None = None) -> None:
+        self.name = path.name.split(".")[0] + (f" {spelling}" if spelling else "")
         self.rows = read_lists(path, limit)
-        heads = tokens.heads([row["query"] for row in self.rows])
+        rng = random.Random(0)
+        queries = [row["query"] for row in self.rows]
+        heads = tokens.heads([perturbed(query, spelling, rng) for query in queries] if spelling else queries)
         self.prompts = [
             head + document + tokens.suffix
             for row, head in zip(self.rows, heads, strict=True)
-            for document in tokens.documents([doc["text"] for doc in row["docs"]], 600)
+            for document in tokens.documents([doc["text"] for doc in row["docs"]], 1024)
         ]
 
-    def ndcg(self, trainer: Trainer) -> float:
-        values = iter(margins(trainer.model, self.prompts, trainer.yes, trainer.no, trainer.dtype).tolist())
-        return quick_ndcg(self.rows, [[next(values) for _ in row["docs"]] for row in self.rows])
+    def measure(self, trainer: Trainer) -> dict[str, float]:
+        """nDCG@10, mean P(yes) of documents that are not relevant, and the median share of P(yes) above .9."""
+        found = margins(trainer.model, self.prompts, trainer.yes, trainer.no, trainer.dtype)
+        values = iter(found.tolist())
+        ndcg = quick_ndcg(self.rows, [[next(values) for _ in row["docs"]] for row in self.rows])
+        other = torch.tensor([(doc["rel"] or 0) <= 0 for row in self.rows for doc in row["docs"]])
+        above = [part.sigmoid().gt(0.9).float().mean() for part in found.split([len(row["docs"]) for row in self.rows])]
+        named = {"": ndcg, " P other": found.sigmoid()[other].mean(), " above .9": torch.stack(above).median()}
+        return {self.name + name: round(float(value), 4) for name, value in named.items()}
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -188,7 +224,14 @@ class Session:
         layouts = SMOKE_LAYOUTS if arguments.smoke else FULL_LAYOUTS
         self.layouts = tuple((replace(layout, head=int(mined["head_tokens"])), rows) for layout, rows in layouts)
         labels = token_id(tokenizer, "yes"), token_id(tokenizer, "no")
-        self.trainer = Trainer(model, *labels, self.layouts, device, arguments.dropout, arguments.squared_error)
+        self.trainer = Trainer(
+            model, *labels, self.layouts, device, arguments.dropout, arguments.squared_error, arguments.shift
+        )
+        if arguments.teacher_from is not None:
+            teacher = TinyQwen3(model.shape)
+            weights = load_file(arguments.teacher_from / "model.safetensors")
+            teacher.load_state_dict({name: weight.float() for name, weight in weights.items()})
+            self.trainer.learn_from(teacher.to(device), arguments.teacher_weight)
         state = load(arguments.checkpoint, device) or {"step": 0, "seconds": 0.0, "pairs": 0, "history": []}
         if "model" in state:
             model.load_state_dict(state["model"])
@@ -205,7 +248,11 @@ class Session:
         padding = token_id(tokenizer, "<|endoftext|>")
         self.sampler = Sampler(mined, device, seed, padding, arguments.renamed, arguments.neighbours)
         self.lexical = LexicalStream(self.sampler, mined["token_counts"])
-        self.dev = [DevSet(path, PromptTokens(tokenizer), arguments.dev_queries) for path in arguments.dev]
+        self.dev = [
+            DevSet(path, PromptTokens(tokenizer), arguments.dev_queries, spelling)
+            for path in arguments.dev
+            for spelling in (None, *arguments.dev_spelling)
+        ]
         self.sums: dict[str, list[Tensor]] = {}
         if self.trainer.cuda:
             self._compile()
@@ -250,7 +297,7 @@ class Session:
         self.sums = {}
 
     def evaluate(self) -> None:
-        found = {dev.name: round(dev.ndcg(self.trainer), 4) for dev in self.dev}
+        found = {name: value for dev in self.dev for name, value in dev.measure(self.trainer).items()}
         self.history.append({"step": self.step, "seconds": round(self.seconds, 1), "pairs": self.pairs, **found})
         print(f"[dev] {self.history[-1]}", flush=True)
         if 0.5 < self.progress < 1:
@@ -310,6 +357,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--dev", type=Path, action="append", default=[], help="candidate lists for selection")
     parser.add_argument("--dev-queries", type=int, default=60)
+    parser.add_argument("--dev-spelling", action="append", default=[], help="of their queries too: upper, title ..")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop this call after so many seconds")
     parser.add_argument("--total-seconds", type=float, default=1500.0, help="training seconds of all calls together")
     parser.add_argument("--steps", type=int, default=0, help="train so many steps instead of --total-seconds")
@@ -321,6 +369,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--renamed", type=float, default=0.0, help="share of rows with part of the vocabulary renamed")
     parser.add_argument("--neighbours", type=float, default=0.0, help="share of rows without the query's own passage")
     parser.add_argument("--squared-error", type=float, default=0.0, help="weight of margins' distance from the targets")
+    parser.add_argument("--teacher-from", type=Path, help="exported model whose margins of clean rows are targets too")
+    parser.add_argument("--teacher-weight", type=float, default=0.5, help="its share of the targets")
+    parser.add_argument("--shift", type=float, default=0.0, help="added to the targets, so that few are near 1")
     parser.add_argument("--matrix-rate", type=float, default=3e-3, help="Muon's highest learning rate")
     parser.add_argument("--other-rate", type=float, default=2e-3, help="AdamW's, for embeddings and norms")
     parser.add_argument("--smoke", action="store_true", help="two layers and tiny rows, for the CPU")

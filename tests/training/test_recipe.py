@@ -20,13 +20,13 @@ from tokenizers import Tokenizer  # noqa: E402
 from tests.training.conftest import ROOT  # noqa: E402
 from training.agreement import agreement, target_logits  # noqa: E402
 from training.batches import Sampler  # noqa: E402
-from training.candidates import fit_logistic  # noqa: E402
+from training.candidates import ENGLISH, fit_logistic  # noqa: E402
 from training.evaluate import load_exported  # noqa: E402
 from training.evaluate import main as evaluate  # noqa: E402
 from training.lexical import OFFSET, SLOPE, LexicalStream  # noqa: E402
 from training.mine import mine  # noqa: E402
 from training.model import ModelShape, RowLayout, TinyQwen3, causal  # noqa: E402
-from training.passages import join, ragged  # noqa: E402
+from training.passages import DOCUMENT_VARIANTS, HEAD_VARIANTS, join, ragged  # noqa: E402
 from training.prepare_data import wordy_request  # noqa: E402
 from training.prompt import SUFFIX, PromptTokens, prompt, token_id  # noqa: E402
 from training.read import renumber  # noqa: E402
@@ -325,14 +325,16 @@ def sampler_of(
     Passage 0 is the query's own and also its nearest neighbour; the target of a passage is its number.
     """
     rng = random.Random(2)
-    documents, starts = ragged([[rng.randrange(300, 14_000) for _ in range(rng.randint(30, 60))] for _ in range(113)])
-    heads, head_starts = ragged(tokens.heads(["copper lanterns hang in the hall"]) * 4)
+    passages = [[rng.randrange(300, 14_000) for _ in range(rng.randint(30, 60))] for _ in range(113)]
+    documents, starts = ragged([ids for ids in passages for _ in range(DOCUMENT_VARIANTS)])
+    heads, head_starts = ragged(tokens.heads(["copper lanterns hang in the hall"]) * HEAD_VARIANTS)
     candidates = torch.arange(113).view(1, 1, -1)
     candidates[..., 1] = 0
     mined = {
         "heads": heads, "head_starts": head_starts, "documents": documents, "document_starts": starts,
         "candidates": candidates, "targets": candidates.half(), "suffix": tokens.suffix,
-        "groups": [(False, "labelled", "x")], "group": torch.zeros(1, dtype=torch.long),
+        "penalty": torch.zeros(113), "unit_language": torch.zeros(113), "query_language": torch.zeros(1),
+        "groups": [(ENGLISH, "labelled", "x")], "group": torch.zeros(1, dtype=torch.long),
         "prefix": tokens.prefix, "ending": tokens.ending,
         "vocabulary": tokenizer.get_vocab_size(), "ordinary": tokenizer.get_vocab_size() - 5,
     }  # fmt: skip
@@ -505,7 +507,7 @@ def test_schedule_covers_every_class_and_ends_at_zero() -> None:
     for name, phases in PHASES.items():
         for begin, (end, shares) in zip((0.0, *(end for end, _ in phases)), phases, strict=False):
             progress = (begin + min(end, 1.0)) / 2
-            counts = [sum(choose_class(progress, step, name) == c for step in range(20)) / 20 for c in range(3)]
+            counts = [sum(choose_class(progress, step, name) == c for step in range(20)) / 20 for c in range(4)]
             assert counts == pytest.approx(shares, abs=0.051)
 
 
