@@ -25,7 +25,7 @@ class Batch:
     sign: Tensor | None = None  # (rows, 1): -1 where the instruction asks for the opposite
 
     def final_targets(self, margins: Tensor | None, weight: float, shift: float) -> Tensor:
-        """Target logits with the teacher's `margins` mixed in by `weight`, moved by `shift`; those of `targets` else."""
+        """Target logits with the teacher's `margins` mixed in by `weight`, moved by `shift`; else `targets`."""
         if self.added is None or self.taught is None or self.sign is None:
             return self.targets
         mixed = self.targets

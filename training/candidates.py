@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.languages import translated
 from training.passages import DICTIONARY_BITS, DOCUMENT_TOKENS, Unit
 from training.sparse import TermIndex
 
@@ -54,7 +55,7 @@ def fit_logistic(features: Tensor, labels: Tensor, steps: int = 30) -> Tensor:
 
 def language_class(lang: str) -> int:
     """ENGLISH, which the teachers read, CHINESE, which has labels, or OTHER."""
-    return {"en": ENGLISH, "zh": CHINESE}.get(lang, OTHER)
+    return ENGLISH if lang == "en" else OTHER if translated(lang) else CHINESE
 
 
 def label_bonus(query: dict[str, Any]) -> float:

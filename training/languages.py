@@ -36,7 +36,7 @@ QUESTIONS = {
     "de": ("Was ist", "Wie", "Wann", "Welche", "Welches", "Wer", "Warum", "Wo", "Wie viele", "Wozu dient"),
     "fr": ("Qu'est-ce que", "Comment", "Quand", "Quel", "Quelle", "Qui", "Pourquoi", "Où", "Combien de"),
     "es": ("¿Qué es", "¿Cómo", "¿Cuándo", "¿Cuál", "¿Quién", "¿Por qué", "¿Dónde", "¿Cuántos", "¿Qué"),
-    "ru": ("Что такое", "Как", "Когда", "Какой", "Какие", "Кто", "Почему", "Где", "Сколько", "Для чего", "В каком"),
+    "ru": ("Что такое", "Как", "Когда", "Какой", "Какие", "Кто", "Почему", "Где", "Сколько", "Для чего", "В каком"),  # noqa: RUF001
     "uk": ("Що таке", "Як", "Коли", "Який", "Хто", "Чому", "Де", "Скільки"),
     "it": ("Che cos'è", "Come", "Quando", "Quale", "Chi", "Perché", "Dove", "Quanti"),
     "pt": ("O que é", "Como", "Quando", "Qual", "Quem", "Por que", "Onde", "Quantos"),
@@ -45,6 +45,11 @@ QUESTIONS = {
 }
 ENDINGS = {"ja": ("とは何ですか", "の使い方", "はどこですか", "とは", "はいつですか")}
 UNSPACED_TOKENS = re.compile(r"[^\s。、，．]{2,12}")  # noqa: RUF001
+
+
+def translated(lang: str) -> bool:
+    """Neither English nor Chinese ("zh", "zh-Hant"), which have labels."""
+    return lang != "en" and not lang.startswith("zh")
 
 
 def words_for(lang: str, words: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.languages import words_for
+from training.languages import translated, words_for
 from training.perturb import misspelt, title_case, without_diacritics
 from training.prompt import COMPACT, CONTRADICTIONS, DEFAULT_INSTRUCTION, HF, OTHER_INSTRUCTIONS, PromptTokens
 from training.texts import query_variants, windows
@@ -51,7 +51,7 @@ def text_units(job: tuple[int, dict[str, Any], int]) -> list[Unit]:
     dictionary = row["source"].startswith(("dict-", "wordnet"))
     units = [(number, DICTIONARY_BITS if dictionary else WHOLE_BITS, row["text"])]
     for class_bit, words, most in zip(WINDOW_BITS, WINDOW_WORDS, (6, 3), strict=True):
-        size = words if row["lang"] in {"en", "zh"} else words_for(row["lang"], words)
+        size = words_for(row["lang"], words) if translated(row["lang"]) else words
         parts = windows(row["text"], size)
         if len(parts) > 1:
             chosen = sorted(rng.sample(range(len(parts)), min(most, len(parts))))

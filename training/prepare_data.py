@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from training.free_text import FURTHER_PACKAGES, SCIENCE_PACKAGES
-from training.languages import ENDINGS, QUESTIONS, UNSPACED_TOKENS
+from training.languages import ENDINGS, QUESTIONS, UNSPACED_TOKENS, translated
 from training.texts import BM25, STOP_WORDS, TERM, UNSPACED_CHARACTER, sentences, text_length
 
 Json = dict[str, Any]
@@ -37,7 +37,7 @@ FRAGMENTS = "fragment"  # source of texts that answer nothing
 FRAGMENT_SHARE = 0.06
 # What pages carry around their content; texts of two to four of them answer nothing.
 BOILERPLATE = (
-    "All rights reserved.", "Click here to read more.", "Sign in to continue.", "We use cookies to improve this site.",
+    "All rights reserved.", "Click here to read more.", "Sign in to continue.", "We use cookies on this site.",
     "Terms of use and privacy policy.", "This page was last modified a year ago.", "Back to top.", "Share this page.",
     "Skip to main content.", "Your comment is awaiting moderation.", "Subscribe to our newsletter.", "Page not found.",
     "Related articles", "Read the full article", "Table of contents", "Home | About | Contact", "Loading, please wait.",
@@ -46,8 +46,10 @@ BOILERPLATE = (
     "Was this answer helpful? Yes or no.", "Ask a question and get an answer from an expert.", "Next page, last page",
     "Please enable JavaScript to view this page.", "Copyright by the authors.", "Add to cart. Free shipping today.",
     "Definition, meaning, synonyms and examples.", "The answer depends on many things.", "Photo: archive.",
-    "Alle Rechte vorbehalten.", "Mehr lesen", "Tous droits réservés.", "Lire la suite", "Todos los derechos reservados.",
-    "Все права защищены.", "Читать далее", "Войдите, чтобы продолжить.", "版权所有。", "点击此处阅读更多。", "続きを読む",
+    "Alle Rechte vorbehalten.", "Mehr lesen", "Tous droits réservés.", "Lire la suite",
+    "Todos los derechos reservados.", "Leer más",
+    "Все права защищены.", "Читать далее", "Войдите, чтобы продолжить.",  # noqa: RUF001
+    "版权所有。", "点击此处阅读更多。", "続きを読む",
 )  # fmt: skip
 # How people word what they want from a library.
 REQUESTS = (
@@ -135,8 +137,8 @@ def add_free(collection: Collection, path: Path, rng: random.Random) -> None:
         by_source[row["source"]].append(row)
     for source, rows in by_source.items():
         rng.shuffle(rows)
-        translated = rows[0]["lang"] not in {"en", "zh"}
-        most = TRANSLATED_CAP[source.split("-")[0]] if translated else FREE_CAP.get(source, len(rows))
+        foreign = translated(rows[0]["lang"])
+        most = TRANSLATED_CAP[source.split("-")[0]] if foreign else FREE_CAP.get(source, len(rows))
         for row in rows[:most]:
             title, text, lang = row["title"], row["text"], row["lang"]
             dictionary = source.startswith(DICTIONARIES)
@@ -198,7 +200,7 @@ def question(text: str, lang: str, rng: random.Random) -> str:
 def add_translated(collection: Collection, rng: random.Random) -> None:
     """Queries about texts in other languages: key words, sentences and questions."""
     for number, row in enumerate(list(collection.texts)):
-        if row["lang"] in {"en", "zh"} or text_length(row["text"]) < 12:
+        if not translated(row["lang"]) or text_length(row["text"]) < 12:
             continue
         for _ in range(2):
             kind = rng.choice(("keywords", "sentence", "request"))
@@ -231,7 +233,7 @@ def add_fragments(collection: Collection, rng: random.Random) -> None:
 def add_pseudo(collection: Collection, rng: random.Random, requests: bool) -> None:
     """Key-word and sentence queries, and wordy ones; the teacher, not a label, says what they match."""
     for number, row in enumerate(list(collection.texts)):
-        if text_length(row["text"]) < 18 or row["lang"] not in {"en", "zh"}:
+        if text_length(row["text"]) < 18 or translated(row["lang"]):
             continue
         for _ in range(1 if row["lang"] == "en" else 2 if row["source"].startswith("manpages") else 4):
             kind = rng.choice(("keywords", "sentence", "none") if row["lang"] == "en" else ("keywords", "sentence"))

@@ -167,9 +167,10 @@ class DevSet:
         values = iter(found.tolist())
         ndcg = quick_ndcg(self.rows, [[next(values) for _ in row["docs"]] for row in self.rows])
         other = torch.tensor([(doc["rel"] or 0) <= 0 for row in self.rows for doc in row["docs"]])
-        above = [part.sigmoid().gt(0.9).float().mean() for part in found.split([len(row["docs"]) for row in self.rows])]
-        named = {"": ndcg, " P other": found.sigmoid()[other].mean(), " above .9": torch.stack(above).median()}
-        return {self.name + name: round(float(value), 4) for name, value in named.items()}
+        lists = torch.split(found, [len(row["docs"]) for row in self.rows])
+        above = torch.stack([part.sigmoid().gt(0.9).float().mean() for part in lists])
+        named = {"": ndcg, " P other": float(found.sigmoid()[other].mean()), " above .9": float(above.median())}
+        return {self.name + name: round(value, 4) for name, value in named.items()}
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -216,7 +217,8 @@ class Session:
         device = self.ranks.device
         mined = torch.load(arguments.mined, weights_only=True)
         tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
-        shape = {"num_hidden_layers": 2, "intermediate_size": 128} if arguments.smoke else {}
+        small = arguments.smoke and arguments.start_from is None
+        shape = {"num_hidden_layers": 2, "intermediate_size": 128} if small else {}
         model = TinyQwen3(ModelShape(vocab_size=tokenizer.get_vocab_size(), **shape))
         model.initialise(mined["embeddings"], arguments.seed)
         model.to(device)
@@ -374,7 +376,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shift", type=float, default=0.0, help="added to the targets, so that few are near 1")
     parser.add_argument("--matrix-rate", type=float, default=3e-3, help="Muon's highest learning rate")
     parser.add_argument("--other-rate", type=float, default=2e-3, help="AdamW's, for embeddings and norms")
-    parser.add_argument("--smoke", action="store_true", help="two layers and tiny rows, for the CPU")
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny rows and two layers (without --start-from), for the CPU"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
