@@ -36,6 +36,7 @@ stage() {  # stage NAME FILE COMMAND...: runs the command unless its file exists
   return $code
 }
 
+every=$(seq -s, "$FIRST_GPU" $((FIRST_GPU + gpus * $# - 1)))
 options=(--tokenizer "$TINY/tokenizer.json" --start-from "$TINY" --teacher-from "$TINY" --phases continued
   ${SMOKE:+--device cpu --smoke})
 warm() {  # compiles every layout for one variant, on the side
@@ -53,14 +54,14 @@ prepare() {
     --free-text "$work"/free/*.jsonl.gz --requests --out "$work/data" &&
     stage read "$work/read.pt" $PYTHON -m training.read --data "$work/data" --tokenizer "$TINY/tokenizer.json" \
       --teacher "$work/minilm" --head-tokens 256 --window-cap "${WINDOW_CAP:-250000}" --processes "$PROCESSES" --out "$work/read.pt" &&
-    stage mine "$work/mined.pt" $PYTHON -m training.mine --read "$work/read.pt" --tokenizer "$TINY/tokenizer.json" \
+    CUDA_VISIBLE_DEVICES=$every stage mine "$work/mined.pt" $PYTHON -m training.mine --read "$work/read.pt" --tokenizer "$TINY/tokenizer.json" \
       --teacher "$work/minilm" --out "$work/mined.pt" ${SMOKE:+--device cpu}
 }
 
 variant() {  # variant NUMBER OPTION...: trains, exports and measures
   local number=$1 dev=() launcher=("$PYTHON") list
   shift
-  for list in cacm cranfield med xquad_ru xquad_de; do
+  for list in cacm cranfield med xquad_ru; do
     [ -e "$work/dev/$list.jsonl.gz" ] && dev+=(--dev "$work/dev/$list.jsonl.gz")
   done
   ((gpus > 1)) && launcher+=(-m torch.distributed.run --standalone --nproc-per-node "$gpus")
@@ -75,7 +76,7 @@ variant() {  # variant NUMBER OPTION...: trains, exports and measures
   stage "export$number" "$work/models/$number/model.safetensors" $PYTHON -m training.export \
     --checkpoint "$work/checkpoints/$number" --tokenizer "$TINY" --out "$work/models/$number" || return
   stage "robustness$number" "$work/robustness-$number.json" $PYTHON -m training.robustness --model "$work/models/$number" \
-    --lists "$work"/dev/*.jsonl.gz ${SMOKE:+--device cpu --limit 2} --out "$work/robustness-$number.json"
+    --lists "$work"/dev/*.jsonl.gz --limit "${LIMIT:-100}" ${SMOKE:+--device cpu} --out "$work/robustness-$number.json"
 }
 
 number=0
@@ -85,7 +86,7 @@ for option in "$@"; do
 done
 # What the training begins with, on the same lists.
 CUDA_VISIBLE_DEVICES=$FIRST_GPU stage robustness-start "$work/robustness-start.json" $PYTHON -m training.robustness --model "$TINY" \
-  --lists "$work"/dev/*.jsonl.gz ${SMOKE:+--device cpu --limit 1} --out "$work/robustness-start.json" &
+  --lists "$work"/dev/*.jsonl.gz --limit "${LIMIT:-100}" ${SMOKE:+--device cpu} --out "$work/robustness-start.json" &
 prepare || { say "stopped: no mined tensors"; exit 1; }
 wait
 number=0

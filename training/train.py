@@ -50,8 +50,8 @@ SMOKE_LAYOUTS = (
     (RowLayout(HEAD_TOKENS, 2, 1024), 1),
 )
 PHASES = {
-    "fresh": ((0.30, (1.0, 0.0, 0.0, 0.0)), (0.55, (0.4, 0.6, 0.0, 0.0)), (1.01, (0.2, 0.3, 0.4, 0.1))),
-    "continued": ((1.01, (0.2, 0.3, 0.4, 0.1)),),  # of weights that know short passages
+    "fresh": ((0.30, (1.0, 0.0, 0.0, 0.0)), (0.55, (0.4, 0.6, 0.0, 0.0)), (1.01, (0.2, 0.3, 0.35, 0.15))),
+    "continued": ((1.01, (0.2, 0.3, 0.35, 0.15)),),  # of weights that know short passages
 }
 
 

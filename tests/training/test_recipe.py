@@ -17,18 +17,30 @@ transformers = pytest.importorskip("transformers", reason="the recipe is compare
 from safetensors.torch import load_file  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
+from qwen3_ranker_plugins.prompt.template import TEMPLATES  # noqa: E402
 from tests.training.conftest import ROOT  # noqa: E402
+from training import candidates  # noqa: E402
 from training.agreement import agreement, target_logits  # noqa: E402
-from training.batches import Sampler  # noqa: E402
-from training.candidates import ENGLISH, fit_logistic  # noqa: E402
+from training.batches import SPELLINGS, STYLES, Batch, Sampler  # noqa: E402
+from training.candidates import ENGLISH, fit_logistic, language_class  # noqa: E402
 from training.evaluate import load_exported  # noqa: E402
 from training.evaluate import main as evaluate  # noqa: E402
+from training.languages import QUESTIONS  # noqa: E402
 from training.lexical import OFFSET, SLOPE, LexicalStream  # noqa: E402
 from training.mine import mine  # noqa: E402
 from training.model import ModelShape, RowLayout, TinyQwen3, causal  # noqa: E402
-from training.passages import DOCUMENT_VARIANTS, HEAD_VARIANTS, join, ragged  # noqa: E402
-from training.prepare_data import wordy_request  # noqa: E402
-from training.prompt import SUFFIX, PromptTokens, prompt, token_id  # noqa: E402
+from training.passages import (  # noqa: E402
+    CONTRADICTING,
+    DOCUMENT_VARIANTS,
+    HEAD_VARIANTS,
+    RENAMEABLE,
+    head_ids,
+    join,
+    ragged,
+)
+from training.perturb import misspelt, perturbed, title_case, without_diacritics  # noqa: E402
+from training.prepare_data import question, wordy_request  # noqa: E402
+from training.prompt import COMPACT, CONTRADICTIONS, HF, SUFFIX, PromptTokens, prompt, token_id  # noqa: E402
 from training.read import renumber  # noqa: E402
 from training.scoring import read_lists  # noqa: E402
 from training.smoke import smoke  # noqa: E402
@@ -315,6 +327,77 @@ def test_long_query_keeps_the_fixed_parts(tokenizer: Tokenizer) -> None:
     assert len(head) == 100
     assert head[: len(tokens.prefix)] == tokens.prefix
     assert head[-len(tokens.ending) :] == tokens.ending
+
+
+@pytest.mark.parametrize(("name", "template"), [("compact", COMPACT), ("standard-hf", HF)])
+def test_heads_of_other_templates_are_those_of_the_package(
+    tokenizer: Tokenizer, name: str, template: tuple[str, str, str]
+) -> None:
+    """Training shows the prompt that a user of the template sends."""
+    tokens = PromptTokens(tokenizer)
+    fields = {"instruction": "Find passages", "query": "Where is the falcon?", "document": "In the 3rd hall."}
+    whole = tokenizer.encode(TEMPLATES[name].format(**fields)).ids
+    head = tokens.other_heads([fields["query"]], template, fields["instruction"], 10_000)[0]
+    assert head + tokens.documents([fields["document"]])[0] + tokens.suffix == whole
+    assert len(tokens.other_heads(["copper lantern " * 100], template, "Find passages", 90)[0]) == 90
+
+
+def test_every_query_has_all_heads(tokenizer: Tokenizer) -> None:
+    """Capitals are capitals, and the contradicting instruction is where the sampler expects it."""
+    tokens = PromptTokens(tokenizer)
+    [heads] = head_ids(tokens, ["Where is the Orchid kept?"], 0, 256)
+    texts = [tokenizer.decode(ids) for ids in heads]
+    assert len(texts) == HEAD_VARIANTS == len(SPELLINGS)
+    assert "<Query>: WHERE IS THE ORCHID KEPT?" in texts[3]
+    assert "<Query>: orchid kept\n" in texts[2]
+    assert any(instruction in texts[CONTRADICTING] for instruction in CONTRADICTIONS)
+    assert all(ids[: len(tokens.prefix)] == tokens.prefix for ids in heads[:RENAMEABLE])
+    assert sum(SPELLINGS) == pytest.approx(1)
+    assert sum(STYLES) == pytest.approx(1)
+
+
+def test_targets_turn_round_where_the_instruction_does() -> None:
+    """The teacher has a say only where it is asked; short passages and the shift come on top."""
+    targets = torch.tensor([[2.0, -2.0], [2.0, -2.0]])
+    batch = Batch(targets, targets, targets, targets, targets)
+    assert batch.final_targets(None, 0.5, -1.0) is targets, "the lexical stream knows its targets"
+    batch.taught = torch.tensor([[True, False], [True, True]])
+    batch.added = torch.tensor([[0.0, -1.0], [0.0, 0.0]])
+    batch.sign = torch.tensor([[1.0], [-1.0]])
+    margins = torch.full((2, 2), 4.0)
+    assert batch.final_targets(margins, 0.5, -0.5).tolist() == [[2.5, -3.5], [-2.5, -0.5]]
+    assert batch.final_targets(None, 0.5, 0.0).tolist() == [[2.0, -3.0], [-2.0, 2.0]]
+
+
+def test_spellings_mean_the_same() -> None:
+    rng = random.Random(0)
+    text = "Où est l’échelle du théâtre? In the hall"
+    assert without_diacritics("théâtre Ärger ж 日本 ガ") == "theatre Arger ж 日本 ガ"
+    assert title_case("where is  it") == "Where Is  It"
+    assert perturbed(text, "upper", rng) == text.upper()
+    slips = [misspelt("the falcon hall", rng, 1.0) for _ in range(50)]
+    assert all(slip.startswith("the f") for slip in slips), "short words and first letters stay"
+    assert len(set(slips)) > 20
+    with pytest.raises(ValueError, match="no spelling 'rot13'"):
+        perturbed(text, "rot13", rng)
+
+
+def test_questions_in_other_languages_hold_words_of_the_passage() -> None:
+    text = "Der Falke wird jeden Herbst in den Keller getragen. Im Frühling kehrt er zurück in die Halle."
+    rng = random.Random(0)
+    found = {question(text, "de", rng) for _ in range(30)} - {""}
+    assert len(found) > 10
+    for asked in found:
+        assert asked.endswith("?")
+        assert any(asked.startswith(begin) for begin in QUESTIONS["de"])
+    assert terms("кошками кошкам") == ["кошкам", "кошкам"], "the first six letters stand for a word"
+    assert terms("カメラ") == ["カ", "メ", "ラ", "カメ", "メラ"]
+    assert [language_class(lang) for lang in ("en", "zh", "zh-Hant", "ru")] == [
+        ENGLISH,
+        candidates.CHINESE,
+        candidates.CHINESE,
+        candidates.OTHER,
+    ]
 
 
 def sampler_of(
