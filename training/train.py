@@ -94,7 +94,7 @@ class Trainer:
 
     def learn_from(self, teacher: TinyQwen3, weight: float) -> None:
         """Mix the teacher's margins of the clean rows into the targets by `weight`."""
-        self.teacher, self.teacher_weight = teacher.eval(), weight
+        self.teacher, self.teacher_weight = teacher.eval().requires_grad_(False), weight
         self._teach = torch.compile(self.teach, dynamic=False) if self.cuda else self.teach
 
     @torch.no_grad()
