@@ -104,7 +104,7 @@ def spearman(left: Ranking, right: Ranking) -> float:
 
 def describe(rows: Rows, run: Ranking) -> dict[str, float]:
     relevant, other, above, spread = [], [], [], []
-    for row in rows:
+    for row in (each for each in rows if each["docs"]):
         p = torch.tensor([run[row["qid"]][doc["docid"]] for doc in row["docs"]], dtype=torch.float64).sigmoid()
         known = torch.tensor([(doc["rel"] or 0) > 0 for doc in row["docs"]])
         relevant.append(p[known])
