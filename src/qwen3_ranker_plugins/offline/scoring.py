@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cache import Entry, ScoreCache, Segment
+from ..cache import ScoreCache
 from ..config import EngineConfig, RerankerSettings, check_json
 from ..data.pairs import Pair
 from ..dispatch.filling import fill_in_order, halves
@@ -25,6 +25,7 @@ from ..engines.base import Engine
 from ..errors import EngineClosedError, EngineError, PromptTooLongError
 from ..models import resolve_model
 from ..prompt import EncodedRequest, Piece, PromptEncoder, load_tokenizer
+from .outcome import Outcome
 from .recall import Lookup, Recall
 from .rows import FailedRow
 from .windows import Window
@@ -60,38 +61,6 @@ class PlannedPass:
     indices: list[list[list[int]]] = field(default_factory=list)
     faults: list[tuple[int, str]] = field(default_factory=list)
     lookup: Lookup | None = None
-
-
-@dataclass
-class _Outcome:
-    """What a pass has given so far. Positions are those of pairs in the window.
-
-    Attributes:
-        margins: margin of each position, and the piece that has it.
-        failures: the reason for each position without a score.
-        segments: prefix length and segments of each text, named by the first position of its pairs; for the cache.
-        tokens: number of tokens that went through the model.
-        was_split: whether an engine's call failed, so that smaller ones followed.
-    """
-
-    margins: dict[int, tuple[float, Piece | None]] = field(default_factory=dict)
-    failures: dict[int, str] = field(default_factory=dict)
-    segments: dict[int, tuple[int, list[Segment]]] = field(default_factory=dict)
-    tokens: int = 0
-    was_split: bool = False
-
-    def add(self, same: Sequence[int], margin: float, piece: Piece | None) -> None:
-        """Add the margin of a document, or of one of its pieces, for all pairs with this text."""
-        for index in same:
-            if index not in self.margins or _comes_before(margin, piece, *self.margins[index]):
-                self.margins[index] = margin, piece
-
-    def entries(self) -> Iterator[tuple[int, Entry]]:
-        """First position and cache entry of each text that has a score."""
-        for first, (prefix_length, segments) in self.segments.items():
-            if first in self.margins:
-                has_pieces = self.margins[first][1] is not None
-                yield first, Entry(prefix_length, sorted(segments, key=lambda each: each.start), has_pieces)
 
 
 @dataclass(frozen=True)
@@ -275,11 +244,11 @@ class Scorer:
         Raises:
             EngineError: the engine no longer scores anything, not even a known request.
         """
-        outcome = _Outcome(failures=dict(planned.faults))
+        outcome = Outcome(failures=dict(planned.faults))
         cached = 0
         seconds = 0.0
         if planned.lookup is not None and planned.lookup.entries:
-            _take_from_cache(planned, planned.lookup.entries, outcome)
+            outcome.take_from_cache(planned.indices, planned.lookup.entries)
             cached = len(outcome.margins)
         elif planned.requests:
             with self._one_at_a_time:
@@ -321,7 +290,7 @@ class Scorer:
             )
 
     def _score(
-        self, requests: Sequence[EncodedRequest], indices: Sequence[Sequence[Sequence[int]]], outcome: _Outcome
+        self, requests: Sequence[EncodedRequest], indices: Sequence[Sequence[Sequence[int]]], outcome: Outcome
     ) -> None:
         """Add margins with their pieces, and failures, to the outcome."""
         try:
@@ -346,10 +315,7 @@ class Scorer:
                 piece = None if request.pieces is None else request.pieces[place]
                 outcome.add(same, value, piece)
                 if self._recall is not None:
-                    segment = Segment(value, request.lengths[place], request.truncated_tokens[place])
-                    if piece is not None:
-                        segment = segment._replace(start=piece.start, end=piece.end)
-                    outcome.segments.setdefault(same[0], (request.prefix_length, []))[1].append(segment)
+                    outcome.keep(same, request, place, value)
         outcome.tokens += sum(result.computed_tokens for result in results)
 
     def _prove_that_it_lives(self, failures: dict[int, str]) -> None:
@@ -403,13 +369,6 @@ def _smaller_passes(requests: Sequence[EncodedRequest], indices: Sequence[Sequen
     return [_Shares([requests[0].take(half)], [[indices[0][place] for place in half]]) for half in documents]
 
 
-def _comes_before(margin: float, piece: Piece | None, other_margin: float, other_piece: Piece | None) -> bool:
-    """Whether the first piece takes precedence: it has the higher margin, or the same margin and comes first."""
-    if piece is None or other_piece is None:
-        return False
-    return (margin, -piece.start) > (other_margin, -other_piece.start)
-
-
 def _segments_of_documents(request: EncodedRequest) -> list[list[int]]:
     """For each document of a request in pieces, the positions of its segments."""
     found: list[list[int]] = []
@@ -418,15 +377,6 @@ def _segments_of_documents(request: EncodedRequest) -> list[list[int]]:
             found.append([])
         found[-1].append(place)
     return found
-
-
-def _take_from_cache(planned: PlannedPass, entries: Mapping[int, Entry], outcome: _Outcome) -> None:
-    """Add the margins that the cache has of a whole pass."""
-    for same in {places[0]: places for of_request in planned.indices for places in of_request}.values():
-        entry = entries[same[0]]
-        for segment in entry.segments:
-            piece = Piece(0, segment.start, segment.end) if entry.has_pieces else None
-            outcome.add(same, segment.margin, piece)
 
 
 def _failure_rows(window: Window, failures: dict[int, str]) -> Iterator[FailedRow]:
