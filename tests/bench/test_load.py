@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,19 @@ def test_sizes_in_tokens_are_those_of_the_tokenizer(qwen3_folder: Path) -> None:
     assert len(lists[0]) == 10
     assert document_lists(workload.shapes[0], 0) == lists
     assert document_lists(workload.shapes[0], 1) != lists
+
+
+def test_a_deadline_reaches_the_server_and_the_report(server: RunningServer) -> None:
+    """Our server obeys it: nothing can be ranked in a microsecond."""
+    target = Target.at(server.url)
+    plan = LoadPlan(SMALL, rates=[10], seconds=0.5, warmup=0)
+    hopeless = measure_load(replace(target, deadline=1e-6), plan, ABOUT)
+    assert hopeless.figures["steps"][0]["failed"] == {"status 504": 5}
+    assert "Deadline of each request, sent as X-Request-Timeout: 1e-06 s" in load_report(hopeless).lines
+    ample = measure_load(replace(target, deadline=60), plan, ABOUT)
+    assert ample.failed == 0
+    with pytest.raises(InvalidInputError, match="deadline=0: use a positive number of seconds"):
+        replace(target, deadline=0)
 
 
 def test_workloads_by_name() -> None:

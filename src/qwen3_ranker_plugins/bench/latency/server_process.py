@@ -66,6 +66,11 @@ class RunningServer:
     ) -> None:
         self.stop()
 
+    @property
+    def process(self) -> int:
+        """Number of the process; 0 unless it was started and not stopped."""
+        return 0 if self._process is None else self._process.pid
+
     def _wait(self) -> None:
         """Wait until /health reports a working engine, and check its settings, so that no other server is measured."""
         engine = self._settings.get("engine", "auto")

@@ -12,6 +12,9 @@ import random
 import time
 from dataclasses import dataclass
 
+import anyio
+import httpcore  # noqa: F401 - httpx imports it with its first request, which would then be late
+
 from .connections import Connections, Failure
 from .results import Requests
 from .target import Target, Writer
@@ -87,6 +90,7 @@ def send(share: Share) -> tuple[list[Sent], list[Sent]]:
 
 
 async def _send(share: Share) -> tuple[list[Sent], list[Sent]]:
+    anyio.get_cancelled_exc_class()  # loads the backend that httpx would load with its first request
     connections = Connections(share.target)
     try:
         measured = _Sender(share, share.workload, connections, "measured")

@@ -50,6 +50,8 @@ class Connections:
         self._headers = {"Host": self._url.netloc.decode("ascii"), "Content-Type": "application/json"}
         if target.api_key is not None:
             self._headers["Authorization"] = f"Bearer {target.api_key}"
+        if target.deadline is not None:
+            self._headers["X-Request-Timeout"] = f"{target.deadline:g}"
         self._ssl = httpx.create_ssl_context()  # shared, because making it takes milliseconds
         self._idle: list[httpx.AsyncHTTPTransport] = []
 

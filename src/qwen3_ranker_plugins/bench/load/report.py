@@ -35,6 +35,8 @@ def load_report(result: LoadResult) -> Report:
         "{seconds:g} s a step, {timeout:g} s until a request is given up, {warmup} warm-up requests, client processes: "
         "{processes}".format(**settings)
     )
+    if "deadline" in settings:
+        lines.append(f"Deadline of each request, sent as X-Request-Timeout: {settings['deadline']:g} s")
     within = result_rate_within(result)
     limit = f"{settings['p99_limit_ms']:g} ms"
     if within is not None:

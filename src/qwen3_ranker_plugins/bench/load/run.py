@@ -129,6 +129,8 @@ def measure_load(
             if progress is not None:
                 progress(_line(steps[-1], plan.workload))
     settings = plan.settings() | {"url": options.url, "kind": options.kind, "served_model": options.served_model}
+    if target.deadline is not None:
+        settings["deadline"] = target.deadline
     result = LoadResult(about=about.after(facts), settings=settings, seed=plan.seed, tag=tag, steps=steps)
     return replace(result, figures=evaluate(result))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from dataclasses import dataclass
@@ -28,10 +29,19 @@ class Target:
     Attributes:
         options: address and kind of the service, as in the remote engine.
         api_key: sent as a bearer token; None sends none.
+        deadline: seconds, sent as X-Request-Timeout, which our server obeys; None sends none.
+
+    Raises:
+        InvalidInputError: the deadline is not a positive number.
     """
 
     options: RemoteOptions
     api_key: str | None = None
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.deadline is not None and not (self.deadline > 0 and math.isfinite(self.deadline)):
+            raise InvalidInputError("deadline", self.deadline, "use a positive number of seconds")
 
     @classmethod
     def at(cls, url: str, kind: str = "server", *, served_model: str = "", api_key: str | None = None) -> Self:

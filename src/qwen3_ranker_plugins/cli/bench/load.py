@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +47,13 @@ def load(
     timeout: Annotated[
         float, typer.Option(help="Maximum time for an answer in seconds, from the scheduled arrival of the request.")
     ] = 30.0,
+    deadline: Annotated[
+        float | None,
+        typer.Option(
+            help="Deadline of each request in seconds, sent as X-Request-Timeout. Our server refuses at once what it "
+            "cannot answer in that time. Default: none is sent."
+        ),
+    ] = None,
     p99_limit: Annotated[
         float, typer.Option(help="Limit of P99 in milliseconds; the highest rate within it is reported.")
     ] = 500.0,
@@ -119,7 +127,7 @@ def load(
         seed=seed,
     )
     key = None if api_key_file is None else read_key(api_key_file)
-    target = Target.at(url, kind, served_model=served_model, api_key=key)
+    target = replace(Target.at(url, kind, served_model=served_model, api_key=key), deadline=deadline)
     about = environment()
     if about.warning is not None:
         say(about.warning)
