@@ -2,16 +2,19 @@
 
     export PYTHONPATH=src:.
     python benchmarks/gpu_load.py OUTPUT.json --commit "$(git rev-parse HEAD)" --vllm
-    python benchmarks/gpu_load.py OUTPUT.json --commit "$(git rev-parse HEAD)" --devices cuda:0,cuda:1
+    python benchmarks/gpu_load.py OUTPUT.json --commit "$(git rev-parse HEAD)" --devices cuda:0,cuda:1 --counts 1,2
     python benchmarks/gpu_load.py OUTPUT.json --commit try --device cpu --shape tiny --scale 50 --step-seconds 1
 
 Requests are those of `qwen3-ranker bench load`, sent from processes on the same host; sizes are in tokens of Qwen3. For
 each server, one after the other: 100 and 1000 titles one request at a time, and the engine's own call for the same
-texts; Poisson arrivals of a query of 120 tokens with 10 items of about 180; 1, 8 and 32 clients in a closed loop, each
-with 100 documents of 390 tokens (180 words of ordinary text); ten such documents while two clients send 1000 of 640
-tokens (300 words), and those two clients alone.
+texts; Poisson arrivals of a query of 120 tokens with 10 items of about 180, once more with a deadline of `--deadline`
+seconds for each request; 1, 8 and 32 clients in a closed loop, each with 100 documents of 390 tokens (180 words of
+ordinary text); ten such documents while two clients send 1000 of 640 tokens (300 words), and those two clients alone.
+For each part: processor time of the server's processes, per 1000 documents, and the share of a core that the busiest
+thread of each took.
 
-With `--devices`, our server is measured on 1, 2, 4, ... of them, in a closed loop of up to 128 clients.
+With `--devices`, our server is measured on as many of them as each of `--counts` says, with titles and in a closed loop
+of up to 128 clients. `--parts` names the parts to run.
 
 `vllm serve` runs as it is usually started, without a chat template, so that it reads fewer tokens than the official
 prompt has. If a part fails, it is reported, and the next one runs; after `--seconds` no part is started. OUTPUT.json
@@ -42,6 +45,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from benchmarks.gpu_vllm import errors_of
+from benchmarks.host_time import HostTime
 from benchmarks.systems import SHAPES, write_model
 from qwen3_ranker_plugins.bench.errors import BenchError
 from qwen3_ranker_plugins.bench.latency.server_process import RunningServer, free_port
@@ -64,6 +68,8 @@ RATES = (600, 1200, 1800, 2400, 3000, 3600)
 #: Past its limit a step lasts until its last request is answered or given up, so fewer of them for the slower server.
 VLLM_RATES = (600, 1200, 1800)
 TITLES = ("1000-titles", "100-titles")
+#: With a deadline each rate is over soon, whatever the server can do.
+DEADLINE_PART = "open loop, deadline"
 OPEN, CHUNKS, TEN, LONG = "120+180x10", "24+390x100", "24+390x10", "24+640x1000"
 #: docs/remote.md has them.
 VLLM_OVERRIDES = {
@@ -73,6 +79,8 @@ VLLM_OVERRIDES = {
 }
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_WAIT_POLICY": "passive"}
 ENGINE_CALLS = 20
+#: What parts begin with that show what several devices are worth.
+MANY_DEVICES = (*TITLES, "closed loop")
 MEASURES = ("system", "items/s answered", "P50 ms", "P90 ms", "P99 ms", "max ms", "failed", "sent late, P99 ms")
 
 Results = dict[str, dict[str, Any]]
@@ -90,16 +98,27 @@ def scaled(name: str, scale: int) -> Workload:
 
 
 def plans(system: str, arguments: argparse.Namespace) -> dict[str, LoadPlan]:
-    """The parts of a system, the most important first."""
+    """The parts of a system that were asked for, the most important first."""
+    wanted = arguments.parts or (MANY_DEVICES if arguments.devices else None)
+    return {name: plan for name, plan in all_plans(system, arguments).items() if not wanted or name.startswith(wanted)}
+
+
+def all_plans(system: str, arguments: argparse.Namespace) -> dict[str, LoadPlan]:
+    """Every part of a system."""
     seconds, scale = arguments.step_seconds, arguments.scale
     base = LoadPlan(scaled(OPEN, scale), clients=[1], seconds=seconds, timeout=arguments.timeout, warmup=4)
     items = base.workload.items
-    rates = [rate / scale / items for rate in (VLLM_RATES if system == VLLM else RATES)]
+    rates = [rate / scale / items for rate in (VLLM_RATES if system == VLLM else arguments.rates)]
     several = arguments.processes
     long = replace(base, workload=scaled(LONG, scale), clients=[2], seconds=2 * seconds, timeout=60, warmup=2)
     return {
         **{name: replace(base, workload=scaled(name, scale), seconds=seconds / 2) for name in TITLES},
         "open loop": replace(base, rates=rates, clients=(), processes=several, warmup=20),
+        **(
+            {}
+            if system == VLLM
+            else {DEADLINE_PART: replace(base, rates=rates, clients=(), processes=several, warmup=20)}
+        ),
         **{
             f"closed loop, {clients}": replace(
                 base, workload=scaled(CHUNKS, scale), clients=[clients], processes=min(clients, several), timeout=60
@@ -114,14 +133,15 @@ def plans(system: str, arguments: argparse.Namespace) -> dict[str, LoadPlan]:
 
 
 @contextlib.contextmanager
-def started(system: str, arguments: argparse.Namespace, model: Path, log: Path) -> Iterator[Target]:
-    """A server of its own, ended with everything that it started."""
+def started(system: str, arguments: argparse.Namespace, model: Path, log: Path) -> Iterator[tuple[Target, int]]:
+    """A server of its own and the number of its process, ended with everything that it started."""
     if system != VLLM:
         devices = arguments.devices[: int(system.rpartition(" ")[2])] if arguments.devices else []
         place = {"devices": ",".join(devices)} if devices else {"device": arguments.device}
-        settings = {"model": model, **place, "log_level": "warning"}
+        # 128 clients with 100 documents of 390 tokens each are more than the queue holds by default.
+        settings = {"model": model, **place, "log_level": "warning", "max_queue_tokens": 10_000_000}
         with RunningServer(settings, start_timeout=arguments.start_timeout, log=log) as running:
-            yield Target.at(running.url)
+            yield Target.at(running.url), running.process
         return
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
@@ -135,7 +155,7 @@ def started(system: str, arguments: argparse.Namespace, model: Path, log: Path) 
         try:
             url = f"http://127.0.0.1:{port}"
             _wait(process, url, time.monotonic() + arguments.start_timeout)
-            yield Target.at(url, "vllm", served_model="model")
+            yield Target.at(url, "vllm", served_model="model"), process.pid
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
@@ -162,19 +182,23 @@ def _wait(process: subprocess.Popen[bytes], url: str, until: float) -> None:
 
 def run(system: str, arguments: argparse.Namespace, model: Path, results: Results, scratch: Path) -> None:
     """All parts of a server; `results` is written after each."""
-    found: dict[str, Any] = results.setdefault(system, {"parts": {}, "failed": {}})
+    found: dict[str, Any] = results.setdefault(system, {"parts": {}, "failed": {}, "host": {}})
     log = scratch / "server.log"
     try:
         began = time.monotonic()
-        with started(system, arguments, model, log) as target:
+        with started(system, arguments, model, log) as (target, process):
             found["start_seconds"] = round(time.monotonic() - began, 1)
             for name, plan in plans(system, arguments).items():
                 left = arguments.ends - time.monotonic()
                 if left < plan.seconds:
                     found["failed"][name] = f"not run: the {arguments.seconds:.0f} seconds were over"
                     continue
+                asked = replace(target, deadline=arguments.deadline) if name == DEADLINE_PART else target
+                host = HostTime(process)
                 try:
-                    found["parts"][name] = measure_load(target, plan, environment(), progress=_printed(system, name))
+                    part = measure_load(asked, plan, environment(), progress=_printed(system, name))
+                    found["parts"][name] = part
+                    found["host"][name] = host.figures(seconds_of(part)) | {"documents": answered_documents(part)}
                 except (RankerError, OSError) as error:
                     found["failed"][name] = f"{type(error).__name__}: {error}"
                     print(f"{system}, {name}: failed: {error}", flush=True)
@@ -185,6 +209,23 @@ def run(system: str, arguments: argparse.Namespace, model: Path, results: Result
         found["log"] = [*errors_of(lines), "", "The last lines:", *lines[-25:]]
         print(f"{system}: {error}", *found["log"], sep="\n    ", flush=True)
     write(arguments, results)
+
+
+def answered_documents(part: LoadResult) -> int:
+    """Documents of all answered requests, those sent meanwhile and before the measurement included."""
+    count = part.settings["warmup"] * part.workload.items
+    for each, figures in ((part.workload, step_figures(part)), (part.beside, beside_figures(part))):
+        count += sum((found.requests - found.all_failed) * each.items for found in figures if each is not None)
+    return round(count)
+
+
+def seconds_of(part: LoadResult) -> float:
+    """From the first to the last moment of each step; the client's own preparation is not in it."""
+    return sum(
+        max((at + each / 1000 for at, each in zip(step.requests.scheduled, step.requests.milliseconds, strict=True)),
+            default=0.0)
+        for step in part.steps
+    )  # fmt: skip
 
 
 def _printed(system: str, name: str) -> Any:
@@ -280,6 +321,7 @@ def markdown(common: dict[str, Any], results: Results) -> str:
         Table("Closed loop, 100 documents of 390 tokens", MEASURES, closed_rows(servers, "closed loop")),
         Table("Ten documents, while two clients send 1000 of 640 tokens", MEASURES, closed_rows(servers, "ten beside")),
         Table("Two clients that send 1000 documents of 640 tokens", MEASURES, closed_rows(servers, "long alone")),
+        Table("Processor time of the server's processes", HOST, host_rows(results)),
         Table("Failed", ["part", "reason"], failed, figures=False),
     ]  # fmt: skip
     return "\n\n".join([*lines, *(table.markdown() for table in tables if table.rows)]) + "\n"
@@ -299,15 +341,37 @@ def title_rows(servers: dict[str, dict[str, LoadResult]], engine_ms: dict[str, l
     return rows
 
 
+HOST = ("system, part", "cores used", "CPU s of 1000 documents", "of these the server's own process",
+        "its busiest thread", "busiest thread of another process")  # fmt: skip
+
+
+def host_rows(results: Results) -> list[list[str]]:
+    """A row for each part: what all processes of a server took together, and where one thread is the limit."""
+    rows = []
+    for system, found in results.items():
+        for name, host in found.get("host", {}).items():
+            server, *others = host["processes"]
+            total, documents = sum(each["cpu_seconds"] for each in host["processes"]), max(1, host["documents"])
+            spent = [f"{1000 * each / documents:.2f}" for each in (total, server["cpu_seconds"])]
+            other = max((each["busiest_thread"] for each in others), default=None)
+            rows.append([f"{system}, {name}", f"{total / host['seconds']:.1f}", *spent,
+                         f"{server['busiest_thread']:.0%}", "-" if other is None else f"{other:.0%}"])  # fmt: skip
+    return rows
+
+
 def open_rows(servers: dict[str, dict[str, LoadResult]]) -> list[list[str]]:
     """A row for each rate, and the rate within the limit."""
     rows = []
     for system, parts in servers.items():
-        if (part := parts.get("open loop")) is not None:
+        for name in ("open loop", DEADLINE_PART):
+            if (part := parts.get(name)) is None:
+                continue
+            deadline = part.settings.get("deadline")
+            title = system if deadline is None else f"{system}, deadline {deadline:g} s"
             for step, found in zip(part.steps, step_figures(part), strict=True):
-                rows.append([f"{system}, {step.label(part.workload)}", *cells(found)])
+                rows.append([f"{title}, {step.label(part.workload)}", *cells(found)])
             if (within := result_rate_within(part)) is not None:
-                label = f"{system}, at P99 <= 500 ms ({within.how})"
+                label = f"{title}, at P99 <= 500 ms ({within.how})"
                 rows.append([label, f"{within.items_per_second:,.0f}", *[""] * (len(MEASURES) - 2)])
     return rows
 
@@ -336,10 +400,16 @@ def main() -> int:
     parser.add_argument("output", type=Path)
     parser.add_argument("--commit", required=True, help="what is measured; the GPU host may have no repository")
     parser.add_argument("--vllm", action="store_true", help="also measure `vllm serve`")
+    parser.add_argument("--not-ours", action="store_true", help="do not measure our server: it was in another run")
     parser.add_argument("--model", type=Path, help="a folder of an earlier run")
     parser.add_argument("--tokenizer", type=Path, help="folder of Qwen3's tokenizer; else package dashscope is needed")
     parser.add_argument("--device", help="by default a GPU if there is one")
-    parser.add_argument("--devices", default="", help="measure on 1, 2, 4 and 8 of these, as far as there are")
+    parser.add_argument("--devices", default="", help="measure on as many of these as --counts says, one by one")
+    parser.add_argument("--counts", default="1,2,4,8", help="numbers of devices; those beyond --devices are left out")
+    parser.add_argument("--parts", default="", help="only parts that begin with one of these, with commas between them")
+    parser.add_argument("--rates", default="", help="items/s of the open loop for our server, with commas between them")
+    parser.add_argument("--deadline", type=float, default=1.0, help="seconds; of the open loop with deadlines")
+    parser.add_argument("--no-engine", action="store_true", help="leave out the engine's own call")
     parser.add_argument("--shape", choices=SHAPES, default="0.6B")
     parser.add_argument("--scale", type=int, default=1, help="divides the numbers of documents and the rates")
     parser.add_argument("--processes", type=int, default=4, help="of the client")
@@ -350,6 +420,8 @@ def main() -> int:
     parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.devices = [name for name in arguments.devices.split(",") if name]
+    arguments.parts = tuple(name for name in arguments.parts.split(",") if name)
+    arguments.rates = [float(rate) for rate in arguments.rates.split(",") if rate] or list(RATES)
     arguments.ends = time.monotonic() + arguments.seconds
     if arguments.engine:
         print(json.dumps(engine_calls(arguments, arguments.model)))
@@ -367,14 +439,15 @@ def main() -> int:
         if not (model / "config.json").exists():
             model.mkdir(parents=True, exist_ok=True)
             write_model(model, arguments.shape, arguments.device, arguments.tokenizer)
-        for count in (1, 2, 4, 8):
+        for count in map(int, arguments.counts.split(",")):
             if count <= len(arguments.devices):
                 run(f"{OURS}, devices: {count}", arguments, model, results, scratch)
-        if not arguments.devices:
+        if not arguments.devices and not arguments.not_ours:
             run(OURS, arguments, model, results, scratch)
         if arguments.vllm:
             run(VLLM, arguments, model, results, scratch)
-        run_engine(arguments, model, results)
+        if not arguments.no_engine:
+            run_engine(arguments, model, results)
         print(write(arguments, results))
     return int(any(found["failed"] for found in results.values()))
 

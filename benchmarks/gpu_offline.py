@@ -1,12 +1,13 @@
 """Write the table of docs/offline.md for several GPUs: an offline job on one device and on all, with their outputs.
 
     PYTHONPATH=. python benchmarks/gpu_offline.py OUTPUT.json --commit "$(git rev-parse HEAD)"     two GPUs, 0.6B shape
+    PYTHONPATH=. python benchmarks/gpu_offline.py OUTPUT.json --commit ... --devices cuda:0,cuda:1,... --counts 1,2,4
     PYTHONPATH=. python benchmarks/gpu_offline.py OUTPUT.json --commit ... --devices cpu,cpu --shape tiny --pairs 2000
 
 The model has random weights in the shape of Qwen3-Reranker-0.6B, which is valid for speed but not for quality. Each run
 is a whole job whose engines have their own processes. "steady" is the rate between 40 % and 95 % of the pairs: on a
 GPU, engines compile during the first passes, and some have no work left during the last ones. Runs on one device and on
-all devices take turns; figures are medians.
+several take turns; figures are medians. The file is written after each run.
 """
 
 from __future__ import annotations
@@ -93,6 +94,10 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--commit", required=True, help="what is measured; the GPU host may have no repository")
     parser.add_argument("--devices", default="cuda:0,cuda:1")
+    parser.add_argument(
+        "--counts", default="", help="numbers of devices, the first to compare with; by default 1 and all"
+    )
+    parser.add_argument("--model", type=Path, help="a folder of an earlier run")
     parser.add_argument("--shape", choices=SHAPES, default="0.6B")
     parser.add_argument("--pairs", type=int, default=400_000)
     parser.add_argument("--repeats", type=int, default=3)
@@ -100,31 +105,50 @@ def main() -> None:
     arguments = parser.parse_args()
     devices = arguments.devices.split(",")
     on_gpu = devices[0].startswith("cuda")
-    found: dict[str, list[dict[str, float]]] = {"one": [], "all": []}
+    counts = [int(count) for count in arguments.counts.split(",") if count] or [1, len(devices)]
+    found: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder / "model", arguments.shape, "cuda" if on_gpu else "cpu", None)
+        model = arguments.model or folder / "model"
+        if not (model / "config.json").exists():
+            write_model(model, arguments.shape, "cuda" if on_gpu else "cpu", None)
         source = folder / "pairs.jsonl"
         write_pairs(source, arguments.pairs)
-        in_process = run(source, folder / "in-process.jsonl", folder / "model", arguments.window_pairs, None)
+        in_process = run(source, folder / "in-process.jsonl", model, arguments.window_pairs, None)
         print("in this process", json.dumps(in_process), flush=True)
         expected = (folder / "in-process.jsonl").read_bytes()
         equal = True
         for number in range(arguments.repeats):
-            for key, used in (("one", devices[:1]), ("all", devices)):
-                output = folder / f"{key}-{number}.jsonl"
-                found[key].append(run(source, output, folder / "model", arguments.window_pairs, used))
+            for count in counts:
+                output = folder / f"{count}-{number}.jsonl"
+                found[count].append(run(source, output, model, arguments.window_pairs, devices[:count]))
                 equal &= output.read_bytes() == expected
-                print(key, json.dumps(found[key][-1]), flush=True)
+                output.unlink()
+                print(f"{count} devices", json.dumps(found[count][-1]), flush=True)
+                write(arguments, devices, in_process, found, equal=equal)
 
-    def speedup(field: str) -> float:
-        one, all_ = (statistics.median(row[field] for row in found[key]) for key in ("one", "all"))
-        return all_ / one
+
+def write(
+    arguments: argparse.Namespace,
+    devices: list[str],
+    in_process: dict[str, float],
+    found: dict[int, list[dict[str, float]]],
+    *,
+    equal: bool,
+) -> None:
+    """Write what was measured until now, and print how many times as fast several devices are."""
+    first = next(iter(found))
+
+    def speedups(field: str) -> dict[int, float]:
+        medians = {count: statistics.median(row[field] for row in rows) for count, rows in found.items() if rows}
+        return {count: round(median / medians[first], 3) for count, median in medians.items()}
 
     report = {
         "about": {
             "devices": devices,
-            "device_name": torch.cuda.get_device_name(0) if on_gpu else platform.processor() or "cpu",
+            "device_name": torch.cuda.get_device_name(0)
+            if devices[0].startswith("cuda")
+            else platform.processor() or "cpu",
             "shape": arguments.shape,
             "pairs": arguments.pairs,
             "window_pairs": arguments.window_pairs,
@@ -133,10 +157,10 @@ def main() -> None:
             "commit": arguments.commit,
         },
         "in_process": in_process,
-        **found,
+        "runs": found,
         "outputs_are_equal_byte_for_byte": equal,
-        "speedup": speedup("pairs_per_second"),
-        "steady_speedup": speedup("steady_pairs_per_second"),
+        "speedup": speedups("pairs_per_second"),
+        "steady_speedup": speedups("steady_pairs_per_second"),
     }
     arguments.output.write_text(json.dumps(report) + "\n")
     print(json.dumps({name: report[name] for name in ("outputs_are_equal_byte_for_byte", "speedup", "steady_speedup")}))

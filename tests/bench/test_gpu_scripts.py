@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_load, gpu_offline, gpu_vllm
+from benchmarks import gpu_load, gpu_offline, gpu_vllm, replicas, vllm_replicas
+from benchmarks.host_time import HostTime
 from benchmarks.systems import CASES, write_model
 from qwen3_ranker_plugins.bench.load.run import LoadPlan, measure_load
 from qwen3_ranker_plugins.bench.load.target import Target
@@ -40,6 +43,85 @@ def test_an_offline_job_is_timed_as_its_passes_arrive(arguments: argparse.Namesp
     assert row["engines"] == 1
     assert row["pairs_per_second"] > 0
     assert row["steady_pairs_per_second"] > 0
+
+    arguments.pairs, arguments.window_pairs = 200, 32
+    twice = [row | {"engines": 2, "pairs_per_second": factor * row["pairs_per_second"]} for factor in (1.8, 2.2, 1.9)]
+    gpu_offline.write(arguments, ["cpu", "cpu"], row, {1: [row], 2: twice, 4: []}, equal=True)
+    report = json.loads(arguments.output.read_text(encoding="utf-8"))
+    assert report["speedup"] == {"1": 1.0, "2": 1.9}
+    assert report["outputs_are_equal_byte_for_byte"] is True
+
+
+def test_processor_time_of_a_process_and_its_children() -> None:
+    """A process that computes in one of two threads, and a child that waits."""
+    script = (
+        "import subprocess, sys, threading, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'input()', 'the-child'], stdin=subprocess.PIPE)\n"
+        "print('ready', flush=True)\n"
+        "threading.Thread(target=time.sleep, args=(1,)).start()\n"
+        "ends = time.process_time() + 0.5\n"
+        "while time.process_time() < ends: pass\n"
+        "print('done', flush=True); input()"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        host = HostTime(process.pid)
+        assert process.stdout.readline() == "done\n"
+        found = host.figures(seconds=1.0)
+        own, child = found["processes"]
+        process.communicate("\n")
+    assert (own["process"], child["name"].split()[-1]) == (process.pid, "the-child")
+    assert 0.3 <= own["cpu_seconds"] <= 1.0
+    assert 0.3 <= own["busiest_thread"] <= own["cpu_seconds"]
+    assert child["cpu_seconds"] < 0.3
+
+
+def test_the_rate_is_back_when_it_stays() -> None:
+    """Ten answers a second, five for two seconds, ten for one, five for another, then ten again."""
+    answers = [100 + second + part / 10 for second in range(12) for part in range(10)]
+    assert replicas.back_after(answers, 100, 112, 10) == 0.0
+    fewer = [each for each in answers if int(each) not in (103, 104, 106) or each % 1 < 0.45]
+    assert replicas.back_after(fewer, 102, 112, 10) == 5.0
+    assert replicas.back_after(fewer, 102, 107.5, 10) is None
+
+
+def test_layouts_of_an_engine_on_several_devices(arguments: argparse.Namespace, tmp_path: Path) -> None:
+    """Through the packed engine, since the script's own part does not depend on vLLM."""
+    named = vllm_replicas.layouts(["cuda:0", "cuda:1"])
+    assert list(named) == ["1 device", "2 replicas", "tensor parallel 2"]
+    assert named["tensor parallel 2"]["engine_options"] == {"tensor_parallel_size": 2}
+    arguments.model, arguments.engine, arguments.eager = tmp_path / "model", "packed", False
+    arguments.clients, arguments.seconds, arguments.one = 2, 0.3, {"device": "cpu", "engine_options": {}}
+    found = vllm_replicas.measure(arguments)
+    assert set(found["calls_ms"]) == {"1000 titles", "100 chunks"}
+    assert found["load"]["100 titles"]["documents_per_second"] > 0
+    assert found["load"]["100 titles"]["errors"] == 0
+
+    arguments.seconds_of_all, arguments.ends = 5, time.monotonic() + 5
+    late = vllm_replicas.run(named["2 replicas"], tmp_path, "tiny", arguments)
+    assert late == {"failed": "not run: the 5 seconds were over"}
+    double = {**found, "load": {label: {"documents_per_second": 2 * row["documents_per_second"]}
+                                for label, row in found["load"].items()}}  # fmt: skip
+    text = vllm_replicas.table({"tiny": {"1 device": found, "2 replicas": double, "tensor parallel 2": late}})
+    assert text.count("(2.00)") == 2
+    assert "| tiny, tensor parallel 2 | not run: the 5 seconds were over |" in text
+
+
+def test_parts_of_a_load_run_are_chosen_by_their_beginnings() -> None:
+    arguments = argparse.Namespace(step_seconds=1, scale=1, timeout=10, processes=2, rates=[600, 1200], devices=[])
+    arguments.parts = ()
+    assert [name for name in gpu_load.plans(gpu_load.OURS, arguments) if name.startswith("open")] == [
+        "open loop", "open loop, deadline",
+    ]  # fmt: skip
+    assert gpu_load.DEADLINE_PART not in gpu_load.plans(gpu_load.VLLM, arguments)
+    arguments.parts = ("open loop, deadline", "long")
+    assert list(gpu_load.plans(gpu_load.OURS, arguments)) == ["open loop, deadline", "long alone"]
+    arguments.parts, arguments.devices = (), ["cuda:0", "cuda:1"]
+    assert list(gpu_load.plans(gpu_load.OURS, arguments)) == [
+        "1000-titles", "100-titles", *(f"closed loop, {clients}" for clients in (1, 8, 32, 128)),
+    ]  # fmt: skip
 
 
 def test_a_system_that_fails_is_in_the_results_and_the_next_one_runs(
@@ -142,8 +224,18 @@ def test_tables_of_a_run_under_load_name_what_failed(tmp_path: Path) -> None:
     }
     with SlowServer(at_once) as slow:
         parts = {name: measure_load(Target.at(slow.url, "jina"), plan, environment()) for name, plan in plans.items()}
+    worker = {"process": 8, "name": "worker", "cpu_seconds": 1.0, "busiest_thread": 0.9}
+    host = {
+        "seconds": 2.0,
+        "documents": 500,
+        "processes": [worker | {"cpu_seconds": 3.0, "busiest_thread": 0.75}, worker],
+    }
     results = {
-        gpu_load.OURS: {"parts": parts, "failed": {"long alone": "not run: the 470 seconds were over"}},
+        gpu_load.OURS: {
+            "parts": parts,
+            "failed": {"long alone": "not run: the 470 seconds were over"},
+            "host": {"open loop": host},
+        },
         gpu_load.VLLM: {"parts": {}, "failed": {"server": "the server ended with code 1"}},
         gpu_load.ENGINE: {"parts": {}, "failed": {}, "titles_ms": {"1000-titles": [0.5, 0.5, 0.6]}},
     }
@@ -158,6 +250,9 @@ def test_tables_of_a_run_under_load_name_what_failed(tmp_path: Path) -> None:
     assert " | 0.5 | +" in text
     assert "| qwen3-ranker serve, 60 items/s | " in text
     assert "| qwen3-ranker serve, the long ones meanwhile | " in text
+    assert "| qwen3-ranker serve, open loop | 2.0 | 8.00 | 6.00 | 75% | 90% |" in text
+    assert gpu_load.answered_documents(parts["open loop"]) == 3 * (1 + 6)
+    assert 0 < gpu_load.seconds_of(parts["open loop"]) < 0.5
     figures = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["results"][gpu_load.OURS]["parts"]
     assert figures["open loop"]["steps"][0]["requests"] == 6
     assert figures["ten beside long"]["beside"][0]["requests"] > 0
