@@ -77,7 +77,8 @@ def measured(folder: Path, device: str, dtype: str, **settings: Any) -> tuple[li
 def by_transformers(folder: Path, kind: Any, prompt: str, read: Callable[[torch.Tensor], torch.Tensor]) -> list[float]:
     """Margins of transformers on the CPU in float32, one whole prompt at a time."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    # Without the placement, bitsandbytes would load its weights on a GPU, in half precision.
+    model = kind.from_pretrained(folder, dtype=torch.float32, device_map="cpu").eval()
     model.config.pad_token_id = 0
     texts = [prompt.format(query=QUERY, document=document) for document in DOCUMENTS]
     return [

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_load, gpu_offline, gpu_vllm, replicas, vllm_replicas
+from benchmarks import devices_report, gpu_load, gpu_offline, gpu_vllm, replicas, vllm_replicas
 from benchmarks.host_time import HostTime
 from benchmarks.systems import CASES, write_model
 from qwen3_ranker_plugins.bench.load.run import LoadPlan, measure_load
@@ -258,3 +258,28 @@ def test_tables_of_a_run_under_load_name_what_failed(tmp_path: Path) -> None:
     assert figures["ten beside long"]["beside"][0]["requests"] > 0
     raw = json.loads((tmp_path / "found.raw.json").read_text(encoding="utf-8"))["results"][gpu_load.OURS]["parts"]
     assert len(raw["open loop"]["steps"][0]["requests"]["milliseconds"]) == 6
+
+
+def test_tables_of_several_devices_come_from_the_files_of_a_run(tmp_path: Path) -> None:
+    def server(rate: float, p50: float) -> dict[str, object]:
+        row = {"items_per_second": rate, "p50": p50, "p99": 2 * p50, "failed": {}}
+        return {"parts": {name: {"steps": [row]} for name in ("closed loop, 8", "1000-titles")}, "host": {}}
+
+    for count, rate, p50 in ((1, 1500, 80), (4, 5700, 24)):
+        name = f"qwen3-ranker serve, devices: {count}"
+        results = {name: server(rate, p50), "engine": {"parts": {}}}
+        (tmp_path / f"load_{count}.json").write_text(json.dumps({"results": results}), encoding="utf-8")
+    (tmp_path / "load_4.raw.json").write_text("not read", encoding="utf-8")
+    lost = {"seconds_until_noticed": 0.1, "seconds_until_it_runs_again": 19.6, "seconds_until_the_rate_is_back": None,
+            "documents_per_second_meanwhile": 4200}  # fmt: skip
+    killed = {"4 replicas": {"answers": 900, "wrong": 0, "lost": 1, "documents_per_second": 5600, "SIGKILL": lost}}
+    (tmp_path / "replicas_4.json").write_text(json.dumps(killed), encoding="utf-8")
+    found = devices_report.servers(tmp_path)
+    assert list(found) == [1, 4]
+    rows = devices_report.rates_table(found)
+    assert "| 8 | 1,500; 80 / 160 ms | 5,700 (3.80); 24 / 48 ms |" in rows
+    assert "| 1000 titles, one request: P50 | 80.0 ms | 24.0 ms (0.30) |" in rows
+    (_, _, row) = devices_report.replicas_table(tmp_path)
+    assert row == "| 4 replicas, SIGKILL | 5,600 | 0.1 s | 19.6 s | not in the time watched | 4,200 | 0, 1 of 900 |"
+    devices_report.plot(found, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
