@@ -47,7 +47,7 @@ def laid_out(value: Any, indent: int = 0, used: int = 0) -> str:
 
 
 def main() -> None:
-    for path in [Path(name) for name in sys.argv[1:]] or sorted(RESULTS.glob("*.json")):
+    for path in [Path(name) for name in sys.argv[1:]] or sorted(RESULTS.rglob("*.json")):
         before = path.read_text(encoding="utf-8")
         path.write_text(compacted(before), encoding="utf-8")
         print(f"{path.name}: {len(before)} to {path.stat().st_size} bytes")
