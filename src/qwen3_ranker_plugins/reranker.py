@@ -57,17 +57,32 @@ _LONGEST_ENCODED = 262_144
 
 # The longest time in seconds that a request waits for another one to be encoded.
 _LONGEST_TURN = 0.02
-_encoding = threading.Lock()
+# Texts of fewer characters (about 5,000 tokens) gain little from more than a few cores, so several such batches are
+# encoded at the same time.
+_SMALL_BATCH = 20_000
+#: Number of such batches.
+SMALL_BATCHES = max(1, (os.cpu_count() or 1) // 4)
 
 
-def _new_lock() -> None:
-    """Replace the lock in a forked child: a thread of the parent, which does not exist here, may have held it."""
+class _Encoding:
+    """Whose turn it is to use the tokenizer, in this process: one large batch and `SMALL_BATCHES` small ones."""
+
+    def __init__(self) -> None:
+        self.large = threading.Semaphore(1)
+        self.small = threading.Semaphore(SMALL_BATCHES)
+
+
+_encoding = _Encoding()
+
+
+def _new_locks() -> None:
+    """Replace the locks in a forked child: a thread of the parent, which does not exist here, may have held one."""
     global _encoding  # noqa: PLW0603
-    _encoding = threading.Lock()
+    _encoding = _Encoding()
 
 
 if hasattr(os, "register_at_fork"):  # Windows cannot fork
-    os.register_at_fork(after_in_child=_new_lock)
+    os.register_at_fork(after_in_child=_new_locks)
 
 
 class Reranker:
@@ -546,11 +561,12 @@ class Reranker:
     def _encode(self, prepared: PreparedRequest, texts: list[str]) -> EncodedRequest:
         """Encode some documents of a request.
 
-        Requests that arrive together are encoded one after another, so that the engine gets the first one early. The
-        tokenizer spreads one batch over all cores, so batches that are encoded at the same time all finish late. No
+        Large requests that arrive together are encoded one after another, so that the engine gets the first one early:
+        the tokenizer spreads one batch over all cores, so batches that are encoded at the same time all finish late. No
         request waits longer than `_LONGEST_TURN` for another.
         """
-        held = _encoding.acquire(timeout=_LONGEST_TURN)
+        turn = _encoding.small if sum(map(len, texts)) < _SMALL_BATCH else _encoding.large
+        held = turn.acquire(timeout=_LONGEST_TURN)
         try:
             arguments = (prepared.query, texts, prepared.instruction, prepared.max_document_tokens)
             if prepared.pieces is None:
@@ -558,7 +574,7 @@ class Reranker:
             return self._encoder.encode(*arguments, prepared.pieces)
         finally:
             if held:
-                _encoding.release()
+                turn.release()
 
 
 def _form(config: EngineConfig, settings: RerankerSettings, calibration: Calibration | None) -> dict[str, str]:

@@ -25,7 +25,13 @@ _SECONDS_OF_A_RATE = 1.0
 _HALF_LIFE = 60.0
 #: Tokens per second before anything was measured.
 _UNKNOWN_PACE = 10_000.0
-
+#: A request is accepted if its estimated time is at most this share of the time that is left, because estimates vary.
+_SHARE_OF_DEADLINE = 0.9
+#: Estimates of fewer seconds are not compared with what happened, because they leave out what every request takes.
+_SHORT_WAIT = 0.1
+#: Weight of each compared request, and the limit of what a comparison can say.
+_WEIGHT = 0.1
+_MOST_SLOWED = 10.0
 
 #: The value of time.monotonic() at which the current request is answered with 504; set by the middleware.
 DEADLINE: ContextVar[float] = ContextVar("qwen3_ranker_deadline")
@@ -37,6 +43,8 @@ class Place:
 
     documents: int
     tokens: int
+    estimate: float = 0.0
+    """Seconds that it takes at the engine's pace, the wait included; 0 if that is not known."""
 
 
 class Admission:
@@ -51,6 +59,8 @@ class Admission:
         self.tokens = 0
         self._places: set[Place] = set()
         self._pace = _Pace()
+        # How many times as long as estimated requests take: the tokenizer or the sockets may be slower than the engine.
+        self._slowed = 1.0
 
     @property
     def requests(self) -> int:
@@ -73,8 +83,14 @@ class Admission:
         self._places.add(place)
         self.documents += place.documents
         self.tokens += place.tokens
+        began = time.monotonic()
         try:
             yield place
+            self._compare(place, time.monotonic() - began)
+        except BaseException:
+            if time.monotonic() >= DEADLINE.get(math.inf):  # it takes longer still
+                self._compare(place, time.monotonic() - began)
+            raise
         finally:
             self._places.discard(place)
             self.documents -= place.documents
@@ -108,19 +124,27 @@ class Admission:
         """Refuse a request at once if it would miss its deadline, so that the engine does no work in vain.
 
         The engine serves the waiting requests in turns. Before a new request is done, each of the others therefore
-        computes at most as many tokens as the new request has.
+        computes at most as many tokens as the new request has. What recent requests took in comparison corrects this.
         """
-        left = DEADLINE.get(math.inf) - time.monotonic()
         pace = self._pace.tokens_per_second
-        if pace is None or (self.tokens + place.tokens) / pace <= left:  # whatever the others' shares are
+        if pace is None:
             return
-        wait = (place.tokens + sum(min(other.tokens, place.tokens) for other in self._places)) / pace
-        if wait > left:
+        waiting = place.tokens + sum(min(other.tokens, place.tokens) for other in self._places)
+        place.estimate = waiting / pace
+        left = DEADLINE.get(math.inf) - time.monotonic()
+        wait = place.estimate * self._slowed
+        if wait > left * _SHARE_OF_DEADLINE:
             raise unavailable(
                 "queue_full",
                 f"the queue is too long: an answer would take about {wait:.1f} s, and the deadline is in {left:.1f} s",
                 _retry_after(wait - left),
             )
+
+    def _compare(self, place: Place, seconds: float) -> None:
+        """Learn from a request that has taken `seconds` how far estimates are off."""
+        if place.estimate >= _SHORT_WAIT:
+            slowed = min(seconds / place.estimate, _MOST_SLOWED)
+            self._slowed = max(1.0, self._slowed + _WEIGHT * (slowed - self._slowed))
 
     def _full(self, what: str) -> ApiError:
         return unavailable("queue_full", f"the queue is full ({what}): send the request again later", self.retry_after)

@@ -13,15 +13,16 @@ from ..config import RankingOptions, RerankerSettings
 from ..explanation import Explain
 from ..prompt import EncodedRequest
 from ..ranking import PreparedRequest
-from ..reranker import Reranker
+from ..reranker import SMALL_BATCHES, Reranker
 from ..types import Request, RerankResult
 from .admission import BYTES_PER_TOKEN, Admission
 from .errors import ApiError
 from .metrics import Metrics
 from .supervisor import EngineSupervisor
 
-#: The tokenizer uses all cores for one batch; a second thread keeps it busy while the first one checks texts.
-_ENCODERS = 2
+#: The tokenizer uses all cores for one large batch; a second thread keeps it busy while the first one checks texts.
+#: Small batches are encoded several at a time.
+_ENCODERS = max(2, SMALL_BATCHES)
 
 
 @dataclass(frozen=True)
