@@ -13,6 +13,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
+from pydantic import TypeAdapter
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
@@ -97,6 +98,39 @@ def test_the_examples_of_the_document_work(client: httpx.Client) -> None:
                 assert client.post(path, json=example).status_code == 200
                 posted += 1
     assert posted == sum(map(len, taken.values()))
+
+
+_MORE = {"explain": "sentences", "return_judged_text": True}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/rerank", {"documents": DOCUMENTS, "top_k": 9, **_MORE}),
+        (
+            "/v1/rerank",
+            {"documents": [{"text": DOCUMENTS[0], "n": None}, *DOCUMENTS], "return_documents": True, **_MORE},
+        ),
+        ("/v1/rerank", {"documents": ["long " * 40], "max_tokens_per_doc": 5, "max_chunks_per_doc": 3}),
+        ("/v1/rerank", {"documents": DOCUMENTS, "top_k": 2, "truncation": True, "return_documents": True}),
+        ("/rerank", {"texts": DOCUMENTS, "return_text": True}),
+        ("/infinity/rerank", {"documents": DOCUMENTS, "return_documents": True, "return_judged_text": True}),
+        ("/v1/ranking", {"query": {"text": QUERY}, "passages": [{"text": text} for text in DOCUMENTS]}),
+        ("/v1/score", {"query": None, "text_1": QUERY, "text_2": DOCUMENTS}),
+    ],
+)
+def test_answers_have_the_fields_of_their_models_and_no_others(
+    path: str, fields: dict[str, object], client: httpx.Client
+) -> None:
+    """Answers are made of plain dicts; models describe them."""
+    body = {name: value for name, value in {"query": QUERY, **fields}.items() if value is not None}
+    answer = client.post(path, json=body).raise_for_status().json()
+    shapes = [shape for module in routes.modules() for shape in getattr(module, "SHAPES", ()) if path in shape.paths]
+    fitting = [shape for shape in shapes if body.keys() <= shape.request.model_fields.keys()]
+    marked = [shape for shape in fitting if (shape.paths[path] or frozenset()) & body.keys()]
+    shape = (marked or [each for each in fitting if each.paths[path] is None])[0]
+    described = TypeAdapter(shape.answer).validate_python(answer)
+    assert TypeAdapter(shape.answer).dump_python(described, mode="json", exclude_none=True) == answer
 
 
 def test_every_route_of_the_document_is_documented(client: httpx.Client) -> None:

@@ -22,7 +22,7 @@ class JsonRequest(Request):
         """The parsed body. Lone surrogates become U+FFFD, as in the core, because UTF-8 cannot encode them."""
         text = (await self.body()).decode("utf-8-sig")
         value = json.loads(text, parse_constant=_refuse_constant, parse_float=_number, object_pairs_hook=_object)
-        return _without_surrogates(value) if "\\ud" in text.lower() else value
+        return _without_surrogates(value) if "\\ud" in text or "\\uD" in text else value
 
 
 class JsonRoute(APIRoute):

@@ -27,8 +27,9 @@ async def judged_texts(exchange: Exchange, documents: Documents, body: Structure
     """
     form = document_format(exchange.state.settings, body)
     asks_for_others = (body.rank_fields or body.document_template) and form.fields and TEXT not in form.fields
-    if not asks_for_others and all(isinstance(each, str) for each in documents):
-        return list(map(str, documents))
+    texts = [each for each in documents if isinstance(each, str)]
+    if not asks_for_others and len(texts) == len(documents):
+        return texts
     # In a thread, because writing a megabyte of YAML takes a tenth of a second.
     texts, unseen = await asyncio.to_thread(_join, form, documents, asks_for_others=bool(asks_for_others))
     exchange.warnings += [f"no document has the field {name[:_LONGEST_NAME]!r}" for name in unseen]

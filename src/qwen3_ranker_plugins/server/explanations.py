@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
 from ..types import Explanation, ScoredDocument
-from .fields import Span
+from .fields import Span, present
 
 ExplainField = Annotated[
     bool | Literal["sentences"] | None,
@@ -65,3 +66,16 @@ class ExplanationAnswer(BaseModel):
                 for each in sentences
             ],
         )
+
+
+def add_details(items: Sequence[dict[str, Any]], hits: Sequence[ScoredDocument]) -> None:
+    """Add the piece and the explanation of each hit to its item, if there are any.
+
+    Args:
+        items: objects of an answer; changed in place.
+        hits: the hit of each item. All of them have a piece, or none, and likewise an explanation.
+    """
+    if not hits or (hits[0].piece is None and hits[0].explanation is None):
+        return
+    for item, hit in zip(items, hits, strict=True):
+        item.update(present(piece=Span.of(hit.piece), explanation=ExplanationAnswer.of(hit)))

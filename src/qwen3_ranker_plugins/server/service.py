@@ -75,9 +75,10 @@ class Service:
         characters = sum(_readable(request, reranker.settings) for request in requests)
         with self._admission.place(documents, characters) as place:
             loop = asyncio.get_running_loop()
-            prepared = await loop.run_in_executor(self._encoders, _prepare, reranker, requests)
+            work = _Work()
+            prepared = work.prepared
             try:
-                turns = _submit_in_turns(reranker, prepared, may_cut=may_cut)
+                turns = _submit_in_turns(reranker, requests, work, may_cut=may_cut)
                 encoding = True
                 while encoding:  # one step at a time, so that other requests get the thread in between
                     encoding = await loop.run_in_executor(self._encoders, next, turns, False)
@@ -86,8 +87,7 @@ class Service:
                 futures = [asyncio.wrap_future(each.submission.future) for each in prepared]
                 await self._supervisor.while_running(asyncio.gather(*futures))
             finally:
-                for each in prepared:
-                    each.cancel()
+                work.give_up()
         seconds = time.perf_counter() - started
         rankings = [Ranking(each.result(options), each.truncated, seconds) for each in prepared]
         self._count(rankings)
@@ -125,10 +125,6 @@ class Service:
             metrics.truncated_tokens.inc(sum(tokens for _, tokens in each.truncated))
 
 
-def _prepare(reranker: Reranker, requests: Sequence[Request]) -> list[PreparedRequest]:
-    return [reranker.prepare(request) for request in requests]
-
-
 def _readable(request: Request, settings: RerankerSettings) -> int:
     """At most how many characters of a request are scored: `max_length` tokens of each document, or all its pieces.
 
@@ -137,19 +133,50 @@ def _readable(request: Request, settings: RerankerSettings) -> int:
     pieces = settings.pieces if request.pieces is None else request.pieces
     readable = settings.max_length if pieces is None else pieces.tokens * pieces.limit
     most = BYTES_PER_TOKEN * min(readable, request.max_document_tokens or readable)
-    return min(len(request.query), BYTES_PER_TOKEN * settings.max_length) + sum(
-        min(len(document), most) for document in request.documents
-    )
+    lengths = list(map(len, request.documents))
+    if max(lengths, default=0) > most:
+        lengths = [min(length, most) for length in lengths]
+    return min(len(request.query), BYTES_PER_TOKEN * settings.max_length) + sum(lengths)
 
 
-def _submit_in_turns(reranker: Reranker, prepared: Sequence[PreparedRequest], *, may_cut: bool) -> Iterator[bool]:
-    """Queue requests in steps; yields True while there is more to encode.
+class _Work:
+    """The requests that a thread prepares, which the event loop may give up at any moment.
+
+    Attributes:
+        prepared: the requests; empty until all are prepared.
+        given_up: whether nothing more should be queued.
+    """
+
+    def __init__(self) -> None:
+        self.prepared: list[PreparedRequest] = []
+        self.given_up = False
+
+    def give_up(self) -> None:
+        """Cancel all requests; those that are scored already are not affected."""
+        self.given_up = True
+        for each in self.prepared:
+            each.cancel()
+
+
+def _submit_in_turns(reranker: Reranker, requests: Sequence[Request], work: _Work, *, may_cut: bool) -> Iterator[bool]:
+    """Prepare and queue requests in steps; yields True while there is more to encode.
 
     If documents must not be cut, all of them are encoded before any is queued.
 
+    Args:
+        reranker: of the server.
+        requests: what is asked for.
+        work: its list is filled with all requests before any is encoded.
+        may_cut: see `Service.rank`.
+
     Raises:
         ApiError: 413, a document does not fit.
+        InvalidInputError: a request is unusable.
     """
+    prepared = work.prepared
+    prepared += [reranker.prepare(request) for request in requests]
+    if work.given_up:  # before `give_up` could see them
+        return
     encoded: list[EncodedRequest | None] = [None] * len(prepared)
     if not may_cut:
         for place, each in enumerate(prepared):

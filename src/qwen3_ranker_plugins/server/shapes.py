@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Discriminator, Tag
+from pydantic_core import to_json
 
 from ..config import RankingOptions
 from ..explanation import Explain
@@ -27,7 +28,8 @@ from .fields import ErrorResponse, WireRequest
 from .service import Ranking
 from .state import ServerState, state_of
 
-Answer = BaseModel | Sequence[BaseModel]
+#: A model, or plain dicts and lists of the same content, see `fields.present`.
+Answer = BaseModel | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 R = TypeVar("R", bound=WireRequest)
 
 
@@ -180,11 +182,8 @@ def _model_name(state: ServerState, asked: str | None) -> str:
 
 
 def _write(answer: Answer, exchange: Exchange) -> Response:
-    """Write an answer as JSON without null fields. FastAPI would validate it a second time."""
-    if isinstance(answer, BaseModel):
-        content = answer.model_dump_json(exclude_none=True).encode()
-    else:
-        content = b"[" + b",".join(each.model_dump_json(exclude_none=True).encode() for each in answer) + b"]"
+    """Write an answer as JSON; null fields of models are left out. FastAPI would validate it a second time."""
+    content = to_json(answer, exclude_none=True)
     cut = sum(len(each.truncated) for each in exchange.rankings)
     headers = {"X-Truncated-Documents": str(cut), "X-Model": quote(exchange.state.settings.model, safe="/:@ ~+,=")}
     return Response(content, headers=headers, media_type="application/json")

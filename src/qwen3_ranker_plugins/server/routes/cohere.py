@@ -6,7 +6,7 @@ They agree on {model, query, documents, top_n} -> {results: [{index, relevance_s
 from __future__ import annotations
 
 import uuid
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,7 +14,7 @@ from ...config import RankingOptions
 from ...types import Pieces, Request
 from ..documents import judged_texts, returns_judged_text
 from ..errors import ApiError
-from ..explanations import ExplainField, ExplanationAnswer
+from ..explanations import ExplainField, ExplanationAnswer, add_details
 from ..fields import (
     EXAMPLE_DOCUMENTS,
     EXAMPLE_QUERY,
@@ -27,10 +27,10 @@ from ..fields import (
     NotBlank,
     Query,
     ScoreThreshold,
-    Span,
     StructuredRequest,
     TaskFields,
     TokenUsage,
+    present,
 )
 from ..service import Ranking
 from ..shapes import Exchange, Shape
@@ -201,26 +201,24 @@ def _one_of(name: str, value: T | None, alias: str, other: T | None) -> T | None
     return other if value is None else value
 
 
-async def _respond(exchange: Exchange, body: RerankRequest) -> RerankResponse:
+async def _respond(exchange: Exchange, body: RerankRequest) -> dict[str, Any]:
     ranked = await rank(exchange, body)
     usage = ranked.result.usage
     documents, margins = wants_documents(exchange, body), gives_margins(body)
     judged = returns_judged_text(exchange, body)
     cut = [TruncatedDocument(index=index, truncated_tokens=tokens) for index, tokens in ranked.truncated]
-    return RerankResponse(
+    results: list[dict[str, Any]] = [
+        {"index": hit.index, "relevance_score": hit.margin if margins else hit.score} for hit in ranked.result
+    ]
+    for item, hit in zip(results, ranked.result, strict=True) if documents else ():
+        item["document"] = _as_object(body.documents[hit.index])
+    add_details(results, ranked.result)
+    for item, hit in zip(results, ranked.result, strict=True) if judged else ():
+        item["judged_text"] = hit.document
+    return present(
         id=f"rerank-{uuid.uuid4().hex}",
         model=exchange.model,
-        results=[
-            RerankItem(
-                index=hit.index,
-                relevance_score=hit.margin if margins else hit.score,
-                document=_as_object(body.documents[hit.index]) if documents else None,
-                piece=Span.of(hit.piece),
-                explanation=ExplanationAnswer.of(hit),
-                judged_text=hit.document if judged else None,
-            )
-            for hit in ranked.result
-        ],
+        results=results,
         usage=TokenUsage.of([usage]),
         meta=RerankMeta(
             api_version=ApiVersion(version="2" if exchange.path.startswith("/v2") else "1"),
@@ -233,8 +231,8 @@ async def _respond(exchange: Exchange, body: RerankRequest) -> RerankResponse:
     )
 
 
-def _as_object(document: str | DocumentObject) -> DocumentObject:
-    return DocumentObject(text=document) if isinstance(document, str) else document
+def _as_object(document: str | DocumentObject) -> dict[str, str] | DocumentObject:
+    return {"text": document} if isinstance(document, str) else document
 
 
 def _warnings(exchange: Exchange, cut: int) -> list[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
 from ..documents import returns_judged_text
-from ..fields import TokenUsage
+from ..fields import TokenUsage, present
 from ..shapes import Exchange, Shape
 from .cohere import RerankRequest, gives_margins, rank
 
@@ -37,15 +37,16 @@ class InfinityResponse(BaseModel):
     warnings: list[str] | None = None
 
 
-async def _respond(exchange: Exchange, body: InfinityRequest) -> InfinityResponse:
+async def _respond(exchange: Exchange, body: InfinityRequest) -> dict[str, Any]:
     ranked = await rank(exchange, body)
     judged = returns_judged_text(exchange, body)
     margins = gives_margins(body)
-    return InfinityResponse(
+    return present(
+        object="rerank",
         id=f"rerank-{uuid.uuid4().hex}",
         model=exchange.model,
         results=[
-            InfinityItem(
+            present(
                 index=hit.index,
                 relevance_score=hit.margin if margins else hit.score,
                 document=hit.document if body.return_documents else None,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from ...config import RankingOptions
 from ...types import Request
 from ..errors import ApiError
-from ..fields import EXAMPLE_DOCUMENTS, EXAMPLE_QUERY, Count, Model, Query, ScoreThreshold, WireRequest
+from ..fields import EXAMPLE_DOCUMENTS, EXAMPLE_QUERY, Count, Model, Query, ScoreThreshold, WireRequest, present
 from ..shapes import Exchange, Shape
 
 _EXAMPLE: dict[str, JsonValue] = {
@@ -68,7 +68,7 @@ class NimResponse(BaseModel):
     usage: NimUsage
 
 
-async def _respond(exchange: Exchange, body: NimRequest) -> NimResponse:
+async def _respond(exchange: Exchange, body: NimRequest) -> dict[str, Any]:
     if body.top_k is not None and body.top_n is not None and body.top_k != body.top_n:
         raise ApiError(422, "invalid_request", "top_n: differs from top_k, which means the same", param="top_n")
     ranked = await exchange.rank(
@@ -77,8 +77,8 @@ async def _respond(exchange: Exchange, body: NimRequest) -> NimResponse:
         may_cut=body.truncate != "NONE",
     )
     prompts = ranked.result.usage.prompt_tokens
-    return NimResponse(
-        rankings=[NimRanking(index=hit.index, logit=hit.margin) for hit in ranked.result],
+    return present(
+        rankings=[present(index=hit.index, logit=hit.margin) for hit in ranked.result],
         usage=NimUsage(prompt_tokens=prompts, total_tokens=prompts),
     )
 

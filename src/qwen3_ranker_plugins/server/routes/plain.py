@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...config import RankingOptions
 from ...types import Request
 from ..documents import judged_texts, returns_judged_text
-from ..explanations import ExplainField, ExplanationAnswer
+from ..explanations import ExplainField, ExplanationAnswer, add_details
 from ..fields import (
     EXAMPLE_DOCUMENTS,
     EXAMPLE_QUERY,
@@ -18,8 +20,8 @@ from ..fields import (
     Probability,
     Query,
     ScoreThreshold,
-    Span,
     StructuredRequest,
+    present,
 )
 from ..shapes import Exchange, Shape
 
@@ -70,7 +72,7 @@ class PlainResponse(BaseModel):
     warnings: list[str] | None = None
 
 
-async def _respond(exchange: Exchange, body: PlainRequest) -> PlainResponse:
+async def _respond(exchange: Exchange, body: PlainRequest) -> dict[str, Any]:
     texts = await judged_texts(exchange, body.documents, body)
     judged = returns_judged_text(exchange, body)
     ranked = await exchange.rank(
@@ -78,22 +80,24 @@ async def _respond(exchange: Exchange, body: PlainRequest) -> PlainResponse:
         RankingOptions(body.top_k, body.score_threshold, body.min_confidence),
         explain=body.explain or False,
     )
-    return PlainResponse(
+    documents: list[dict[str, Any]] = [
+        {
+            "document": hit.document,
+            "index": hit.index,
+            "relevance_score": hit.score,
+            "confidence": hit.confidence,
+            "rank": rank,
+        }
+        for rank, hit in enumerate(ranked.result, start=1)
+    ]
+    for item, hit in zip(documents, ranked.result, strict=True) if judged or ranked.truncated else ():
+        item.update(
+            present(judged_text=hit.document if judged else None, truncated_tokens=hit.truncated_tokens or None)
+        )
+    add_details(documents, ranked.result)
+    return present(
         query=body.query,
-        ranked_documents=[
-            RankedDocument(
-                document=hit.document,
-                judged_text=hit.document if judged else None,
-                index=hit.index,
-                relevance_score=hit.score,
-                confidence=hit.confidence,
-                rank=rank,
-                truncated_tokens=hit.truncated_tokens or None,
-                piece=Span.of(hit.piece),
-                explanation=ExplanationAnswer.of(hit),
-            )
-            for rank, hit in enumerate(ranked.result, start=1)
-        ],
+        ranked_documents=documents,
         total_processed=ranked.result.usage.documents,
         processing_time_ms=ranked.milliseconds,
         warnings=exchange.warnings or None,

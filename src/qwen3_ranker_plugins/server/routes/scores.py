@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...config import RankingOptions
 from ...types import Request
 from ..errors import ApiError
-from ..fields import EXAMPLE_DOCUMENTS, EXAMPLE_QUERY, Query, ScoreThreshold, TaskFields, TokenUsage
+from ..fields import EXAMPLE_DOCUMENTS, EXAMPLE_QUERY, Query, ScoreThreshold, TaskFields, TokenUsage, present
 from ..shapes import Exchange, Shape
 
 Texts = Annotated[str | list[str], Field(description="One text, or several.")]
@@ -78,17 +78,18 @@ class ScoreResponse(BaseModel):
     usage: TokenUsage
 
 
-async def _respond(exchange: Exchange, body: _ScoreRequest) -> ScoreResponse:
+async def _respond(exchange: Exchange, body: _ScoreRequest) -> dict[str, Any]:
     requests, places = _requests(body)
     rankings = await exchange.rank_all(requests, RankingOptions(score_threshold=body.score_threshold))
     margins = body.use_activation is False
     scores = [{hit.index: hit.margin if margins else hit.score for hit in each.result} for each in rankings]
-    return ScoreResponse(
+    return present(
         id=f"score-{uuid.uuid4().hex}",
+        object="list",
         created=int(time.time()),
         model=exchange.model,
         data=[
-            ScoreItem(index=index, score=scores[group][place])
+            present(index=index, object="score", score=scores[group][place])
             for index, (group, place) in enumerate(places)
             if place in scores[group]  # scores below the threshold are missing
         ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..._version import __version__
 from ...config import RankingOptions
 from ...types import Request as RankRequest
-from ..fields import EXAMPLE_DOCUMENTS, EXAMPLE_QUERY, Count, Model, Query, ScoreThreshold, WireRequest
+from ..fields import EXAMPLE_DOCUMENTS, EXAMPLE_QUERY, Count, Model, Query, ScoreThreshold, WireRequest, present
 from ..shapes import Exchange, Shape
 from ..state import state_of
 
@@ -47,14 +47,14 @@ class TeiRank(BaseModel):
     text: str | None = None
 
 
-async def _respond(exchange: Exchange, body: TeiRequest) -> list[TeiRank]:
+async def _respond(exchange: Exchange, body: TeiRequest) -> list[dict[str, Any]]:
     ranked = await exchange.rank(
         RankRequest(body.query, body.texts),
         RankingOptions(body.top_n or None, body.score_threshold),
         may_cut=body.truncate is not False,
     )
     return [
-        TeiRank(
+        present(
             index=hit.index,
             score=hit.margin if body.raw_scores else hit.score,
             text=hit.document if body.return_text else None,

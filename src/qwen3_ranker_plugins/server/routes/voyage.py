@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +17,7 @@ from ..fields import (
     Query,
     ScoreThreshold,
     WireRequest,
+    present,
 )
 from ..shapes import Exchange, Shape
 
@@ -68,17 +69,18 @@ class VoyageResponse(BaseModel):
     usage: VoyageUsage
 
 
-async def _respond(exchange: Exchange, body: VoyageRequest) -> VoyageResponse:
+async def _respond(exchange: Exchange, body: VoyageRequest) -> dict[str, Any]:
     ranked = await exchange.rank(
         Request(body.query, body.documents, body.instruction),
         RankingOptions(body.top_k or None, body.score_threshold),
         may_cut=body.truncation is not False,
     )
     items = [
-        VoyageItem(index=hit.index, relevance_score=hit.score, document=hit.document if body.return_documents else None)
+        present(index=hit.index, relevance_score=hit.score, document=hit.document if body.return_documents else None)
         for hit in ranked.result
     ]
-    return VoyageResponse(
+    return present(
+        object="list",
         data=items,
         results=items,
         model=exchange.model,
