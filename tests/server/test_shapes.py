@@ -200,6 +200,8 @@ def test_lists_of_different_lengths_are_refused(client: httpx.Client) -> None:
         ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"image": "d"}]}, "passages.0.text"),
         ("/v1/rerank", {"query": "q", "documents": ["d"], "instruction": " "}, "instruction"),
         ("/v1/rerank", {"query": "q", "documents": ["d"], "chat_template_kwargs": {}}, "chat_template_kwargs"),
+        ("/v1/rerank", {"query": "q", "documents": ["d"], "max_tokens_per_query": False}, "max_tokens_per_query"),
+        ("/v1/rerank", {"query": "q", "documents": ["d"], "return_embeddings": 0}, "return_embeddings"),
         ("/v1/rerank", {"query": "q", "documents": [{"image": "d"}]}, None),
         ("/v1/score", {"text_1": "q", "text_2": "d", "top_n": 1}, "top_n"),
         ("/v1/score", {"text_1": "q"}, "text_2"),

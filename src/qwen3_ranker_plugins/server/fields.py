@@ -60,6 +60,23 @@ def present(**fields: object) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def _is_no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise PydanticCustomError("refused_field", "must be a number")
+    return value
+
+
+def _is_bool(value: object) -> object:
+    if not isinstance(value, bool):
+        raise PydanticCustomError("refused_field", "must be false")
+    return value
+
+
+#: Only 0, and only false: in Python the two are equal, so that a plain Literal accepts either.
+Zero = Annotated[Literal[0], BeforeValidator(_is_no_bool)]
+No = Annotated[Literal[False], BeforeValidator(_is_bool)]
+
+
 def _as_bool(value: bool | str) -> bool:
     return value if isinstance(value, bool) else value.lower() == "true"
 
@@ -126,9 +143,7 @@ class TaskFields(WireRequest):
     truncation_side: Literal["right"] | None = Field(
         default=None, description="vLLM's. Only right: documents are cut at their end."
     )
-    max_tokens_per_query: Literal[0] | None = Field(
-        default=None, description="vLLM's. Only 0, because a query is never cut."
-    )
+    max_tokens_per_query: Zero | None = Field(default=None, description="vLLM's. Only 0, because a query is never cut.")
     chat_template_kwargs: Annotated[None, only_null(_TEMPLATE)] = Field(
         default=None, description=f"vLLM's. Only null: {_TEMPLATE}."
     )

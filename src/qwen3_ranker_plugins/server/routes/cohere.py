@@ -6,7 +6,7 @@ They agree on {model, query, documents, top_n} -> {results: [{index, relevance_s
 from __future__ import annotations
 
 import uuid
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +24,7 @@ from ..fields import (
     EmptyArguments,
     Flag,
     JudgedPiece,
+    No,
     NotBlank,
     Query,
     ScoreThreshold,
@@ -78,7 +79,7 @@ class RerankRequest(TaskFields, StructuredRequest):
         default=None, description="Xinference's. No effect, because meta.tokens is always in the answer."
     )
     kwargs: EmptyArguments = Field(default=None, description=f"Xinference's. Must be empty. {NO_EFFECT}")
-    return_embeddings: Literal[False] | None = Field(default=None, description="Jina's. Only false.")
+    return_embeddings: No | None = Field(default=None, description="Jina's. Only false.")
 
 
 class RerankItem(BaseModel):
