@@ -29,7 +29,7 @@ MOTIFS = [
         "<",
         "</think>",
     ),
-    *("\ud83d", "\u200b", "ſ", "ß", "\U0001d15e", "Fluxomat", "Fluxomat ", "XJ 9000", "é12"),
+    *("\ud83d", "\u200b", "ſ", "ß", "\U0001d15e", "Fluxomat", "Fluxomat ", "XJ 9000", "é12", " Qlip", "Qlip"),
 ]
 runs = st.tuples(st.sampled_from(MOTIFS) | st.characters(), st.sampled_from([1, 1, 1, 2, 3, 10, 100, 1000, 3000]))
 
@@ -37,9 +37,9 @@ runs = st.tuples(st.sampled_from(MOTIFS) | st.characters(), st.sampled_from([1, 
 def cut_by_definition(text: str) -> bool:
     """A run that leaves no place to cut in the slices of these tests.
 
-    Line breaks after punctuation, blanks after line breaks, and an added token that counts between blanks only.
+    Line breaks after punctuation, blanks after line breaks, and added tokens that touch but count as separate words.
     """
-    return any(each * 100 in text.replace("\r\n", "\n") for each in ("\n", "\x85", "\r", "Fluxomat", "Fluxomat "))
+    return any(each * 100 in text.replace("\r\n", "\n") for each in ("\n", "\x85", "\r", "Fluxomat"))
 
 
 texts = st.lists(runs, min_size=1, max_size=12).map(lambda parts: "".join(motif * times for motif, times in parts))
@@ -52,10 +52,10 @@ def added_tokenizer(qwen3_folder: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("added")
     specification = json.loads((qwen3_folder / "tokenizer.json").read_text())
     first = max(token["id"] for token in specification["added_tokens"]) + 1
-    words = [("Fluxomat", True), ("XJ 9000", False), ("é12", False)]
-    for token_id, (content, alone) in enumerate(words, start=first):
+    words = [("Fluxomat", True, False), ("XJ 9000", False, False), ("é12", False, False), ("Qlip", False, True)]
+    for token_id, (content, alone, left) in enumerate(words, start=first):
         specification["added_tokens"].append(
-            {"id": token_id, "content": content, "single_word": alone, "lstrip": False, "rstrip": alone}
+            {"id": token_id, "content": content, "single_word": alone, "lstrip": left, "rstrip": alone}
             | {"normalized": content == "é12", "special": False}
         )
     (folder / "tokenizer.json").write_text(json.dumps(specification))
@@ -73,6 +73,28 @@ def test_they_are_those_of_the_whole_text(
     [(ids, all_encoded)] = encode_beginnings(tokenizer, [text], count, slice_length=slice_length)
     assert ids == whole[: len(ids)]
     assert (len(ids) == len(whole)) if all_encoded else (count <= len(ids) < len(whole))
+
+
+@pytest.mark.parametrize("motif", ["Fluxomat ", "Fluxomat, ", "(Fluxomat)", " Qlip", "Qlip", "XJ 9000 ", "XJ 9000"])
+def test_runs_of_added_tokens(added_tokenizer: ModelTokenizer, motif: str) -> None:
+    """Some count as separate words only, and white space after or before them belongs to them."""
+    text = motif * 1000
+    [whole] = added_tokenizer.encode_batch([text])
+    for slice_length in range(1200, 1240):
+        [(ids, _)] = encode_beginnings(added_tokenizer, [text], 500, slice_length=slice_length)
+        assert ids == whole[: len(ids)]
+        assert len(ids) >= 500
+
+
+def test_white_space_that_belongs_to_an_added_token(added_tokenizer: ModelTokenizer) -> None:
+    """It may be longer than a slice."""
+    for text in (
+        "Fluxomat" + " " * 3000 + "word",
+        "Fluxomat" + "\n " * 1500,
+        "a " * 400 + "Fluxomat" + " " * 3000 + "\x1c",
+    ):
+        [whole] = added_tokenizer.encode_batch([text])
+        assert encode_beginnings(added_tokenizer, [text], 500, slice_length=1200) == [(whole, True)]
 
 
 @pytest.mark.parametrize(

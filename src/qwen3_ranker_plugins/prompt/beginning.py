@@ -14,12 +14,14 @@ reasons, which are tried in this order:
 
 None of these reasons covers the following texts, which are by definition cut at the end of a slice: text without a
 place in 256 characters where Unicode normalization restarts (Unicode's stream-safe format allows 30 characters), white
-space in which line breaks are followed by more blanks than a slice holds, and runs of added tokens that overlap, or
-that touch although they are recognized only as separate words.
+space in which line breaks are followed by more blanks than a slice holds, or that is longer than a slice and belongs to
+the added token after it, and runs of added tokens that overlap, or that touch although they are recognized only as
+separate words.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -40,6 +42,8 @@ _BATCH = 1_000_000
 SUFFIX_CHARACTERS = 36
 # Number of characters before the end of a slice in which a place is sought where normalization restarts.
 _LONGEST_SEQUENCE = 256
+# What the tokenizers library counts as white space next to an added token; Python also counts U+001C to U+001F.
+_BLANKS = re.compile(r"[^\S\x1c-\x1f]+")
 # More characters than Unicode ever composes into one.
 _COMPOSING = 8
 
@@ -172,6 +176,9 @@ class _Reader:
             found = self._end_of_piece(offsets, words) or self._end_within_piece(offsets, words, encoding.tokens)
             if found:
                 kept, length = found, offsets[found][0]
+            elif encoding.ids and encoding.ids[-1] in self._tokenizer.takes_blanks_after and offsets[-1][1] == length:
+                blanks = _BLANKS.match(self._text, self._end)
+                length += 0 if blanks is None else len(blanks[0])
         self.ids += encoding.ids[:kept]
         if self._keep_offsets:
             position = self._position

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -17,6 +19,29 @@ from ..errors import UnsupportedModelError, remedy_of_reading
 _LOOKS_LIKE_CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>|</?think>")
 # Added tokens in brackets steer a model (<|im_end|>, </think>, [INST]), whether they are marked special or not.
 _IN_BRACKETS = re.compile(r"[<\[].*[>\]]", re.DOTALL)
+
+
+class _Neighbours(NamedTuple):
+    """What the characters next to an added token decide.
+
+    Attributes:
+        alone: it is recognized only as a separate word.
+        with_blanks_before, with_blanks_after: white space next to it belongs to it.
+    """
+
+    alone: bool
+    with_blanks_before: bool
+    with_blanks_after: bool
+
+    @classmethod
+    def of(cls, token: Mapping[str, Any]) -> Self:
+        """From an entry of `added_tokens` in tokenizer.json."""
+        return cls(bool(token["single_word"]), bool(token["lstrip"]), bool(token["rstrip"]))
+
+
+def _is_no_word(character: str) -> bool:
+    r"""Whether a character is surely none of `\w` in the tokenizers library, which includes some symbols."""
+    return character.isspace() or unicodedata.category(character) in {"Pd", "Ps", "Pe", "Pi", "Pf", "Po"}
 
 
 class ModelTokenizer:
@@ -46,9 +71,7 @@ class ModelTokenizer:
             added = specification["added_tokens"]
             ordinary = [token for token in added if not (token["special"] or _IN_BRACKETS.fullmatch(token["content"]))]
             self.vocabulary: tuple[str, ...] = tuple(token["content"] for token in ordinary)
-            self._depends_on_neighbours = {
-                token["content"] for token in ordinary if token["lstrip"] or token["rstrip"] or token["single_word"]
-            }
+            self._neighbours = {token["content"]: _Neighbours.of(token) for token in ordinary}
             self.control: dict[str, int] = {
                 token["content"]: token["id"] for token in added if token["content"] not in self.vocabulary
             }
@@ -146,17 +169,38 @@ class ModelTokenizer:
     def splits_vocabulary(self, text: str, position: int) -> bool:
         """Whether a cut at `position` may lie inside a word of `vocabulary`, which may end after `text` does.
 
-        A word that is recognized only next to certain characters must not touch the cut either.
+        It also counts if a word touches the cut and the character on the other side decides whether the word is
+        recognized, or belongs to it.
+
+        Args:
+            text: any text.
+            position: more than 0, less than its length.
         """
-        for word in self.vocabulary:
-            neighbours = 1 if word in self._depends_on_neighbours else 0
-            start = max(0, position - len(word) + 1 - neighbours)
-            if any(
-                text.startswith(word, first) or (word.startswith(text[first:]) and first < len(text))
-                for first in range(start, position + neighbours)
+        before, after = text[position - 1], text[position]
+
+        def begins(word: str, first: int) -> bool:
+            return first >= 0 and (text.startswith(word, first) or word.startswith(text[first:]))
+
+        for word, neighbours in self._neighbours.items():
+            if any(begins(word, first) for first in range(max(0, position - len(word) + 1), position)):
+                return True
+            if neighbours.alone or neighbours.with_blanks_after:
+                ends = text.startswith(word, position - len(word)) if position >= len(word) else False
+                if ends and (
+                    (neighbours.alone and not _is_no_word(after)) or (neighbours.with_blanks_after and after.isspace())
+                ):
+                    return True
+            if begins(word, position) and (
+                (neighbours.alone and not _is_no_word(before)) or (neighbours.with_blanks_before and before.isspace())
             ):
                 return True
         return False
+
+    @cached_property
+    def takes_blanks_after(self) -> set[int]:
+        """Ids of the words of `vocabulary` to which the white space after them belongs."""
+        words = [word for word, neighbours in self._neighbours.items() if neighbours.with_blanks_after]
+        return {self.plain.token_to_id(word) for word in words}
 
     @cached_property
     def longest_added(self) -> int:
