@@ -200,7 +200,7 @@ class ModelTokenizer:
     def takes_blanks_after(self) -> set[int]:
         """Ids of the words of `vocabulary` to which the white space after them belongs."""
         words = [word for word, neighbours in self._neighbours.items() if neighbours.with_blanks_after]
-        return {self.plain.token_to_id(word) for word in words}
+        return {token_id for word in words if (token_id := self.plain.token_to_id(word)) is not None}
 
     @cached_property
     def longest_added(self) -> int:
