@@ -116,7 +116,7 @@ def measure_load(
     facts = {"device": f"{options.kind} at {options.url}"}
     if options.kind == "server":
         facts = _facts(target)
-    _warm_up(target, plan)
+    _warm_up(replace(target, deadline=None), plan)
     steps: list[LoadStep] = []
     with _processes(plan.processes) as send_all:
         for number, (rate, clients) in enumerate([*((rate, None) for rate in plan.rates),
