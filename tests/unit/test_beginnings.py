@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,8 @@ def cut_by_definition(text: str) -> bool:
 
     Line breaks after punctuation, blanks after line breaks, and added tokens that touch but count as separate words.
     """
-    return any(each * 100 in text.replace("\r\n", "\n") for each in ("\n", "\x85", "\r", "Fluxomat"))
+    runs = any(each * 100 in text.replace("\r\n", "\n") for each in ("\n", "\x85", "\r", "Fluxomat"))
+    return runs or re.search(r"[\n\r\x85\u2028\u2029]\s{900}", text) is not None
 
 
 texts = st.lists(runs, min_size=1, max_size=12).map(lambda parts: "".join(motif * times for motif, times in parts))
@@ -95,6 +97,14 @@ def test_white_space_that_belongs_to_an_added_token(added_tokenizer: ModelTokeni
     ):
         [whole] = added_tokenizer.encode_batch([text])
         assert encode_beginnings(added_tokenizer, [text], 500, slice_length=1200) == [(whole, True)]
+
+
+@pytest.mark.parametrize("separators", ["\x1c" * 2, "\x1d\x1e\x1f" * 30])
+def test_separators_that_only_python_counts_as_blanks(tiny_tokenizer: ModelTokenizer, separators: str) -> None:
+    text = ":" * 1000 + separators + " " * 3000
+    [whole] = tiny_tokenizer.encode_batch([text])
+    [(ids, _)] = encode_beginnings(tiny_tokenizer, [text], 1, slice_length=1200)
+    assert ids == whole[: len(ids)]
 
 
 @pytest.mark.parametrize(

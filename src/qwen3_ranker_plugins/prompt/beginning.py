@@ -193,7 +193,7 @@ class _Reader:
             if (
                 words[kept] != words[kept - 1]
                 and offsets[kept - 1][1] <= offsets[kept][0]
-                and not (self._text[place - 1].isspace() and self._text[place].isspace())
+                and not (_is_blank(self._text[place - 1]) and _is_blank(self._text[place]))
                 and self._can_be_cut(place)
             ):
                 return kept
@@ -204,12 +204,12 @@ class _Reader:
         split, longest = self._tokenizer.split_piece, self._tokenizer.longest_token
         first, last = words.index(words[-1]), len(words)
         piece = self._text[self._position + offsets[first][0] : self._end]
-        blank = piece.isspace()
+        blank = _is_blank(piece)
         if blank:  # line breaks that follow would join it into one piece, up to the last of them
             first, last = 0, next((place for place, word in enumerate(words) if word != words[0]), last)
             piece = self._text[self._position : self._position + offsets[last - 1][1]]
         # The rest of a cut piece has to be a piece as well. The line breaks after punctuation are not one.
-        if split is None or (not piece.isspace() if blank else "\n" in piece[1:] or "\r" in piece[1:]):
+        if split is None or (not _is_blank(piece) if blank else "\n" in piece[1:] or "\r" in piece[1:]):
             return 0
         symbols = "".join(tokens[first:last])
         # A word that follows may absorb the last blank.
@@ -269,3 +269,8 @@ def _step_over_marks(text: str, place: int, step: int) -> int | None:
             return min(max(place, 0), len(text))
         place += step
     return None
+
+
+def _is_blank(text: str) -> bool:
+    r"""Whether `\s` of tokenizers' patterns matches all characters; it does not match four separators of ASCII."""
+    return text.isspace() and not any("\x1c" <= each <= "\x1f" for each in text)
