@@ -6,6 +6,7 @@ The margins themselves are in test_engines.py, with those of all engines.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -206,7 +207,10 @@ def test_a_start_that_fails_says_what_to_do_and_leaves_nothing() -> None:
         "except EngineError as error:\n"
         "    print(error, 'children:', psutil.Process().children(recursive=True))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=True)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("VLLM_", "QWEN3_RANKER_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=True, env=clean
+    )
     assert done.stdout.startswith("engine 'vllm_score' could not be started: ")
     assert "the weights leave too little room for the KV cache: lower max_length" in done.stdout
     assert done.stdout.rstrip().endswith("children: []")
