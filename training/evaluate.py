@@ -10,7 +10,7 @@ Scoring needs torch alone (it runs on the GPU machine); the table needs `pip ins
 import argparse
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from training.model import ModelShape, TinyQwen3
 from training.prompt import PromptTokens, token_id
 from training.scoring import Ranking, margins, no_attention_plans, read_lists
 from training.teacher import load_teacher
-from training.texts import BM25, HAN_CHARACTER, characters
+from training.texts import BM25, HAN_CHARACTER, characters, terms
 
 DOCUMENT_TOKENS = 1024
 BASELINE = "BM25"
@@ -85,18 +85,21 @@ def score_teacher(folder: Path, rows: list[dict[str, Any]], device: str) -> Rank
     }
 
 
-def rank_characters(rows: list[dict[str, Any]]) -> Ranking | None:
-    """BM25 over single characters, with the statistics of all listed documents; None for a set without Chinese."""
-    if not HAN_CHARACTER.search(rows[0]["query"]):
-        return None
+def rank_bm25(rows: list[dict[str, Any]], split: Callable[[str], list[str]] = terms) -> Ranking:
+    """BM25 scores of the candidates, with the statistics of all listed documents."""
     texts = {doc["docid"]: doc["text"] for row in rows for doc in row["docs"]}
-    index = BM25(texts.values(), characters)
+    index = BM25(texts.values(), split)
     number_of = {docid: number for number, docid in enumerate(texts)}
     found: Ranking = {}
     for row in rows:
         scores = index.scores(row["query"])
         found[row["qid"]] = {doc["docid"]: scores.get(number_of[doc["docid"]], 0.0) for doc in row["docs"]}
     return found
+
+
+def rank_characters(rows: list[dict[str, Any]]) -> Ranking | None:
+    """BM25 over single characters; None for a set without Chinese."""
+    return rank_bm25(rows, characters) if HAN_CHARACTER.search(rows[0]["query"]) else None
 
 
 def set_name(path: Path) -> str:

@@ -12,16 +12,16 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from training.evaluate import as_ranking, load_exported, set_name
+from training.evaluate import as_ranking, load_exported, rank_bm25, set_name
 from training.perturb import perturbed
 from training.prompt import COMPACT, CONTRADICTIONS, DEFAULT_INSTRUCTION, OTHER_INSTRUCTIONS, PromptTokens, token_id
 from training.scoring import Ranking, margins, no_attention_plans, quick_ndcg, read_lists
-from training.texts import BM25
 
 Rows = list[dict[str, Any]]
 Score = Callable[[Rows, str, str], Ranking]  # rows, template, instruction
@@ -53,34 +53,13 @@ def cases(seed: int) -> Iterator[tuple[str, Callable[[Rows], Rows], str, str]]:
         return rows
 
     yield "as written", same, "standard", DEFAULT_INSTRUCTION
-    for spelling in QUERY_SPELLINGS:
-        yield (
-            f"queries {spelling}",
-            lambda rows, spelling=spelling: changed(rows, spelling, seed, "query"),  # type: ignore[misc]
-            "standard",
-            DEFAULT_INSTRUCTION,
-        )
-    for spelling in DOCUMENT_SPELLINGS:
-        yield (
-            f"documents {spelling}",
-            lambda rows, spelling=spelling: changed(rows, spelling, seed, "text"),  # type: ignore[misc]
-            "standard",
-            DEFAULT_INSTRUCTION,
-        )
+    for kind, field, spellings in (("queries", "query", QUERY_SPELLINGS), ("documents", "text", DOCUMENT_SPELLINGS)):
+        for spelling in spellings:
+            change = partial(changed, spelling=spelling, seed=seed, field=field)
+            yield f"{kind} {spelling}", change, "standard", DEFAULT_INSTRUCTION
     yield "template compact", same, "compact", DEFAULT_INSTRUCTION
     yield "another instruction", same, "standard", OTHER_INSTRUCTIONS[3]
     yield "instruction that contradicts", same, "standard", CONTRADICTIONS[0]
-
-
-def bm25(rows: Rows) -> Ranking:
-    texts = {doc["docid"]: doc["text"] for row in rows for doc in row["docs"]}
-    index = BM25(texts.values())
-    number_of = {docid: number for number, docid in enumerate(texts)}
-    found: Ranking = {}
-    for row in rows:
-        scores = index.scores(row["query"])
-        found[row["qid"]] = {doc["docid"]: scores.get(number_of[doc["docid"]], 0.0) for doc in row["docs"]}
-    return found
 
 
 def ndcg(rows: Rows, run: Ranking) -> float:
@@ -133,7 +112,7 @@ def robustness(lists: dict[str, Rows], score: Score, seed: int, write: Callable[
                 continue
             run = score(shown, template, instruction)
             first = first or run
-            found = {**describe(shown, run), "BM25": ndcg(shown, bm25(shown))}
+            found = {**describe(shown, run), "BM25": ndcg(shown, rank_bm25(shown))}
             if run is not first:
                 found["Spearman"] = round(spearman(first, run), 3)
             results[name][case] = found
