@@ -25,12 +25,9 @@ for quality.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -41,7 +38,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from benchmarks.systems import CASES, COPIED, SHAPES, flops_per_token, measure, reference, write_model
+from benchmarks.systems import CASES, COPIED, SHAPES, flops_per_token, measure, reference, run_apart, write_model
 
 
 @dataclass(frozen=True)
@@ -161,28 +158,10 @@ def _run_once(name: str, system: System, arguments: argparse.Namespace, folder: 
     with tempfile.TemporaryDirectory() as scratch:
         output, log = Path(scratch) / "result.json", Path(scratch) / "log"
         task = {"engine": system.engine, "options": system.options, "labels": system.labels}
-        with log.open("wb") as stream:
-            process = subprocess.Popen(  # noqa: S603
-                [
-                    *(sys.executable, __file__, str(output), "--commit", arguments.commit, "--one", json.dumps(task)),
-                    *("--model", str(folder), "--device", arguments.device, "--shape", arguments.shape),
-                    *("--repeat", str(arguments.repeat), "--scale", str(arguments.scale)),
-                ],
-                env={**os.environ, **_ENVIRONMENT, **system.environment},
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            timeout = min(arguments.timeout, left)
-            try:
-                code = process.wait(timeout)
-                failed = f"exit code {code}" if code else None
-            except subprocess.TimeoutExpired:
-                failed = f"not done after {timeout:.0f} s"
-            finally:
-                with contextlib.suppress(ProcessLookupError):  # also what it has left behind
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        command = [sys.executable, __file__, str(output), "--commit", arguments.commit, "--one", json.dumps(task)]
+        command += ["--model", str(folder), "--device", arguments.device, "--shape", arguments.shape]
+        command += ["--repeat", str(arguments.repeat), "--scale", str(arguments.scale)]
+        failed = run_apart(command, log, min(arguments.timeout, left), _ENVIRONMENT | system.environment)
         if failed is None:
             result: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
             print(name, {label: row.get("median_ms") for label, row in result.get("rows", {}).items()}, flush=True)

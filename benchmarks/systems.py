@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import shutil
+import signal
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +71,37 @@ CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }
 
 #: (query, documents) -> P(yes) of each.
 Scores = Callable[[str, list[str]], list[float]]
+
+
+def run_apart(command: list[str], log: Path, timeout: float, environment: dict[str, str]) -> str | None:
+    """Run a command in a process group of its own, which is killed at the end with everything that it started.
+
+    Args:
+        command: program and arguments.
+        log: file for both output streams.
+        timeout: seconds after which it is killed.
+        environment: variables besides those of this process.
+
+    Returns:
+        Why it failed; None if it ended with exit code 0.
+    """
+    with log.open("wb") as stream:
+        process = subprocess.Popen(  # noqa: S603
+            command,
+            env={**os.environ, **environment},
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return f"not done after {timeout:.0f} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return f"exit code {code}" if code else None
 
 
 def write_model(folder: Path, shape: str, device: str, tokenizer: Path | None) -> None:

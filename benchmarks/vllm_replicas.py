@@ -15,12 +15,10 @@ are right for speed and silent about quality.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -31,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_vllm import errors_of
-from benchmarks.systems import SHAPES, WARMUP, documents_of, query, write_model
+from benchmarks.systems import SHAPES, WARMUP, documents_of, query, run_apart, write_model
 
 CALLS = ("1000 titles", "100 chunks")
 LOADS = ("100 titles", "100 chunks")
@@ -118,23 +116,7 @@ def run(layout: dict[str, Any], model: Path, shape: str, arguments: argparse.Nam
         for option in ("engine", "scale", "repeat", "clients", "seconds"):
             command += [f"--{option}", str(getattr(arguments, option))]
         command += ["--eager"] if arguments.eager else []
-        with log.open("wb") as stream:
-            process = subprocess.Popen(  # noqa: S603
-                command,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**os.environ, "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
-            )
-            try:
-                code = process.wait(timeout)
-                failed = f"exit code {code}" if code else None
-            except subprocess.TimeoutExpired:
-                failed = f"not done after {timeout:.0f} s"
-            finally:
-                with contextlib.suppress(ProcessLookupError):  # also what it has left
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        failed = run_apart(command, log, timeout, {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"})
         if failed is None:
             result: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
             return result
