@@ -22,7 +22,7 @@ def tune(
         Path | None, typer.Option(help="File of your documents, one per line. Default: generated product titles.")
     ] = None,
     documents: Annotated[
-        int, typer.Option(help="Number of documents in a request, drawn from the sample by the seed.")
+        int, typer.Option(help="Number of documents in a request, chosen at random from the sample (see --seed).")
     ] = 100,
     requests: Annotated[int, typer.Option(help="Number of timed requests for each configuration.")] = 5,
     memory_limit: Annotated[

@@ -39,12 +39,16 @@ DEADLINE: ContextVar[float] = ContextVar("qwen3_ranker_deadline")
 
 @dataclass(eq=False)
 class Place:
-    """The share of the queue that one request occupies."""
+    """The share of the queue that one request occupies.
+
+    Attributes:
+        documents, tokens: its size.
+        estimate: seconds that it takes at the engine's pace, the wait included; 0 if that is not known.
+    """
 
     documents: int
     tokens: int
     estimate: float = 0.0
-    """Seconds that it takes at the engine's pace, the wait included; 0 if that is not known."""
 
 
 class Admission:
