@@ -123,7 +123,9 @@ def test_the_page_opens_on_a_ranked_example(page: Page, small: Running) -> None:
     for term in ("Score", "Stars", "nDCG@10", "Model"):
         expect(page.locator("#legend dt", has_text=term)).to_be_visible()
     expect(page.locator("#demonstration")).to_be_visible()
-    expect(page.locator("#explained")).to_contain_text("bundled:tiny is a demonstration model")
+    expect(page.locator("#explained")).to_have_text(
+        "bundled:tiny is a demo model. For real work: qwen3-ranker serve --model Qwen/Qwen3-Reranker-0.6B"
+    )
 
 
 def test_examples_have_the_candidates_and_judgements_of_the_demo(client: httpx.Client) -> None:

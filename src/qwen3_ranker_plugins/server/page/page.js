@@ -217,9 +217,10 @@ async function look() {
   byId("model").textContent = [health.model, health.engine, facts.device, facts.dtype].filter(Boolean).join(" · ");
   byId("demonstration").hidden = !health.demonstration_model;
   byId("explained").textContent = health.demonstration_model
-    ? `${health.model} is a demonstration model. For real work: `
+    ? `${health.model} is a demo model. For real work: `
     : `${health.model}, computed by the engine ${health.engine}.`;
-  if (health.demonstration_model) byId("explained").append(make("code", "", "serve --model Qwen/Qwen3-Reranker-0.6B"));
+  const command = "qwen3-ranker serve --model Qwen/Qwen3-Reranker-0.6B";
+  if (health.demonstration_model) byId("explained").append(make("code", "", command));
   if (health.status === "healthy" && first) await openExample(first);
 }
 
