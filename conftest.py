@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Generator
+
 import pytest
 
 # Tests that start vLLM or Ray share one process: session fixtures start each engine once, and two engines at a time
@@ -14,6 +17,7 @@ _HEAVY = (
     "tests/offline/test_runners.py",
     "tests/remote/test_vllm.py",
 )
+_READ_BY_ENGINES = ("HF_", "OMP_", "QWEN3_RANKER_", "TRITON_", "VLLM_")
 # What takes minutes begins first, so that no process is left alone with it at the end.
 _ORDER = (*_HEAVY, "tests/contract/", "tests/examples/", "tests/docs/", "tests/demo/", "")
 
@@ -30,3 +34,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         item.add_marker(pytest.mark.xdist_group("heavy" if place(item).startswith(_HEAVY) else place(item)))
     items.sort(key=lambda item: next(i for i, start in enumerate(_ORDER) if place(item).startswith(start)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Refuse a test module that sets variables of an engine when it is imported.
+
+    Every engine that a test of this process starts would inherit them.
+    """
+    before = dict(os.environ)
+    report = yield
+    changed = sorted(name for name, _ in os.environ.items() - before.items() if name.startswith(_READ_BY_ENGINES))
+    if changed and isinstance(collector, pytest.Module):
+        report.outcome = "failed"
+        report.longrepr = f"importing {collector.nodeid} sets {', '.join(changed)}: set it in a fixture or a main program"
+    return report

@@ -6,7 +6,6 @@ The margins themselves are in test_engines.py, with those of all engines.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, Pieces, Reranker, ScoringError
+from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, EngineError, Pieces, Reranker, ScoringError
 from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.engines.vllm.worker_engine import VllmEngine
 from qwen3_ranker_plugins.models import resolve_model
@@ -197,23 +196,13 @@ def test_a_reranker_with_options(with_options: Reranker, packed_with_options: Re
 
 
 def test_a_start_that_fails_says_what_to_do_and_leaves_nothing() -> None:
-    """In a program of its own, in which no engine was started before."""
-    program = (
-        "import psutil\n"
-        "from qwen3_ranker_plugins import EngineError, Reranker\n"
-        "options = {'engine_kwargs': {'kv_cache_memory_bytes': 1 << 20}}\n"
-        "try:\n"
-        "    Reranker('bundled:tiny', engine='vllm_score', engine_options=options)\n"
-        "except EngineError as error:\n"
-        "    print(error, 'children:', psutil.Process().children(recursive=True))\n"
-    )
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("VLLM_", "QWEN3_RANKER_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=True, env=clean
-    )
-    assert done.stdout.startswith("engine 'vllm_score' could not be started: ")
-    assert "the weights leave too little room for the KV cache: lower max_length" in done.stdout
-    assert done.stdout.rstrip().endswith("children: []")
+    before = set(psutil.Process().children(recursive=True))
+    options = {"engine_kwargs": {"kv_cache_memory_bytes": 1 << 20}}
+    with pytest.raises(EngineError) as caught:
+        Reranker("bundled:tiny", engine="vllm_score", engine_options=options)
+    assert str(caught.value).startswith("engine 'vllm_score' could not be started: ")
+    assert "the weights leave too little room for the KV cache: lower max_length" in str(caught.value)
+    assert set(psutil.Process().children(recursive=True)) <= before
 
 
 @pytest.mark.slow

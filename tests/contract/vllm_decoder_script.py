@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION
@@ -68,6 +67,7 @@ def try_another_norm(model: Any) -> None:
 
 
 if __name__ == "__main__":
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
     worker_engine.WorkerProcess = InThisProcess  # type: ignore[assignment, misc]
     packed_options.obstacle = lambda *_: None
     decoder_module.runner_of = plain_runner
