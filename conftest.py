@@ -49,5 +49,5 @@ def pytest_make_collect_report(
     changed = sorted(name for name, _ in os.environ.items() - before.items() if name.startswith(_READ_BY_ENGINES))
     if changed and isinstance(collector, pytest.Module):
         report.outcome = "failed"
-        report.longrepr = f"importing {collector.nodeid} sets {', '.join(changed)}: set it in a fixture or a main program"
+        report.longrepr = f"importing {collector.nodeid} sets {', '.join(changed)}: set it in a fixture"
     return report

@@ -1,5 +1,6 @@
 """Runs under Triton's interpreter (TRITON_INTERPRET=1), which computes on a CPU; prints the largest differences.
 
+Arguments: the model's folder with two layers, and with one for the engine's own trial on Turing, which takes longest.
 A process of its own, since Triton decides when a kernel is defined. In float16, since the interpreter has no bfloat16.
 """
 
@@ -190,6 +191,6 @@ if __name__ == "__main__":
         "float8": float8_difference(),
         "margins": margins_difference(Path(sys.argv[1]), Decoder),
         "float8 margins": margins_difference(Path(sys.argv[1]), Float8Decoder),
-        "margins on Turing": turing_margins_difference(Path(sys.argv[1])),
+        "margins on Turing": turing_margins_difference(Path(sys.argv[2])),
     }
     sys.stdout.write(json.dumps(differences) + "\n")

@@ -21,7 +21,7 @@ SCRIPT = Path(__file__).with_name("kernels_script.py")
 @pytest.mark.timeout(600)
 def test_kernels_compute_what_they_stand_for(tiny: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, SCRIPT, write_shallow(tiny, tmp_path / "shallow", layers=2)],
+        [sys.executable, SCRIPT, *(write_shallow(tiny, tmp_path / f"{layers}", layers) for layers in (2, 1))],
         check=True,
         capture_output=True,
         text=True,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,33 +27,51 @@ pytestmark = [
 ]
 
 
-def write(form: str, tiny: Path, target: Path) -> Path:
-    if form == "classifier":
-        return write_classifier(tiny, target, noise=0.01)
-    if form == "fine-tune":
-        return write_fine_tune(tiny, target)
-    return write_compressed(tiny, target, form)
+#: (form, engine, dtype, tolerance)
+CASES = [
+    ("classifier", "vllm_score", "float32", 1e-3),
+    # added words, a merged adapter and the files of sentence-transformers in one folder
+    ("fine-tune", "vllm_score", "float32", 1e-3),
+    ("fine-tune", "vllm_generate", "float32", 1e-3),
+    ("fine-tune", "vllm_packed", "float32", 1e-3),
+    # vLLM's kernel for a CPU asks for bfloat16; transformers' layers in float32 are the reference
+    ("int8 with int8 activations", "vllm_score", "bfloat16", 0.1),
+]
 
 
-@pytest.mark.parametrize(
-    ("form", "engine"),
-    [
-        ("classifier", "vllm_score"),
-        # added words, a merged adapter and the files of sentence-transformers in one folder: one start for all
-        ("fine-tune", "vllm_score"),
-        ("fine-tune", "vllm_generate"),
-        ("fine-tune", "vllm_packed"),
-    ],
-)
-def test_vllm_takes_it(form: str, engine: str, tiny: Path, tmp_path: Path) -> None:
-    folder = write(form, tiny, tmp_path / "model")
-    assert margins(folder, engine=engine) == pytest.approx(margins(folder), abs=1e-3)
+@pytest.fixture(scope="module")
+def folders(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Form -> folder."""
+    target = tmp_path_factory.mktemp("forms")
+    int8 = "int8 with int8 activations"
+    return {
+        "classifier": write_classifier(tiny, target / "classifier", noise=0.01),
+        "fine-tune": write_fine_tune(tiny, target / "fine-tune"),
+        int8: write_compressed(tiny, target / "int8", int8),
+    }
 
 
-def test_vllm_score_computes_with_int8_weights_and_activations(tiny: Path, tmp_path: Path) -> None:
-    """In bfloat16, which its CPU kernel asks for; transformers' layers in float32 are the reference."""
-    folder = write("int8 with int8 activations", tiny, tmp_path / "model")
-    assert margins(folder, engine="vllm_score", dtype="bfloat16") == pytest.approx(margins(folder), abs=0.1)
+@pytest.fixture(scope="module")
+def found(folders: dict[str, Path]) -> dict[tuple[str, str], list[float]]:
+    """(form, engine) -> margins. All engines run in one process, which imports vLLM once."""
+    arguments = [str(each) for form, engine, dtype, _ in CASES for each in (folders[form], engine, dtype)]
+    script = Path(__file__).with_name("vllm_forms_script.py")
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    return {(form, engine): line for (form, engine, *_), line in zip(CASES, lines, strict=True)}
+
+
+@pytest.mark.parametrize(("form", "engine", "dtype", "tolerance"), CASES)
+def test_vllm_takes_it(
+    form: str,
+    engine: str,
+    dtype: str,
+    tolerance: float,
+    found: dict[tuple[str, str], list[float]],
+    folders: dict[str, Path],
+) -> None:
+    assert found[form, engine] == pytest.approx(margins(folders[form]), abs=tolerance)
 
 
 def test_a_bias_that_vllm_would_leave_out_is_refused(tiny: Path, tmp_path: Path) -> None:

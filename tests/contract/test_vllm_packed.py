@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -17,8 +15,11 @@ from typer.testing import CliRunner
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, EngineError, InvalidInputError, Reranker
 from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.engines.vllm.packed import register
+from qwen3_ranker_plugins.engines.vllm.packed.task import PackedTask
+from qwen3_ranker_plugins.engines.vllm.remedies import remedy
 from qwen3_ranker_plugins.engines.vllm.worker_engine import VllmEngine
 from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder
+from tests.forms import write_shallow
 
 from .conftest import needs_vllm
 
@@ -98,39 +99,35 @@ def test_doctor_proves_that_it_works() -> None:
 
 
 def test_compiled_by_vllm_with_an_output_matrix_of_its_own(tiny: Path, tmp_path: Path) -> None:
-    """As on a GPU, where `enforce_eager` is off: torch.compile must not trace into our attention."""
+    """As on a GPU, where `enforce_eager` is off: torch.compile must not trace into our attention.
+
+    Two layers, since the compiler takes seconds for each.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(tiny, tie_word_embeddings=False, dtype="float32")
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / name).write_bytes((tiny / name).read_bytes())
+    folder = write_shallow(tiny, tmp_path / "model", layers=2)
+    config = AutoConfig.from_pretrained(folder, tie_word_embeddings=False, dtype="float32")
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     documents = ["one", "two", "three", "The with statement closes it.", "close() closes it, and flushes it."]
     options = {"enforce_eager": False}
-    with Reranker(tmp_path) as packed, Reranker(tmp_path, engine="vllm_packed", engine_options=options) as compiled:
+    with Reranker(folder) as packed, Reranker(folder, engine="vllm_packed", engine_options=options) as compiled:
         for query in (QUERY, "another query, of another length"):
             expected, found = (each.score(query, documents) for each in (packed, compiled))
             assert np.ptp(expected) > 0
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_an_argument_that_vllm_lacks_and_a_release_that_is_too_old_say_so() -> None:
-    """In one process, since importing vLLM is what takes time."""
-    program = (
-        "import vllm\n"
-        "from vllm.engine.arg_utils import EngineArgs\n"
-        "from qwen3_ranker_plugins.engines.vllm.remedies import remedy\n"
-        "try: EngineArgs(seeds=7)\n"
-        "except TypeError as error: print(error, remedy(str(error)), sep=': ')\n"
-        "vllm.__version__ = '0.12.0'\n"
-        "from qwen3_ranker_plugins.engines.vllm.packed.task import PackedTask\n"
-        "PackedTask(1, 2, 3).engine_arguments()"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "unexpected keyword argument 'seeds'" in done.stdout
-    assert "engine_kwargs has an argument that this release" in done.stdout
-    assert "vLLM 0.12.0 is too old for the engine 'vllm_packed'" in done.stderr
+def test_an_argument_that_vllm_lacks_and_a_release_that_is_too_old_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import vllm
+    from vllm.engine.arg_utils import EngineArgs
+
+    with pytest.raises(TypeError, match="unexpected keyword argument 'seeds'") as unknown:
+        EngineArgs(seeds=7)
+    assert "engine_kwargs has an argument that this release" in remedy(str(unknown.value))
+    monkeypatch.setattr(vllm, "__version__", "0.12.0")
+    with pytest.raises(RuntimeError, match=r"vLLM 0\.12\.0 is too old for the engine 'vllm_packed'"):
+        PackedTask(1, 2, 3).engine_arguments()
 
 
 def test_the_marker_in_a_template_is_an_error(vllm_packed: VllmEngine) -> None:

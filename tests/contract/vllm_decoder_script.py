@@ -22,37 +22,15 @@ from qwen3_ranker_plugins.engines.packed import options as packed_options
 from qwen3_ranker_plugins.engines.packed import size_classes
 from qwen3_ranker_plugins.engines.packed.decoder import Decoder, DecoderWeights
 from qwen3_ranker_plugins.engines.packed.options import PackedOptions
-from qwen3_ranker_plugins.engines.vllm import worker_engine
 from qwen3_ranker_plugins.engines.vllm.packed import decoder as decoder_module
 from tests.contract import plain_kernels
+from tests.contract.in_this_process import use_no_worker_processes
 
 #: The long document has more tokens than the kernel for long documents needs.
 REQUESTS = [
     ("what is the capital of France?", ["Paris", "Berlin is in Germany", "a", "It closes a file. " * 12, "Paris"]),
     ("close a file", ["It closes a file.", "Paris"]),
 ]
-
-
-class InThisProcess:
-    """Replaces the engine's worker process."""
-
-    running = True
-
-    def __init__(self, _program: str, environment: dict[str, str], **_watching: object) -> None:
-        os.environ.update(environment)
-        self.pid = os.getpid()
-
-    def load(self, message: Any) -> dict[str, str]:
-        from qwen3_ranker_plugins.engines.vllm.runner import Runner
-
-        self.runner = Runner(message)
-        return self.runner.facts()
-
-    def call(self, prompts: Any, _reply: object) -> Any:
-        return self.runner.score(prompts)
-
-    def close(self) -> None:
-        self.runner.close()
 
 
 def plain_runner(weights: DecoderWeights, *, token_budget: int, **_: bool) -> Any:
@@ -68,7 +46,7 @@ def try_another_norm(model: Any) -> None:
 
 if __name__ == "__main__":
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    worker_engine.WorkerProcess = InThisProcess  # type: ignore[assignment, misc]
+    use_no_worker_processes()
     packed_options.obstacle = lambda *_: None
     decoder_module.runner_of = plain_runner
     resolved = engine_module("vllm_packed").resolve(
