@@ -16,10 +16,20 @@ _HEAVY = (
     "tests/deploy/test_ray_serve.py",
     "tests/offline/test_runners.py",
     "tests/remote/test_vllm.py",
+    "tests/server/test_engine.py",
 )
 _READ_BY_ENGINES = ("HF_", "OMP_", "QWEN3_RANKER_", "TRITON_", "VLLM_")
 # What takes minutes begins first, so that no process is left alone with it at the end.
-_ORDER = (*_HEAVY, "tests/contract/", "tests/examples/", "tests/docs/", "tests/demo/", "")
+_ORDER = (
+    *_HEAVY,
+    "tests/examples/",
+    "tests/contract/",
+    "tests/docs/",
+    "tests/demo/",
+    "tests/training/",
+    "tests/server/",
+    "",
+)
 
 
 @pytest.hookimpl(tryfirst=True)
