@@ -13,7 +13,7 @@ import pytest
 from qwen3_ranker_plugins import EngineClosedError, EngineError
 from qwen3_ranker_plugins.config import canonical_devices
 from qwen3_ranker_plugins.dispatch import Dispatcher, PassReport
-from qwen3_ranker_plugins.engines.base import Margins
+from qwen3_ranker_plugins.engines.base import EngineCapabilities, Margins
 from qwen3_ranker_plugins.errors import InvalidInputError
 from qwen3_ranker_plugins.prompt import EncodedRequest
 
@@ -67,6 +67,20 @@ class Fatal(Mortal):
         return super().score(requests)
 
 
+class Overlapping(SumEngine):
+    """Two passes may be in flight; its gate is closed at first."""
+
+    def __init__(self, token_budget: int) -> None:
+        super().__init__(token_budget)
+        self.capabilities = EngineCapabilities(token_budget=token_budget, passes_in_flight=2)
+        self.gate.clear()
+        self.arrived = 0
+
+    def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
+        self.arrived += 1
+        return super().score(requests)
+
+
 @contextmanager
 def replicas(*engines: SumEngine) -> Iterator[Dispatcher]:
     dispatcher = Dispatcher(*engines, devices=["cpu"] * len(engines))
@@ -104,6 +118,29 @@ def test_a_long_request_is_shared_by_idle_replicas_and_comes_back_whole() -> Non
         assert sum(state.documents for state in dispatcher.replicas()) == 400
 
 
+def test_all_replicas_get_as_much_of_a_request_that_comes_in_parts() -> None:
+    engines = [Overlapping(token_budget=4000) for _ in range(3)]
+    with replicas(*engines) as dispatcher:
+        first = submit(dispatcher, request([9] * 50))
+        wait_until(lambda: sum(engine.arrived for engine in engines) == 2)
+        then = submit(dispatcher, request([9] * 200, prefix=2))
+        wait_until(lambda: not dispatcher._waiting and sum(engine.arrived for engine in engines) == 5)
+        in_flight = [replica.tokens_in_flight for replica in dispatcher._replicas]
+        assert max(in_flight) - min(in_flight) < 30, "the idle one has as much as the others with two passes"
+        for engine in engines:
+            engine.gate.set()
+        assert first.result(10).values.tolist() == expected([9] * 50)
+        assert then.result(10).values.tolist() == expected([9] * 200, prefix=2)
+        wait_until(lambda: not any(replica.tokens_in_flight for replica in dispatcher._replicas))
+
+
+def test_what_is_left_of_a_share_is_not_a_pass_of_its_own() -> None:
+    engines = [SumEngine(token_budget=4000) for _ in range(2)]
+    with replicas(*engines) as dispatcher:
+        assert submit(dispatcher, request([5] * 60)).result(10).values.tolist() == expected([5] * 60)
+    assert sorted(len(engine.passes) for engine in engines) == [0, 1]
+
+
 def test_a_short_request_is_not_torn_apart() -> None:
     engines = [SumEngine(token_budget=4000) for _ in range(4)]
     with replicas(*engines) as dispatcher:
@@ -128,18 +165,7 @@ def test_a_busy_replica_holds_up_nobody() -> None:
 
 
 def test_of_two_passes_in_flight_the_second_goes_to_the_replica_with_none() -> None:
-    class Overlapping(SumEngine):
-        def __init__(self) -> None:
-            super().__init__(token_budget=50)
-            self.capabilities = type(self.capabilities)(token_budget=50, passes_in_flight=2)
-            self.gate.clear()
-            self.arrived = 0
-
-        def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
-            self.arrived += 1
-            return super().score(requests)
-
-    engines = [Overlapping(), Overlapping()]
+    engines = [Overlapping(token_budget=50) for _ in range(2)]
     with replicas(*engines) as dispatcher:
         futures = []
         for count, arrived in enumerate(([1, 0], [1, 1], [2, 1], [2, 2]), start=1):

@@ -7,9 +7,9 @@ without a timer, and a long list does not delay a short one.
 An engine on a GPU may have two workers (`EngineCapabilities.passes_in_flight`): while one waits for its pass, the
 other lays out and queues the next. No request is delayed for this: an idle worker takes any request that waits.
 
-Several engines with the same model are replicas: the least busy one takes the next pass, and idle ones share the
-waiting requests. A replica whose process ends is restarted by its keeper thread; meanwhile the other replicas compute
-its passes.
+Several engines with the same model are replicas: the one with the fewest tokens in flight takes the next pass, which
+holds as much of the waiting requests as lets all replicas finish at the same time. A replica whose process ends is
+restarted by its keeper thread; meanwhile the other replicas compute its passes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from ..engines.base import Engine, Margins
 from ..errors import EngineClosedError, EngineError, RankerError
 from ..prompt import EncodedRequest
 from .filling import ByLength, Turns, fill_in_turns, halves
-from .replicas import Replica, ReplicaState, may_take, share_of_pass
+from .replicas import Replica, ReplicaState, may_take, next_to_take, share_of_pass
 from .submission import Submission
 
 _logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ _Pass = Sequence[tuple[_Queued, list[int]]]
 """Content of a forward pass: parts of requests, each with the indices of its documents in the pass."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Again:
     """A pass to compute. One that is repeated after a replica ended holds a single request, which may be the cause.
 
@@ -87,6 +87,14 @@ class _Again:
 
     batch: _Pass
     ends: int
+
+    @cached_property
+    def tokens(self) -> int:
+        """Number of tokens in the pass."""
+        return sum(
+            queued.request.prefix_length + sum(map(queued.request.lengths.__getitem__, indices))
+            for queued, indices in self.batch
+        )
 
 
 class Dispatcher:
@@ -103,15 +111,16 @@ class Dispatcher:
         self.engine = engine
         engines = [engine, *others]
         places = [each.describe().device for each in engines] if devices is None else devices
-        self._replicas = [Replica(*each) for each in zip(range(len(engines)), engines, places, strict=True)]
+        self._lock = threading.RLock()
+        self._replicas = [
+            Replica(number, each, place, self._lock)
+            for number, (each, place) in enumerate(zip(engines, places, strict=True))
+        ]
         self._replaces = devices is not None
         self._again: deque[_Again] = deque()
         self._waiting: deque[_Queued] = deque()
         self._turns = Turns()
-        self._changed = threading.Condition()
-        # The workers of one engine are interchangeable, so one of them is woken. With several replicas, each worker has
-        # to check whether its replica is next.
-        self._wake = self._changed.notify if len(engines) == 1 else self._changed.notify_all
+        self._wake = self._wake_next if len(engines) > 1 else self._replicas[0].changed.notify
         self._closing = False
         self._listeners: list[PassListener] = []
         self._process = os.getpid()
@@ -151,7 +160,7 @@ class Dispatcher:
                 "make the reranker in the child, or start workers with the 'spawn' method"
             )
         queued = _Queued(request, submission, first)
-        with self._changed:
+        with self._lock:
             if self._closing:
                 raise EngineClosedError("the reranker is closed: make a new one")
             if not restart and not self.can_score:
@@ -165,7 +174,7 @@ class Dispatcher:
         """Free the memory of a cancelled request now: the pass in flight may take long, or never end."""
         # In a forked child, the lock may be held by a thread that does not exist there.
         if future.cancelled() and os.getpid() == self._process:
-            with self._changed, suppress(ValueError):  # it is in a pass, or was taken out already
+            with self._lock, suppress(ValueError):  # it is in a pass, or was taken out already
                 self._waiting.remove(queued)
 
     def on_pass(self, listener: PassListener) -> None:
@@ -180,7 +189,7 @@ class Dispatcher:
         """
         if os.getpid() != self._process:
             return  # the thread and the engine are the parent's
-        with self._changed:
+        with self._lock:
             self._close()
         if wait and threading.current_thread() not in self._workers:
             for thread in (*self._workers, *self._keepers):
@@ -203,24 +212,34 @@ class Dispatcher:
 
     def replicas(self) -> list[ReplicaState]:
         """The state of each engine."""
-        with self._changed:
+        with self._lock:
             return [each.state() for each in self._replicas]
 
     def _close(self) -> None:
         self._closing = True
         self._closed.set()
-        self._changed.notify_all()
+        self._wake_all()
+
+    def _wake_next(self) -> None:
+        """Wake a thread of the replica that should take the next pass."""
+        if (first := next_to_take(self._replicas)) is not None:
+            first.changed.notify()
+
+    def _wake_all(self) -> None:
+        for each in self._replicas:
+            each.changed.notify_all()
 
     def _run(self, replica: Replica) -> None:
         work = _Again((), 0)
         try:
             while (work := self._next_pass(replica)).batch:
                 self._score(replica, work)
-                with self._changed:
+                with self._lock:
                     replica.in_flight -= 1
                     replica.requests -= len(work.batch)
+                    replica.tokens_in_flight -= work.tokens if len(self._replicas) > 1 else 0
         finally:  # even if something other than an Exception ends this thread: nobody may wait forever
-            with self._changed:
+            with self._lock:
                 self._close()
                 stranded = [*(queued for queued, _ in work.batch), *self._take_all()]
                 replica.threads -= 1
@@ -233,7 +252,7 @@ class Dispatcher:
     def _next_pass(self, replica: Replica) -> _Again:
         """Wait for work and fill one pass; an empty one when closing."""
         work = _Again((), 0)
-        with self._changed:
+        with self._lock:
             while not (self._closing or work.batch):
                 if not self._replaces or may_take(replica, self._replicas):
                     # Drop requests that were cancelled or have failed: nobody waits for them.
@@ -246,11 +265,14 @@ class Dispatcher:
                         if len(self._replicas) > 1:
                             room = share_of_pass(replica, self._replicas, self._waiting)
                         work = _Again(fill_in_turns(self._waiting, room, self._turns), 0)
+                elif self._again or self._waiting:
+                    self._wake()  # the thread of a replica that has finished more meanwhile
                 if not work.batch:
-                    self._changed.wait()
+                    replica.changed.wait()
             if work.batch:
                 replica.in_flight += 1
                 replica.requests += len(work.batch)
+                replica.tokens_in_flight += work.tokens if len(self._replicas) > 1 else 0
                 if self._waiting or self._again:
                     self._wake()  # another worker may take what is left
         return work
@@ -294,7 +316,7 @@ class Dispatcher:
     def _give_to_others(self, replica: Replica, work: _Again, error: RankerError) -> None:
         """Have another replica compute a pass in which one has ended. If none is left, fail all waiting requests."""
         ends = work.ends + 1
-        with self._changed:
+        with self._lock:
             if self._replaces and not replica.engine.running:
                 replica.ends(error)
             if ends < _MOST_ENDS and self._replaces and self.can_score:
@@ -303,7 +325,7 @@ class Dispatcher:
             else:
                 failed = [queued for queued, _ in work.batch]
             failed += self._fail_if_none_is_left()
-            self._changed.notify_all()
+            self._wake_all()
         for queued in failed:
             queued.owner.fail(error)
 
@@ -323,12 +345,12 @@ class Dispatcher:
         while not self._closed.wait(_LOOK_EVERY):
             if replica.engine.running:
                 continue
-            with self._changed:
+            with self._lock:
                 # If it ended in a pass, the requests that waited then have failed; later requests wait for the restart.
                 unnoticed = replica.ends("its worker process has ended")
                 stranded = self._fail_if_none_is_left() if unnoticed else []
                 pause = replica.next_pause()
-                self._changed.notify_all()
+                self._wake_all()
             _logger.error("replica %d on %s has ended: %s", replica.number, replica.device, replica.state().error)
             for queued in stranded:
                 queued.owner.fail(EngineError("every replica has ended; they are being started again"))
@@ -341,7 +363,7 @@ class Dispatcher:
         try:
             replica.engine.restart()
         except Exception as error:  # noqa: BLE001 - after any error, the others run on and this one is retried
-            with self._changed:
+            with self._lock:
                 replica.fails(error)
                 stranded = self._fail_if_none_is_left()
             if not self._closing:
@@ -350,9 +372,9 @@ class Dispatcher:
             for queued in stranded:
                 queued.owner.fail(error)
             return
-        with self._changed:
+        with self._lock:
             replica.starts()
-            self._changed.notify_all()
+            self._wake_all()
         seconds = time.perf_counter() - started
         _logger.warning("replica %d on %s was started again in %.1f s", replica.number, replica.device, seconds)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +20,8 @@ _RATE_SECONDS = 10.0
 _STEADY_SECONDS = 60.0
 #: Longest pause before a replica is restarted, in seconds.
 _LONGEST_PAUSE = 60.0
-#: A request that is split over idle replicas gives each at least the token budget divided by this: smaller passes take
-#: just as long.
+#: A request that is split over replicas gives each at least the token budget divided by this: smaller passes take just
+#: as long.
 _LEAST_SHARE = 16
 
 
@@ -63,17 +64,21 @@ class Replica:
         number: its position among the engines of the dispatcher.
         engine: running.
         device: "cpu" or "cuda:N".
+        lock: the lock of the dispatcher's queue.
+
+    Attributes:
+        changed: its threads wait here for work.
+        in_flight: number of passes that its threads have taken and not finished.
+        requests, tokens_in_flight: number of requests and of tokens in these passes.
     """
 
-    def __init__(self, number: int, engine: Engine, device: str) -> None:
+    def __init__(self, number: int, engine: Engine, device: str, lock: threading.RLock) -> None:
+        self.changed = threading.Condition(lock)
         self.number = number
         self.engine = engine
         self.device = device
         self.threads = engine.capabilities.workers * engine.capabilities.passes_in_flight
-        #: Passes that its threads have taken and not finished.
-        self.in_flight = 0
-        #: Requests in these passes.
-        self.requests = 0
+        self.in_flight = self.requests = self.tokens_in_flight = 0
         self.passes = self.documents = self.tokens = self.failed_passes = self.restarts = 0
         #: When its last pass ended.
         self.last_end = 0.0
@@ -157,22 +162,35 @@ class _Rate:
         return self._weighted * math.exp((self._at - time.monotonic()) / _RATE_SECONDS)
 
 
+def next_to_take(replicas: Sequence[Replica]) -> Replica | None:
+    """The replica that should take the next pass: the one with the fewest tokens in flight. None if none can."""
+    able = [each for each in replicas if each.in_flight < each.threads and each.runs]
+    return min(able, key=lambda each: each.tokens_in_flight, default=None)
+
+
 def may_take(replica: Replica, replicas: Sequence[Replica]) -> bool:
-    """Whether this replica may take the next pass: it runs, and no other running replica is less busy."""
-    return replica.runs and not any(each.in_flight < replica.in_flight and each.runs for each in replicas)
+    """Whether this replica may take the next pass: it runs, and no other that can take it has fewer tokens in flight.
+
+    Called from a thread of the replica that has no pass.
+    """
+    first = next_to_take(replicas)
+    return first is not None and replica.runs and replica.tokens_in_flight <= first.tokens_in_flight
 
 
 def share_of_pass(replica: Replica, replicas: Sequence[Replica], waiting: Collection[ByLength]) -> EngineCapabilities:
-    """What a pass of this replica may hold, so that equally idle replicas get a share of the waiting requests.
+    """What a pass of this replica may hold, so that all replicas finish what waits and is in flight at the same time.
 
-    Each share repeats the prefix. A share is at least 1/_LEAST_SHARE of the token budget, because a smaller pass takes
-    just as long.
+    Each share repeats the prefix. A share is at least 1/_LEAST_SHARE of the token budget, and leaves either nothing or
+    a quarter of this to the others, because a smaller pass takes just as long.
     """
     capabilities = replica.engine.capabilities
-    idle = sum(each.in_flight == replica.in_flight and each.runs for each in replicas)
-    if idle <= 1 or not waiting:
+    running = [each for each in replicas if each.runs]
+    if len(running) <= 1 or not waiting:
         return capabilities
+    least = capabilities.token_budget // _LEAST_SHARE
     tokens = sum(each.request.prefix_length + each.tokens_left for each in waiting)
-    prefix = next(iter(waiting)).request.prefix_length
-    share = max(-(-tokens // idle) + prefix, capabilities.token_budget // _LEAST_SHARE)
+    of_each = -(-(tokens + sum(each.tokens_in_flight for each in running)) // len(running))
+    share = max(of_each - replica.tokens_in_flight + next(iter(waiting)).request.prefix_length, least)
+    if tokens - share < least // 4:
+        share = tokens
     return replace(capabilities, token_budget=min(share, capabilities.token_budget))
