@@ -6,10 +6,12 @@ this file too, and runs no test.
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pytest
@@ -28,6 +30,32 @@ if TYPE_CHECKING:
 # The first example of a property loads a tokenizer, and the machines that run this are slow and shared.
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
+
+
+class Ended(NamedTuple):
+    """What a call of the command left."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """`qwen3-ranker` in this process, where its imports are paid for: with arguments, streams and an exit code."""
+    from qwen3_ranker_plugins.cli.app import main
+
+    def run(*arguments: object, stdin: bytes = b"a document") -> Ended:
+        monkeypatch.setattr(sys, "argv", ["qwen3-ranker", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        monkeypatch.setenv("COLUMNS", "100")
+        monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # as `main` sets it, which is undone here
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")

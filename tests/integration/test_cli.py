@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import os
 import signal
@@ -13,16 +12,16 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
 from qwen3_ranker_plugins import InvalidInputError, Reranker, __version__
-from qwen3_ranker_plugins.cli.app import app, main
+from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.doctor import PROBES, _probe, known_margins
 from qwen3_ranker_plugins.pip_command import pip_install
+from tests.conftest import Ended
 
 LINES = ["Tigers live in Asia.", "", "Use the with statement: it closes the file in Python.", "Bread needs yeast."]
 QUERY = "how do I close a file in Python?"
@@ -37,31 +36,6 @@ def run_command(*arguments: str, stdin: bytes = b"", **environment: str) -> subp
         timeout=250,
         env={**os.environ, "COLUMNS": "100", **environment},
     )
-
-
-class Ended(NamedTuple):
-    """What a call of the command left."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """`main()` in this process, where its imports are paid for: with arguments, streams and an exit code of its own."""
-
-    def run(*arguments: str, stdin: bytes = b"a document") -> Ended:
-        monkeypatch.setattr(sys, "argv", ["qwen3-ranker", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        monkeypatch.setenv("COLUMNS", "100")
-        monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # as `main` sets it, which is undone here
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return Ended(ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -8,43 +8,45 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+import pytest
+
+from tests.conftest import Ended
 
 from .conftest import committed, make_records, read_jsonl, write_jsonl
 
 COMMAND = [sys.executable, "-m", "qwen3_ranker_plugins.cli", "rerank"]
 
 
-def rerank(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={key: value for key, value in os.environ.items() if not key.startswith("QWEN3_RANKER")},
-    )
+@pytest.fixture
+def rerank(call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    for name in [name for name in os.environ if name.startswith("QWEN3_RANKER_")]:
+        monkeypatch.delenv(name)
+    return partial(call, "rerank")
 
 
-def test_exit_codes_and_messages(tmp_path: Path) -> None:
+def test_exit_codes_and_messages(tmp_path: Path, rerank: Callable[..., Ended]) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", make_records(20))
     output = tmp_path / "out.jsonl"
     done = rerank(source, "--model", "bundled:tiny", "-o", output, "--include-text")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     assert "20 pairs of 2 queries: 20 scored, 0 errors" in done.stderr
     assert "tokens/s" in done.stderr
     assert done.stdout == ""
     assert {"query", "document", "processing_time"} < set(read_jsonl(output)[0])
 
     refused = rerank(source, "--model", "bundled:tiny", "-o", output, "--include-text", "--instruction", "other")
-    assert refused.returncode == 1
+    assert refused.code == 1
     assert "instruction: Given a web search query" in refused.stderr
     assert "--restart" in refused.stderr
 
     with source.open("a") as file:
         file.write("{\n")
     some = rerank(source, "--model", "bundled:tiny", "-o", tmp_path / "some.trec")
-    assert some.returncode == 1
+    assert some.code == 1
     assert f"1 pairs have no score: see {tmp_path / 'some.trec'}.errors.jsonl" in some.stderr
     assert len((tmp_path / "some.trec").read_text().splitlines()) == 20
 
@@ -60,28 +62,28 @@ def test_exit_codes_and_messages(tmp_path: Path) -> None:
             "--engine-option",
             option,
         )
-        assert unusable.returncode == 2
+        assert unusable.code == 2
         assert message in unusable.stderr
 
     unusable = rerank(source, "--model", "bundled:tiny", "-o", tmp_path / "other.jsonl", "--gpus", "all")
-    assert unusable.returncode == 2
+    assert unusable.code == 2
     assert "0 CUDA devices" in unusable.stderr
 
 
-def test_a_cache_file(tmp_path: Path) -> None:
+def test_a_cache_file(tmp_path: Path, rerank: Callable[..., Ended]) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", make_records(20))
     arguments = [source, "--model", "bundled:tiny", "--no-processing-time", "--cache-path", tmp_path / "scores.cache"]
     for name, line in (("a", "cache: 0 hits, 20 misses"), ("b", "cache: 20 hits, 0 misses")):
         done = rerank(*arguments, "--cache", "10MB", "-o", tmp_path / f"{name}.jsonl")
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done.stderr
         assert line in done.stderr
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
 
 
-def test_without_a_model_nothing_is_scored(tmp_path: Path) -> None:
+def test_without_a_model_nothing_is_scored(tmp_path: Path, rerank: Callable[..., Ended]) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", make_records(20))
     refused = rerank(source, "-o", tmp_path / "out.jsonl")
-    assert refused.returncode == 2
+    assert refused.code == 2
     assert "Qwen/Qwen3-Reranker-0.6B" in refused.stderr
     assert "bundled:tiny" in refused.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
