@@ -6,7 +6,6 @@ import logging
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import fields
 from functools import lru_cache, partial
 from itertools import pairwise, repeat
@@ -106,8 +105,7 @@ class PreparedRequest:
         known = [place for place, entry in enumerate(found) if entry is not None]
         new = [place for place, entry in enumerate(found) if entry is None]
         if new:
-            remember = partial(self._remember, cache, [keys[place] for place in new])
-            self.submission.future.add_done_callback(remember)
+            self.submission.on_complete = partial(self._remember, cache, [keys[place] for place in new])
         if known:
             order = [*known, *new]
             rank = np.empty(len(order), dtype=np.intp)
@@ -136,11 +134,8 @@ class PreparedRequest:
         counted = 0 if any(entry.counted_elsewhere for entry in entries) else None
         self.submission.record(list(range(len(segments))), Margins(values, 0, prompt_tokens=counted))
 
-    def _remember(self, cache: ScoreCache, keys: Sequence[bytes], future: Future[Margins]) -> None:
-        """Store the newly scored documents in the cache. Called when the future is done."""
-        if future.cancelled() or future.exception() is not None:
-            return
-        margins = future.result()
+    def _remember(self, cache: ScoreCache, keys: Sequence[bytes], margins: Margins) -> None:
+        """Store the newly scored documents in the cache."""
         faults, cut = margins.faults(), margins.truncated
         values = margins.values.tolist()
         entries = {}

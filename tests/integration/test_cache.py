@@ -181,6 +181,30 @@ def test_truncated_tokens_and_pieces_come_back(reranker: Reranker) -> None:
         assert again.usage.prompt_tokens == expected.usage.prompt_tokens
 
 
+def test_a_score_is_kept_before_it_is_returned(cached: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long that takes; otherwise a call right after another one would miss, and `close` could lose scores."""
+    put = ScoreCache.put
+
+    def slow(self: ScoreCache, entries: Any) -> None:
+        time.sleep(0.1)
+        put(self, entries)
+
+    monkeypatch.setattr(ScoreCache, "put", slow)
+    cached.rerank(QUERY, DOCUMENTS)
+    assert cached.rerank(QUERY, DOCUMENTS).usage.cached_documents == len(DOCUMENTS)
+
+
+def test_an_error_of_the_cache_reaches_the_caller(cached: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(self: ScoreCache, entries: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ScoreCache, "put", failing)
+        with pytest.raises(MemoryError):
+            cached.rerank(QUERY, DOCUMENTS)
+    assert len(cached.rerank(QUERY, DOCUMENTS)) == len(DOCUMENTS)
+
+
 def test_calibrations_share_margins(reranker: Reranker, tmp_path: Path) -> None:
     from qwen3_ranker_plugins.calibration import Calibration
 

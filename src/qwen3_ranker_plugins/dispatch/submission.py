@@ -24,6 +24,8 @@ class Submission(Owner):
         future: its result is the margins of all documents, in their order. Once it is done (complete, failed or
             cancelled), the engine need not score the rest.
         on_progress: called from an engine's thread with the number of documents that a pass has scored; or None.
+        on_complete: called with the margins of all documents before `future` has them, so that whoever waits for the
+            future finds what the call did; or None. If it raises, the future gets its error.
         finished: `time.perf_counter()` when the last document was scored.
 
     Args:
@@ -33,6 +35,7 @@ class Submission(Owner):
     def __init__(self, documents: int) -> None:
         self.future: Future[Margins] = Future()
         self.on_progress: Progress | None = None
+        self.on_complete: Callable[[Margins], None] | None = None
         self.finished: float | None = None
         self._left = documents
         self._values = np.full(documents, np.nan, dtype=np.float32)
@@ -74,10 +77,16 @@ class Submission(Owner):
 
     def _complete(self) -> None:
         self.finished = time.perf_counter()
-        if self._claim():
-            self.future.set_result(
-                Margins(self._values, self._computed_tokens, self._failures, self._prompt_tokens, self._truncated)
-            )
+        if not self._claim():
+            return
+        margins = Margins(self._values, self._computed_tokens, self._failures, self._prompt_tokens, self._truncated)
+        try:
+            if self.on_complete is not None:
+                self.on_complete(margins)
+        except Exception as error:  # noqa: BLE001 - whoever waits for the future gets it
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(margins)
 
     def _claim(self) -> bool:
         """Whether the caller has to settle the future: True only for the first call, and not after cancellation."""
