@@ -217,7 +217,8 @@ def ranked_metadata(
         retriever_score: score of the document before ranking; stored under `key` unless the metadata has a value there
             already.
         key: the framework's name of that score.
-        content: the document's own text, which may be a part of the judged text; offsets of the piece refer to it.
+        content: the document's own text, which may be a part of the judged text; offsets of the piece refer to it. None
+            for a document without a text, which gets no offsets.
         judged_text: whether to add the text that the model read. Text and explanation of an earlier reranker are
             removed in any case.
     """
@@ -232,13 +233,12 @@ def ranked_metadata(
     copied["qwen3_truncated_tokens"] = hit.truncated_tokens
     for name in PIECE:
         copied.pop(name, None)
-    if hit.piece is not None:
-        text = hit.document if content is None else content
+    if hit.piece is not None and content is not None:
         # Frameworks strip the white space at both ends of a text before they put metadata in front of it.
-        found = hit.document.rfind(text.strip())
-        before = found - (len(text) - len(text.lstrip()))
+        found = hit.document.rfind(content.strip())
+        before = found - (len(content) - len(content.lstrip()))
         for name, offset in zip(PIECE, hit.piece, strict=True) if found >= 0 else ():  # YAML may have quoted the text
-            copied[name] = min(max(offset - before, 0), len(text))
+            copied[name] = min(max(offset - before, 0), len(content))
     if judged_text:
         copied[JUDGED_TEXT] = hit.document
     if hit.explanation is not None:

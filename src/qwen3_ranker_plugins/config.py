@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .content import ModelFiles
 from .errors import InvalidInputError
 from .prompt import DEFAULT_MAX_LENGTH, Template
 from .types import DEFAULT_PIECES, Pieces
@@ -40,6 +41,8 @@ DEVICES_VARIABLE = "QWEN3_RANKER_DEVICES"
 API_KEY_VARIABLE = "QWEN3_RANKER_API_KEY"
 #: Maximum size of a cache file in bytes if `cache` is not set.
 DEFAULT_FILE_BYTES = 10**9
+#: Bytes; less than this has room for a few scores at most, so that a unit is likely to be missing.
+SMALLEST_CACHE = 1000
 #: The server also reads each setting from the environment variable that is this prefix and its name in capitals.
 VARIABLE_PREFIX = "QWEN3_RANKER_"
 
@@ -54,8 +57,8 @@ class EngineConfig:
         device: "cpu", "cuda:N" or another torch device; "remote" for the remote engine.
         dtype: "float32", "bfloat16" or "float16"; "remote" for the remote engine.
         token_budget: maximum number of tokens in one forward pass; None lets the engine choose.
-        modified_ns: when the model's files were last modified, in nanoseconds. A change makes it another engine, so
-            that an engine with the old weights is not reused.
+        files: the model's files; None if the engine reads none. A change of a file makes it another engine, so that an
+            engine with the old weights is not reused.
         options: the engine's own options as canonical JSON text, which can be compared and hashed; see
             `engine_options`.
         spec: how the model judges a document; None if the engine does not read the model's files.
@@ -67,7 +70,7 @@ class EngineConfig:
     device: str
     dtype: str
     token_budget: int | None
-    modified_ns: int = 0
+    files: ModelFiles | None = None
     options: str = "{}"
     spec: ModelSpec | None = None
     adapter: Path | None = None
@@ -169,6 +172,8 @@ class RerankerSettings:
                 check_text(name, value)
         cache = DEFAULT_FILE_BYTES if self.cache is None and self.cache_path is not None else self.cache
         object.__setattr__(self, "cache", canonical_size("cache", cache))
+        if self.cache is not None and self.cache < SMALLEST_CACHE:
+            raise InvalidInputError("cache", self.cache, "has no room for scores: give bytes, or a unit as in '256MB'")
         if self.max_length is None:
             raise InvalidInputError("max_length", None, "use a positive integer")
         check_positive("max_length", self.max_length)

@@ -1,10 +1,12 @@
-"""Hashes of large files: over the whole file, or over samples of it."""
+"""Hashes of large files, over the whole file or over samples of it, and the state of the files of a model."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from pathlib import Path
+from typing import BinaryIO, Self
 
 
 @dataclass(frozen=True)
@@ -33,3 +35,40 @@ def add_content(digest: hashlib._Hash, stream: BinaryIO, size: int, sampling: Sa
     for sample in range(sampling.samples):
         stream.seek((size - sampling.block) * sample // (sampling.samples - 1))
         digest.update(stream.read(sampling.block))
+
+
+#: The files of a folder that determine a model's scores: a checkpoint's, an adapter's, or a tokenizer's.
+MODEL_FILES = ("config.json", "adapter_config.json", "tokenizer.json", "*.safetensors")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files that an engine is started from, as they are now.
+
+    Attributes:
+        folders: the folders that are read.
+        state: first 16 digits of a SHA-256 of the name, the size and the time of the last change of each file. Of all
+            files, and not only the time of the newest: `cp -p`, rsync and tar bring old files with their old times.
+    """
+
+    folders: tuple[Path, ...]
+    state: str
+
+    @classmethod
+    def of(cls, *folders: Path) -> Self:
+        """The files of these folders."""
+        return cls(folders, _state(folders))
+
+    @property
+    def have_changed(self) -> bool:
+        """Whether a file has changed, appeared or disappeared since this was made."""
+        return _state(self.folders) != self.state
+
+
+def _state(folders: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for number, folder in enumerate(folders):
+        for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
+            state = path.stat()
+            digest.update(f"{number} {path.name} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]

@@ -419,6 +419,29 @@ def test_files_that_are_no_cache_are_refused_and_kept(tmp_path: Path, content: o
         Reranker("bundled:tiny", cache_path=tmp_path / "missing" / "scores.cache")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of processes")
+def test_a_place_that_cannot_be_written_is_refused_with_its_remedy(tmp_path: Path) -> None:
+    """Such as a full disk; deleting the file would not help, and would lose its scores."""
+    import resource
+
+    path = tmp_path / "scores.cache"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        with pytest.raises(InvalidInputError, match=r"cannot be written \(.*free space") as refused:
+            FileStore(path, 10**6)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "delete" not in str(refused.value)
+    FileStore(path, 10**6).close()
+
+
+@pytest.mark.parametrize("size", [256, "1", "0.5kB"])
+def test_a_size_without_its_unit_is_refused(size: object) -> None:
+    with pytest.raises(InvalidInputError, match="has no room for scores: give bytes, or a unit as in '256MB'"):
+        Reranker("bundled:tiny", cache=size)  # type: ignore[arg-type]
+
+
 def test_a_damaged_row_is_a_miss(tmp_path: Path) -> None:
     path = tmp_path / "scores.cache"
     with Reranker("bundled:tiny", cache_path=path) as cached:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from qwen3_ranker_plugins import InvalidInputError, Reranker
+from qwen3_ranker_plugins.documents import DocumentFormat
 from qwen3_ranker_plugins.server.settings import load_settings
 
 from .conftest import QUERY, Running, serving
@@ -107,6 +108,8 @@ def test_a_name_that_no_document_has_is_reported(client: httpx.Client) -> None:
     answer = _ask(client, rank_fields=["headline", "title", "id"])
     assert answer.json()["meta"]["warnings"] == ["no document has the field 'headline'"]
     assert "warnings" not in _ask(client, rank_fields=["title", "tags"]).json()["meta"]
+    mixed = _ask(client, documents=["Bread.", {"title": "Yeast"}], rank_fields=["title", "text"])
+    assert "warnings" not in mixed.json()["meta"]  # the string has the field text
     assert _ask(client, "/rerank", document_template="{title}{a}", top_k=3).json()["warnings"] == [
         "no document has the field 'a'"
     ]
@@ -130,7 +133,8 @@ def test_a_name_that_no_document_has_is_reported(client: httpx.Client) -> None:
         ({"rank_fields": ["none"], "documents": [FILES, {"none": None}]}, "documents.0"),
         ({"documents": [{}], "document_template": "yaml"}, "documents.0"),
         ({"return_judged_text": "yes"}, "return_judged_text"),
-        ({"documents": [{"text": 5}]}, "documents.0"),
+        ({"documents": [{"text": 5}]}, "documents.0.text"),
+        ({"documents": [{"text": "fine"}, 5]}, "documents.1"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(fields: dict[str, Any], param: str, client: httpx.Client) -> None:
@@ -144,8 +148,13 @@ def test_values_of_json(client: httpx.Client) -> None:
     [text] = _judged(_ask(client, documents=[document], document_template="yaml"))
     assert yaml.safe_load(text) == {name: value for name, value in document.items() if name != "a"}
     assert "é\U0001f600" in text
+    # Every way to rank judges the same text: YAML as Cohere recommends it, and what adapters and offline jobs make.
+    prices = {"price": 89.0, "weight": 1.50, "count": 3}
+    [text] = _judged(_ask(client, documents=[prices], document_template="yaml"))
+    assert text == yaml.dump(prices, sort_keys=False) == DocumentFormat(template="yaml").text(prices)
+    assert _ask(client, documents=[prices], document_template="yaml", top_n=1.0).status_code == 200
     [text] = _judged(_ask(client, documents=[document], document_template="{b} {c} {d} {e} {f} {g}|{a}"))
-    assert text == 'true 1 -2.5 {"z": [1, null], "y": "é\U0001f600"} [] |'
+    assert text == 'true 1.0 -2.5 {"z": [1, null], "y": "é\U0001f600"} [] |'
 
 
 def test_the_operators_choice_and_the_requests(configured: Running) -> None:

@@ -26,6 +26,10 @@ FORMAT = 1
 #: Of a row, its key, its time and what B-trees leave empty.
 ROW_BYTES = 60
 
+_WRITABLE = "give a path that can be written, on a disk with free space"
+#: Primary result codes of SQLite for a file that is no database, a damaged one, or one without the table.
+_DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR)
+
 _CHECKSUM_BYTES = 4
 _KEYS_AT_A_TIME = 500
 #: Seconds between two transactions, so that many small requests share one.
@@ -131,8 +135,7 @@ class FileStore(Store):
         try:
             connection = _connect(self.path)
         except sqlite3.Error as error:
-            fault = f"{error}; give a path that can be written"
-            raise InvalidInputError("cache_path", str(self.path), fault) from error
+            raise InvalidInputError("cache_path", str(self.path), f"{error}; {_WRITABLE}") from error
         try:
             _make(connection)
             (application,) = connection.execute("PRAGMA application_id").fetchone()
@@ -145,6 +148,9 @@ class FileStore(Store):
                 fault = f"has format {version}, and this version reads {FORMAT}"
         except sqlite3.Error as error:
             fault = f"cannot be read as a cache ({error})"
+            # The lower byte is the kind of error. Deleting the file does not help on a full disk.
+            if error.sqlite_errorcode & 0xFF not in _DAMAGED:
+                fault, remedy = f"cannot be written ({error})", _WRITABLE
         connection.close()
         raise InvalidInputError("cache_path", str(self.path), f"{fault}; {remedy}")
 

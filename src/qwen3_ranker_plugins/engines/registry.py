@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol, cast
 
 from ..config import canonical_engine, engine_entry_point
-from ..errors import InvalidInputError, MissingDependencyError
+from ..errors import EngineError, InvalidInputError, MissingDependencyError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -140,7 +140,30 @@ def create_engine(config: EngineConfig) -> Engine:
     Raises:
         RankerError: it cannot be started; the message says what to do.
     """
-    return engine_module(config.engine).create(config)
+    engine = engine_module(config.engine).create(config)
+    try:
+        check_files(config)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def check_files(config: EngineConfig) -> None:
+    """Check that the model's files are still those for which the configuration was made.
+
+    Another encoder, another cache of scores and other replicas may belong to a configuration, so that an engine that is
+    restarted must not load another model in silence.
+
+    Raises:
+        EngineError: a file has changed.
+    """
+    if config.files is not None and config.files.have_changed:
+        folders = " or ".join(str(folder) for folder in config.files.folders)
+        raise EngineError(
+            f"the model's files in {folders} have changed since this reranker was made: make a new one, or restart the "
+            "server"
+        )
 
 
 def device_names(devices: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from .encoders import make_encoder
 from .fingerprint import judgement_facts, model_hash, prompt_facts
-from .resolve import Checkpoint, modified_ns, resolve_checkpoint, resolve_model, resolve_tokenizer
+from .resolve import Checkpoint, resolve_checkpoint, resolve_model, resolve_tokenizer
 from .spec import ModelSpec, Scoring
 from .spec_reader import read_spec
 
@@ -13,7 +13,6 @@ __all__ = [
     "judgement_facts",
     "make_encoder",
     "model_hash",
-    "modified_ns",
     "prompt_facts",
     "read_spec",
     "resolve_checkpoint",

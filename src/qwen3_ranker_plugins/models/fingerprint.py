@@ -11,11 +11,17 @@ from ..prompt import Template
 from .spec import ModelSpec
 
 
-def model_hash(folder: Path) -> str:
-    """First 16 digits of a SHA-256 of the configuration, the tokenizer and the weights; large files are sampled."""
+def model_hash(folder: Path, *, is_adapter: bool = False) -> str:
+    """First 16 digits of a SHA-256 of the configuration, the tokenizer and the weights; large files are sampled.
+
+    Args:
+        folder: with the files.
+        is_adapter: whether they are used as a LoRA adapter. Otherwise an adapter's configuration next to a model's does
+            not count, because it has no effect on the model.
+    """
     digest = hashlib.sha256()
     named = [folder / name for name in ("config.json", "adapter_config.json", "tokenizer.json")]
-    paths = [path for path in named if path.name != "adapter_config.json" or not named[0].exists()]
+    paths = [path for path in named if is_adapter or path.name != "adapter_config.json" or not named[0].exists()]
     paths += sorted(folder.glob("*.safetensors"))
     for path in paths:
         if path.is_file():
@@ -60,4 +66,4 @@ def judgement_facts(
     known["pieces"] = (
         "" if pieces is None else f"{pieces.tokens} tokens, overlap {pieces.overlap}, at most {pieces.limit}"
     )
-    return {**known, "adapter": "" if adapter is None else model_hash(adapter), **prompt}
+    return {**known, "adapter": "" if adapter is None else model_hash(adapter, is_adapter=True), **prompt}

@@ -47,10 +47,9 @@ class Checkpoint:
     spec: ModelSpec
 
     @property
-    def modified_ns(self) -> int:
-        """When the files of the weights, the adapter and the configuration were last written."""
-        own = modified_ns(self.folder)
-        return own if self.adapter is None else max(own, *(path.stat().st_mtime_ns for path in self.adapter.iterdir()))
+    def folders(self) -> list[Path]:
+        """The folders that are read."""
+        return [self.folder] if self.adapter is None else [self.folder, self.adapter]
 
 
 def resolve_checkpoint(
@@ -155,11 +154,6 @@ def _find(name: str, patterns: list[str]) -> Path:
             f"such as 'Qwen/Qwen3-Reranker-0.6B', or {BUNDLED_MODEL!r}"
         )
     return _from_hub(name, patterns)
-
-
-def modified_ns(folder: Path) -> int:
-    """When the files of a model's weights and configuration were last written."""
-    return max(file.stat().st_mtime_ns for file in [folder / "config.json", *folder.glob("*.safetensors")])
 
 
 def _bundled(name: str) -> Path:

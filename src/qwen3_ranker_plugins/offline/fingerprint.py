@@ -32,7 +32,7 @@ def settings_fingerprint(settings: RerankerSettings, calibration: Calibration | 
     spec = checkpoint.spec
     others = dict(OPTIONAL) | {"scoring": str(spec.scoring)}
     if checkpoint.adapter is not None:
-        others["adapter"] = model_hash(checkpoint.adapter)
+        others["adapter"] = model_hash(checkpoint.adapter, is_adapter=True)
     if calibration is not None:
         facts = judgement_facts(settings, checkpoint.folder, spec, checkpoint.adapter)
         calibration.check_judgement(facts, str(settings.calibration))

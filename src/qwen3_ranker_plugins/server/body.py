@@ -22,6 +22,8 @@ class JsonRequest(Request):
         """The parsed body. Lone surrogates become U+FFFD, as in the core, because UTF-8 cannot encode them."""
         text = (await self.body()).decode("utf-8-sig")
         value = json.loads(text, parse_constant=_refuse_constant, parse_float=_number, object_pairs_hook=_object)
+        if isinstance(value, dict):  # only the request's own fields: values in documents are judged as they are written
+            value = {name: _as_integer(each) for name, each in value.items()}
         return _without_surrogates(value) if "\\ud" in text or "\\uD" in text else value
 
 
@@ -100,11 +102,15 @@ def _not_gzip() -> ApiError:
 
 
 def _number(text: str) -> float:
-    """Parse a number such as 3.0 as an integer: JSON Schema counts every number without a fraction as an integer."""
     value = float(text)
     if math.isinf(value):  # JSON has no infinity: it would be written as null
         raise ApiError(400, "invalid_json", "the body has a number that is too large")
-    return int(value) if value.is_integer() and abs(value) <= 2**53 else value
+    return value
+
+
+def _as_integer(value: Any) -> Any:
+    """A number such as 3.0 as an integer: JSON Schema counts every number without a fraction as an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53 else value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

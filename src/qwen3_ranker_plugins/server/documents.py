@@ -72,12 +72,17 @@ def _join(form: DocumentFormat, documents: Documents, *, asks_for_others: bool) 
         else:
             text = None if asks_for_others else document
         if text is None:
-            raise ApiError(
-                422,
-                "invalid_request",
-                f"documents.{index}: has none of the judged fields; add the field text, or name its fields in "
-                "rank_fields or document_template",
-                param=f"documents.{index}",
-            )
+            fault = "has none of the judged fields; add the field text, or name its fields in rank_fields or "
+            fault += "document_template"
+            if isinstance(document, str):
+                fault = "is a string, which counts as the field text, and rank_fields or document_template names others"
+            elif asks_for_others:
+                fault = "has none of the fields that rank_fields or document_template names; give it one with a value"
+            elif not document.fields:
+                fault = "has no fields"
+            place = f"documents.{index}"
+            raise ApiError(422, "invalid_request", f"{place}: {fault}", param=place)
         texts.append(text)
-    return texts, form.unseen(objects) if objects else []
+    if len(objects) < len(documents):
+        objects.append({TEXT: ""})  # a string counts as the field text
+    return texts, form.unseen(objects)

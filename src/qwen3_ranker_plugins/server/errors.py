@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -67,14 +68,21 @@ def from_validation(error: RequestValidationError) -> ApiError:
     first = next((each for each in errors if each["type"] in {"too_deep", "refused_field"}), errors[0])
     if first["type"] == "json_invalid":
         return ApiError(400, "invalid_json", "the body is not JSON")
-    unknown = first["type"] == "extra_forbidden"
-    place = [part for part in first["loc"][1:-1] if _is_of_the_request(part)]
-    place += [part for part in first["loc"][1:][-1:] if unknown or _is_of_the_request(part)]
-    param = ".".join(str(part)[:60] for part in place) or None  # the client chose an unknown field's name
+    # Of the members of a union, the one that fits better reports a field inside the value.
+    place = _place(first)
+    first = max((each for each in errors if _place(each)[: len(place)] == place), key=lambda each: len(_place(each)))
+    param = ".".join(str(part)[:60] for part in _place(first)) or None  # the client chose an unknown field's name
     message = str(first["msg"])
-    if unknown:
+    if first["type"] == "extra_forbidden":
         message = "unknown field; it is refused because it might have been meant to change the ranking"
     return ApiError(422, "invalid_request", f"{param or 'body'}: {message}", param=param)
+
+
+def _place(error: Mapping[str, Any]) -> list[object]:
+    """The names and indices that lead to the value at fault, without those of members of unions."""
+    *parts, last = error["loc"][1:] or (SHAPE_TAG,)
+    place = [part for part in parts if _is_of_the_request(part)]
+    return [*place, last] if error["type"] == "extra_forbidden" or _is_of_the_request(last) else place
 
 
 def _is_of_the_request(part: object) -> bool:

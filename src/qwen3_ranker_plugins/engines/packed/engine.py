@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...config import EngineConfig, RerankerSettings, check_json
+from ...content import ModelFiles
 from ...errors import EngineError
 from ...models import make_encoder, read_spec, resolve_checkpoint
 from ...prompt import EncodedRequest, load_tokenizer
@@ -215,7 +216,7 @@ def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:
         device=device,
         dtype=dtype,
         token_budget=_token_budget(device, settings.token_budget),
-        modified_ns=checkpoint.modified_ns,
+        files=ModelFiles.of(*checkpoint.folders),
         options=check_json("engine_options", options.as_dict),
         spec=checkpoint.spec,
         adapter=checkpoint.adapter,

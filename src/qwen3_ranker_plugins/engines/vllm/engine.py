@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...config import EngineConfig, RerankerSettings, check_json
+from ...content import ModelFiles
 from ...errors import InvalidInputError
 from ...models import make_encoder, resolve_checkpoint, resolve_model
 from .. import ResolvedSettings
@@ -53,7 +54,7 @@ def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:
         device=device,
         dtype=dtype,
         token_budget=complete.default_token_budget if settings.token_budget is None else settings.token_budget,
-        modified_ns=checkpoint.modified_ns,
+        files=ModelFiles.of(*checkpoint.folders, tokenizer),
         options=check_json("engine_options", stored),
         spec=checkpoint.spec,
     )

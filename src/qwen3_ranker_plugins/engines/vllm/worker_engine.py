@@ -14,6 +14,7 @@ import numpy as np
 from ...config import EngineConfig
 from ...prompt import EncodedRequest, ModelTokenizer, length_order, load_tokenizer
 from ..base import EngineCapabilities, EngineDescription, Margins
+from ..registry import check_files
 from ..workers.engine import WorkerEngine, visible_gpus
 from ..workers.process import WorkerEndedError, WorkerProcess
 from .messages import LoadModel, PromptMargins, ScorePrompts
@@ -135,6 +136,7 @@ class VllmEngine(WorkerEngine):
 
     def _launch(self) -> tuple[WorkerProcess, LoadModel]:
         config, options = self._config, self._options
+        check_files(config)
         folder = config.model_folder
         tokenizer = load_tokenizer(folder if options.tokenizer is None else Path(options.tokenizer))
         model = read_model_config(folder)
