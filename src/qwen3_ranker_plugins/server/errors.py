@@ -16,7 +16,9 @@ from ..errors import EngineError, InvalidInputError, ScoringError
 
 #: Prefix of the tags of wire shapes, which distinguishes them from the names of fields.
 SHAPE_TAG = "shape: "
-_UNION_MEMBER = re.compile(r"str|bool|constrained-str|[A-Z][a-z]+[A-Z]\w*|(?:list|literal|dict|function-\w+)\[.*\]")
+_UNION_MEMBER = re.compile(
+    r"str|bool|int|float|constrained-\w+|[A-Z][a-z]+[A-Z]\w*|(?:list|literal|dict|function-\w+)\[.*\]"
+)
 
 
 class ApiError(Exception):
