@@ -216,6 +216,55 @@ def write_float8(causal: Path, target: Path, style: str, plain: Path) -> Path:
     return target
 
 
+def _packed(numbers: torch.Tensor, dimension: int, order: tuple[int, ...], bits: int = 4) -> Any:
+    """Several numbers in each int32 along a dimension; `order[i]` is the number in the i-th lowest bits."""
+    parts = numbers.to(torch.int64).unflatten(dimension, (-1, 32 // bits))
+    total = sum(parts.select(dimension + 1, place) << (bits * low) for low, place in enumerate(order))
+    return torch.as_tensor(total).numpy().astype("uint32").view("int32").copy()
+
+
+def write_packed(causal: Path, target: Path, method: str, plain: Path) -> Path:
+    """As AutoAWQ ("awq") and GPTQModel ("gptq", "gptq by activation") pack 4 bits, and in `plain` what that means."""
+    copy_of(causal, target)
+    copy_of(causal, plain)
+    weights = load_file(causal / "model.safetensors")
+    same = dict(weights)
+    torch.manual_seed(4)
+    for name in [each for each in weights if each.endswith("_proj.weight")]:
+        weight = weights.pop(name).float()
+        groups = torch.arange(weight.shape[1]) // 64
+        if method == "gptq by activation":  # inputs of one group do not stand together
+            groups = groups[torch.randperm(len(groups))]
+        members = torch.stack([weight[:, groups == group] for group in range(int(groups.max()) + 1)])
+        low, high = members.amin(-1), members.amax(-1)
+        if method == "awq":
+            scales = ((high - low) / 15).half()
+            zeros = (-low / scales.float()).round().clamp(0, 15)
+        else:
+            scales = (torch.maximum(high, -low) / 7).half()
+            zeros = torch.full_like(low, 8)
+        numbers = (weight.T / scales.float()[groups] + zeros[groups]).round().clamp(0, 15)
+        same[name] = ((numbers - zeros[groups]) * scales.float()[groups]).T.contiguous()
+        prefix = name.removesuffix("weight")
+        ordered = tuple(range(8))
+        columns = (0, 2, 4, 6, 1, 3, 5, 7)
+        if method == "awq":
+            parts = {"qweight": _packed(numbers, 1, columns), "qzeros": _packed(zeros, 1, columns)}
+        else:
+            parts = {"qweight": _packed(numbers, 0, ordered), "qzeros": _packed(zeros - 1, 1, ordered)}
+            weights[f"{prefix}g_idx"] = groups.to(torch.int32)
+        weights |= {f"{prefix}{part}": torch.from_numpy(values) for part, values in parts.items()}
+        weights[f"{prefix}scales"] = scales.contiguous()
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    save_file(same, plain / "model.safetensors", {"format": "pt"})
+    config: dict[str, Any] = {"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True, "version": "gemm"}
+    if method != "awq":
+        config = {"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": True, "checkpoint_format": "gptq"}
+        config["desc_act"] = method == "gptq by activation"
+    edit_json(target / "config.json", quantization_config=config)
+    return target
+
+
 #: Schemes of compressed-tensors: weights, activations.
 COMPRESSED: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "int8": ({"num_bits": 8, "type": "int", "strategy": "channel"}, None),

@@ -116,7 +116,7 @@ class ScoringError(EngineError):
         return (type(self), (self.failures, self.margins))
 
 
-def remedy_of_reading(error: Exception) -> str:
+def remedy_of_reading(error: BaseException) -> str:
     """The remedy for a model file that could not be read: only a damaged file has to be downloaded again."""
     if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
         return "the file may be sound: make it readable on this machine, and try again"

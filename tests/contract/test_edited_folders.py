@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from qwen3_ranker_plugins import UnsupportedModelError
 from qwen3_ranker_plugins.models import read_spec, resolve_checkpoint
 from tests.contract.test_forms import DOCUMENTS, NO, QUERY, TOLERANCE, YES, difference, margins, prompts
-from tests.forms import change_weights, copy_of, edit_json, write_cross_encoder
+from tests.forms import change_weights, copy_of, edit_json, write_adapter, write_cross_encoder, write_merged
 
 Edit = Callable[[Path], None]
 
@@ -68,6 +69,20 @@ def half_the_merges(folder: Path) -> None:
     path.write_text(json.dumps(found | {"model": found["model"] | {"merges": merges[: len(merges) // 2]}}))
 
 
+def dropout(folder: Path) -> None:
+    """transformers builds Qwen's tokenizer anew and drops it; the tokenizers library would split at random."""
+    path = folder / "tokenizer.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"model": found["model"] | {"dropout": 0.3}}))
+
+
+def panic(folder: Path) -> None:
+    """The tokenizers library panics, which is no Exception in Python."""
+    path = folder / "tokenizer.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"model": found["model"] | {"continuing_subword_prefix": "##"}}))
+
+
 def without_control_tokens(folder: Path) -> None:
     edit_json(folder / "tokenizer.json", added_tokens=[])
     (folder / "tokenizer_config.json").unlink()
@@ -96,6 +111,8 @@ SCORED: dict[str, Edit] = {
     "truncation and padding of the tokenizer": tokenizer(
         truncation={"direction": "Right", "max_length": 16, "strategy": "LongestFirst", "stride": 0}
     ),
+    "dropout of the tokenizer": dropout,
+    "a special token that tokenizer.json has": tokenizer_config(bos_token="<|im_start|>"),  # noqa: S106 - no password
     "padding side": tokenizer_config(padding_side="right"),
     "another chat template": tokenizer_config(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}"),
 }  # fmt: skip
@@ -122,6 +139,20 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "a word that only transformers adds": (
         tokenizer_config(added_tokens_decoder={"14463": WORD | {"special": False}}), "adds the token 'volcanoes'"
     ),
+    "white space that belongs to a token": (
+        tokenizer_config(added_tokens_decoder={"14463": WORD | {"content": "</think>", "rstrip": True}}),
+        "rstrip=True of the token '</think>'",
+    ),
+    "a token with another id": (
+        tokenizer_config(added_tokens_decoder={"14462": WORD | {"content": "</think>"}}), "adds the token '</think>'"
+    ),
+    "a word as pad_token": (tokenizer_config(pad_token="!"), "'!' as pad_token.*remove the setting"),  # noqa: S106
+    "a word as eos_token": (tokenizer_config(eos_token={"content": "rock"}), "'rock' as eos_token"),
+    "a word among the special tokens": (
+        tokenizer_config(additional_special_tokens=["<|im_end|>", "crust"]), "'crust' as additional_special_tokens"
+    ),
+    "a named special token": (tokenizer_config(extra_special_tokens={"brand": "crust"}), "'crust' as extra_special"),
+    "a tokenizer that panics": (panic, r"tokenizer\.json cannot be read"),
     "another kind of tokenizer": (tokenizer_config(tokenizer_class="LlamaTokenizerFast"), "not a tokenizer of Qwen"),
 }  # fmt: skip
 
@@ -176,10 +207,71 @@ def test_adapters_of_peft(kind: str, tiny: Path, tmp_path: Path) -> None:
     assert margins(tmp_path / "adapter") == pytest.approx(expected, abs=5 * TOLERANCE)
 
 
+def test_a_dtype_that_does_not_exist_has_no_effect(tiny: Path, tmp_path: Path) -> None:
+    """Margins do not depend on it, because `dtype` is a setting of the reranker. transformers refuses the folder."""
+    folder = copy_of(tiny, tmp_path / "model")
+    edit_json(folder / "config.json", torch_dtype="bogus")
+    assert margins(folder) == pytest.approx(margins(tiny), abs=TOLERANCE)
+
+
+def test_adapters_with_a_config_are_not_whole_weights(tiny: Path, tmp_path: Path) -> None:
+    """Some trainers write config.json of the base next to the adapter."""
+    adapter = write_adapter(tiny, tmp_path / "adapter")
+    expected = margins(adapter)
+    (adapter / "config.json").write_bytes((tiny / "config.json").read_bytes())
+    assert margins(adapter) == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_weights_that_another_training_changed_do_not_tell_whether_an_adapter_is_merged(
+    tiny: Path, tmp_path: Path
+) -> None:
+    adapter = write_adapter(tiny, tmp_path / "adapter")
+    folder = copy_of(tiny, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    torch.manual_seed(2)
+    save_file(
+        {name: each + torch.randn_like(each) / 500 for name, each in weights.items()}, folder / "model.safetensors"
+    )
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).write_bytes((adapter / name).read_bytes())
+    with pytest.raises(UnsupportedModelError, match=r"something else than the adapter.*adapter='none'"):
+        resolve_checkpoint(folder)
+    assert resolve_checkpoint(folder, adapter="none").adapter is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_adapter_that_was_merged_in_half_precision_is_known_to_be_merged(
+    dtype: torch.dtype, tiny: Path, tmp_path: Path
+) -> None:
+    adapter = write_adapter(tiny, tmp_path / "adapter")
+    folder = write_merged(tiny, adapter, tmp_path / "merged")
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: each.to(dtype) for name, each in weights.items()}, folder / "model.safetensors")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).write_bytes((adapter / name).read_bytes())
+    assert resolve_checkpoint(folder).adapter is None
+
+
+def test_adapters_that_cannot_be_merged_are_refused(tiny: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tiny, tmp_path / "adapter")
+    edit_json(adapter / "adapter_config.json", peft_type="PROMPT_TUNING")
+    for arguments in ({"model": adapter}, {"model": tiny, "adapter": adapter}):
+        with pytest.raises(UnsupportedModelError, match=r"'PROMPT_TUNING'.*cannot be merged into weights"):
+            resolve_checkpoint(**arguments)
+
+
+def test_an_adapter_of_a_classifier_on_a_causal_base_is_refused(tiny: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=1, dtype=torch.float32)
+    config = LoraConfig(target_modules=["q_proj"], r=2, task_type="SEQ_CLS")
+    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UnsupportedModelError, match=r"score head.*num_labels=1"):
+        margins(tmp_path / "adapter")
+
+
 def test_an_adapter_with_words_of_its_own_is_refused(tiny: Path, tmp_path: Path) -> None:
     """Its base has no rows for them, and its tokenizer would make other ids than its training did."""
-    from tests.forms import write_adapter
-
     adapter = write_adapter(tiny, tmp_path / "adapter")
     words = AutoTokenizer.from_pretrained(tiny)
     words.add_tokens(["volcanoes"])
@@ -205,7 +297,11 @@ def test_a_chat_template_for_pairs_is_the_prompt_without_modules_too(tiny: Path,
     [
         ("sentence_bert_config.json", {"do_lower_case": True}),
         ("sentence_bert_config.json", {"processing_kwargs": {"chat_template": {"add_generation_prompt": False}}}),
+        ("sentence_bert_config.json", {"modality_config": {"text": {"method": "forward"}}}),
         ("1_LogitScore/config.json", {"temperature": 2.0}),
+        ("1_LogitScore/config.json", {"module_input_name": "logits"}),
+        ("1_LogitScore/config.json", {"true_token_id": 180}),  # a byte, which is no text
+        ("1_LogitScore/config.json", {"false_token_id": 14463}),  # </think>
     ],
 )
 def test_what_only_sentence_transformers_does_is_refused(

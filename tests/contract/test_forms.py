@@ -33,6 +33,7 @@ from tests.forms import (
     write_cross_encoder,
     write_float8,
     write_merged,
+    write_packed,
     write_qwen2,
     write_qwen3_vl,
     write_with_added_words,
@@ -238,10 +239,31 @@ def check_plain_weights(folder: Path) -> None:
         assert {layer.query_key_value.dtype, layer.gate_up.dtype, layer.down.dtype} == {torch.bfloat16}
 
 
-def test_an_unknown_quantisation_is_refused_with_the_engine_that_takes_it(tiny: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny, tmp_path / "awq")
-    edit_json(folder / "config.json", quantization_config={"quant_method": "awq", "bits": 4})
-    with pytest.raises(UnsupportedModelError, match=r"'awq'.*engine='vllm_score'"):
+@pytest.mark.parametrize("method", ["awq", "gptq", "gptq by activation"])
+def test_packed_integers(tiny: Path, tmp_path: Path, method: str) -> None:
+    """The formulas of the formats are the reference, because gptqmodel, which transformers asks for, needs a build."""
+    folder = write_packed(tiny, tmp_path / "packed", method, tmp_path / "plain")
+    expected = margins(tmp_path / "plain")
+    assert margins(folder) == pytest.approx(expected, abs=TOLERANCE)
+    assert expected != pytest.approx(margins(tiny), abs=0.01)
+    check_plain_weights(folder)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quant_method": "aqlm"},
+        {"quant_method": "awq", "bits": 4, "version": "gemv"},
+        {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"},
+        {"quant_method": "gptq", "bits": 3},
+    ],
+)
+def test_an_unknown_quantisation_is_refused_with_the_engine_that_takes_it(
+    settings: dict[str, Any], tiny: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(tiny, tmp_path / "model")
+    edit_json(folder / "config.json", quantization_config=settings)
+    with pytest.raises(UnsupportedModelError, match=rf"'{settings['quant_method']}'.*engine='vllm_score'"):
         margins(folder)
 
 

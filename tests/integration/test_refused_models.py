@@ -62,7 +62,7 @@ def two_labels(folder: Path, _: Path) -> None:
 
 
 def gptq(folder: Path, _: Path) -> None:
-    edit_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    edit_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 3})
 
 
 def unknown_architecture(folder: Path, _: Path) -> None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
 from qwen3_ranker_plugins import InvalidInputError, UnsupportedModelError
 from qwen3_ranker_plugins.models import Scoring, read_spec
 from qwen3_ranker_plugins.models.families import MXBAI_RERANK_V2, ZERANK
+from qwen3_ranker_plugins.models.weights import read_rows
 from qwen3_ranker_plugins.prompt import TEMPLATES, load_tokenizer
 from tests.forms import (
     NO,
     YES,
     ZERANK_CHAT,
+    change_weights,
     copy_of,
     edit_json,
     write_classifier,
@@ -75,6 +80,50 @@ def test_a_classifier_with_two_labels_is_refused(tiny: Path, tmp_path: Path) -> 
         read_spec(tmp_path / "two")
 
 
+def write_head(tiny: Path, target: Path, row: NDArray[np.float32]) -> Path:
+    copy_of(tiny, target)
+    change_weights(target, score__weight=torch.from_numpy(row)[None])
+    edit_json(target / "config.json", architectures=["Qwen3ForSequenceClassification"])
+    return target
+
+
+def test_a_classifier_tells_by_its_head_on_what_it_was_trained(tiny: Path, tmp_path: Path) -> None:
+    """A head of random weights was trained on a prompt that the folder does not say; other libraries join the texts."""
+    yes, no = read_rows(tiny, "model.embed_tokens.weight", [YES, NO])  # type: ignore[misc]
+    noise = np.random.default_rng(0).normal(size=yes.shape).astype(np.float32)
+    trained = write_head(tiny, tmp_path / "trained", yes - no + noise * (yes - no).std() / 2)
+    edit_json(trained / "config.json", num_labels=2, id2label={"0": "a", "1": "b"})  # as converters leave it
+    assert read_spec(trained).family == "qwen3-reranker"
+    with pytest.raises(UnsupportedModelError, match=r"opposite sign of 'yes - no'"):
+        read_spec(write_head(tiny, tmp_path / "swapped", no - yes))
+    other = write_head(tiny, tmp_path / "other", noise)
+    with pytest.raises(UnsupportedModelError, match=r"on which prompt it was trained.*scoring='score-head'"):
+        read_spec(other)
+    assert read_spec(other, scoring="score-head").family == "qwen3-reranker"
+    assert read_spec(other, name="my-reranker").family == "qwen3-reranker"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["m.content | upper", "m.content | trim", "m.content[:40]", "m.content or 'none'", "m.content | tojson",
+     "m.content ~ ('!' if 'Lava' in m.content else '')"],
+)  # fmt: skip
+def test_a_chat_template_that_changes_texts_is_refused(content: str, tiny: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny, tmp_path / "model")
+    chat = "{%- for m in messages if m.role in ('query', 'document') %}{{- m.role ~ ': ' ~ (CONTENT) }}{%- endfor %}A:"
+    (folder / "chat_template.jinja").write_text(chat.replace("CONTENT", content))
+    with pytest.raises(UnsupportedModelError, match=r"chat template changes the query"):
+        read_spec(folder)
+
+
+def test_a_chat_template_knows_the_special_tokens_and_may_be_one_of_several(tiny: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny, tmp_path / "model")
+    chat = "{%- for m in messages if m.role in ('query', 'document') %}{{- m.content ~ eos_token }}{%- endfor %}"
+    several = [{"name": "tools", "template": "x"}, {"name": "default", "template": chat}]
+    edit_json(folder / "tokenizer_config.json", chat_template=several)
+    assert read_spec(folder).template == "{query}<|im_end|>{document}<|im_end|>"
+
+
 def test_labels_of_sentence_transformers(tiny: Path, tmp_path: Path) -> None:
     spec = read_spec(write_cross_encoder(tiny, tmp_path / "pair", YES, NO))
     assert str(spec.scoring) == "yes - no"
@@ -109,6 +158,12 @@ def test_the_chat_template_of_a_folder_is_its_prompt(tiny: Path, tmp_path: Path)
     assert spec.instruction is None
     edit_json(folder / "config_sentence_transformers.json", prompts={"web": "Find answers."}, default_prompt_name="web")
     assert read_spec(folder).instruction == "Find answers."
+    edit_json(folder / "config_sentence_transformers.json", prompts={"web": ""})
+    assert read_spec(folder).instruction is None
+    (folder / "modules.json").write_text("[]")
+    with pytest.raises(UnsupportedModelError, match=r"lists no LogitScore.*scoring="):
+        read_spec(folder)
+    assert str(read_spec(folder, scoring="yes - no").scoring) == "yes - no"
 
 
 def test_a_document_before_the_query_is_refused(tiny: Path, tmp_path: Path) -> None:
@@ -180,10 +235,17 @@ def test_scoring_that_the_architecture_cannot_give(tiny: Path, tmp_path: Path) -
 def test_added_words_count_and_control_tokens_cannot_be_written(tiny: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    folder = write_with_added_words(tiny, tmp_path / "model", ["volcanoes", "crust", "New York"])
+    folder = write_with_added_words(tiny, tmp_path / "model", ["volcanoes", "crust", "New York", "[TITLE]", "<b>"])
     tokenizer, reference = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
-    assert set(tokenizer.vocabulary) == {"volcanoes", "crust", "New York"}
-    for text in ("how are volcanoes formed?", "the crust", "volcanoescrust", "in New York now", "New Yor"):
+    assert set(tokenizer.vocabulary) == {"volcanoes", "crust", "New York", "[TITLE]", "<b>"}
+    for text in (
+        "how are volcanoes formed?",
+        "the crust",
+        "volcanoescrust",
+        "in New York now",
+        "New Yor",
+        "[TITLE] <b>x",
+    ):
         assert tokenizer.encode(text) == reference(text, add_special_tokens=False)["input_ids"]
     for control in ("<|im_end|>", "</think>"):
         assert tokenizer.control[control] not in tokenizer.encode(f"crust{control}volcanoes")

@@ -6,11 +6,16 @@ import re
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import UnsupportedModelError
-from .spec_reader import read_json
+from .json_files import read_json
 from .weights import read_headers, read_rows
 
+#: Kinds of adapters that peft merges into weights.
+_MERGED = ("LORA", "IA3", "LOHA", "LOKR", "ADALORA", "OFT", "BOFT", "HRA", "VERA")
+#: Largest relative error of rounding to a dtype.
+_ROUNDING = {"F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 #: Rows of a tensor that are compared with those of the base.
 _ROWS = range(4)
 
@@ -20,18 +25,18 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file() and (folder / "adapter_model.safetensors").exists()
 
 
+def has_whole_weights(folder: Path) -> bool:
+    """Whether a folder holds a model's weights; config.json alone, which some trainers write, says nothing."""
+    return any(not path.name.startswith("adapter_") for path in folder.glob("*.safetensors"))
+
+
 def base_of(adapter: Path) -> str:
     """The folder or hub name of the model that an adapter was trained on.
 
     Raises:
-        UnsupportedModelError: the adapter does not name its base, or is not a LoRA adapter.
+        UnsupportedModelError: the adapter does not name its base.
     """
     said = read_json(adapter / "adapter_config.json")
-    if said.get("peft_type") != "LORA":
-        raise UnsupportedModelError(
-            f"{adapter} is an adapter with peft_type={said.get('peft_type')!r}, and only LoRA adapters can be merged "
-            "here: merge this one with peft, and give the merged folder as model"
-        )
     base = said.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise UnsupportedModelError(
@@ -39,6 +44,20 @@ def base_of(adapter: Path) -> str:
             "and this folder as adapter"
         )
     return base
+
+
+def check_kind(adapter: Path) -> None:
+    """Make sure that an adapter changes weights, into which it can be merged.
+
+    Raises:
+        UnsupportedModelError: it changes prompts or the layers' structure.
+    """
+    kind = read_json(adapter / "adapter_config.json").get("peft_type")
+    if kind not in _MERGED:
+        raise UnsupportedModelError(
+            f"{adapter} is an adapter with peft_type={kind!r}, which cannot be merged into weights (such as "
+            f"{', '.join(_MERGED[:3])}): use peft with the model's own code"
+        )
 
 
 def check_merged(folder: Path, base: Path | None) -> None:
@@ -63,6 +82,11 @@ def check_merged(folder: Path, base: Path | None) -> None:
                     f"{folder} holds the weights of its base, {base}, and an adapter that is not merged into them: "
                     f"give model={str(base)!r} and a folder with the adapter alone as adapter"
                 )
+            if not _is_product_with(folder, name, rows, rows - original):
+                raise UnsupportedModelError(
+                    f"{folder} holds weights that differ from its base {base} by something else than the adapter in "
+                    f"the same folder, so that nobody can tell whether the adapter is merged into them: {remedy}"
+                )
             return
     raise UnsupportedModelError(
         f"{folder} holds whole weights and an adapter, and no tensor could be compared with its base {base}: {remedy}"
@@ -74,3 +98,22 @@ def _adapted(folder: Path) -> list[str]:
     names = [name for name, (path, _) in read_headers(folder).items() if path.name.startswith("adapter_")]
     found = (re.fullmatch(r"base_model\.model\.(.*)\.lora_A(?:\.default)?\.weight", name) for name in sorted(names))
     return [f"{match[1]}.weight" for match in found if match]
+
+
+def _is_product_with(folder: Path, name: str, rows: NDArray[np.float32], difference: NDArray[np.float32]) -> bool:
+    """Whether a difference of rows is a product with the adapter's matrix A, up to rounding.
+
+    A LoRA adapter adds scale * B @ A, whatever its scale. DoRA also scales the rows, so nothing is known of it.
+    """
+    prefix = f"base_model.model.{name.removesuffix('.weight')}"
+    stored = read_headers(folder)
+    if any(each.startswith(f"{prefix}.lora_magnitude_vector") for each in stored):
+        return True
+    names = [each for each in (f"{prefix}.lora_A.weight", f"{prefix}.lora_A.default.weight") if each in stored]
+    down = read_rows(folder, names[0], None)
+    if down is None:
+        return True
+    coefficients, *_ = np.linalg.lstsq(down.T, difference.T, rcond=None)
+    rest = difference - coefficients.T @ down
+    rounding = _ROUNDING[str(stored[name][1]["dtype"])] * np.linalg.norm(rows)
+    return float(np.linalg.norm(rest)) < 0.5 * float(np.linalg.norm(difference)) + float(rounding)

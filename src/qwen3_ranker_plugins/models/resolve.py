@@ -10,7 +10,7 @@ from pathlib import Path
 from ..config import BUNDLED_MODEL, check_text
 from ..errors import ModelNotFoundError, UnsupportedModelError
 from ..pip_command import pip_install
-from .adapters import base_of, check_merged, is_adapter
+from .adapters import base_of, check_kind, check_merged, has_whole_weights, is_adapter
 from .gguf import find_gguf, unpack
 from .spec import ModelSpec
 from .spec_reader import read_spec
@@ -27,7 +27,8 @@ _HUB_FILES = [
     "chat_template.*",
     "modules.json",
     "config_sentence_transformers.json",
-    "1_*/config.json",
+    "sentence_bert_config.json",
+    "[0-9]_*/config.json",
     "adapter_config.json",
 ]
 
@@ -68,7 +69,7 @@ def resolve_checkpoint(
     """
     name = _name(model)
     folder = _find(name, _HUB_FILES)
-    if adapter is None and is_adapter(folder) and not (folder / "config.json").exists():
+    if adapter is None and is_adapter(folder) and not has_whole_weights(folder):
         adapter, name = folder, base_of(folder)
         try:
             folder = _find(name, _HUB_FILES)
@@ -89,6 +90,7 @@ def resolve_checkpoint(
                 f"adapter={chosen!r}: {found} does not have both adapter_config.json and adapter_model.safetensors; "
                 "save the adapter with peft's save_pretrained()"
             )
+        check_kind(found)
         check_adapters_tokenizer(found, folder)
         return Checkpoint(folder, found, spec)
     if is_adapter(folder):

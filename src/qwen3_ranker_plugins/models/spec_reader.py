@@ -11,20 +11,19 @@ and the prompt come from the first of these sources that names them:
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..errors import InvalidInputError, UnsupportedModelError, remedy_of_reading
-from .chat_template import read_chat_template, template_of
+from ..errors import InvalidInputError, UnsupportedModelError
+from .chat_template import read_chat_template, read_special_tokens, template_of
+from .cross_encoder_files import CrossEncoderFiles
 from .families import FAMILIES, MXBAI_RERANK_V2, QWEN3_RERANKER, QWEN3_VL_RERANKER, ZERANK, Family
+from .json_files import read_json
+from .score_head import check_one_label, family_of_head
 from .spec import ModelSpec, Scoring
-from .weights import read_rows
 
 #: Class in `architectures` of a checkpoint that can be scored -> the decoder inside.
 DECODERS = {
@@ -41,8 +40,6 @@ _OTHER_MECHANISMS = {
     "Qwen3Model": "it is an embedding model",
     "Qwen3ForTextEmbedding": "it is an embedding model",
 }
-# All settings of sentence-transformers' LogitScore that are understood here.
-_LOGIT_SCORE = {"true_token_id", "false_token_id", "module_input_name"}
 
 
 def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> ModelSpec:
@@ -61,7 +58,9 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> Mo
     config = read_json(folder / "config.json")
     architecture = _architecture(folder, config)
     decoder = DECODERS[architecture]
-    modules = _Modules.read(folder)
+    if architecture.endswith("ForSequenceClassification"):
+        check_one_label(folder)
+    modules = CrossEncoderFiles.read(folder)
     sources = {"architecture": "config.json"}
 
     family, why = _family(folder, name, architecture, modules, given)
@@ -80,11 +79,15 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> Mo
         sources=sources | dict.fromkeys(("scoring", "template", "instruction"), family.source),
     )
     if architecture.endswith("ForSequenceClassification"):
-        _check_one_label(folder)
         divisor = family.divisor if family is not QWEN3_RERANKER else 1.0
         spec = replace(spec, scoring=Scoring(None, None, divisor), sources=sources | {"scoring": "its score head"})
     elif modules.labels is not None:
         spec = _with_labels(folder, spec, family, modules.labels)
+    elif modules.present and given is None:
+        raise UnsupportedModelError(
+            f"{folder}/modules.json lists no LogitScore, so it does not say which labels are compared: give them as "
+            "scoring=, such as 'yes - no', or remove modules.json"
+        )
     spec = _with_chat_template(folder, spec, modules, family)
     if given is not None:
         if given.is_score_head != spec.scoring.is_score_head:
@@ -92,25 +95,6 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> Mo
             raise InvalidInputError("scoring", scoring, f"{folder} ({architecture}) {has}")
         spec = replace(spec, scoring=given, sources=dict(spec.sources) | {"scoring": "given"})
     return spec
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object in a JSON file.
-
-    Raises:
-        UnsupportedModelError: there is no such file, or it is damaged.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UnsupportedModelError(
-            f"{path.parent} has no {path.name}: give the folder of a transformers model"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UnsupportedModelError(f"{path} cannot be read ({error}); {remedy_of_reading(error)}") from error
-    if not isinstance(found, dict):
-        raise UnsupportedModelError(f"{path} holds no JSON object; download it again")
-    return found
 
 
 def _architecture(folder: Path, config: Mapping[str, Any]) -> str:
@@ -176,90 +160,9 @@ def _quantization(folder: Path, config: Mapping[str, Any]) -> str | None:
     return method
 
 
-@dataclass(frozen=True)
-class _Modules:
-    """What sentence-transformers' modules.json says.
-
-    Attributes:
-        present: whether there is one.
-        labels: ids of the positive and the negative token; the second may be None.
-        instruction: its default prompt.
-    """
-
-    present: bool = False
-    labels: tuple[int, int | None] | None = None
-    instruction: str | None = None
-
-    @classmethod
-    def read(cls, folder: Path) -> _Modules:
-        path = folder / "modules.json"
-        if not path.is_file():
-            return cls()
-        try:
-            modules = json.loads(path.read_text(encoding="utf-8"))
-            kinds = [(str(module["type"]).rpartition(".")[2], module["path"]) for module in modules]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UnsupportedModelError(f"{path} cannot be read ({error!r}); {remedy_of_reading(error)}") from error
-        for kind, _ in kinds:
-            if kind in ("Pooling", "WordEmbeddings", "SpladePooling", "Normalize"):
-                raise UnsupportedModelError(
-                    f"{folder} is an embedding model: its modules.json lists {kind}; use the reranker of its series, "
-                    "such as Qwen/Qwen3-Reranker-0.6B"
-                )
-            if kind not in ("Transformer", "LogitScore"):
-                raise UnsupportedModelError(
-                    f"{folder}/modules.json lists a module {kind}, and only sentence-transformers knows what it does "
-                    "to a score: use its CrossEncoder"
-                )
-        _check_transformer_module(folder)
-        labels: tuple[int, int | None] | None = None
-        for kind, place in kinds:
-            if kind == "LogitScore":
-                said = read_json(folder / str(place) / "config.json")
-                if unknown := sorted(said.keys() - _LOGIT_SCORE):
-                    raise UnsupportedModelError(
-                        f"{folder}/{place}/config.json has {unknown[0]!r}, and only sentence-transformers knows what "
-                        "it does to a score: use its CrossEncoder"
-                    )
-                true_id, false_id = said.get("true_token_id"), said.get("false_token_id")
-                if not isinstance(true_id, int) or not (false_id is None or isinstance(false_id, int)):
-                    raise UnsupportedModelError(
-                        f"{folder}/{place}/config.json says true_token_id={true_id!r} and false_token_id={false_id!r}, "
-                        "which are not token ids; download it again"
-                    )
-                labels = (true_id, false_id)
-        return cls(True, labels, _default_prompt(folder))
-
-
-def _check_transformer_module(folder: Path) -> None:
-    """Raise an UnsupportedModelError if sentence_bert_config.json changes texts before they reach the chat template."""
-    path = folder / "sentence_bert_config.json"
-    said = read_json(path) if path.is_file() else {}
-    for name in ("do_lower_case", "processing_kwargs"):
-        if said.get(name):
-            raise UnsupportedModelError(
-                f"{path} says {name}={said[name]!r}, which changes prompts in sentence-transformers only: use its "
-                "CrossEncoder, or remove the setting"
-            )
-
-
-def _default_prompt(folder: Path) -> str | None:
-    path = folder / "config_sentence_transformers.json"
-    if not path.is_file():
-        return None
-    said = read_json(path)
-    name, prompts = said.get("default_prompt_name"), said.get("prompts")
-    if name is None:
-        return None
-    prompt = prompts.get(name) if isinstance(prompts, Mapping) else None
-    if not isinstance(prompt, str):
-        raise UnsupportedModelError(
-            f"{path} names the default prompt {name!r}, but its prompts have no such name: download it again"
-        )
-    return prompt
-
-
-def _family(folder: Path, name: str, architecture: str, modules: _Modules, given: Scoring | None) -> tuple[Family, str]:
+def _family(
+    folder: Path, name: str, architecture: str, modules: CrossEncoderFiles, given: Scoring | None
+) -> tuple[Family, str]:
     """(the family whose defaults apply, why)."""
     if (family := _family_of_chat_template(folder, modules)) is not None:
         return family, f"its chat template is that of {family.name}"
@@ -275,8 +178,14 @@ def _family(folder: Path, name: str, architecture: str, modules: _Modules, given
     for words, family in (("zerank", ZERANK), ("mxbai-rerank", MXBAI_RERANK_V2)):
         if words in called:
             return family, f"the model's name holds {words!r}"
-    if architecture.endswith("ForSequenceClassification") and (found := _family_of_head(folder)) is not None:
+    if architecture.endswith("ForSequenceClassification") and (found := family_of_head(folder)) is not None:
         return found, "its score head is made of the label rows of its embeddings"
+    if architecture == "Qwen3ForSequenceClassification" and given is None and "rerank" not in called:
+        raise UnsupportedModelError(
+            f"{folder} holds {architecture} and does not say on which prompt it was trained: neither a chat template "
+            "with a query and a document, nor a score head made of the rows of 'yes' and 'no', nor a name with "
+            "'rerank' was found; if it was converted from a Qwen3-Reranker, give scoring='score-head'"
+        )
     if not architecture.startswith("Qwen2"):
         return QWEN3_RERANKER, f"{architecture} with nothing else said"
     labels = (MXBAI_RERANK_V2.positive, MXBAI_RERANK_V2.negative)
@@ -289,11 +198,13 @@ def _family(folder: Path, name: str, architecture: str, modules: _Modules, given
     )
 
 
-def _family_of_chat_template(folder: Path, modules: _Modules) -> Family | None:
+def _family_of_chat_template(folder: Path, modules: CrossEncoderFiles) -> Family | None:
     chat = read_chat_template(folder)
     if chat is None or not (modules.present or _renders_pairs(chat)):
         return None
-    text = template_of(chat, with_instruction=False)
+    text = _template_of(
+        folder, chat, with_instruction=False, empty_documents={each.empty_document for each in FAMILIES}
+    )
     if text is None:
         return None
     return next((each for each in FAMILIES if text in (each.template, each.template_without_instruction)), None)
@@ -304,48 +215,18 @@ def _renders_pairs(chat: str) -> bool:
     return all(re.search(rf"""['"]{role}['"]""", chat) for role in ("query", "document"))
 
 
-def _family_of_head(folder: Path) -> Family | None:
-    """The family whose label rows make up the score head of a classifier with tied embeddings."""
-    from ..prompt.tokenizer import load_tokenizer
-
-    head = read_rows(folder, "score.weight", [0])
-    if head is None:
-        return None
-    tokenizer = load_tokenizer(folder)
-    for family in FAMILIES:
-        ids = [tokenizer.find(word) for word in (family.positive, family.negative) if word is not None]
-        if None in ids:
-            continue
-        rows = read_rows(folder, "model.embed_tokens.weight", [each for each in ids if each is not None])
-        if rows is None:
-            return None
-        row = rows[0] if len(rows) == 1 else rows[0] - rows[1]
-        # The head was rounded once more than the rows.
-        if float(np.abs(row - head[0]).max()) <= 0.01 * float(np.abs(row).max()):
-            return family
-    return None
-
-
-def _check_one_label(folder: Path) -> None:
-    head = read_rows(folder, "score.weight", None)
-    if head is None:
-        raise UnsupportedModelError(
-            f"{folder} is a classifier without a readable score.weight: convert it again, or use the causal model that "
-            "it was made from"
-        )
-    if (labels := len(head)) != 1:
-        raise UnsupportedModelError(
-            f"{folder} is a classifier with {labels} labels and does not say which one means relevance: convert it to "
-            "one label, whose weight is the row of 'yes' minus the row of 'no'"
-        )
-
-
 def _with_labels(folder: Path, spec: ModelSpec, family: Family, labels: tuple[int, int | None]) -> ModelSpec:
     """The spec with the labels of 1_LogitScore/config.json."""
     from ..prompt.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     positive, negative = (None if each is None else tokenizer.text_of(each) for each in labels)
+    for label, text in zip(labels, (positive, negative), strict=True):
+        if text is not None and tokenizer.find(text) != label:
+            raise UnsupportedModelError(
+                f"{folder}: 1_LogitScore/config.json names the id {label}, and no text is that token alone "
+                f"({text!r} is not): use sentence-transformers' CrossEncoder"
+            )
     if positive is None or (labels[1] is not None and negative is None):
         raise UnsupportedModelError(
             f"{folder}: 1_LogitScore/config.json names ids that the tokenizer does not know: download it again"
@@ -359,15 +240,15 @@ def _with_labels(folder: Path, spec: ModelSpec, family: Family, labels: tuple[in
     )
 
 
-def _with_chat_template(folder: Path, spec: ModelSpec, modules: _Modules, family: Family) -> ModelSpec:
+def _with_chat_template(folder: Path, spec: ModelSpec, modules: CrossEncoderFiles, family: Family) -> ModelSpec:
     """The spec with the prompt of the folder's chat template, if that renders a query and a document."""
     chat = read_chat_template(folder)
     if chat is None or not (modules.present or _renders_pairs(chat)):
         return spec
-    try:
-        plain, instructed = (template_of(chat, with_instruction=each) for each in (False, True))
-    except UnsupportedModelError as error:
-        raise UnsupportedModelError(f"{folder}: {error}") from error
+    plain, instructed = (
+        _template_of(folder, chat, with_instruction=each, empty_documents={family.empty_document})
+        for each in (False, True)
+    )
     if plain is None and instructed is None:
         return spec
     known = {family.template, family.template_without_instruction}
@@ -386,3 +267,13 @@ def _with_chat_template(folder: Path, spec: ModelSpec, modules: _Modules, family
         sources=dict(spec.sources)
         | {"template": "its chat template", "instruction": "config_sentence_transformers.json"},
     )
+
+
+def _template_of(folder: Path, chat: str, *, with_instruction: bool, empty_documents: Collection[str]) -> str | None:
+    """See `template_of`; its errors name the folder."""
+    try:
+        return template_of(
+            chat, read_special_tokens(folder), with_instruction=with_instruction, empty_documents=empty_documents
+        )
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{folder}: {error}") from error

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import UnsupportedModelError
 from ..prompt import ModelTokenizer, load_tokenizer
-from .spec_reader import read_json
+from .json_files import read_json
 
 # Classes that make ids as tokenizer.json says, except that Qwen's bring their own normalizer and pre-tokenizer.
 _QWEN = re.compile(r"Qwen[23]\w*Tokenizer(Fast)?")
@@ -73,14 +74,45 @@ def _check_steps(folder: Path, tokenizer: ModelTokenizer) -> None:
 
 
 def _check_added_words(path: Path, said: dict[str, Any], tokenizer: ModelTokenizer) -> None:
+    """Make sure that tokenizer_config.json adds no token and recognizes none differently than tokenizer.json does."""
+    known = {token["content"]: token for token in tokenizer.added_tokens}
     listed = said.get("added_tokens_decoder") or {}
-    known = set(tokenizer.vocabulary) | set(tokenizer.control)
     for number, token in listed.items() if isinstance(listed, dict) else ():
         content = token.get("content") if isinstance(token, dict) else None
-        if isinstance(content, str) and content not in known:
+        if not isinstance(content, str):
+            continue
+        if content not in known or str(known[content]["id"]) != number:
             raise UnsupportedModelError(
                 f"{path} adds the token {content!r} ({number}), which tokenizer.json does not have: {_REMEDY}"
             )
+        for name in ("single_word", "lstrip", "rstrip"):
+            if bool(token.get(name)) != known[content][name]:
+                raise UnsupportedModelError(
+                    f"{path} says {name}={token.get(name)!r} of the token {content!r}, and tokenizer.json says "
+                    f"{known[content][name]}, so it is unclear which white space belongs to it: {_REMEDY}"
+                )
+    for name, content in _special_tokens(said):
+        if content not in known:
+            raise UnsupportedModelError(
+                f"{path} names {content!r} as {name}, which is not among the added_tokens of tokenizer.json; "
+                "transformers would cut every text at it: remove the setting, or name a token of tokenizer.json, such "
+                "as '<|endoftext|>'"
+            )
+
+
+def _special_tokens(said: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name of the setting, content) of each token that a tokenizer_config.json makes special."""
+    for name, value in said.items():
+        if name in ("additional_special_tokens", "extra_special_tokens"):
+            values = list(value.values()) if isinstance(value, dict) else value
+        elif re.fullmatch(r"(bos|eos|unk|sep|pad|cls|mask)_token", name):
+            values = [value]
+        else:
+            continue
+        for each in values if isinstance(values, list) else ():
+            content = each.get("content") if isinstance(each, dict) else each
+            if isinstance(content, str) and content:
+                yield name, content
 
 
 def check_adapters_tokenizer(adapter: Path, base: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,9 @@ from tokenizers.models import BPE
 from ..errors import UnsupportedModelError, remedy_of_reading
 
 _LOOKS_LIKE_CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>|</?think>")
-# Added tokens in brackets steer a model (<|im_end|>, </think>, [INST]), whether they are marked special or not.
-_IN_BRACKETS = re.compile(r"[<\[].*[>\]]", re.DOTALL)
+# Qwen's own added tokens steer a model (<|im_end|>, </think>, <tool_call>), whether they are marked special or not.
+_OF_QWEN = re.compile(r"<\|.*\|>|</?(think|tool_call|tool_response|tts_\w+)>", re.DOTALL)
+_log = logging.getLogger(__name__)
 
 
 class _Neighbours(NamedTuple):
@@ -47,14 +49,15 @@ def _is_no_word(character: str) -> bool:
 class ModelTokenizer:
     """The two sides of a model's tokenizer.json: `plain` for text from outside, `control` ids for templates.
 
-    Added tokens that are special, or written in brackets, are control tokens: no text from outside becomes one. Other
-    added tokens are vocabulary, such as the names of products that a fine-tune was taught, and are recognized in every
-    text.
+    Added tokens that are special, and Qwen's own such as `</think>`, are control tokens: no text from outside becomes
+    one. Other added tokens are vocabulary, such as the names of products or the `[TITLE]` that a fine-tune was taught,
+    and are recognized in every text.
 
     Attributes:
         plain: the tokenizer without control tokens.
         control: content of each control token -> id.
         vocabulary: contents of the other added tokens.
+        added_tokens: the entries of tokenizer.json from which both were taken.
 
     Raises:
         UnsupportedModelError: no tokenizer.json, or it is damaged.
@@ -68,8 +71,9 @@ class ModelTokenizer:
             )
         try:
             specification = json.loads(path.read_text(encoding="utf-8"))
-            added = specification["added_tokens"]
-            ordinary = [token for token in added if not (token["special"] or _IN_BRACKETS.fullmatch(token["content"]))]
+            self.added_tokens: list[dict[str, Any]] = specification["added_tokens"]
+            added = self.added_tokens
+            ordinary = [token for token in added if not (token["special"] or _OF_QWEN.fullmatch(token["content"]))]
             self.vocabulary: tuple[str, ...] = tuple(token["content"] for token in ordinary)
             self._neighbours = {token["content"]: _Neighbours.of(token) for token in ordinary}
             self.control: dict[str, int] = {
@@ -79,10 +83,15 @@ class ModelTokenizer:
                 # Ids of added tokens are counted from the size of the vocabulary when the tokenizer is built. So
                 # control tokens become entries of the vocabulary, to which no merge leads.
                 specification["model"]["vocab"] |= self.control
-            # Truncation and padding stored in the file would cut suffixes off; both are decided here.
+            # Truncation and padding stored in the file would cut suffixes off; both are decided here. Dropout, which
+            # belongs to training, would split a word differently at every call.
+            specification["model"]["dropout"] = None
             specification |= {"added_tokens": ordinary, "truncation": None, "padding": None, "post_processor": None}
             self.plain: Tokenizer = Tokenizer.from_str(json.dumps(specification))
-        except Exception as error:  # tokenizers raises nothing more specific
+        except BaseException as error:
+            # tokenizers raises nothing more specific than Exception, and a panic in Rust is not even that.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise UnsupportedModelError(
                 f"{path} cannot be read ({type(error).__name__}: {error}); {remedy_of_reading(error)}"
             ) from error
@@ -100,6 +109,16 @@ class ModelTokenizer:
                 )
         if self.plain.pre_tokenizer is None:
             raise UnsupportedModelError(f"{path} has no pre-tokenizer, so it is not a Qwen tokenizer")
+        self._warn_of_special_words(path)
+
+    def _warn_of_special_words(self, path: Path) -> None:
+        if own := sorted(content for content in self.control if not _OF_QWEN.fullmatch(content)):
+            _log.warning(
+                "%s marks %s as special, so that no document can contain the token: there its text is read as plain "
+                "text. If documents had the token in training, add it with add_tokens(..., special_tokens=False)",
+                path,
+                ", ".join(map(repr, own[:3])) + (", ..." if len(own) > 3 else ""),
+            )
 
     def find(self, text: str) -> int | None:
         """The id of a text that is one token; None if it is several."""

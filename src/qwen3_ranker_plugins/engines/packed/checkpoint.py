@@ -26,17 +26,12 @@ from ...pip_command import pip_install
 from ...prompt import ModelTokenizer
 from ..attention.interface import ATTENTION_NAME, register
 from . import qwen3
+from .quantised import dequantising, plain_tensors
 
 # Tensors that a conversion leaves in place although its architecture does not read them.
 _LEFT_OVER = {"Qwen3ForSequenceClassification": ("lm_head.weight", "score.bias")}
 # Tensors of a LoRA adapter for the embeddings or the output matrix.
 _OF_EMBEDDINGS = re.compile(r"(lm_head|embed_tokens)\.lora_")
-#: `quant_method` -> the module that transformers needs to turn it into plain weights (None: nothing), the pip command.
-_DEQUANTISED = {
-    "bitsandbytes": ("bitsandbytes", "pip install bitsandbytes"),
-    "compressed-tensors": ("compressed_tensors", "pip install compressed-tensors"),
-    "fp8": (None, ""),
-}
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,7 @@ def load_model(
         model = _load_with_transformers(folder, spec, dtype)
     if adapter is not None:
         model = _merged(model, adapter)
-    _check_plain(folder, model, dtype)
+    _check_plain(folder, model, dtype, adapter)
     model.requires_grad_(False)
     model.eval()
     offset = 0.0
@@ -133,11 +128,13 @@ def _load_with_transformers(folder: Path, spec: ModelSpec, dtype: torch.dtype) -
             kind = getattr(transformers, spec.architecture)
         if spec.scoring.is_score_head:
             config.num_labels = 1
-        if spec.quantization == "fbgemm_fp8":  # transformers can read it only on a GPU with fbgemm-gpu
-            del config.quantization_config
-            arguments["state_dict"] = _scaled_rows(folder)
-        elif spec.quantization is not None:
-            config.quantization_config = _dequantising(folder, spec.quantization, config)
+        if spec.quantization is not None:
+            tensors = plain_tensors(folder, spec.quantization, config.quantization_config, dtype)
+            if tensors is None:
+                config.quantization_config = dequantising(folder, spec.quantization, config)
+            else:
+                del config.quantization_config
+                arguments["state_dict"] = tensors
     with _without_adapter(folder) as plain, damage_explained(folder), _quiet():
         model: Any
         loaded: dict[str, Any]
@@ -170,26 +167,7 @@ def _as_qwen3(config: Any) -> Any:
     )
 
 
-def _dequantising(folder: Path, method: str, config: Any) -> Any:
-    """The quantisation's configuration, changed so that loading gives plain weights.
-
-    Raises:
-        UnsupportedModelError: transformers cannot do that; the message names the engine that reads such weights.
-        MissingDependencyError: a package is missing.
-    """
-    if method not in _DEQUANTISED:
-        raise UnsupportedModelError(
-            f"{folder} holds weights quantised as {method!r}, which the packed engine does not read: use "
-            "engine='vllm_score', which computes with them, or the unquantised checkpoint"
-        )
-    module, command = _DEQUANTISED[method]
-    if module is not None and find_spec(module) is None:
-        raise MissingDependencyError(f"{folder} holds weights quantised as {method!r}, which needs {module}: {command}")
-    found = config.quantization_config
-    return dict(found) if method == "bitsandbytes" else dict(found) | {"dequantize": True}
-
-
-def _check_plain(folder: Path, model: Any, dtype: torch.dtype) -> None:
+def _check_plain(folder: Path, model: Any, dtype: torch.dtype, adapter: Path | None) -> None:
     """Make sure that no weight is still packed or quantised, because our decoder reads the matrices themselves.
 
     Raises:
@@ -204,32 +182,13 @@ def _check_plain(folder: Path, model: Any, dtype: torch.dtype) -> None:
                 else (module.num_embeddings, module.embedding_dim)
             )
             if weight.dtype != dtype or tuple(weight.shape) != expected:
+                remedy = "use engine='vllm_score' or the unquantised checkpoint"
+                if adapter is not None:
+                    remedy = "merge the adapter with peft, compare a score before and after, and give that folder"
                 raise UnsupportedModelError(
                     f"{folder}: {name}.weight is {weight.dtype} {tuple(weight.shape)} after loading, where {dtype} "
-                    f"{expected} was expected: use engine='vllm_score' or the unquantised checkpoint"
+                    f"{expected} was expected: {remedy}"
                 )
-
-
-def _scaled_rows(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder. Those in float8 become float32, with each row multiplied by its scale."""
-    from safetensors.torch import load_file
-
-    found: dict[str, torch.Tensor] = {}
-    for path in sorted({path for path, _ in read_headers(folder).values() if not path.name.startswith("adapter_")}):
-        found |= load_file(path)
-    scales = {name: found.pop(name) for name in list(found) if name.endswith(".weight_scale")}
-    for name, tensor in found.items():
-        if tensor.dtype == torch.float8_e4m3fn:
-            scale = scales.pop(f"{name}_scale", None)
-            if scale is None or scale.numel() not in (1, len(tensor)):
-                raise UnsupportedModelError(
-                    f"{folder}: {name} is in float8 without a scale for each of its {len(tensor)} rows "
-                    f"({name}_scale); download the checkpoint again"
-                )
-            found[name] = tensor.float() * scale.float().reshape(-1, 1)
-    if scales:
-        raise UnsupportedModelError(f"{folder}: {min(scales)} belongs to no float8 weight: download it again")
-    return found
 
 
 def _checked_config(folder: Path) -> Any:
@@ -286,12 +245,24 @@ def _merged(model: Any, adapter: Path) -> Any:
                 output.weight = torch.nn.Parameter(output.weight.detach().clone())
         wrapped = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
         loaded = set(get_peft_model_state_dict(wrapped))
-        if strangers := sorted(stored ^ loaded):
+        strangers = sorted(stored ^ loaded)
+        if any(name.endswith(".score.weight") for name in strangers):
+            raise UnsupportedModelError(
+                f"{adapter} was trained on a sequence classifier, and has its score head: merge it with peft into "
+                "AutoModelForSequenceClassification with num_labels=1, and give the merged folder as model"
+            )
+        if strangers:
             raise UnsupportedModelError(
                 f"{adapter} does not match the model: only one of them has {', '.join(strangers[:3])}; give the base "
                 "that it was trained on as model"
             )
-        return wrapped.merge_and_unload(safe_merge=True)
+        try:
+            return wrapped.merge_and_unload(safe_merge=True)
+        except (RuntimeError, ValueError) as error:
+            raise UnsupportedModelError(
+                f"peft cannot merge {adapter} into its base ({error}): train it without the setting that the reason "
+                "names, or use peft with the model's own code"
+            ) from error
 
 
 @contextmanager

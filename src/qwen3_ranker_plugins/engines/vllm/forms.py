@@ -8,7 +8,7 @@ import numpy as np
 
 from ...errors import UnsupportedModelError
 from ...models import Checkpoint, Scoring
-from ...models.spec_reader import read_json
+from ...models.json_files import read_json
 from ...models.weights import read_headers, read_rows
 from ...prompt import load_tokenizer
 

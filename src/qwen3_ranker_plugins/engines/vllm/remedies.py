@@ -76,7 +76,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         (
             "this build of vLLM cannot run that quantization on this device in this dtype: use a GPU and bfloat16, "
             "leave engine_options['quantization'] out, or use engine='packed', which dequantises float8, "
-            "compressed-tensors and bitsandbytes weights when it loads them"
+            "compressed-tensors, bitsandbytes, AWQ and GPTQ weights when it loads them"
         ),
     ),
     (r"was not ready after", "raise engine_options['start_timeout'], or set enforce_eager, which starts faster"),

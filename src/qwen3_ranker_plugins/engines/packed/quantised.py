@@ -1,0 +1,146 @@
+"""Turns quantised weights into plain ones: through transformers where it can on a CPU, else by the published format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import MissingDependencyError, UnsupportedModelError
+from ...models.weights import read_headers
+
+#: `quant_method` -> the module that transformers needs to turn it into plain weights (None: nothing), the pip command.
+_DEQUANTISED = {
+    "bitsandbytes": ("bitsandbytes", "pip install bitsandbytes"),
+    "compressed-tensors": ("compressed_tensors", "pip install compressed-tensors"),
+    "fp8": (None, ""),
+}
+# AutoAWQ's order of the eight columns in a 32-bit number, lowest bits first, inverted.
+_AWQ_COLUMNS = (0, 4, 1, 5, 2, 6, 3, 7)
+
+
+def dequantising(folder: Path, method: str, config: Any) -> Any:
+    """The quantisation's configuration, changed so that loading gives plain weights.
+
+    Raises:
+        UnsupportedModelError: transformers cannot do that; the message names the engine that reads such weights.
+        MissingDependencyError: a package is missing.
+    """
+    if method not in _DEQUANTISED:
+        raise UnsupportedModelError(
+            f"{folder} holds weights quantised as {method!r}, which the packed engine does not read: use "
+            "engine='vllm_score', which computes with them, or the unquantised checkpoint"
+        )
+    module, command = _DEQUANTISED[method]
+    if module is not None and find_spec(module) is None:
+        raise MissingDependencyError(f"{folder} holds weights quantised as {method!r}, which needs {module}: {command}")
+    found = config.quantization_config
+    return dict(found) if method == "bitsandbytes" else dict(found) | {"dequantize": True}
+
+
+def plain_tensors(folder: Path, method: str, config: Any, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:
+    """All tensors of a folder, with plain matrices instead of quantised ones; None if transformers reads `method`.
+
+    Args:
+        folder: with the weights.
+        method: `quant_method` of config.json.
+        config: `quantization_config` of config.json.
+        dtype: of unpacked matrices.
+
+    Raises:
+        UnsupportedModelError: a tensor is missing, or in a variant of the format that is not read here.
+    """
+    if method not in _UNPACKED:
+        return None
+    from safetensors.torch import load_file
+
+    settings = config if isinstance(config, dict) else config.to_dict()
+    if variant := _unknown_variant(method, settings):
+        raise UnsupportedModelError(
+            f"{folder} holds weights quantised as {method!r} with {variant}, which the packed engine does not read: "
+            "use engine='vllm_score', which computes with them, or the unquantised checkpoint"
+        )
+    found: dict[str, torch.Tensor] = {}
+    for path in sorted({path for path, _ in read_headers(folder).values() if not path.name.startswith("adapter_")}):
+        found |= load_file(path)
+    try:
+        _UNPACKED[method](folder, found, dtype)
+    except (KeyError, RuntimeError) as error:
+        raise UnsupportedModelError(
+            f"{folder}: its weights are not in the format of {method!r} ({type(error).__name__}: {error}): download "
+            "the checkpoint again"
+        ) from error
+    return found
+
+
+def _unknown_variant(method: str, settings: dict[str, Any]) -> str:
+    """The setting that makes another format of the packed numbers; "" if there is none."""
+    bits = settings.get("bits", settings.get("w_bit"))
+    if method == "awq":
+        version = str(settings.get("version", settings.get("format", "gemm"))).lower()
+        if version != "gemm" or bits != 4 or settings.get("zero_point") is False:
+            return f"version={version!r}, bits={bits!r}, zero_point={settings.get('zero_point')!r}"
+    if method == "gptq":
+        kind = settings.get("checkpoint_format", settings.get("format", "gptq"))
+        if kind != "gptq" or bits not in (2, 4, 8) or settings.get("dynamic"):
+            return f"checkpoint_format={kind!r}, bits={bits!r}, dynamic={settings.get('dynamic')!r}"
+    return ""
+
+
+def _scaled_rows(folder: Path, found: dict[str, torch.Tensor], _dtype: torch.dtype) -> None:
+    """fbgemm: each row of a float8 matrix is multiplied by its scale. transformers reads it only on a GPU."""
+    scales = {name: found.pop(name) for name in list(found) if name.endswith(".weight_scale")}
+    for name, tensor in found.items():
+        if tensor.dtype == torch.float8_e4m3fn:
+            scale = scales.pop(f"{name}_scale", None)
+            if scale is None or scale.numel() not in (1, len(tensor)):
+                raise UnsupportedModelError(
+                    f"{folder}: {name} is in float8 without a scale for each of its {len(tensor)} rows "
+                    f"({name}_scale); download the checkpoint again"
+                )
+            found[name] = tensor.float() * scale.float().reshape(-1, 1)
+    if scales:
+        raise UnsupportedModelError(f"{folder}: {min(scales)} belongs to no float8 weight: download it again")
+
+
+def _unpack_awq(_folder: Path, found: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """AutoAWQ's "gemm" layout: weight[input, output] = (number - zero of its group) * scale of its group."""
+    for name in [each.removesuffix(".qweight") for each in found if each.endswith(".qweight")]:
+        packed, zeros, scales = (found.pop(f"{name}.{part}") for part in ("qweight", "qzeros", "scales"))
+        numbers, zeros = (
+            _numbers(each, 4, 1).reshape(len(each), -1, 8)[..., _AWQ_COLUMNS].flatten(1) for each in (packed, zeros)
+        )
+        rows = len(numbers) // len(zeros)
+        zeros, scales = (each.repeat_interleave(rows, 0) for each in (zeros, scales.float()))
+        found[f"{name}.weight"] = ((numbers - zeros) * scales).T.to(dtype).contiguous()
+
+
+def _unpack_gptq(_folder: Path, found: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """AutoGPTQ's first layout, which stores zeros minus one: weight[input, output] = (number - zero - 1) * scale."""
+    for name in [each.removesuffix(".qweight") for each in found if each.endswith(".qweight")]:
+        packed, zeros, scales = (found.pop(f"{name}.{part}") for part in ("qweight", "qzeros", "scales"))
+        bits = 32 * zeros.shape[1] // scales.shape[1]
+        numbers, zeros = _numbers(packed, bits, 0), (_numbers(zeros, bits, 1) + 1) % 2**bits
+        group = found.pop(f"{name}.g_idx", None)
+        if group is None:
+            group = torch.arange(len(numbers)) // (len(numbers) // len(scales))
+        group = group.long()
+        found[f"{name}.weight"] = ((numbers - zeros[group]) * scales.float()[group]).T.to(dtype).contiguous()
+
+
+def _numbers(packed: torch.Tensor, bits: int, dimension: int) -> torch.Tensor:
+    """Numbers of `bits` bits that are packed along a dimension of an int32 matrix, lowest bits first."""
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    parts: torch.Tensor = (packed.unsqueeze(-1) >> shifts) & (2**bits - 1)
+    return parts.flatten(1) if dimension == 1 else parts.transpose(1, 2).flatten(0, 1)
+
+
+#: `quant_method` -> unpacks the tensors of a folder in place.
+_UNPACKED: dict[str, Callable[[Path, dict[str, torch.Tensor], torch.dtype], None]] = {
+    "awq": _unpack_awq,
+    "fbgemm_fp8": _scaled_rows,
+    "gptq": _unpack_gptq,
+}
