@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
 from qwen3_ranker_plugins import InvalidInputError
+from qwen3_ranker_plugins.server.run import limit_tokenizer_threads
 from qwen3_ranker_plugins.server.settings import ServerSettings, hide_secrets, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -240,3 +242,13 @@ def test_the_example_of_the_documentation_is_valid() -> None:
     assert {"backend", "instruction_format", "max_model_len", "infer_batch_size", "sort_by_doc_length"} <= set(
         section["backends"][section["backend"]]
     ) | set(section)
+
+
+def test_the_process_limits_the_threads_of_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setenv("RAYON_NUM_THREADS", "3")
+    limit_tokenizer_threads()
+    assert os.environ["RAYON_NUM_THREADS"] == "3", "the operator decides"
+    monkeypatch.delenv("RAYON_NUM_THREADS")
+    limit_tokenizer_threads()
+    assert os.environ["RAYON_NUM_THREADS"] == "16"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +18,7 @@ from qwen3_ranker_plugins.engines.attention.layout import PackedPass, pack, padd
 from qwen3_ranker_plugins.engines.attention.varlen import find_long_segments, to_device
 from qwen3_ranker_plugins.engines.attention.work_items import list_work_items
 from qwen3_ranker_plugins.engines.packed.buffers import PassBuffers, size_class
-from qwen3_ranker_plugins.prompt import EncodedRequest
+from qwen3_ranker_plugins.prompt import EncodedRequest, FlatSegments
 
 # Documents of several tiles and work items, and few of them: the rule is a matrix of all pairs of tokens.
 requests = st.lists(
@@ -30,6 +33,27 @@ def make(shapes: list[tuple[int, list[int]]]) -> list[EncodedRequest]:
         segments = [[10_000 * number + 10 * index + 1] * length for index, length in enumerate(documents)]
         made.append(EncodedRequest([10_000 * number] * prefix, segments, [0] * len(documents)))
     return made
+
+
+@given(requests, st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_ids_that_come_in_one_buffer_are_laid_out_like_lists(shapes, mixed: bool) -> None:
+    given_lists = make(shapes)
+    sent = [
+        each if mixed and number % 2 else replace(each, segments=FlatSegments.of(each.segments))
+        for number, each in enumerate(given_lists)
+    ]
+    received = pickle.loads(pickle.dumps(sent))  # noqa: S301
+    expected, found = pack(given_lists), pack(received)
+    for name in ("token_ids", "position_ids", "prefix_start", "prefix_end", "segment_start", "last_positions"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), strict=True)
+    assert found.blocks == expected.blocks
+    for lists, flat in zip(given_lists, received, strict=True):
+        assert list(flat.segments) == lists.segments
+        assert (flat.lengths, flat.num_tokens) == (lists.lengths, lists.num_tokens)
+        assert flat.prompt(len(flat.segments) - 1) == lists.prompt(len(lists.segments) - 1)
+        assert flat.take([0]).segments == lists.take([0]).segments
+        assert flat.segments[-1:] == lists.segments[-1:]
 
 
 def visible(packed: PackedPass) -> NDArray[np.bool_]:

@@ -1,7 +1,7 @@
 """Texts to token ids: templates, the tokenizer, and the encoder that puts them together."""
 
 from .beginning import SLICE, SUFFIX_CHARACTERS, encode_beginnings, in_groups
-from .encoder import EncodedRequest, Encoder, PromptEncoder, length_order
+from .encoder import EncodedRequest, Encoder, FlatSegments, PromptEncoder, length_order
 from .pieces import Piece, sentence_ends
 from .template import DEFAULT_INSTRUCTION, DEFAULT_MAX_LENGTH, TEMPLATES, Template
 from .tokenizer import ModelTokenizer, as_utf8, load_tokenizer
@@ -14,6 +14,7 @@ __all__ = [
     "TEMPLATES",
     "EncodedRequest",
     "Encoder",
+    "FlatSegments",
     "ModelTokenizer",
     "Piece",
     "PromptEncoder",

@@ -12,12 +12,14 @@ special, such as `</think>`, stay active.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol, Self
+from typing import Protocol, Self, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import PromptTooLongError
 from ..types import Pieces
@@ -26,6 +28,52 @@ from .cutting import Cutter
 from .pieces import Piece
 from .template import BOUNDARY, DEFAULT_INSTRUCTION, DEFAULT_MAX_LENGTH, Template
 from .tokenizer import ModelTokenizer
+
+
+class FlatSegments(Sequence[list[int]]):
+    """The segments of a request whose ids are in one array, as a worker process receives them.
+
+    Making and reading a list of Python numbers for each document takes about as long as laying out the pass.
+
+    Args:
+        ids: int32 [tokens], the ids of all segments, one after another.
+        lengths: int64 [segments], the number of ids of each.
+    """
+
+    def __init__(self, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> None:
+        self.ids = ids
+        self.lengths = lengths
+        self._starts = np.cumsum(lengths) - lengths
+
+    @classmethod
+    def of(cls, segments: Sequence[Sequence[int]]) -> Self:
+        """From lists of ids."""
+        ids: list[int] = []
+        for segment in segments:
+            ids += segment
+        buffer = struct.pack(f"{len(ids)}i", *ids)  # takes half the time of `np.array(ids)`
+        return cls(np.frombuffer(buffer, dtype=np.int32), np.fromiter(map(len, segments), np.int64, len(segments)))
+
+    def ordered(self, order: NDArray[np.intp]) -> NDArray[np.int32]:
+        """The ids of all segments, one after another in this order."""
+        lengths = self.lengths[order]
+        places = np.cumsum(lengths) - lengths
+        ids: NDArray[np.int32] = self.ids[np.repeat(self._starts[order] - places, lengths) + np.arange(len(self.ids))]
+        return ids
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[int]]: ...
+    def __getitem__(self, index: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        start = self._starts[index]
+        ids: list[int] = self.ids[start : start + self.lengths[index]].tolist()
+        return ids
 
 
 @dataclass(frozen=True)
@@ -44,7 +92,7 @@ class EncodedRequest:
     """
 
     prefix: list[int]
-    segments: list[list[int]]
+    segments: Sequence[list[int]]
     truncated_tokens: list[int]
     pieces: list[Piece] | None = field(default=None, kw_only=True)
     prefix_length: int = field(init=False, repr=False, compare=False)
@@ -52,7 +100,10 @@ class EncodedRequest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prefix_length", len(self.prefix))
-        object.__setattr__(self, "lengths", [len(segment) for segment in self.segments])
+        if isinstance(self.segments, FlatSegments):
+            object.__setattr__(self, "lengths", self.segments.lengths.tolist())
+        else:
+            object.__setattr__(self, "lengths", [len(segment) for segment in self.segments])
 
     @property
     def num_tokens(self) -> int:
@@ -77,7 +128,7 @@ class EncodedRequest:
         return replace(
             self,
             pieces=None,
-            segments=self.segments + other.segments,
+            segments=[*self.segments, *other.segments],
             truncated_tokens=self.truncated_tokens + other.truncated_tokens,
         )
 

@@ -27,6 +27,10 @@ from .settings import Configuration, ServerSettings
 from .sources import read_api_keys
 from .supervisor import LOADING
 
+# The tokenizers library starts a thread for each core, and all of them look for work while one request is encoded. A
+# request of 1000 titles took 0.08 s of processor time on a host with 16 cores, and 0.19 s on one with 64.
+_TOKENIZER_THREADS = 16
+
 
 class Connection(H11Protocol):
     """uvicorn's connection, with limits on what a client may leave unfinished.
@@ -151,6 +155,11 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+def limit_tokenizer_threads() -> None:
+    """Limit the threads of the tokenizer, unless the environment does. They exist from its first use on."""
+    os.environ.setdefault("RAYON_NUM_THREADS", str(min(os.cpu_count() or 1, _TOKENIZER_THREADS)))
+
+
 def run(configuration: Configuration) -> int:
     """Serve until a signal comes.
 
@@ -162,6 +171,7 @@ def run(configuration: Configuration) -> int:
     """
     settings = configuration.settings
     configure(settings.log_level)
+    limit_tokenizer_threads()
     _say(configuration)
     lifecycle = Lifecycle(owns_process=True)
     server = make_server(configuration, lifecycle)

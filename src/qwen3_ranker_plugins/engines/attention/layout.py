@@ -16,11 +16,12 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...prompt import EncodedRequest, length_order
+from ...prompt import EncodedRequest, FlatSegments, length_order
 
 #: Every padded length is a multiple of this.
 LENGTH_UNIT = 128
@@ -108,7 +109,7 @@ def pack(requests: Sequence[EncodedRequest]) -> PackedPass:
         builder.start_request(request.prefix)
         order = length_order(request)
         ends = np.empty(len(order), dtype=np.int64)
-        ends[order] = builder.add_segments([request.segments[index] for index in order])
+        ends[order] = builder.add_segments(request.segments, order)
         builder.last_positions += ends.tolist()
     return builder.build()
 
@@ -137,18 +138,18 @@ class PassBuilder:
 
     def __init__(self) -> None:
         self.last_positions: list[int] = []
+        self._arrays: list[NDArray[Any]] = []  # the ids before those in `_token_ids`
         self._token_ids: list[int] = []
+        self._total = 0
         self._lengths: list[int] = []  # of prefixes and documents, in the order of the pass
         self._prefixes: list[tuple[int, int]] = []  # start and end of each request's prefix
         self._first_segments: list[int] = []  # index in `_lengths` of each request's prefix
 
     def start_request(self, prefix: Sequence[int]) -> None:
         """Start a request; its prefix may be empty."""
-        start = len(self._token_ids)
-        self._prefixes.append((start, start + len(prefix)))
+        self._prefixes.append((self._total, self._total + len(prefix)))
         self._first_segments.append(len(self._lengths))
-        self._token_ids += prefix
-        self._lengths.append(len(prefix))
+        self.add_segment(prefix)
 
     def add_segment(self, segment: Sequence[int]) -> int:
         """Add a document with its suffix to the request; return the position of its last token.
@@ -157,21 +158,33 @@ class PassBuilder:
         """
         self._token_ids += segment
         self._lengths.append(len(segment))
-        return len(self._token_ids) - 1
+        self._total += len(segment)
+        return self._total - 1
 
-    def add_segments(self, segments: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-        """Add several documents; return the positions of their last tokens, int64 [segments]."""
-        before = len(self._token_ids)
-        lengths = [len(segment) for segment in segments]
-        for segment in segments:
-            self._token_ids += segment
+    def add_segments(self, segments: Sequence[Sequence[int]], order: Sequence[int]) -> NDArray[np.int64]:
+        """Add several documents in this order; return the positions of their last tokens, int64 [segments]."""
+        if isinstance(segments, FlatSegments):
+            self._close_list()
+            places = np.asarray(order, dtype=np.intp)
+            self._arrays.append(segments.ordered(places))
+            lengths = segments.lengths[places].tolist()
+        else:
+            lengths = [len(segments[index]) for index in order]
+            for index in order:
+                self._token_ids += segments[index]
+        ends: NDArray[np.int64] = np.cumsum(lengths, dtype=np.int64) + (self._total - 1)
         self._lengths += lengths
-        ends: NDArray[np.int64] = np.cumsum(lengths, dtype=np.int64) + (before - 1)
+        self._total += sum(lengths)
         return ends
+
+    def _close_list(self) -> None:
+        self._arrays.append(_as_array(self._token_ids))
+        self._token_ids = []
 
     def build(self) -> PackedPass:
         """The layout of everything that was added."""
-        total = len(self._token_ids)
+        total = self._total
+        self._close_list()
         lengths = np.asarray(self._lengths, dtype=np.int64)
         starts = np.cumsum(lengths) - lengths
         prefix_starts, prefix_ends = np.asarray(self._prefixes, dtype=np.int32).T
@@ -180,7 +193,7 @@ class PassBuilder:
         restarts = np.repeat(prefix_ends - prefix_starts, segments)  # position of the first token of each segment
         restarts[self._first_segments] = 0
         return PackedPass(
-            token_ids=_as_array(self._token_ids),
+            token_ids=np.concatenate(self._arrays, dtype=np.int64),
             position_ids=np.arange(total) - np.repeat(starts - restarts, lengths),
             prefix_start=np.repeat(prefix_starts, tokens),
             prefix_end=np.repeat(prefix_ends, tokens),

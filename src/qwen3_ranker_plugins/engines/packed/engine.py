@@ -144,7 +144,7 @@ class PackedEngine(Engine):
             ) from error
         ends = np.cumsum([len(request.segments) for request in requests])[:-1]
         return [
-            Margins(values=values, computed_tokens=len(request.prefix) + sum(map(len, request.segments)))
+            Margins(values=values, computed_tokens=request.num_tokens)
             for request, values in zip(requests, np.split(margins, ends), strict=True)
         ]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...config import EngineConfig
-from ...prompt import EncodedRequest
+from ...prompt import EncodedRequest, FlatSegments
 from ..base import Engine, EngineDescription, Margins
 from ..registry import create_engine, engine_entry
 from ..workers.engine import WorkerEngine, visible_gpus
@@ -54,7 +54,8 @@ class ReplicaEngine(WorkerEngine):
         Raises:
             EngineError: the pass failed, or the process has ended or hung.
         """
-        scored = self._call(ScoreRequests(requests), Scored)
+        sent = [replace(each, segments=FlatSegments.of(each.segments)) for each in requests]
+        scored = self._call(ScoreRequests(sent), Scored)
         if scored.error is not None:
             raise scored.error
         return list(scored.margins)

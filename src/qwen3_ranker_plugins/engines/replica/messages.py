@@ -29,7 +29,7 @@ class EngineFacts:
 
 @dataclass(frozen=True)
 class ScoreRequests:
-    """One call of `Engine.score`."""
+    """One call of `Engine.score`. The ids of a request's documents are in one array, see `FlatSegments`."""
 
     requests: Sequence[EncodedRequest]
 
