@@ -28,6 +28,9 @@ unexport PYTHONDONTWRITEBYTECODE
 # $(call step,what is done,command): one line, with the time it took; errors stay visible and stop make.
 step = @printf '%s ... ' '$(1)'; started=$$(date +%s); { $(2); } && echo "$$(($$(date +%s) - started)) s"
 
+# Rooms of tests of the core and the adapters.
+COVERED := tests/unit tests/integration tests/contract tests/remote integrations
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo quick test coverage lowest lint clients notebooks docs release clean
@@ -57,9 +60,9 @@ test: lint $(VENV)/.vllm-installed
 quick: $(VENV)/.test-installed
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' tests/unit tests/integration integrations
 
-# Lines that only run in processes that a test starts are not seen.
+# Without the tests marked slow. Processes that tests start are measured too, unless they are killed.
 coverage: $(VENV)/.test-installed
-	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report= -m 'not slow' tests/unit tests/integration integrations
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report= -m 'not slow' $(COVERED)
 	$(BIN)/python tools/coverage_report.py
 
 # In an environment of its own, build/lowest; the first run needs 8 GB of disk, because old torch comes with CUDA.
