@@ -123,6 +123,11 @@ def test_a_calibration_for_other_weights_is_refused(write: Write, tiny: Path, tm
         Reranker(folder, calibration=path)
 
 
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"calibration='.+': Is a directory; give a path to write to"):
+        Calibration("platt", 1.0, 0.0, {}).write(tmp_path)
+
+
 def test_files_that_are_no_calibration_are_refused(write: Write, tmp_path: Path) -> None:
     path = write()
     good = json.loads(path.read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from qwen3_ranker_plugins import InvalidInputError, RankerError, ScoringError, errors
+from qwen3_ranker_plugins import InvalidInputError, RankerError, RemoteError, ScoringError, errors
 
 
 def test_docstring_draws_the_tree() -> None:
@@ -28,6 +28,8 @@ def test_errors_can_be_pickled() -> None:
     copy = pickle.loads(pickle.dumps(failed))  # noqa: S301 - our own bytes
     assert copy.failures == {1: "its margin is nan"}
     assert str(copy) == str(failed)
+    refused = pickle.loads(pickle.dumps(RemoteError("http://gpu answered 503", 503)))  # noqa: S301 - our own bytes
+    assert (str(refused), refused.status) == ("http://gpu answered 503", 503)
 
 
 def test_long_values_are_shortened() -> None:

@@ -173,6 +173,36 @@ def test_a_document_before_the_query_is_refused(tiny: Path, tmp_path: Path) -> N
         read_spec(folder)
 
 
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        ("{{ messages[0].content }} {{ messages[0].content }} {{ messages[1].content }}", "repeats the query"),
+        ("{% for m in messages %}", "cannot be rendered"),
+    ],
+)
+def test_a_chat_template_that_is_no_prompt_is_refused(tiny: Path, tmp_path: Path, chat: str, message: str) -> None:
+    folder = write_cross_encoder(tiny, tmp_path / "model", YES, NO, chat)
+    with pytest.raises(UnsupportedModelError, match=message) as caught:
+        read_spec(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_a_chat_template_that_refuses_the_roles_of_a_reranker_is_none(tiny: Path, tmp_path: Path) -> None:
+    """It is for chats: the prompt of the family remains."""
+    chat = "{{ raise_exception('roles must alternate') }}"
+    folder = write_cross_encoder(tiny, tmp_path / "model", YES, NO, chat)
+    assert read_spec(folder).template == read_spec(tiny).template
+
+
+@pytest.mark.parametrize("file", ["modules.json", "chat_template.json"])
+def test_a_damaged_file_of_sentence_transformers_is_named(tiny: Path, tmp_path: Path, file: str) -> None:
+    folder = write_cross_encoder(tiny, tmp_path / "model", YES, NO)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / file).write_text("[{")
+    with pytest.raises(UnsupportedModelError, match=rf"{file} cannot be read"):
+        read_spec(folder)
+
+
 @pytest.mark.parametrize("kind", ["Pooling", "Router"])
 def test_other_kinds_of_modules_are_refused(tiny: Path, tmp_path: Path, kind: str) -> None:
     folder = write_cross_encoder(tiny, tmp_path / "model", YES, NO)

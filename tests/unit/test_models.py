@@ -19,6 +19,7 @@ from qwen3_ranker_plugins.config import DEFAULT_MODEL
 from qwen3_ranker_plugins.engines.packed.checkpoint import damage_explained
 from qwen3_ranker_plugins.errors import ModelError
 from qwen3_ranker_plugins.models import resolve_model
+from qwen3_ranker_plugins.prompt.tokenizer import load_tokenizer
 
 
 @pytest.fixture
@@ -123,6 +124,40 @@ def test_a_tokenizer_without_single_labels_is_refused(copy: Path) -> None:
     (copy / "tokenizer.json").write_text(json.dumps(specification))
     with pytest.raises(UnsupportedModelError, match=r"splits 'yes' into \d tokens"):
         Reranker(copy)
+
+
+def test_a_tokenizer_of_another_kind_is_refused(copy: Path) -> None:
+    specification = json.loads((copy / "tokenizer.json").read_text())
+    (copy / "tokenizer.json").write_text(json.dumps(specification | {"pre_tokenizer": None}))
+    with pytest.raises(UnsupportedModelError, match="no pre-tokenizer"):
+        load_tokenizer(copy)
+
+
+def test_an_added_token_whose_id_is_not_its_place_is_refused(copy: Path) -> None:
+    """The library numbers added tokens anew, so their embeddings would be those of other tokens."""
+    specification = json.loads((copy / "tokenizer.json").read_text())
+    highest = max(each["id"] for each in specification["added_tokens"])
+    token = {"id": highest + 9, "content": "added", "normalized": False, "special": False}
+    token |= dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    specification["added_tokens"].append(token)
+    (copy / "tokenizer.json").write_text(json.dumps(specification))
+    with pytest.raises(UnsupportedModelError, match="does not follow the ids of its vocabulary"):
+        load_tokenizer(copy)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"peft_type": "IA3"}, "only LoRA adapters can be merged here"),
+        ({"peft_type": "LORA"}, "does not name its base"),
+        ({"peft_type": "LORA", "base_model_name_or_path": ""}, "does not name its base"),
+    ],
+)
+def test_adapters_that_cannot_be_merged_are_refused(tmp_path: Path, config: dict[str, str], message: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(UnsupportedModelError, match=message):
+        Reranker(tmp_path)
 
 
 def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:

@@ -203,6 +203,8 @@ def test_bad_inputs_are_named(model: str, nodes: list[NodeWithScore]) -> None:
     reranker = Qwen3Rerank(model="/no/such/folder")
     with pytest.raises(InvalidInputError, match=r"nodes\[1\]='text'"):
         reranker.postprocess_nodes([nodes[0], "text"], query_str=QUERY)  # type: ignore[list-item]
+    with pytest.raises(InvalidInputError, match="needs a list of NodeWithScore"):
+        reranker.postprocess_nodes(iter(nodes), query_str=QUERY)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="no text to judge"):
         reranker.postprocess_nodes([NodeWithScore(node=ImageNode(image_url="http://h/a.png"))], query_str=QUERY)
     with pytest.raises(ModelNotFoundError):

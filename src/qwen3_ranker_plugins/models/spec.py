@@ -115,17 +115,6 @@ class ModelSpec:
             "quantization": self.quantization or "none",
         }
 
-    @property
-    def fingerprint(self) -> dict[str, str | None]:
-        """What a margin depends on besides the weights, for jobs that are resumed and for caches."""
-        return {
-            "architecture": self.architecture,
-            "scoring": str(self.scoring),
-            "template": self.template,
-            "template_without_instruction": self.template_without_instruction,
-            "instruction": self.instruction,
-        }
-
 
 def label_ids(scoring: Scoring, tokenizer: ModelTokenizer, folder: Path) -> tuple[int, int | None]:
     """Ids of the positive and the negative label token.
