@@ -148,7 +148,6 @@ def test_an_added_token_whose_id_is_not_its_place_is_refused(copy: Path) -> None
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"peft_type": "IA3", "base_model_name_or_path": "bundled:tiny"}, "cannot be merged into weights"),
         ({"peft_type": "LORA"}, "does not name its base"),
         ({"peft_type": "LORA", "base_model_name_or_path": ""}, "does not name its base"),
     ],
