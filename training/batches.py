@@ -43,9 +43,9 @@ KIND_WEIGHT = {
     (OTHER, "title"): 0.035, (OTHER, "keywords"): 0.06, (OTHER, "sentence"): 0.07, (OTHER, "request"): 0.09,
 }  # fmt: skip
 # How often a query is shown in each of its HEAD_VARIANTS spellings and prompts.
-SPELLINGS = (0.28, 0.11, 0.14, 0.13, 0.08, 0.07, 0.07, 0.06, 0.03, 0.03)
+SPELLINGS = (0.23, 0.10, 0.13, 0.22, 0.08, 0.07, 0.06, 0.06, 0.03, 0.02)
 # How the passages of a row are spelt: all as written, all in capitals, title case or misspelt, each by itself.
-STYLES = (0.76, 0.07, 0.05, 0.06, 0.06)
+STYLES = (0.74, 0.08, 0.05, 0.06, 0.07)
 FOREIGN_SHARE = 0.12  # of the rows, one passage of another class of languages, with the target FOREIGN_TARGET
 FOREIGN_TARGET = -5.0
 

@@ -17,7 +17,8 @@ class Ranks:
         self.device = device
         if self.count > 1:
             if device.startswith("cuda"):
-                self.device = f"cuda:{os.environ['LOCAL_RANK']}"
+                # recipe.sh shows each process one GPU, torchrun alone shows all of them.
+                self.device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
                 torch.cuda.set_device(self.device)
             distributed.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
 

@@ -64,7 +64,10 @@ variant() {  # variant NUMBER OPTION...: trains, exports and measures
   for list in cacm cranfield med xquad_ru; do
     [ -e "$work/dev/$list.jsonl.gz" ] && dev+=(--dev "$work/dev/$list.jsonl.gz")
   done
-  ((gpus > 1)) && launcher+=(-m torch.distributed.run --standalone --nproc-per-node "$gpus")
+  # Each process sees its GPU as the first one: compiled kernels are kept by the GPU's number, and so all share them.
+  # shellcheck disable=SC2016  # expanded by each process
+  ((gpus > 1)) && launcher+=(-m torch.distributed.run --standalone --nproc-per-node "$gpus" --no-python bash -c
+    'IFS=, read -ra every <<<"$CUDA_VISIBLE_DEVICES"; CUDA_VISIBLE_DEVICES=${every[LOCAL_RANK]} exec "$0" "$@"' "$PYTHON")
   export CUDA_VISIBLE_DEVICES
   CUDA_VISIBLE_DEVICES=$(devices "$number")
   # shellcheck disable=SC2086  # options are words
