@@ -48,10 +48,15 @@ CASES: dict[str, list[tuple[int, int]]] = {
     "mixed": [(300, 16), (40, 325), (20, 1660), (4, 5440)],
 }
 #: The paths, and from how many tokens on documents take it in calls.
-PATHS: dict[str, tuple[int | None, ...]] = {"ours": (None,), "FlashAttention 4": (768, 512), "torch": (768,)}
+PATHS: dict[str, tuple[int | None, ...]] = {
+    "ours": (None,),
+    "FlashAttention 4": (768, 512),
+    "torch": (768,),
+    "vllm_score": (None,),  # another engine, to compare with
+}
 LENGTHS = (64, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048, 4096, 8000)
 CHECKED = 4  # documents of each group of a case that are computed in float32
-LIMITS = {"reference": 60, "ours": 90, "FlashAttention 4": 130, "torch": 90}  # seconds
+LIMITS = {"reference": 60, "ours": 90, "FlashAttention 4": 130, "torch": 90, "vllm_score": 200}  # seconds
 
 
 def documents_of(label: str, scale: int) -> list[str]:
@@ -103,10 +108,12 @@ def path(arguments: Namespace, keep: Callable[..., None]) -> None:
     from qwen3_ranker_plugins import Reranker
 
     name = arguments.one
-    with Reranker(arguments.model, engine="packed", device=arguments.device) as ranker:
+    packed = name != "vllm_score"
+    with Reranker(arguments.model, engine="packed" if packed else name, device=arguments.device) as ranker:
         keep("describe", ranker.describe().as_dict())
         for shortest in PATHS[name]:
-            choose(ranker, name, shortest)
+            if packed:
+                choose(ranker, name, shortest)
             for label in CASES:
                 if shortest == 512 and label not in ("100 x 390 tokens", "mixed"):
                     continue
@@ -120,6 +127,8 @@ def path(arguments: Namespace, keep: Callable[..., None]) -> None:
                 margins = [hit.margin for hit in sorted(hits, key=lambda hit: hit.index)]
                 row = {"median_ms": statistics.median(times), "times_ms": times, "margins": margins}
                 keep("calls", f"{label} @ {shortest}", row)
+        if not packed:
+            return
         choose(ranker, name, 2)
         engine = ranker._lease.engine  # noqa: SLF001
         for length in LENGTHS:
@@ -327,7 +336,7 @@ def main() -> None:
         arguments.model.mkdir(parents=True, exist_ok=True)
         write_model(arguments.model, arguments.shape, arguments.device, arguments.tokenizer)
     results: dict[str, Any] = {}
-    for name in ("ours", "FlashAttention 4", "reference", "torch"):
+    for name in ("ours", "FlashAttention 4", "reference", "torch", "vllm_score"):
         if name == "reference" or name in arguments.paths:
             run(arguments, name, results)
     compare(results)
