@@ -2,6 +2,7 @@
 
     python -m training.robustness --model FOLDER --lists DEV/*.jsonl.gz --out robustness.json          # on a GPU
     python -m training.robustness --packed FOLDER --lists DEV/*.jsonl.gz --limit 60 --out robustness.json  # on a CPU
+    python -m training.robustness --table before.json after.json       # two of these files, as a Markdown table
 
 For each set and change: nDCG@10 of the model and of BM25 for the same queries, the mean P(yes) of relevant and of other
 documents, the median share of a query's candidates above .9, and the mean spread of P(yes) in the first ten. BM25 is
@@ -171,17 +172,40 @@ def packed_score(folder: Path) -> Score:
     return score
 
 
+def table(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """nDCG@10 of two models on every set and change, and what the changes do to P(yes), in Markdown."""
+    sets = [name for name in after if name in before]
+    lines = [f"| change | {' | '.join(sets)} |", "|---|" + "---|" * len(sets)]
+    cases = dict.fromkeys(case for name in sets for case in after[name] if case != "queries")
+    for case in cases:
+        cells = []
+        for name in sets:
+            old, new = before[name].get(case), after[name].get(case)
+            cells.append(f"{old['nDCG@10']:.3f} → {new['nDCG@10']:.3f} ({new['BM25']:.3f})" if old and new else "")
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    for what in ("P relevant", "P other", f"above {ABOVE}"):
+        cells = [f"{before[name]['as written'][what]} → {after[name]['as written'][what]}" for name in sets]
+        lines.append(f"| {what}, as written | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     system = parser.add_mutually_exclusive_group(required=True)
+    system.add_argument("--table", type=Path, nargs=2, metavar=("BEFORE", "AFTER"), help="print a table of two files")
     system.add_argument("--model", type=Path, help="an exported model, scored by plain PyTorch")
     system.add_argument("--packed", type=Path, help="an exported model, scored by the package's own engine")
-    parser.add_argument("--lists", type=Path, nargs="+", required=True)
+    parser.add_argument("--lists", type=Path, nargs="+", help="required to score")
     parser.add_argument("--limit", type=int, help="at most about so many queries of a set")
     parser.add_argument("--seed", type=int, default=0, help="of the typing errors")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="required to score")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table(*(json.loads(path.read_text("utf-8")) for path in arguments.table)))
+        return
+    if not arguments.lists or arguments.out is None:
+        parser.error("give --lists and --out")
     no_attention_plans()
     score = packed_score(arguments.packed) if arguments.packed else model_score(arguments.model, arguments.device)
     lists = {set_name(path): read_lists(path, arguments.limit) for path in arguments.lists}
