@@ -42,6 +42,7 @@ from training.perturb import misspelt, perturbed, title_case, without_diacritics
 from training.prepare_data import question, wordy_request  # noqa: E402
 from training.prompt import COMPACT, CONTRADICTIONS, HF, SUFFIX, PromptTokens, prompt, token_id  # noqa: E402
 from training.read import renumber  # noqa: E402
+from training.robustness import table as changes_table  # noqa: E402
 from training.scoring import read_lists  # noqa: E402
 from training.smoke import smoke  # noqa: E402
 from training.sparse import TermIndex, hashed_terms  # noqa: E402
@@ -618,3 +619,12 @@ def test_margins_of_bfloat16_states_do_not_tie() -> None:
     logits = model.logits(states)
     margin = logits[:, token_id(tokenizer, "yes")] - logits[:, token_id(tokenizer, "no")]
     assert len(margin.unique()) == 400
+
+
+@pytest.mark.parametrize("page", ["training/README.md", "models/tiny/qwen3_ranker_tiny/README.md"])
+def test_pages_show_the_measured_changes(page: str) -> None:
+    before, after = (
+        json.loads((ROOT / "training/results/robust" / f"{name}.json").read_text("utf-8")) for name in ("before", "after")
+    )
+    text = (ROOT / page).read_text("utf-8")
+    assert f"<!-- robustness -->\n{changes_table(before, after)}\n<!-- end of robustness -->" in text
