@@ -624,7 +624,8 @@ def test_margins_of_bfloat16_states_do_not_tie() -> None:
 @pytest.mark.parametrize("page", ["training/README.md", "models/tiny/qwen3_ranker_tiny/README.md"])
 def test_pages_show_the_measured_changes(page: str) -> None:
     before, after = (
-        json.loads((ROOT / "training/results/robust" / f"{name}.json").read_text("utf-8")) for name in ("before", "after")
+        json.loads((ROOT / "training/results/robust" / f"{name}.json").read_text("utf-8"))
+        for name in ("before", "after")
     )
     text = (ROOT / page).read_text("utf-8")
     assert f"<!-- robustness -->\n{changes_table(before, after)}\n<!-- end of robustness -->" in text
