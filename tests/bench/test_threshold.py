@@ -391,7 +391,9 @@ def test_equal_scores_are_kept_or_dropped_together(tmp_path: Path) -> None:
     json_lines(path, [{"query": f"q{n % 2}", "document": "the same text", "label": n // 2 % 2} for n in range(8)])
     result = measured(path)
     points = {
-        (each["kind"], each["precision"], each["recall"]) for each in result.figures["choices"] if each["threshold"]
+        (each["kind"], each["precision"], each["recall"])
+        for each in result.figures["choices"]
+        if each["threshold"] is not None
     }
     assert len(set(map(tuple, (result.collection.margins["q0"], [result.collection.margins["q0"][0]] * 4)))) == 1
     assert points

@@ -105,11 +105,12 @@ def test_top_k_and_thresholds(reranker: Reranker) -> None:
 def test_min_confidence_that_drops_a_likely_relevant_document_is_reported_once(
     reranker: Reranker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    best, *others = reranker.rerank(QUERY, DOCUMENTS)
+    query, documents = "what is the capital of France?", ["Paris is the capital of France.", *DOCUMENTS]
+    best, *others = reranker.rerank(query, documents)
     assert best.score > 0.5
     assert best.confidence < 0.9999
     for _ in range(2):
-        assert best not in reranker.rerank(QUERY, DOCUMENTS, min_confidence=0.9999)
+        assert best not in reranker.rerank(query, documents, min_confidence=0.9999)
     [record] = caplog.records
     assert record.levelname == "WARNING"
     assert record.message.startswith("min_confidence=0.9999 dropped a document with a score of at least 0.5: ")
@@ -117,10 +118,10 @@ def test_min_confidence_that_drops_a_likely_relevant_document_is_reported_once(
     caplog.clear()
     worst = min(others, key=lambda hit: hit.score)
     assert worst.confidence < 0.9998
-    reranker.rerank(QUERY, DOCUMENTS, min_confidence=0.9998, score_threshold=best.score)  # the others would go anyway
-    reranker.rerank(QUERY, [worst.document], min_confidence=0.9998)  # it is not likely relevant
+    reranker.rerank(query, documents, min_confidence=0.9998, score_threshold=best.score)  # the others would go anyway
+    reranker.rerank(query, [worst.document], min_confidence=0.9998)  # it is not likely relevant
     assert len(caplog.records) == 1
-    reranker.rerank(QUERY, [worst.document], min_confidence=0.9998, score_threshold=worst.score)
+    reranker.rerank(query, [worst.document], min_confidence=0.9998, score_threshold=worst.score)
     assert len(caplog.records) == 2
 
 
