@@ -169,6 +169,8 @@ def test_truncated_tokens_and_pieces_come_back(reranker: Reranker) -> None:
         prepared = cut.prepare(Request(QUERY, documents))
         cut.submit(prepared)
         assert prepared.truncated == [(0, max(hit.truncated_tokens for hit in first))]
+    needles = "Needles come in several sizes. " * 15
+    documents[0] = f"{needles}The with statement closes a file even after an error. {needles}"  # one piece is the best
     options: dict[str, Any] = {"long_documents": "pieces", "piece_tokens": 40, "piece_overlap": 8}
     with Reranker("bundled:tiny", cache=10**6, **options) as pieces, Reranker("bundled:tiny", **options) as plain:
         first = pieces.rerank(QUERY, documents)
