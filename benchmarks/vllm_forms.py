@@ -43,6 +43,8 @@ def forms_of(tiny: Path, tmp: Path) -> dict[str, tuple[Callable[[], Path], str]]
         "compressed-tensors int4 in groups": (
             lambda: forms.write_compressed(tiny, tmp / "int4", "int4 in groups"), "bfloat16"
         ),
+        "AWQ": (lambda: forms.write_packed(tiny, tmp / "awq", "awq", tmp / "awq_plain"), "bfloat16"),
+        "GPTQ": (lambda: forms.write_packed(tiny, tmp / "gptq", "gptq", tmp / "gptq_plain"), "bfloat16"),
     }  # fmt: skip
 
 

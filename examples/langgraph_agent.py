@@ -25,7 +25,7 @@ from passages import passages
 from langchain_qwen3_ranker import Qwen3Rerank
 from qwen3_ranker_plugins.demo.searches import lower_case_words
 
-THRESHOLD = 0.5  # of bundled:tiny; choose it on questions of your own
+THRESHOLD = 0.4  # of bundled:tiny; choose it on questions of your own
 MOST = 40
 
 

@@ -19,6 +19,7 @@ from tests.forms import (
     write_classifier,
     write_compressed,
     write_fine_tune,
+    write_packed,
 )
 
 pytestmark = [
@@ -36,6 +37,8 @@ CASES = [
     ("fine-tune", "vllm_packed", "float32", 1e-3),
     # vLLM's kernel for a CPU asks for bfloat16; transformers' layers in float32 are the reference
     ("int8 with int8 activations", "vllm_score", "bfloat16", 0.1),
+    ("AWQ", "vllm_score", "bfloat16", 0.05),
+    ("GPTQ", "vllm_score", "bfloat16", 0.05),
 ]
 
 
@@ -48,6 +51,8 @@ def folders(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
         "classifier": write_classifier(tiny, target / "classifier", noise=0.01),
         "fine-tune": write_fine_tune(tiny, target / "fine-tune"),
         int8: write_compressed(tiny, target / "int8", int8),
+        "AWQ": write_packed(tiny, target / "awq", "awq", target / "awq_plain"),
+        "GPTQ": write_packed(tiny, target / "gptq", "gptq", target / "gptq_plain"),
     }
 
 
