@@ -42,12 +42,13 @@ class Case:
         return f"{self.engine}-{self.device}-{self.dtype}"
 
 
+#: bfloat16 has 8 bits: the bundled model's margins, from -5 to 5, were up to 0.051 from those in float32.
 CASES = [
     Case("cpu", "float32", 1e-4),
-    Case("cpu", "bfloat16", 0.05),
+    Case("cpu", "bfloat16", 0.08),
     Case("cpu", "float32", 1e-4, "remote"),
     pytest.param(Case("cuda", "float32", 1e-4), marks=needs_gpu),
-    pytest.param(Case("cuda", "bfloat16", 0.05), marks=needs_gpu),
+    pytest.param(Case("cuda", "bfloat16", 0.08), marks=needs_gpu),
     pytest.param(Case("cuda", "float16", 0.05), marks=needs_gpu),
     pytest.param(Case("cpu", "float32", 1e-3, "vllm_score"), marks=needs_vllm),
     pytest.param(Case("cpu", "float32", 1e-3, "vllm_generate"), marks=needs_vllm),

@@ -212,7 +212,9 @@ def test_compressed_tensors(tiny: Path, tmp_path: Path, scheme: str) -> None:
     """Transformers' own quantised forward pass is the reference; it rounds activations as the scheme says."""
     folder = write_compressed(tiny, tmp_path / "compressed", scheme)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    assert margins(folder) == pytest.approx(difference(model, folder), abs=0.005)
+    # An activation that rounding moves to the next of 256 steps moves the margin; a batch rounds in another order.
+    tolerance = 0.02 if "activations" in scheme else 0.005
+    assert margins(folder) == pytest.approx(difference(model, folder), abs=tolerance)
     check_plain_weights(folder)
 
 
