@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,36 +13,13 @@ from benchmarks.systems import documents_of, query
 from qwen3_ranker_plugins import DEFAULT_INSTRUCTION, Reranker
 from qwen3_ranker_plugins.config import RerankerSettings
 from qwen3_ranker_plugins.engines import create_engine, engine_module
-from qwen3_ranker_plugins.engines.vllm import worker_engine
-from qwen3_ranker_plugins.engines.vllm.messages import LoadModel, PromptMargins, ScorePrompts
-from qwen3_ranker_plugins.engines.vllm.runner import Runner
 from qwen3_ranker_plugins.models import resolve_model
+from tests.contract.in_this_process import InThisProcess, use_no_worker_processes
 
 LABEL = "1000 titles"
 #: Calls whose parts are averaged, after as many that are not.
 CALLS, FIRST = 7, 3
 WHOLE, REST = "vLLM in all", "of that the rest, with waiting for the GPU"
-
-
-class InThisProcess:
-    """Replaces the engine's worker process: the same runner in this process, where its parts can be watched."""
-
-    runner: Runner
-    running = True
-
-    def __init__(self, _program: str, environment: Mapping[str, str], **_watching: object) -> None:
-        os.environ.update(environment)
-        self.pid = os.getpid()
-
-    def load(self, message: LoadModel) -> dict[str, str]:
-        InThisProcess.runner = Runner(message)
-        return self.runner.facts()
-
-    def call(self, prompts: ScorePrompts, _reply: type[PromptMargins]) -> PromptMargins:
-        return self.runner.score(prompts)
-
-    def close(self) -> None:
-        self.runner.close()
 
 
 def profile(engine_name: str, folder: Path, scale: int, device: str) -> dict[str, Any]:
@@ -54,7 +30,7 @@ def profile(engine_name: str, folder: Path, scale: int, device: str) -> dict[str
     whole = through_the_worker(engine_name, folder, documents, options, device)
     settings = RerankerSettings(str(folder), engine_name, device, engine_options=options)
     resolved = engine_module(engine_name).resolve(engine_name, settings)
-    worker_engine.WorkerProcess = InThisProcess  # type: ignore[assignment, misc]
+    use_no_worker_processes()
     engine = create_engine(resolved.config)
     runner = InThisProcess.runner
     core = runner.engine.engine_core.engine_core

@@ -12,8 +12,9 @@ from qwen3_ranker_plugins.engines.vllm import worker_engine
 
 
 class InThisProcess:
-    """Replaces the engine's worker process."""
+    """Replaces the engine's worker process. `runner` is that of the latest engine, for scripts that watch its parts."""
 
+    runner: Any
     running = True
 
     def __init__(self, _program: str, environment: dict[str, str], **_watching: object) -> None:
@@ -23,8 +24,9 @@ class InThisProcess:
     def load(self, message: Any) -> dict[str, str]:
         from qwen3_ranker_plugins.engines.vllm.runner import Runner
 
-        self.runner = Runner(message)
-        return self.runner.facts()
+        InThisProcess.runner = self.runner = Runner(message)
+        facts: dict[str, str] = self.runner.facts()
+        return facts
 
     def call(self, prompts: Any, _reply: object) -> Any:
         return self.runner.score(prompts)
