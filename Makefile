@@ -16,8 +16,8 @@ PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml models/*/pyp
 # A name, because a comma would end an argument of `call`.
 DEMO := .[demo,server]
 
-# Two processes fit two cores and 16 GiB of memory; conftest.py says which tests stay together.
-PARALLEL ?= -n 2 --dist loadgroup --no-loadscope-reorder
+# Two processes fit two cores and 16 GiB of memory; conftest.py says which tests stay together, and what begins first.
+PARALLEL ?= -n 2
 
 # OpenMP threads that wait by spinning make a pass much slower when another process wants a core.
 export OMP_WAIT_POLICY ?= passive

@@ -1,49 +1,69 @@
-"""How the suite spreads over the processes of pytest-xdist: `pytest -n 2 --dist loadgroup --no-loadscope-reorder`."""
+"""How the suite spreads over the processes of pytest-xdist, which `-n 2` asks for."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from typing import TYPE_CHECKING
 
 import pytest
 
-# Tests that start vLLM or Ray share one process: session fixtures start each engine once, and two engines at a time
-# would not fit into the memory of a small machine.
-_HEAVY = (
-    "tests/bench/test_latency.py",
-    "tests/contract/test_engines.py",
-    "tests/contract/test_vllm",
-    "tests/deploy/test_ray_serve.py",
-    "tests/offline/test_runners.py",
-    "tests/remote/test_vllm.py",
-    "tests/server/test_engine.py",
-)
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
+
+# These files share engines on vLLM, which session fixtures start once in a process.
+_SHARE_ENGINES = ("tests/contract/test_engines.py", "tests/contract/test_vllm.py", "tests/contract/test_vllm_packed.py")
+# Tests of these files share nothing, and some take a minute: any process may take the next one.
+_SHARE_NOTHING = ("tests/examples/test_notebooks.py",)
 _READ_BY_ENGINES = ("HF_", "OMP_", "QWEN3_RANKER_", "TRITON_", "VLLM_")
 # What takes minutes begins first, so that no process is left alone with it at the end.
 _ORDER = (
-    *_HEAVY,
+    *_SHARE_ENGINES,
     "tests/examples/",
+    "tests/remote/test_vllm.py",
     "tests/contract/",
-    "tests/docs/",
-    "tests/demo/",
-    "tests/training/",
+    "tests/bench/",
     "tests/server/",
+    "tests/deploy/test_ray_serve.py",
+    "tests/demo/",
+    "tests/offline/",
+    "tests/remote/",
+    "tests/training/",
+    "tests/integration/",
     "",
 )
 
 
+def _group(nodeid: str) -> str:
+    """Name of the group whose tests one process runs: a file, because its tests share fixtures."""
+    path = nodeid.partition("::")[0]
+    if path in _SHARE_ENGINES:
+        return "vllm"
+    return nodeid if path in _SHARE_NOTHING else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """A scheduler that knows the groups.
+
+    `--dist loadgroup` of pytest-xdist 3.8 writes a test's group into an attribute that pytest 9.2 no longer reads.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    config.option.loadscopereorder = False  # keep the order of the collection
+    return ByGroup(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Name the group of each test: a file stays together, because its tests share fixtures."""
-    if not hasattr(config, "workerinput"):  # one process: pytest's own order
-        return
-
-    def place(item: pytest.Item) -> str:
-        return item.path.relative_to(config.rootpath).as_posix()
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("heavy" if place(item).startswith(_HEAVY) else place(item)))
-    items.sort(key=lambda item: next(i for i, start in enumerate(_ORDER) if place(item).startswith(start)))
+    """Put the tests into the order of `_ORDER` where several processes run them."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: next(i for i, start in enumerate(_ORDER) if item.nodeid.startswith(start)))
 
 
 @pytest.hookimpl(wrapper=True)
