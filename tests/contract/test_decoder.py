@@ -118,6 +118,40 @@ def test_the_margin_of_a_document_does_not_depend_on_the_path_of_its_neighbours(
     np.testing.assert_allclose(together, [*alone_short, *alone_long], rtol=0, atol=1e-4)
 
 
+class RecordedPass:
+    """Stands in for a CUDA graph: a replay computes the buffers again, all with the kernels of the recording."""
+
+    def __init__(self, runner: SizeClassRunner, length: int) -> None:
+        self.replays = 0
+        self._runner, self._length = runner, length
+        self.margins = torch.zeros(length // TOKENS_PER_DOCUMENT)
+
+    def replay(self) -> None:
+        buffers = self._runner._buffers[self._length]
+        assert buffers.long is None  # a graph would go on reading the tensors of the pass that it was recorded with
+        self.margins.copy_(self._runner.decoder(buffers))
+        self.replays += 1
+
+
+def test_a_pass_is_computed_without_its_graph_where_long_documents_dominate(
+    tiny: Path, tiny_engine: PackedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = plain_runner(tiny, tiny_engine, budget=1024, size_classes=1, shortest_long=40)
+    runner.warm_up()
+    graph = RecordedPass(runner, 1024)
+    runner._graphs[1024] = (graph, graph.margins)  # type: ignore[assignment]
+    monkeypatch.setattr("qwen3_ranker_plugins.engines.packed.size_classes._LONG_WORK", 2 * 200**2)
+    replays = 0
+    many, few = ([199] * 2, True), ([300, 3, 100], False)
+    for lengths, replayed in (([200] * 2, False), many, ([30] * 20, True), few, ([5] * 80, True)):
+        documents = [[8 + n % 9] * length for n, length in enumerate(lengths)]
+        request = EncodedRequest([5, 6, 7] * 60, documents, [0] * len(documents))
+        expected = tiny_engine.score([request])[0].values
+        np.testing.assert_allclose(runner.run(pack([request])), expected, rtol=0, atol=1e-4)
+        replays += replayed
+        assert graph.replays == replays
+
+
 def test_the_warm_up_prepares_the_longest_size_class_and_others_come_when_needed(
     tiny: Path, tiny_engine: PackedEngine
 ) -> None:

@@ -107,6 +107,16 @@ def is_long(block: Block, group: SegmentGroup, shortest: int) -> bool:
     return group.length >= max(shortest, block.prefix_length)
 
 
+def long_work(packed: PackedPass, shortest: int) -> int:
+    """The squares of the long documents' lengths, added up: what attention to them costs, in arbitrary units."""
+    return sum(
+        group.count * group.length**2
+        for block in packed.blocks
+        for group in block.groups
+        if is_long(block, group, shortest)
+    )
+
+
 def find_long_segments(packed: PackedPass, shortest: int) -> LongSegments | None:
     """The long documents of a pass, in its order; None if there are none."""
     bounds = [

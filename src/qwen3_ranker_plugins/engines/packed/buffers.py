@@ -57,9 +57,6 @@ class PassBuffers:
         length: number of tokens for which there is room, see `size_class`.
         device: a CPU or a GPU.
         tokens_per_item: maximum number of tokens of a work item, see `work_items.list_work_items`.
-        shortest_long: documents of at least this many tokens get no work items, see `varlen.is_long`; None gives work
-            items to all. Must be None for buffers over which a CUDA graph is recorded, because each pass has a new
-            `long`.
 
     Attributes:
         token_ids, position_ids: int32 [length]; 0 in the padding.
@@ -67,17 +64,15 @@ class PassBuffers:
         segment_start: int32 [length], see `PackedPass`.
         work_items: int32 [room, FIELDS], see `work_items.list_work_items`; 0 where there is none.
         num_items: number of work items of the pass.
-        long: the long documents; None if the pass has none.
+        long: the long documents; None if all documents have work items.
     """
 
-    def __init__(
-        self, length: int, device: torch.device, tokens_per_item: int, shortest_long: int | None = None
-    ) -> None:
+    def __init__(self, length: int, device: torch.device, tokens_per_item: int) -> None:
         self.length = length
         self.num_items = 0
         self.long: LongTensors | None = None
         self._device = device
-        self._tokens_per_item, self._shortest_long = tokens_per_item, shortest_long
+        self._tokens_per_item = tokens_per_item
         shapes: dict[str, tuple[int, ...]] = {
             "token_ids": (length,),
             "position_ids": (length,),
@@ -102,10 +97,16 @@ class PassBuffers:
         self.last_positions = tensors["last_positions"]
         self.segment_start, self.work_items = tensors["segment_start"], tensors["work_items"]
 
-    def write(self, packed: PackedPass) -> None:
+    def write(self, packed: PackedPass, shortest_long: int | None = None) -> None:
         """Write a pass and queue its transfer on the current stream, after whatever still reads the previous one.
 
         The host waits only until the transfer of the previous pass is over, because both use the same host buffer.
+
+        Args:
+            packed: the pass.
+            shortest_long: documents of at least this many tokens get no work items, see `varlen.is_long`; None gives
+                work items to all. Must be None for a pass that a CUDA graph computes, because each pass has a new
+                `long`.
 
         Raises:
             ValueError: the pass does not fit.
@@ -115,7 +116,7 @@ class PassBuffers:
                 f"{packed.num_tokens} tokens and {packed.num_documents} documents in buffers for {self.length} and "
                 f"{len(self.last_positions)}"
             )
-        items = list_work_items(packed, self._tokens_per_item, self._shortest_long)
+        items = list_work_items(packed, self._tokens_per_item, shortest_long)
         if len(items) > len(self.work_items):
             raise ValueError(f"{len(items)} work items in buffers for {len(self.work_items)}")
         self.num_items = len(items)
@@ -134,5 +135,5 @@ class PassBuffers:
         self._on_device.copy_(self._on_host, non_blocking=True)
         if self._transferred is not None:
             self._transferred.record()
-        long = None if self._shortest_long is None else find_long_segments(packed, self._shortest_long)
+        long = None if shortest_long is None else find_long_segments(packed, shortest_long)
         self.long = None if long is None else to_device(long, self._device)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ...errors import EngineError
 from ...prompt import EncodedRequest
 from ..attention.layout import pack
+from ..attention.varlen import long_work
 from .buffers import PassBuffers, size_class, size_classes
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 # launch them. For 8192 tokens of the 0.6B shape, the GPU needs at least 9 ms, and launching 170 kernels and 110
 # products took 12 ms.
 _LONGEST_GRAPH = 8192
+
+# A pass is computed without its graph if the squares of its long documents' lengths add up to this. A graph has our
+# attention kernel only. For one document of 4000 tokens, the library's kernel saves about as much as is lost because
+# the GPU waits for launches: its time grows with the square of a document's length, that of the launches does not.
+_LONG_WORK = 4000**2
 
 _TRITON_CACHE = "TRITON_CACHE_DIR"  # Triton and its child processes take the folder from this variable only
 
@@ -162,12 +168,14 @@ class SizeClassRunner:
         if length not in self._buffers:
             self._prepare(length)
         buffers = self._buffers[length]
+        shortest_long = self.decoder.shortest_long
         with self._on_device():
-            buffers.write(packed)
-            if length in self._graphs:
+            if length in self._graphs and (shortest_long is None or long_work(packed, shortest_long) < _LONG_WORK):
+                buffers.write(packed)
                 graph, margins = self._graphs[length]
                 graph.replay()
             else:
+                buffers.write(packed, shortest_long)
                 margins = self.decoder(buffers)
         return margins[: packed.num_documents]
 
@@ -176,21 +184,18 @@ class SizeClassRunner:
 
     def _prepare(self, length: int) -> None:
         """Make the buffers of a size class, and its graph if it has one. The first pass compiles the kernels."""
-        shortest_long = None if self._has_graph(length) else self.decoder.shortest_long
+        # All size classes use the same kernels, so the first one without a graph compiles those for long documents.
+        compiles = not self._has_graph(length) and all(map(self._has_graph, self._buffers))
         with self._on_device(), self._compiling(), torch.inference_mode():
-            buffers = PassBuffers(length, self.device, self.decoder.tokens_per_item, shortest_long)
-            # Without a graph, two passes compile the kernels: a document of the full length, which is long if any
-            # document can be, and a short one. All size classes without a graph use the same kernels, so the first one
-            # compiles them for all.
-            documents = [length - 1]
-            if not self._has_graph(length):
-                documents.append(1)
-                if any(not self._has_graph(other) for other in self._buffers):
-                    documents = []
-            for document in documents:
-                buffers.write(pack([EncodedRequest([0], [[0] * document], [0])]))
-                self.decoder(buffers)
+            buffers = PassBuffers(length, self.device, self.decoder.tokens_per_item)
+            if compiles or length == self.lengths[-1]:
+                # Two passes compile the kernels: a document of the full length, which is long if any document can be,
+                # and a short one.
+                for document in (length - 1, 1):
+                    buffers.write(_one_document(document), self.decoder.shortest_long)
+                    self.decoder(buffers)
             if self._has_graph(length):
+                buffers.write(_one_document(length - 1))
                 self._graphs[length] = self._recorded(buffers)
         self._buffers[length] = buffers
 
@@ -244,6 +249,10 @@ class SizeClassRunner:
                     del os.environ[_TRITON_CACHE]
                 else:
                     os.environ[_TRITON_CACHE] = before
+
+
+def _one_document(length: int) -> PackedPass:
+    return pack([EncodedRequest([0], [[0] * length], [0])])
 
 
 def _triton_errors() -> tuple[type[Exception], ...]:
