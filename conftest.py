@@ -12,16 +12,23 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.scheduler import LoadScopeScheduling
 
-# These files share engines on vLLM, which session fixtures start once in a process.
-_SHARE_ENGINES = ("tests/contract/test_engines.py", "tests/contract/test_vllm.py", "tests/contract/test_vllm_packed.py")
+# These files share engines on vLLM, and a Python that has imported vLLM, which session fixtures start.
+_SHARE_VLLM = (
+    "tests/contract/test_engines.py",
+    "tests/contract/test_vllm.py",
+    "tests/contract/test_vllm_packed.py",
+    "tests/contract/test_vllm_forms.py",
+    "tests/contract/test_vllm_decoder.py",
+    "tests/remote/test_vllm.py",
+    "tests/server/test_engine.py",
+)
 # Tests of these files share nothing, and some take a minute: any process may take the next one.
 _SHARE_NOTHING = ("tests/examples/test_notebooks.py",)
 _READ_BY_ENGINES = ("HF_", "OMP_", "QWEN3_RANKER_", "TRITON_", "VLLM_")
 # What takes minutes begins first, so that no process is left alone with it at the end.
 _ORDER = (
-    *_SHARE_ENGINES,
+    *_SHARE_VLLM,
     "tests/examples/",
-    "tests/remote/test_vllm.py",
     "tests/contract/",
     "tests/bench/",
     "tests/server/",
@@ -38,7 +45,7 @@ _ORDER = (
 def _group(nodeid: str) -> str:
     """Name of the group whose tests one process runs: a file, because its tests share fixtures."""
     path = nodeid.partition("::")[0]
-    if path in _SHARE_ENGINES:
+    if path in _SHARE_VLLM:
         return "vllm"
     return nodeid if path in _SHARE_NOTHING else path
 

@@ -23,6 +23,8 @@ from qwen3_ranker_plugins.models import resolve_model
 from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, load_tokenizer
 
 from .qwen3_tokenizer import write_qwen3_tokenizer
+from .warm_python import WarmPython
+from .warm_python import warm_python as start_warm_python
 
 if TYPE_CHECKING:
     from qwen3_ranker_plugins.engines.packed.engine import PackedEngine
@@ -125,3 +127,19 @@ def vllm_url(tiny: Path, tiny_engine: PackedEngine) -> Iterator[str]:
 
     with running(vllm_like(tiny, tiny_engine)) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmPython]:
+    with start_warm_python(tmp_path_factory.mktemp("warm")) as warm:
+        yield warm
+
+
+@pytest.fixture(scope="session")
+def warm_workers(warm_python: WarmPython) -> Iterator[None]:
+    """Worker processes of engines on vLLM are forked from one that has imported vLLM.
+
+    tests/contract/engine_script.py and tests/bench/test_latency.py start workers that import it themselves.
+    """
+    with warm_python.workers():
+        yield

@@ -32,17 +32,17 @@ def _engine(name: str) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="session")
-def vllm_score() -> Iterator[Engine]:
+def vllm_score(warm_workers: None) -> Iterator[Engine]:
     yield from _engine("vllm_score")
 
 
 @pytest.fixture(scope="session")
-def vllm_generate() -> Iterator[Engine]:
+def vllm_generate(warm_workers: None) -> Iterator[Engine]:
     yield from _engine("vllm_generate")
 
 
 @pytest.fixture(scope="session")
-def vllm_packed() -> Iterator[Engine]:
+def vllm_packed(warm_workers: None) -> Iterator[Engine]:
     yield from _engine("vllm_packed")
 
 

@@ -1,5 +1,7 @@
 """A script without an `if __name__ == "__main__"` guard that uses a vLLM engine; run by test_vllm.py.
 
+    python engine_script.py ADDRESS_OF_A_WARM_PYTHON
+
 While six callers wait, its worker process is stopped, and the next one killed. It prints what happens, a JSON object in
 each line, starts a third worker and waits.
 """
@@ -10,10 +12,14 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import psutil
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from qwen3_ranker_plugins import EngineError, Request, Reranker
+from tests.warm_python import WarmPython
 
 HEARTBEAT_TIMEOUT = 4
 
@@ -62,7 +68,8 @@ def send_to_worker_under_load(number: signal.Signals) -> None:
 
 say(worker=engine.worker_pid, scores=few(), vllm_here="vllm" in sys.modules)
 send_to_worker_under_load(signal.SIGSTOP)
-scores = few()
+with WarmPython(sys.argv[1]).workers():  # the others import vLLM themselves
+    scores = few()
 say(worker=engine.worker_pid, scores=scores, restarts=engine.restarts, running=reranker.running)
 send_to_worker_under_load(signal.SIGKILL)
 threading.Thread(target=few, daemon=True).start()

@@ -26,6 +26,7 @@ from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.engines.vllm.worker_engine import VllmEngine
 from qwen3_ranker_plugins.models import resolve_model
 from qwen3_ranker_plugins.prompt import EncodedRequest, ModelTokenizer, PromptEncoder, load_tokenizer
+from tests.warm_python import WarmPython
 
 from .conftest import needs_vllm
 
@@ -123,7 +124,7 @@ def test_a_prompt_that_vllm_refuses_fails_alone(
 
 
 @pytest.fixture(scope="module")
-def with_options() -> Iterator[Reranker]:
+def with_options(warm_workers: None) -> Iterator[Reranker]:
     """The options of the benchmark report, small steps, and the way of releases without `logprob_token_ids`.
 
     When it is closed, no process of it is left.
@@ -195,6 +196,7 @@ def test_a_reranker_with_options(with_options: Reranker, packed_with_options: Re
     np.testing.assert_allclose([hit.margin for hit in result], [hit.margin for hit in expected], rtol=0, atol=1e-3)
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_a_start_that_fails_says_what_to_do_and_leaves_nothing() -> None:
     before = set(psutil.Process().children(recursive=True))
     options = {"engine_kwargs": {"kv_cache_memory_bytes": 1 << 20}}
@@ -206,9 +208,10 @@ def test_a_start_that_fails_says_what_to_do_and_leaves_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_stopped_another_that_is_killed_and_a_program_that_is_killed() -> None:
+def test_a_worker_that_is_stopped_another_that_is_killed_and_a_program_that_is_killed(warm_python: WarmPython) -> None:
     """A script without a guard, see engine_script.py: all callers hear of it at once, and no worker is left."""
-    with subprocess.Popen([sys.executable, HERE / "engine_script.py"], stdout=subprocess.PIPE, text=True) as program:
+    command = [sys.executable, HERE / "engine_script.py", warm_python.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
         try:
             assert program.stdout is not None
             said = [json.loads(line) for _, line in zip(range(5), program.stdout, strict=False)]
@@ -236,7 +239,9 @@ def test_a_worker_that_is_stopped_another_that_is_killed_and_a_program_that_is_k
     worker.wait(timeout=30)
 
 
-def test_the_copied_snippets_differ_from_the_truth(tiny: Path, tiny_tokenizer: ModelTokenizer, tmp_path: Path) -> None:
+def test_the_copied_snippets_differ_from_the_truth(
+    tiny: Path, tiny_tokenizer: ModelTokenizer, tmp_path: Path, warm_python: WarmPython
+) -> None:
     """Random weights show what happens where other tokens compete with the labels; see the snippets' file."""
     random_weights = tmp_path / "random"
     shutil.copytree(tiny, random_weights)
@@ -248,15 +253,9 @@ def test_the_copied_snippets_differ_from_the_truth(tiny: Path, tiny_tokenizer: M
     encoder = PromptEncoder(tiny_tokenizer)
     request = encoder.encode(QUERY, DOCUMENTS, DEFAULT_INSTRUCTION)
     prompts = [request.prompt(i) for i in range(len(DOCUMENTS))]
-    done = subprocess.run(
+    done = warm_python.run(
         [sys.executable, "-P", HERE / "copied_snippets.py", random_weights, tiny],
-        input=json.dumps(
-            {"query": QUERY, "documents": DOCUMENTS, "instruction": DEFAULT_INSTRUCTION, "prompts": prompts}
-        ),
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
+        json.dumps({"query": QUERY, "documents": DOCUMENTS, "instruction": DEFAULT_INSTRUCTION, "prompts": prompts}),
     )
     assert done.returncode == 0, done.stderr
     copied = json.loads(done.stdout.splitlines()[-1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 
 from qwen3_ranker_plugins import Reranker
 from qwen3_ranker_plugins.engines import missing_modules
+from tests.warm_python import WarmPython
 
 from .conftest import needs_vllm
 from .vllm_decoder_script import REQUESTS
@@ -23,10 +23,10 @@ TIMEOUT, ON_CPU = needs_vllm
 @pytest.mark.slow
 @TIMEOUT
 @ON_CPU
-def test_vllms_weights_in_our_decoder(tiny: Path) -> None:
+def test_vllms_weights_in_our_decoder(tiny: Path, warm_python: WarmPython) -> None:
     """And vLLM's own layers, with the reason, if our decoder's margins differ from theirs."""
     script = Path(__file__).with_name("vllm_decoder_script.py")
-    done = subprocess.run([sys.executable, script, tiny], capture_output=True, text=True, check=False)
+    done = warm_python.run([sys.executable, script, tiny])
     assert done.returncode == 0, done.stderr
     ours, refused = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
     assert ours["facts"] == {"layers": "ours, with our kernels and plain torch for documents of 40 tokens or more"}

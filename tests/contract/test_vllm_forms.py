@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +20,7 @@ from tests.forms import (
     write_fine_tune,
     write_packed,
 )
+from tests.warm_python import WarmPython
 
 pytestmark = [
     pytest.mark.slow,
@@ -57,11 +57,11 @@ def folders(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 
 @pytest.fixture(scope="module")
-def found(folders: dict[str, Path]) -> dict[tuple[str, str], list[float]]:
-    """(form, engine) -> margins. All engines run in one process, which imports vLLM once."""
+def found(folders: dict[str, Path], warm_python: WarmPython) -> dict[tuple[str, str], list[float]]:
+    """(form, engine) -> margins. All engines run in one process."""
     arguments = [str(each) for form, engine, dtype, _ in CASES for each in (folders[form], engine, dtype)]
     script = Path(__file__).with_name("vllm_forms_script.py")
-    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
+    done = warm_python.run([sys.executable, script, *arguments])
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     return {(form, engine): line for (form, engine, *_), line in zip(CASES, lines, strict=True)}

@@ -78,6 +78,7 @@ def test_other_templates(
     np.testing.assert_allclose(margins.values, one_at_a_time(request), rtol=0, atol=1e-4)
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_two_processes_that_share_the_model(reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensor parallelism as on two GPUs: vLLM finds the plugin in each process, and each has half of the heads."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|0")
@@ -98,6 +99,7 @@ def test_doctor_proves_that_it_works() -> None:
     assert done.stdout.rstrip().endswith("usable")
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_compiled_by_vllm_with_an_output_matrix_of_its_own(tiny: Path, tmp_path: Path) -> None:
     """As on a GPU, where `enforce_eager` is off: torch.compile must not trace into our attention.
 

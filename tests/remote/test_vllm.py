@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,10 +21,13 @@ from qwen3_ranker_plugins import RemoteError, Reranker
 from qwen3_ranker_plugins.engines.token_rows import marker_id
 from qwen3_ranker_plugins.engines.vllm.packed import ARCHITECTURE
 from qwen3_ranker_plugins.prompt import load_tokenizer
+from tests.warm_python import ForkedProcess, WarmPython
 
 from .services import KEY
 
 PYTHON = os.environ.get("VLLM_PYTHON") or (sys.executable if find_spec("vllm") else None)
+
+Popen = Callable[..., subprocess.Popen[bytes] | ForkedProcess]
 
 pytestmark = [
     pytest.mark.slow,
@@ -50,7 +53,7 @@ DOCUMENTS = [
 
 
 @contextmanager
-def serving(tiny: Path, log: Path, overrides: dict[str, object], *more: str) -> Iterator[str]:
+def serving(popen: Popen, tiny: Path, log: Path, overrides: dict[str, object], *more: str) -> Iterator[str]:
     """The address of a `vllm serve` with the bundled model."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -61,14 +64,14 @@ def serving(tiny: Path, log: Path, overrides: dict[str, object], *more: str) -> 
     ]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process:
+    with log.open("wb") as output, popen(command, stdout=output, stderr=output, env=environment) as process:
         address = f"http://127.0.0.1:{port}"
         try:
             limit = time.monotonic() + 400
             while not _healthy(address):
                 assert process.poll() is None, log.read_text()[-3000:]
                 assert time.monotonic() < limit
-                time.sleep(1)
+                time.sleep(0.2)
             yield address
         finally:
             process.terminate()
@@ -79,9 +82,18 @@ def serving(tiny: Path, log: Path, overrides: dict[str, object], *more: str) -> 
 
 
 @pytest.fixture(scope="module")
-def url(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def popen(request: pytest.FixtureRequest) -> Popen:
+    """How to start vLLM: by its Python, or, if that is this one, by a process that has imported vLLM."""
+    if sys.executable != PYTHON:
+        return subprocess.Popen
+    warm: WarmPython = request.getfixturevalue("warm_python")
+    return warm.popen
+
+
+@pytest.fixture(scope="module")
+def url(popen: Popen, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("vllm") / "log"
-    with serving(tiny, log, OVERRIDES, "--max-model-len", "1024", "--block-size", "32") as address:
+    with serving(popen, tiny, log, OVERRIDES, "--max-model-len", "1024", "--block-size", "32") as address:
         yield address
 
 
@@ -132,7 +144,7 @@ def test_vllms_own_words_when_it_refuses(url: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_rows_of_documents_to_a_server_with_the_plugin(
-    tiny: Path, tmp_path: Path, reranker: Reranker, monkeypatch: pytest.MonkeyPatch
+    popen: Popen, tiny: Path, tmp_path: Path, reranker: Reranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`vllm serve` as docs/engines.md starts it, with ids because the bundled vocabulary is not Qwen3's whole one."""
     monkeypatch.setenv("QWEN3_RANKER_API_KEY", KEY)
@@ -145,7 +157,7 @@ def test_rows_of_documents_to_a_server_with_the_plugin(
     }
     rows = ("--max-model-len", "4096", "--max-num-batched-tokens", "4096", "--no-enable-chunked-prefill")
     options = {"kind": "vllm", "route": "packed", "served_model": "tiny"}
-    with serving(tiny, tmp_path / "log", overrides, *rows) as address:
+    with serving(popen, tiny, tmp_path / "log", overrides, *rows) as address:
         options |= {"url": address}
         with Reranker("bundled:tiny", engine="remote", engine_options=options, token_budget=4000) as remote:
             many = [*DOCUMENTS, *(f"document {number} about files" for number in range(200))]

@@ -232,6 +232,7 @@ async def test_a_loaded_engine_is_out_of_the_garbage_collectors_sight() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("warm_workers")
 def test_kill_of_the_engine_process_under_load(reranker: Reranker) -> None:
     """vLLM's worker process is killed: all who wait are told at once, and the engine is started again and counted."""
     pytest.importorskip("vllm", reason="vLLM is not installed")
