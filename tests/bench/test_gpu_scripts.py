@@ -26,10 +26,17 @@ from .slow_server import Answer, SlowServer, scores
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gpu-scripts") / "model"
+    write_model(folder, "tiny", "cpu", None)
+    return folder
+
+
 @pytest.fixture
-def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+def arguments(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{ROOT}")
-    write_model(tmp_path / "model", "tiny", "cpu", None)
+    (tmp_path / "model").symlink_to(model)
     return argparse.Namespace(
         output=tmp_path / "found.json", commit="0123456789", device="cpu", shape="tiny", repeat=2, scale=50,
         timeout=200, seconds=200, ends=time.monotonic() + 200,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ import torch
 from qwen3_ranker_plugins import Reranker
 from qwen3_ranker_plugins.engines import missing_modules
 from qwen3_ranker_plugins.engines.base import Engine
+from tests.warm_python import WarmPython
 
 if missing_modules("vllm_score"):
     _WHY_NOT = "vLLM is not installed (make test installs its CPU build where there is no NVIDIA GPU)"
@@ -44,6 +49,15 @@ def vllm_generate(warm_workers: None) -> Iterator[Engine]:
 @pytest.fixture(scope="session")
 def vllm_packed(warm_workers: None) -> Iterator[Engine]:
     yield from _engine("vllm_packed")
+
+
+@pytest.fixture(scope="session")
+def vllm_release(warm_python: WarmPython) -> dict[str, Any]:
+    """What the installed vLLM raises and returns, see the script."""
+    done = warm_python.run([sys.executable, Path(__file__).with_name("vllm_release_script.py")])
+    assert done.returncode == 0, done.stderr
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return said
 
 
 @pytest.fixture(scope="session")

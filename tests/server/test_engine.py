@@ -9,6 +9,7 @@ import signal
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import httpx
 import numpy as np
@@ -232,10 +233,10 @@ async def test_a_loaded_engine_is_out_of_the_garbage_collectors_sight() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 @pytest.mark.usefixtures("warm_workers")
 def test_kill_of_the_engine_process_under_load(reranker: Reranker) -> None:
     """vLLM's worker process is killed: all who wait are told at once, and the engine is started again and counted."""
-    pytest.importorskip("vllm", reason="vLLM is not installed")
     expected = reranker.score(QUERY, DOCUMENTS)
     body = {"query": QUERY, "documents": DOCUMENTS, "top_k": len(DOCUMENTS)}
     with (
