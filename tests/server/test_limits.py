@@ -222,6 +222,39 @@ def test_connections_are_bounded(strict: Running) -> None:
         wait_until(lambda: client.get("/ready").status_code == 200)
 
 
+def test_who_comes_when_all_connections_are_busy_gets_an_answer(reranker: Reranker) -> None:
+    with (
+        serving(max_connections=4) as running,
+        ThreadPoolExecutor(4) as pool,
+        busy_engine(reranker) as gate,
+    ):
+        busy = [
+            pool.submit(httpx.post, f"{running.url}/rerank", timeout=60, json={"query": f"{n}", "documents": ["d"]})
+            for n in range(4)
+        ]
+        wait_until(lambda: running.state.admission.requests == 4)
+        with running.client() as client:
+            refused = client.post("/rerank", json=BODY)
+            assert (refused.status_code, refused.json()["error"]["type"]) == (503, "queue_full")
+            assert "connections" in refused.json()["detail"]
+            assert int(refused.headers["Retry-After"]) >= 1
+            assert client.get("/health").status_code == 200, "probes are answered"
+            # This connection is idle now, so it makes room for others.
+            assert httpx.get(f"{running.url}/health").status_code == 200
+        gate.set()
+        assert [each.result(60).status_code for each in busy] == [200] * 4
+
+
+def test_a_body_that_comes_after_its_answer_does_not_end_the_connection(strict: Running) -> None:
+    head = b"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 10\r\n\r\n"
+    with _connect(strict, head) as connection:
+        assert connection.recv(4096).startswith(b"HTTP/1.1 415 ")
+        connection.sendall(b"0123456789")
+        time.sleep(1.0)  # longer than a header may take
+        connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_client_that_does_not_read_is_cut_off(reranker: Reranker) -> None:
     text = "many words " * 500
     body = b'{"query": "q", "documents": [' + b",".join([f'"{text}"'.encode()] * 1000) + b'], "top_k": 1000}'

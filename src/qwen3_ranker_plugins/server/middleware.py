@@ -32,6 +32,10 @@ _CLIENT_CLOSED = 499  # nginx's status for a client that did not wait; logged an
 _OPEN_ROUTES = frozenset({b"/health", b"/ready", b"/ping"})  # Kubernetes' probes have no key
 
 
+#: Set in a request's state if its connection exceeds the limit of connections.
+NO_ROOM = "no_room"
+
+
 class _ClientGone(Exception):  # noqa: N818 - ends an exchange and is never reported
     pass
 
@@ -154,6 +158,8 @@ class Guard:
                 "shutting_down", "the server is shutting down: send the request to another one, or later", 5
             )
         deadline = self._deadline(headers)
+        if NO_ROOM in scope["state"]:
+            raise unavailable("queue_full", "too many connections are open: send the request again later", 1)
         held = 0
 
         def hold(count: int) -> None:

@@ -22,7 +22,7 @@ from ..config import DEFAULT_MODEL
 from ..errors import InvalidInputError, RankerError
 from .app import create_app
 from .logs import configure, describe_error, log
-from .middleware import Lifecycle
+from .middleware import NO_ROOM, Lifecycle
 from .settings import Configuration, ServerSettings
 from .sources import read_api_keys
 from .supervisor import LOADING
@@ -31,14 +31,24 @@ from .supervisor import LOADING
 # request of 1000 titles took 0.08 s of processor time on a host with 16 cores, and 0.19 s on one with 64.
 _TOKENIZER_THREADS = 16
 
+#: At most this many times `max_connections` are open, so that the excess gets an answer.
+_MOST_OVER = 1.25
+#: Open files of the process besides connections: of the model, of worker processes, of the log.
+_OTHER_FILES = 256
+
 
 class Connection(H11Protocol):
     """uvicorn's connection, with limits on what a client may leave unfinished.
 
     uvicorn waits without limit for the rest of a header, and for a client that does not read its answer.
+
+    Attributes:
+        settings: of the server.
+        idle: connections of the server without a request, the longest idle one first.
     """
 
     settings: ServerSettings
+    idle: dict[Connection, None]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -46,21 +56,45 @@ class Connection(H11Protocol):
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Close the connection if too many are open; else start the time limit for its first header."""
+        """Start the time limit for the first header. If too many connections are open, make room.
+
+        The longest idle connection is closed. If none is idle, the client gets an answer to its request, which says
+        that it should come back. Only above `_MOST_OVER` times the limit is the connection closed without an answer.
+        """
         super().connection_made(transport)
-        if len(self.connections) > self.settings.max_connections:
-            transport.abort()
-            return
+        limit = self.settings.max_connections
+        if len(self.connections) > limit:
+            if self.idle:
+                longest = next(iter(self.idle))
+                del self.idle[longest]
+                longest.shutdown()
+            elif len(self.connections) > _MOST_OVER * limit:
+                transport.abort()
+                return
+            else:
+                self.app_state = {**self.app_state, NO_ROOM: True}
+        self.idle[self] = None
         self._start_header_timer()
 
     def data_received(self, data: bytes) -> None:
         """Start the header's time limit at its first byte; stop it when the header is complete."""
+        self.idle.pop(self, None)
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
-            _stop(self._header_timer)
-            self._header_timer = None
+            self._stop_header_timer()
+        elif self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+            # The rest of a body whose request was answered before.
+            self._stop_header_timer()
+            self.idle[self] = None
         else:
             self._start_header_timer()
+
+    def on_response_complete(self) -> None:
+        """Count the connection as idle, unless the next request has arrived already."""
+        self.idle[self] = None
+        super().on_response_complete()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.idle.pop(self, None)
 
     def pause_writing(self) -> None:
         """The client does not read fast enough: start its time limit."""
@@ -74,7 +108,8 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all time limits."""
-        _stop(self._header_timer)
+        self.idle.pop(self, None)
+        self._stop_header_timer()
         _stop(self._write_timer)
         super().connection_lost(exc)
 
@@ -101,6 +136,10 @@ class Connection(H11Protocol):
     def _start_header_timer(self) -> None:
         if self._header_timer is None:
             self._header_timer = self.loop.call_later(self.settings.header_timeout, self.transport.abort)
+
+    def _stop_header_timer(self) -> None:
+        _stop(self._header_timer)
+        self._header_timer = None
 
 
 def _stop(timer: asyncio.TimerHandle | None) -> None:
@@ -160,6 +199,22 @@ def limit_tokenizer_threads() -> None:
     os.environ.setdefault("RAYON_NUM_THREADS", str(min(os.cpu_count() or 1, _TOKENIZER_THREADS)))
 
 
+def _allow_open_files(connections: int) -> None:
+    """Allow as many open files as connections need, if the system permits: many systems start with 1024."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = int(_MOST_OVER * connections) + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < needed:
+            note = f"max_connections needs {needed} open files, and the system allows {hard}: raise ulimit -n"
+            log(logging.WARNING, "configuration", note=note)
+
+
 def run(configuration: Configuration) -> int:
     """Serve until a signal comes.
 
@@ -172,6 +227,7 @@ def run(configuration: Configuration) -> int:
     settings = configuration.settings
     configure(settings.log_level)
     limit_tokenizer_threads()
+    _allow_open_files(settings.max_connections)
     _say(configuration)
     lifecycle = Lifecycle(owns_process=True)
     server = make_server(configuration, lifecycle)
@@ -203,7 +259,7 @@ def make_server(configuration: Configuration, lifecycle: Lifecycle) -> Server:
         create_app(configuration, lifecycle=lifecycle),
         host=settings.host,
         port=settings.port,
-        http=type("BoundConnection", (Connection,), {"settings": settings}),
+        http=type("BoundConnection", (Connection,), {"settings": settings, "idle": {}}),
         ws="none",
         log_config=None,
         access_log=False,

@@ -69,7 +69,8 @@ class ServerSettings(BaseModel):
         max_documents, max_request_tokens, max_body_bytes: limits of one request; above them it gets 413.
         max_queue_documents, max_queue_tokens: limits of all unanswered requests together; above them, 503.
         max_queue_bytes: limit of all request bodies in memory; above it, 503.
-        max_connections: maximum number of open connections; further ones are closed without an answer.
+        max_connections: maximum number of open connections. A further one takes the place of the longest idle one; if
+            all are busy, its requests get 503. Above 1.25 times the limit, it is closed without an answer.
         request_timeout: seconds from the end of a request's body to its answer; after that, 504.
         header_timeout, body_timeout: seconds that a client may take to send a header, and a body.
         write_timeout: seconds that a client may leave an answer unread.
