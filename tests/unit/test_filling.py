@@ -80,6 +80,23 @@ def test_who_has_had_nothing_comes_first_and_gets_a_share() -> None:
     assert len(fill_in_turns(many, capabilities)) == 4, "each prefix costs tokens, so a share is not split further"
 
 
+def test_short_requests_are_not_split_however_many_come() -> None:
+    """The rest of one that is split would wait behind all who have had nothing, for as long as such requests arrive."""
+    capabilities, turns = EngineCapabilities(token_budget=1200), Turns()
+    everybody: list[ByLength] = []
+    waiting: deque[ByLength] = deque()
+    served: list[ByLength] = []
+    for _ in range(30):
+        new = [ByLength(encoded(20, [10] * 10)) for _ in range(12)]  # 120 tokens each: more than a pass holds
+        everybody += new
+        waiting.extend(new)
+        filled = fill_in_turns(waiting, capabilities, turns)
+        assert all(indices == list(range(10)) for _, indices in filled)
+        assert tokens(filled) > 1000
+        served += [each for each, _ in filled]
+    assert served == everybody[: len(served)], "they are served in the order in which they came"
+
+
 def test_parts_of_a_request_have_one_share() -> None:
     owner = Owner()
     parts = [ByLength(encoded(5, [10] * count), owner) for count in (20, 60, 500)]

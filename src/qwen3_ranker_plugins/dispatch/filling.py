@@ -26,6 +26,8 @@ _SMALL_PASS = 3
 # Number of passes that stay small after a short request: a client that sends one after another is expected to send the
 # next one in that time.
 _SMALL_PASSES = 6
+# A pass is full if so many requests in a row found no room. A thousand may wait, and others wait while it is filled.
+_MOST_MISSES = 32
 
 
 class Owner:
@@ -106,8 +108,10 @@ def fill_in_turns(
     """Fill one pass. The waiting requests share its token budget; those that no pass has served yet come first.
 
     A share is at least a quarter of the pass. The first request gets at least one document, and enough documents to
-    justify the cost of a long prefix. The part of a share that a request does not need goes to the others. Afterwards
-    `waiting` holds what is left; the requests that this pass serves are at its end.
+    justify the cost of a long prefix. The part of a share that a request does not need goes to the others. A short
+    request is not split: if a pass has no room for it, the next one takes it. Its rest would repeat the prefix and wait
+    for as long as new requests arrive, because these come first. Afterwards `waiting` holds what is left; the requests
+    that this pass serves are at its end.
 
     Args:
         waiting: requests, or parts of them, in the order in which they arrived or were last served.
@@ -131,24 +135,51 @@ def fill_in_turns(
     share = max(budget // len(owners), least) if owners else 0
     taken: dict[Waiting, list[int]] = {}
     for shares in (True, False):  # the rest of the budget is given out in the same order
+        misses = 0
         for parts in owners.values():
             room = min(budget, share) if shares else budget
-            for part in parts:
-                at_least = 0 if taken else 1
-                known = part.request.prefix_length if part in taken else 0
-                if not taken:
-                    room = max(room, part.request.prefix_length + capabilities.token_budget // _LEAST_SHARE)
-                indices, tokens = part.take(room + known, limit, at_least=at_least) if part.left else ([], 0)
-                if not indices:
-                    continue
-                taken.setdefault(part, []).extend(indices)
-                room -= tokens - known
-                budget -= tokens - known
-                limit -= len(indices)
+            tokens, documents = _take_share(parts, taken, room, limit, capabilities)
+            budget -= tokens
+            limit -= documents
+            misses = 0 if documents else misses + 1
+            if misses == _MOST_MISSES:
+                break
     left = [each for each in waiting if each.left]
     waiting.clear()
     waiting.extend(sorted(left, key=lambda each: each in taken))
     return [(part, sorted(indices)) for part, indices in taken.items()]
+
+
+def _take_share(
+    parts: Sequence[Waiting],
+    taken: dict[Waiting, list[int]],
+    room: int,
+    limit: int,
+    capabilities: EngineCapabilities,
+) -> tuple[int, int]:
+    """Add documents of one request to a pass; `taken` has those of the pass so far.
+
+    Returns:
+        Number of tokens and of documents that were added.
+    """
+    if taken and taken.keys().isdisjoint(parts):
+        needed = sum(each.request.prefix_length + each.tokens_left for each in parts if each.left)
+        too_many = needed > room or sum(each.left for each in parts) > limit
+        if too_many and needed <= capabilities.token_budget // _SHORT:
+            return 0, 0
+    tokens = documents = 0
+    for part in parts:
+        at_least = 0 if taken else 1
+        known = part.request.prefix_length if part in taken else 0
+        if not taken:
+            room = max(room, part.request.prefix_length + capabilities.token_budget // _LEAST_SHARE)
+        free = room + known - tokens
+        indices, added = part.take(free, limit - documents, at_least=at_least) if part.left else ([], 0)
+        if indices:
+            taken.setdefault(part, []).extend(indices)
+            tokens += added - known
+            documents += len(indices)
+    return tokens, documents
 
 
 def _pass_budget(owners: Mapping[Owner, Sequence[ByLength]], full: int, turns: Turns) -> int:
