@@ -14,7 +14,9 @@ For each part: processor time of the server's processes, per 1000 documents, and
 thread of each took.
 
 With `--devices`, our server is measured on as many of them as each of `--counts` says, with titles and in a closed loop
-of up to 128 clients. `--parts` names the parts to run.
+of up to 128 clients. With a single one (`--devices cuda:0 --counts 1`), the engine has a process of its own, and the
+server has its interpreter for itself. `--engine-option` sets an option of our engine, such as `float8=true`. `--parts`
+names the parts to run.
 
 `vllm serve` runs as it is usually started, without a chat template, so that it reads fewer tokens than the official
 prompt has. If a part fails, it is reported, and the next one runs; after `--seconds` no part is started. OUTPUT.json
@@ -140,6 +142,7 @@ def started(system: str, arguments: argparse.Namespace, model: Path, log: Path) 
         place = {"devices": ",".join(devices)} if devices else {"device": arguments.device}
         # 128 clients with 100 documents of 390 tokens each are more than the queue holds by default.
         settings = {"model": model, **place, "log_level": "warning", "max_queue_tokens": 10_000_000}
+        settings |= {"engine_option": arguments.engine_option, "max_wait": 60 if len(devices) > 1 else None}
         with RunningServer(settings, start_timeout=arguments.start_timeout, log=log) as running:
             yield Target.at(running.url), running.process
         return
@@ -237,7 +240,11 @@ def engine_calls(arguments: argparse.Namespace, model: Path) -> dict[str, list[f
     from qwen3_ranker_plugins import Reranker
 
     times: dict[str, list[float]] = {}
-    with Reranker(model, device=arguments.device) as reranker:
+    options = {}
+    if arguments.engine_option is not None:
+        name, _, value = arguments.engine_option.partition("=")
+        options[name] = json.loads(value)
+    with Reranker(model, device=arguments.device, engine_options=options) as reranker:
         for name in TITLES:
             shape: RequestShape = scaled(name, arguments.scale).shapes[0]
             lists, rng = document_lists(shape, 0), random.Random("engine")
@@ -278,6 +285,7 @@ def about(arguments: argparse.Namespace) -> dict[str, Any]:
         "scale": arguments.scale,
         "step_seconds": arguments.step_seconds,
         "processes": arguments.processes,
+        "engine_option": arguments.engine_option,
         "date": datetime.now(UTC).date().isoformat(),
     }
 
@@ -394,6 +402,10 @@ def cells(found: Figures) -> list[str]:
     return [f"{found.items_per_second:,.0f}", *times, f"{kinds} of {found.requests}", f"{found.lag_p99:.1f}"]
 
 
+def _names(given: str) -> list[str]:
+    return [name for name in given.split(",") if name]
+
+
 def main() -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser()
@@ -409,6 +421,7 @@ def main() -> int:
     parser.add_argument("--parts", default="", help="only parts that begin with one of these, with commas between them")
     parser.add_argument("--rates", default="", help="items/s of the open loop for our server, with commas between them")
     parser.add_argument("--deadline", type=float, default=1.0, help="seconds; of the open loop with deadlines")
+    parser.add_argument("--engine-option", help="of our engine, such as float8=true")
     parser.add_argument("--no-engine", action="store_true", help="leave out the engine's own call")
     parser.add_argument("--shape", choices=SHAPES, default="0.6B")
     parser.add_argument("--scale", type=int, default=1, help="divides the numbers of documents and the rates")
@@ -419,8 +432,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=470.0, help="after which no further part is begun")
     parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    arguments.devices = [name for name in arguments.devices.split(",") if name]
-    arguments.parts = tuple(name for name in arguments.parts.split(",") if name)
+    arguments.devices, arguments.parts = _names(arguments.devices), tuple(_names(arguments.parts))
     arguments.rates = [float(rate) for rate in arguments.rates.split(",") if rate] or list(RATES)
     arguments.ends = time.monotonic() + arguments.seconds
     if arguments.engine:

@@ -247,7 +247,14 @@ def test_tables_of_a_run_under_load_name_what_failed(tmp_path: Path) -> None:
         gpu_load.ENGINE: {"parts": {}, "failed": {}, "titles_ms": {"1000-titles": [0.5, 0.5, 0.6]}},
     }
     arguments = argparse.Namespace(
-        output=tmp_path / "found.json", commit="0123", device="cpu", shape="tiny", scale=1, step_seconds=1, processes=1
+        output=tmp_path / "found.json",
+        commit="0123",
+        device="cpu",
+        shape="tiny",
+        scale=1,
+        step_seconds=1,
+        processes=1,
+        engine_option=None,
     )
     text = gpu_load.write(arguments, results)
     assert text == (tmp_path / "found.md").read_text(encoding="utf-8")
