@@ -169,10 +169,10 @@ class PreparedRequest:
     @property
     def truncated(self) -> list[tuple[int, int]]:
         """(position in the input, tokens cut off) of every encoded document that was truncated."""
+        if not any(self._cut):
+            return []
         cut = self._of_documents(np.add, self._cut).tolist()
-        return (
-            [(index, cut[place]) for index, place in enumerate(self._source.tolist()) if cut[place]] if any(cut) else []
-        )
+        return [(index, cut[place]) for index, place in enumerate(self._source.tolist()) if cut[place]]
 
     def cancel(self) -> None:
         """Drop the documents that no pass has taken. Has no effect if the request is scored already."""
@@ -240,9 +240,9 @@ class PreparedRequest:
         return margins if self._calibration is None else self._calibration.apply(margins)
 
     def _usage(self, margins: Margins) -> Usage:
-        prompts = margins.prompt_tokens
-        segments = self._of_documents(np.add, np.ones(len(self._lengths), dtype=np.int64))
-        pieces = int(segments[self._source].sum())
+        prompts, pieces = margins.prompt_tokens, len(self._source)
+        if self._found is not None:
+            pieces = int(self._of_documents(np.add, np.ones(len(self._lengths), dtype=np.int64))[self._source].sum())
         if prompts is None:
             lengths = self._of_documents(np.add, np.asarray(self._lengths, dtype=np.int64))
             prompts = self._prefix_length * pieces + int(lengths[self._source].sum())
@@ -253,7 +253,7 @@ class PreparedRequest:
             computed_tokens=margins.computed_tokens,
             seconds=max(0.0, (time.perf_counter() if finished is None else finished) - self._started),
             pieces=pieces,
-            cached_documents=int((self._source < self.num_known).sum()),
+            cached_documents=int((self._source < self.num_known).sum()) if self.num_known else 0,
         )
 
     def _of_documents(self, combine: np.ufunc, values: Any) -> NDArray[Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 
 import httpx
 import pytest
@@ -103,6 +105,13 @@ def test_a_queue_that_is_too_long_for_a_deadline_refuses_at_once(reranker: Reran
         assert (early.status_code, early.json()["error"]["type"]) == (503, "queue_full")
         assert "the deadline is in 0.2 s" in early.json()["error"]["message"]
         assert 1 <= int(early.headers["Retry-After"]) <= 60
+        unread = HTTPConnection("127.0.0.1", fresh.port, timeout=20)
+        unread.putrequest("POST", "/rerank")
+        for name, value in {**hasty, "Content-Type": "application/json", "Content-Length": "2000"}.items():
+            unread.putheader(name, value)
+        unread.endheaders()
+        assert unread.getresponse().status == 503, "refused before its body has arrived"
+        unread.close()
         patient = pool.submit(httpx.post, f"{fresh.url}/rerank", timeout=60, json=body)
         wait_until(lambda: admission.documents == 8)
         gate.set()
@@ -246,13 +255,19 @@ def test_who_comes_when_all_connections_are_busy_gets_an_answer(reranker: Rerank
 
 
 def test_a_body_that_comes_after_its_answer_does_not_end_the_connection(strict: Running) -> None:
-    head = b"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 10\r\n\r\n"
-    with _connect(strict, head) as connection:
-        assert connection.recv(4096).startswith(b"HTTP/1.1 415 ")
-        connection.sendall(b"0123456789")
-        time.sleep(1.0)  # longer than a header may take
-        connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+    connection = HTTPConnection("127.0.0.1", strict.port, timeout=20)
+    connection.putrequest("POST", "/rerank")
+    connection.putheader("Content-Length", "10")
+    connection.endheaders()
+    refused = connection.getresponse()
+    assert (refused.status, json.loads(refused.read())["error"]["type"]) == (415, "unsupported_media_type")
+    used = connection.sock
+    connection.send(b"0123456789")
+    time.sleep(1.0)  # longer than a header may take
+    connection.request("GET", "/ping")
+    assert connection.getresponse().status == 200
+    assert connection.sock is used
+    connection.close()
 
 
 def test_a_client_that_does_not_read_is_cut_off(reranker: Reranker) -> None:

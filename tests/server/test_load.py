@@ -37,7 +37,12 @@ async def _post_all(url: str, requests: list[Request]) -> list[httpx.Response]:
         )  # fmt: skip
 
 
-def test_five_hundred_at_once_are_all_answered_and_all_right(server: Running, reranker: Reranker) -> None:
+def test_five_hundred_at_once_are_all_answered_and_all_right(reranker: Reranker) -> None:
+    with serving(max_wait=280) as server:
+        _check_five_hundred(server, reranker)
+
+
+def _check_five_hundred(server: Running, reranker: Reranker) -> None:
     requests = _requests(500, documents=4)
     passes = server.metric("pass_requests_count")
     answers = asyncio.run(_post_all(server.url, requests))

@@ -190,6 +190,14 @@ def serve(
             "--max-queue-tokens", help="Maximum number of tokens in all unanswered requests. Default: 4000000."
         ),
     ] = None,
+    max_wait: Annotated[
+        float | None,
+        typer.Option(
+            "--max-wait",
+            help="Time in seconds for which a request without X-Request-Timeout may wait for others, by estimate; "
+            "beyond it, 503 at once. Default: 5.",
+        ),
+    ] = None,
     request_timeout: Annotated[
         float | None,
         typer.Option(
@@ -257,6 +265,7 @@ def serve(
         "max_body_bytes": max_body_bytes,
         "max_queue_documents": max_queue_documents,
         "max_queue_tokens": max_queue_tokens,
+        "max_wait": max_wait,
         "request_timeout": request_timeout,
         "drain_timeout": drain_timeout,
         "log_level": log_level,

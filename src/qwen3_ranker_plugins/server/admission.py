@@ -26,7 +26,10 @@ _HALF_LIFE = 60.0
 #: Tokens per second before anything was measured.
 _UNKNOWN_PACE = 10_000.0
 #: A request is accepted if its estimated time is at most this share of the time that is left, because estimates vary.
-_SHARE_OF_DEADLINE = 0.9
+#: A longer queue would not be served faster, and what misses its deadline was computed in vain.
+_SHARE_OF_DEADLINE = 0.75
+#: A request may wait for others for this many times its own time, even if that is longer than `max_wait`.
+_WAIT_OF_LONG = 10.0
 #: Estimates of fewer seconds are not compared with what happened, because they leave out what every request takes.
 _SHORT_WAIT = 0.1
 #: Weight of each compared request, and the limit of what a comparison can say.
@@ -35,6 +38,8 @@ _MOST_SLOWED = 10.0
 
 #: The value of time.monotonic() at which the current request is answered with 504; set by the middleware.
 DEADLINE: ContextVar[float] = ContextVar("qwen3_ranker_deadline")
+#: Seconds that the current request may wait for others; set by the middleware if the client gave no deadline.
+LONGEST_WAIT: ContextVar[float] = ContextVar("qwen3_ranker_longest_wait", default=math.inf)
 
 
 @dataclass(eq=False)
@@ -124,25 +129,59 @@ class Admission:
             raise self._full("tokens")
         self._check_deadline(place)
 
+    def expect(self, body_bytes: int, seconds: float) -> None:
+        """Refuse a request before its body is read and parsed, if the queue is too long for it.
+
+        Args:
+            body_bytes: its declared length, which says how many tokens it has at most.
+            seconds: until its deadline.
+
+        Raises:
+            ApiError: 503.
+        """
+        if self._places:
+            self._check_time(min(body_bytes // BYTES_PER_TOKEN, self._settings.max_length), seconds)
+
     def _check_deadline(self, place: Place) -> None:
+        place.estimate = self._check_time(place.tokens, DEADLINE.get(math.inf) - time.monotonic())
+
+    def _check_time(self, tokens: int, left: float) -> float:
         """Refuse a request at once if it would miss its deadline, so that the engine does no work in vain.
 
         The engine serves the waiting requests in turns. Before a new request is done, each of the others therefore
         computes at most as many tokens as the new request has. What recent requests took in comparison corrects this.
+
+        Args:
+            tokens: of the request.
+            left: seconds until its deadline.
+
+        Returns:
+            Seconds that the request takes at the engine's pace; 0 if that is not known.
+
+        Raises:
+            ApiError: 503.
         """
         pace = self._pace.tokens_per_second
         if pace is None:
-            return
-        waiting = place.tokens + sum(min(other.tokens, place.tokens) for other in self._places)
-        place.estimate = waiting / pace
-        left = DEADLINE.get(math.inf) - time.monotonic()
-        wait = place.estimate * self._slowed
+            return 0.0
+        others = sum(min(other.tokens, tokens) for other in self._places)
+        estimate = (tokens + others) / pace
+        wait = estimate * self._slowed
         if wait > left * _SHARE_OF_DEADLINE:
             raise unavailable(
                 "queue_full",
                 f"the queue is too long: an answer would take about {wait:.1f} s, and the deadline is in {left:.1f} s",
                 _retry_after(wait - left),
             )
+        most = max(LONGEST_WAIT.get(), _WAIT_OF_LONG * self._slowed * tokens / pace)
+        if wait - self._slowed * tokens / pace > most:
+            raise unavailable(
+                "queue_full",
+                f"the queue is too long: an answer would take about {wait:.1f} s; a request that may wait for so long "
+                "says so in X-Request-Timeout",
+                _retry_after(wait - most),
+            )
+        return estimate
 
     def _compare(self, place: Place, seconds: float) -> None:
         """Learn from a request that has taken `seconds` how far estimates are off."""

@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from .._version import __version__
 from ..errors import RankerError
+from .body import JsonRoute
 from .errors import ApiError, from_core, from_http, from_validation
 from .fields import ErrorResponse
 from .middleware import Guard, Lifecycle
@@ -61,8 +62,10 @@ def create_app(configuration: Configuration, *, lifecycle: Lifecycle | None = No
         Guard,
         settings=settings,
         metrics=state.metrics,
+        admission=state.admission,
         bodies=state.bodies,
         lifecycle=state.lifecycle,
+        routes=[route for route in app.routes if isinstance(route, JsonRoute)],
     )
     if settings.cors_origins:  # outermost, because a browser's preflight request carries no key
         app.add_middleware(
@@ -88,7 +91,8 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return respond(request, from_validation(error))
+        # The first part of a location is "path" or "query".
+        return respond(request, from_validation([{**each, "loc": each["loc"][1:]} for each in error.errors()]))
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> Response:

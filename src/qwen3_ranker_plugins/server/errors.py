@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -63,13 +62,10 @@ def unavailable(kind: str, message: str, retry_after: int) -> ApiError:
     return ApiError(503, kind, message, headers={"Retry-After": str(retry_after)})
 
 
-def from_validation(error: RequestValidationError) -> ApiError:
-    """Convert the first of pydantic's errors; FastAPI's own answer would repeat the input."""
-    errors = error.errors()
+def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """Convert the first of pydantic's errors, whose texts would repeat the input."""
     # Our own errors explain more than the "not a string" that another member of a union reports.
     first = next((each for each in errors if each["type"] in {"too_deep", "refused_field"}), errors[0])
-    if first["type"] == "json_invalid":
-        return ApiError(400, "invalid_json", "the body is not JSON")
     # Of the members of a union, the one that fits better reports a field inside the value.
     place = _place(first)
     first = max((each for each in errors if _place(each)[: len(place)] == place), key=lambda each: len(_place(each)))
@@ -82,7 +78,7 @@ def from_validation(error: RequestValidationError) -> ApiError:
 
 def _place(error: Mapping[str, Any]) -> list[object]:
     """The names and indices that lead to the value at fault, without those of members of unions."""
-    *parts, last = error["loc"][1:] or (SHAPE_TAG,)
+    *parts, last = error["loc"] or (SHAPE_TAG,)
     place = [part for part in parts if _is_of_the_request(part)]
     return [*place, last] if error["type"] == "extra_forbidden" or _is_of_the_request(last) else place
 
@@ -94,13 +90,8 @@ def _is_of_the_request(part: object) -> bool:
 
 def from_http(error: HTTPException) -> ApiError:
     """Convert an error that the framework raises, such as 404 and 405."""
-    if isinstance(error.__cause__, ApiError):  # FastAPI wraps exceptions that are raised while the body is read
-        return error.__cause__
     kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    message = str(error.detail)
-    if error.status_code == 400:
-        kind, message = "invalid_json", "the body cannot be read as JSON"
-    return ApiError(error.status_code, kind, message, headers=error.headers)
+    return ApiError(error.status_code, kind, str(error.detail), headers=error.headers)
 
 
 def from_core(error: Exception) -> ApiError:

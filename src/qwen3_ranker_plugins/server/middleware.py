@@ -12,13 +12,14 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .admission import DEADLINE, BodyBudget
+from ..errors import RankerError
+from .admission import DEADLINE, LONGEST_WAIT, Admission, BodyBudget
 from .auth import KeyRing
 from .body import Decoder
 from .errors import ApiError, from_core, unavailable
@@ -65,17 +66,21 @@ class Lifecycle:
 
 @dataclass
 class _Reply:
-    """Sends the answer, adds headers to it, and records its status."""
+    """Sends the answer, adds headers to it, and records its status; `on_begin` is called before its first byte."""
 
     send: Send
     request_id: str
     status: int = 0
     kind: str | None = None
     extra: list[tuple[bytes, bytes]] = field(default_factory=list)
+    on_begin: Callable[[], None] | None = None
+    complete: bool = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if self.on_begin is not None:
+                self.on_begin()
             message["headers"] = [
                 *message.get("headers", ()),
                 (b"x-request-id", self.request_id.encode()),
@@ -83,6 +88,8 @@ class _Reply:
                 (b"cache-control", b"no-store"),
                 *self.extra,
             ]
+        elif message["type"] == "http.response.body":
+            self.complete = not message.get("more_body", False)
         await self.send(message)
 
     async def error(self, error: ApiError) -> None:
@@ -103,7 +110,13 @@ class _Reply:
 
 
 class Guard:
-    """The ASGI middleware that this module describes."""
+    """The ASGI middleware that this module describes.
+
+    Args:
+        app: the application.
+        settings, metrics, admission, bodies, lifecycle: of the server.
+        routes: routes of `app` for POST that may be called without it. They raise `ApiError` and `RankerError`.
+    """
 
     def __init__(
         self,
@@ -111,12 +124,16 @@ class Guard:
         *,
         settings: ServerSettings,
         metrics: Metrics,
+        admission: Admission,
         bodies: BodyBudget,
         lifecycle: Lifecycle,
+        routes: Sequence[Route] = (),
     ) -> None:
         self._app = app
+        self._routes = {route.path: route for route in routes if not route.param_convertors}
         self._settings = settings
         self._metrics = metrics
+        self._admission = admission
         self._bodies = bodies
         self._lifecycle = lifecycle
 
@@ -158,8 +175,12 @@ class Guard:
                 "shutting_down", "the server is shutting down: send the request to another one, or later", 5
             )
         deadline = self._deadline(headers)
+        LONGEST_WAIT.set(math.inf if b"x-request-timeout" in headers else self._settings.max_wait)
         if NO_ROOM in scope["state"]:
             raise unavailable("queue_full", "too many connections are open: send the request again later", 1)
+        declared = headers.get(b"content-length", b"")
+        if declared.isdigit() and not headers.get(b"content-encoding") and scope["path"] in self._routes:
+            self._admission.expect(int(declared), deadline)
         held = 0
 
         def hold(count: int) -> None:
@@ -238,31 +259,50 @@ class Guard:
         """Run the application until it has answered, the client disconnects, or the deadline passes."""
         if deadline is not None:
             DEADLINE.set(time.monotonic() + deadline)
-        work = asyncio.create_task(self._call(scope, body, reply))
+        task = asyncio.current_task()
         gone = asyncio.create_task(_until_disconnect(receive))
-        try:
-            await asyncio.wait({work, gone}, timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done() and not gone.done() and reply.status:
-                # The answer has begun, so the deadline no longer applies. `run.Connection` ends it if nobody reads it.
-                await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                await work
-            elif gone.done():
-                raise _ClientGone
-            else:
-                raise ApiError(
-                    504,
-                    "deadline_exceeded",
-                    f"not answered within {deadline:g} s; the request was removed from the queue",
-                )
-        finally:
-            for task in (work, gone):
-                task.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await asyncio.gather(work, gone, return_exceptions=True)
+        left = False
 
-    async def _call(self, scope: Scope, body: Receive, reply: _Reply) -> None:
-        await self._app(scope, body, reply)
+        def leave(_gone: object) -> None:
+            nonlocal left
+            if task is not None and not (gone.cancelled() or gone.exception() or reply.complete):
+                left = True
+                task.cancel()
+
+        gone.add_done_callback(leave)
+        try:
+            async with asyncio.timeout(deadline) as limit:
+                # The deadline does not apply once the answer has begun; `run.Connection` ends it if nobody reads it.
+                reply.on_begin = lambda: limit.reschedule(None)
+                await self._answer(scope, body, reply)
+        except asyncio.CancelledError:
+            if not left or task is None or task.uncancel():
+                raise
+            raise _ClientGone from None
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise ApiError(
+                504,
+                "deadline_exceeded",
+                f"not answered within {deadline:g} s; the request was removed from the queue",
+            ) from None
+        finally:
+            reply.on_begin = None
+            gone.remove_done_callback(leave)
+            gone.cancel()
+
+    async def _answer(self, scope: Scope, body: Receive, reply: _Reply) -> None:
+        """Call the route if it has no parameters; FastAPI's layers and its search for a route take longer than it."""
+        route = self._routes.get(scope["path"]) if scope["method"] == "POST" else None
+        if route is None:
+            await self._app(scope, body, reply)
+            return
+        scope["route"] = route
+        try:
+            await route.app(scope, body, reply)
+        except RankerError as error:
+            await reply.error(from_core(error))
 
     def _record(self, scope: Scope, reply: _Reply, facts: Mapping[str, object], seconds: float) -> None:
         """Count and log a request under its route: with its path, a client could fill the metrics or log text."""

@@ -62,6 +62,7 @@ class Connection(H11Protocol):
         that it should come back. Only above `_MOST_OVER` times the limit is the connection closed without an answer.
         """
         super().connection_made(transport)
+        self.transport = _Joined(transport, self.loop)  # type: ignore[assignment]
         limit = self.settings.max_connections
         if len(self.connections) > limit:
             if self.idle:
@@ -140,6 +141,33 @@ class Connection(H11Protocol):
     def _stop_header_timer(self) -> None:
         _stop(self._header_timer)
         self._header_timer = None
+
+
+class _Joined:
+    """A transport that sends what is written in one turn of the event loop, such as header and body, in one piece."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._send)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        data = b"".join(self._parts)
+        self._parts.clear()
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 def _stop(timer: asyncio.TimerHandle | None) -> None:

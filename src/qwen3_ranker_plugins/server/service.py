@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from ..config import RankingOptions, RerankerSettings
 from ..explanation import Explain
@@ -85,7 +86,8 @@ class Service:
                     tokens = sum(each.num_tokens for each in prepared)
                     self._admission.count_tokens(place, max(tokens, place.tokens) if encoding else tokens)
                 futures = [asyncio.wrap_future(each.submission.future) for each in prepared]
-                await self._supervisor.while_running(asyncio.gather(*futures))
+                scored: asyncio.Future[Any] = futures[0] if len(futures) == 1 else asyncio.gather(*futures)
+                await self._supervisor.while_running(scored)
             finally:
                 work.give_up()
         seconds = time.perf_counter() - started

@@ -71,6 +71,8 @@ class ServerSettings(BaseModel):
         max_queue_bytes: limit of all request bodies in memory; above it, 503.
         max_connections: maximum number of open connections. A further one takes the place of the longest idle one; if
             all are busy, its requests get 503. Above 1.25 times the limit, it is closed without an answer.
+        max_wait: seconds that a request without X-Request-Timeout may wait for others, by estimate. Beyond it, the
+            answer is 503. A long request may wait for ten times its own time.
         request_timeout: seconds from the end of a request's body to its answer; after that, 504.
         header_timeout, body_timeout: seconds that a client may take to send a header, and a body.
         write_timeout: seconds that a client may leave an answer unread.
@@ -122,6 +124,7 @@ class ServerSettings(BaseModel):
     max_queue_bytes: Count = 256 * 1024 * 1024
     max_connections: Count = 2_000
 
+    max_wait: Seconds = 5.0
     request_timeout: Seconds = 120.0
     header_timeout: Seconds = 10.0
     body_timeout: Seconds = 30.0

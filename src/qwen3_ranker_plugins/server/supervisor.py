@@ -70,7 +70,7 @@ class EngineSupervisor:
         self._probe_interval = probe_interval or math.inf
         self._probe_timeout = probe_timeout
         self._reranker: Reranker | None = None
-        self._failed = asyncio.Event()  # set while no engine works; ends the waiting in `while_running`
+        self._failed = _Alarm()  # on while no engine works; ends the waiting in `while_running`
         self._suspicious = asyncio.Event()
         self._last_answer = time.monotonic()
         self._watcher: asyncio.Task[None] | None = None
@@ -113,18 +113,25 @@ class EngineSupervisor:
             ApiError: 503, the engine has failed meanwhile.
         """
         task = asyncio.ensure_future(work)
-        failed = asyncio.ensure_future(self._failed.wait())
+        ended = asyncio.get_running_loop().create_future()
+
+        def end(_task: object = None) -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        task.add_done_callback(end)
+        self._failed.add(end)
         try:
-            await asyncio.wait({task, failed}, return_when=asyncio.FIRST_COMPLETED)
+            await ended
             if not task.done():
                 raise _failed()
             return task.result()
         finally:
+            self._failed.discard(end)
             # The result of asyncio.gather that is cancelled here ends with an exception later, which asyncio would log
             # as one that nobody retrieved.
             task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             task.cancel()
-            failed.cancel()
 
     def describe(self) -> dict[str, str]:
         """The engine's device, dtype and versions; empty without an engine."""
@@ -292,6 +299,34 @@ class EngineSupervisor:
             await asyncio.wait_for(closed.wait(), _CLOSE_TIMEOUT)
         except TimeoutError:
             log(logging.ERROR, "the engine does not close; its threads keep running", seconds=_CLOSE_TIMEOUT)
+
+
+class _Alarm:
+    """Calls functions when it is set, or at once if it is on. An `asyncio.Event` would take a task for each waiter."""
+
+    def __init__(self) -> None:
+        self._on = False
+        self._listeners: set[Callable[[], None]] = set()
+
+    def set(self) -> None:
+        """Turn it on."""
+        self._on = True
+        for listener in list(self._listeners):
+            listener()
+
+    def clear(self) -> None:
+        """Turn it off."""
+        self._on = False
+
+    def add(self, listener: Callable[[], None]) -> None:
+        """Call a function when it is on."""
+        self._listeners.add(listener)
+        if self._on:
+            listener()
+
+    def discard(self, listener: Callable[[], None]) -> None:
+        """Do not call a function any more."""
+        self._listeners.discard(listener)
 
 
 async def _in_a_daemon(make: Callable[[], T]) -> T:

@@ -302,6 +302,7 @@ def _server_settings(settings: RerankerSettings, documents: int, timeout: float)
         "instruction": settings.instruction,
         "max_documents": max(2000, documents),
         "request_timeout": timeout,
+        "max_wait": timeout,
         "log_level": "warning",
     }
 
