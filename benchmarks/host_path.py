@@ -40,7 +40,7 @@ CASES = ("1000 titles", "100 chunks", "10 items")
 PACKAGE = "qwen3_ranker_plugins"
 #: step -> (module, class, function)
 STEPS = {
-    "json": ("server.body", "JsonRequest", "json"),
+    "json": ("server.body", "", "parsed"),
     "rank": ("server.service", "Service", "rank"),
     "prepare": ("reranker", "Reranker", "prepare"),
     "encode": ("reranker", "Reranker", "_encode"),

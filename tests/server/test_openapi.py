@@ -46,8 +46,9 @@ def _says_more_than_a_schema(case: schemathesis.Case) -> bool:
     two_names = any({name, alias} <= body.keys() for name, alias in (("top_n", "top_k"), ("instruction", "instruct")))
     # On /rerank, top_k without a field of another shape is the plain shape's, which is not null or 0.
     plain = case.path == "/rerank" and "top_k" in body
+    overlapping = bool(body.get("overlap_tokens"))  # at most half of a piece, whose size is configured
     structured = body.get("rank_fields") is not None or body.get("document_template") is not None
-    return without_text or two_names or plain or structured
+    return without_text or two_names or plain or overlapping or structured
 
 
 def test_answers_are_as_described(fuzzed: Running) -> None:
