@@ -73,13 +73,15 @@ class Connection(H11Protocol):
                 transport.abort()
                 return
             else:
-                self.app_state = {**self.app_state, NO_ROOM: True}
+                self.app_state = {**self.app_state, NO_ROOM: True}  # of this connection's requests
         self.idle[self] = None
         self._start_header_timer()
 
     def data_received(self, data: bytes) -> None:
         """Start the header's time limit at its first byte; stop it when the header is complete."""
         self.idle.pop(self, None)
+        if NO_ROOM in self.app_state and len(self.connections) <= self.settings.max_connections:
+            del self.app_state[NO_ROOM]
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_header_timer()
