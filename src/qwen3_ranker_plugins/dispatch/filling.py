@@ -138,48 +138,36 @@ def fill_in_turns(
         misses = 0
         for parts in owners.values():
             room = min(budget, share) if shares else budget
-            tokens, documents = _take_share(parts, taken, room, limit, capabilities)
-            budget -= tokens
-            limit -= documents
-            misses = 0 if documents else misses + 1
             if misses == _MOST_MISSES:
                 break
+            misses += 1
+            if taken and taken.keys().isdisjoint(parts) and _should_wait(parts, room, limit, capabilities):
+                continue
+            for part in parts:
+                at_least = 0 if taken else 1
+                known = part.request.prefix_length if part in taken else 0
+                least_room = part.request.prefix_length + capabilities.token_budget // _LEAST_SHARE
+                room = room if taken else max(room, least_room)
+                indices, tokens = part.take(room + known, limit, at_least=at_least) if part.left else ([], 0)
+                if not indices:
+                    continue
+                misses = 0
+                taken.setdefault(part, []).extend(indices)
+                room -= tokens - known
+                budget -= tokens - known
+                limit -= len(indices)
     left = [each for each in waiting if each.left]
     waiting.clear()
     waiting.extend(sorted(left, key=lambda each: each in taken))
     return [(part, sorted(indices)) for part, indices in taken.items()]
 
 
-def _take_share(
-    parts: Sequence[Waiting],
-    taken: dict[Waiting, list[int]],
-    room: int,
-    limit: int,
-    capabilities: EngineCapabilities,
-) -> tuple[int, int]:
-    """Add documents of one request to a pass; `taken` has those of the pass so far.
-
-    Returns:
-        Number of tokens and of documents that were added.
-    """
-    if taken and taken.keys().isdisjoint(parts):
-        needed = sum(each.request.prefix_length + each.tokens_left for each in parts if each.left)
-        too_many = needed > room or sum(each.left for each in parts) > limit
-        if too_many and needed <= capabilities.token_budget // _SHORT:
-            return 0, 0
-    tokens = documents = 0
-    for part in parts:
-        at_least = 0 if taken else 1
-        known = part.request.prefix_length if part in taken else 0
-        if not taken:
-            room = max(room, part.request.prefix_length + capabilities.token_budget // _LEAST_SHARE)
-        free = room + known - tokens
-        indices, added = part.take(free, limit - documents, at_least=at_least) if part.left else ([], 0)
-        if indices:
-            taken.setdefault(part, []).extend(indices)
-            tokens += added - known
-            documents += len(indices)
-    return tokens, documents
+def _should_wait(parts: Sequence[ByLength], room: int, limit: int, capabilities: EngineCapabilities) -> bool:
+    """Whether a request is short and does not fit a pass that has room for so many tokens and documents."""
+    needed = sum(each.request.prefix_length + each.tokens_left for each in parts if each.left)
+    if needed > capabilities.token_budget // _SHORT:
+        return False
+    return needed > room or sum(each.left for each in parts) > limit
 
 
 def _pass_budget(owners: Mapping[Owner, Sequence[ByLength]], full: int, turns: Turns) -> int:
