@@ -8,7 +8,6 @@ arguments, variables, files and session, that can be stopped and killed, and tha
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import json
 import multiprocessing
@@ -198,6 +197,8 @@ def _serve(listener: socket.socket) -> dict[str, Any]:
 
 def _take(descriptors: list[int], numbers: list[int]) -> None:
     """Give the descriptors the numbers that they have in the process that sent them."""
+    import fcntl  # which Windows lacks: there, conftest.py imports this file, and no test uses it
+
     above = max([*numbers, *descriptors]) + 1
     moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, above) for descriptor in descriptors]
     for descriptor in descriptors:
