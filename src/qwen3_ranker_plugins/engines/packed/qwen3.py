@@ -4,6 +4,9 @@ Importing transformers' class takes more than twice as long as importing torch: 
 tensors, torch's compiler and, where it is installed, scikit-learn. These layers have the same names, arithmetic and
 rounding, so the margins are the same. `load` returns None for a checkpoint in any other form. The engine then loads it
 with transformers, which renames or converts its tensors or refuses it.
+
+Operations change their operand in place where nothing else needs it. The intermediate results of a pass have megabytes,
+which the system takes back when they are freed, and on a CPU, fetching fresh memory takes longer than an addition in it.
 """
 
 from __future__ import annotations
@@ -82,9 +85,9 @@ class DecoderLayer(nn.Module):
     ) -> torch.Tensor:
         """[1, tokens, width] -> the same shape."""
         normed = self.input_layernorm(hidden)
-        hidden = hidden + self.self_attn(normed, position_embeddings=position_embeddings, packed=packed)[0]
+        hidden = self.self_attn(normed, position_embeddings=position_embeddings, packed=packed)[0].add_(hidden)
         transformed: torch.Tensor = self.mlp(self.post_attention_layernorm(hidden))
-        return hidden + transformed
+        return transformed.add_(hidden)
 
 
 class Attention(nn.Module):
@@ -111,10 +114,10 @@ class Attention(nn.Module):
     ) -> tuple[torch.Tensor, None]:
         """[1, tokens, width] -> the same shape, and None where transformers' class returns weights."""
         by_head = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_norm(self.q_proj(hidden_states).view(by_head)).transpose(1, 2)
-        key = self.k_norm(self.k_proj(hidden_states).view(by_head)).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(by_head).transpose(1, 2)
-        query, key = (_rotated(states, *position_embeddings) for states in (query, key))
+        query = _rotated(self.q_norm(self.q_proj(hidden_states).view(by_head)), *position_embeddings)
+        key = _rotated(self.k_norm(self.k_proj(hidden_states).view(by_head)), *position_embeddings)
+        value = self.v_proj(hidden_states).view(by_head)
+        query, key, value = (states.transpose(1, 2) for states in (query, key, value))
         attended = packed.attend(query, key, value, self.head_dim**-0.5).transpose(1, 2)
         return self.o_proj(attended.reshape(*hidden_states.shape[:-1], -1)), None
 
@@ -130,7 +133,8 @@ class FeedForward(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """[..., width] -> the same shape."""
-        product: torch.Tensor = self.down_proj(silu(self.gate_proj(states)) * self.up_proj(states))
+        gated = silu(self.gate_proj(states), inplace=True).mul_(self.up_proj(states))
+        product: torch.Tensor = self.down_proj(gated)
         return product
 
 
@@ -163,7 +167,7 @@ class RMSNorm(nn.Module):
         """[..., width] -> the same shape."""
         wide = states.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self._epsilon)
-        return self.weight * normed.to(states.dtype)
+        return normed.to(states.dtype).mul_(self.weight)
 
 
 class RotaryEmbedding(nn.Module):
@@ -185,9 +189,10 @@ class RotaryEmbedding(nn.Module):
 
 
 def _rotated(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    """Rotary embeddings applied to [1, heads, tokens, head_dim]."""
+    """Rotary embeddings applied to [1, tokens, heads, head_dim]."""
     first, second = states.chunk(2, dim=-1)
-    return states * cosines[:, None] + torch.cat((-second, first), dim=-1) * sines[:, None]
+    swapped = torch.cat((-second, first), dim=-1)
+    return (states * cosines[:, :, None]).add_(swapped.mul_(sines[:, :, None]))
 
 
 def load(folder: Path, dtype: torch.dtype) -> Qwen3ForCausalLM | None:
