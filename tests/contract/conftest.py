@@ -24,6 +24,7 @@ else:
     _WHY_NOT = ""
 
 needs_vllm = [
+    pytest.mark.slow,
     # One worker's start is the import of vLLM and torch, which a cold disk makes slow.
     pytest.mark.timeout(600),
     pytest.mark.skipif(bool(_WHY_NOT), reason=_WHY_NOT),

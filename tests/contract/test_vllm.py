@@ -200,7 +200,6 @@ def test_a_start_that_fails_says_what_to_do_and_leaves_nothing() -> None:
     assert set(psutil.Process().children(recursive=True)) <= before
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_stopped_another_that_is_killed_and_a_program_that_is_killed(warm_python: WarmPython) -> None:
     """A script without a guard, see engine_script.py: all callers hear of it at once, and no worker is left."""
     command = [sys.executable, HERE / "engine_script.py", warm_python.address]

@@ -17,10 +17,10 @@ from tests.warm_python import WarmPython
 from .conftest import needs_vllm
 from .vllm_decoder_script import REQUESTS
 
-TIMEOUT, ON_CPU = needs_vllm
+SLOW, TIMEOUT, ON_CPU = needs_vllm
 
 
-@pytest.mark.slow
+@SLOW
 @TIMEOUT
 @ON_CPU
 def test_vllms_weights_in_our_decoder(tiny: Path, warm_python: WarmPython) -> None:
