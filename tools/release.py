@@ -143,8 +143,8 @@ def main(torch: str = "", *options: str) -> None:
         sys.exit(f"usage: {__doc__}")
     shutil.rmtree(DIST, ignore_errors=True)
     for folder in FOLDERS.values():
-        # In this environment, where [build-system].requires must be met: pip has built each of them in isolation already,
-        # and ten isolated environments would take minutes.
+        # In this environment, which must meet [build-system].requires: ten isolated ones would take minutes, and `pip
+        # install -e` has already built each distribution in isolation.
         run(sys.executable, "-m", "build", "--no-isolation", "--outdir", DIST, ROOT / folder)
     built = sorted(DIST.iterdir())
     run(sys.executable, "-m", "twine", "check", "--strict", *built)

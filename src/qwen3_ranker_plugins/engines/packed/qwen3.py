@@ -5,8 +5,8 @@ tensors, torch's compiler and, where it is installed, scikit-learn. These layers
 rounding, so the margins are the same. `load` returns None for a checkpoint in any other form. The engine then loads it
 with transformers, which renames or converts its tensors or refuses it.
 
-Operations change their operand in place where nothing else needs it. The intermediate results of a pass have megabytes,
-which the system takes back when they are freed, and on a CPU, fetching fresh memory takes longer than an addition in it.
+Operations change an operand in place where nothing else needs it. Intermediate results of a pass have megabytes. The
+system takes such memory back when it is freed, and on a CPU, fetching it again takes longer than an addition in it.
 """
 
 from __future__ import annotations
