@@ -122,8 +122,9 @@ def test_a_tokenizer_without_single_labels_is_refused(copy: Path) -> None:
     model = specification["model"]
     model["merges"] = [merge for merge in model["merges"] if "".join(merge) not in ("yes", "no")]
     (copy / "tokenizer.json").write_text(json.dumps(specification))
-    with pytest.raises(UnsupportedModelError, match=r"splits 'yes' into \d tokens"):
-        Reranker(copy)
+    for read in (Reranker, lambda folder: load_tokenizer(folder).yes_id):  # the labels of its family, and vLLM's
+        with pytest.raises(UnsupportedModelError, match=r"splits 'yes' into \d tokens"):
+            read(copy)
 
 
 def test_a_tokenizer_of_another_kind_is_refused(copy: Path) -> None:
@@ -137,12 +138,48 @@ def test_an_added_token_whose_id_is_not_its_place_is_refused(copy: Path) -> None
     """The library numbers added tokens anew, so their embeddings would be those of other tokens."""
     specification = json.loads((copy / "tokenizer.json").read_text())
     highest = max(each["id"] for each in specification["added_tokens"])
-    token = {"id": highest + 9, "content": "added", "normalized": False, "special": False}
-    token |= dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-    specification["added_tokens"].append(token)
+    specification["added_tokens"].append(added(highest + 9, "added"))
     (copy / "tokenizer.json").write_text(json.dumps(specification))
     with pytest.raises(UnsupportedModelError, match="does not follow the ids of its vocabulary"):
         load_tokenizer(copy)
+
+
+def added(token_id: int, content: str, **settings: bool) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    return {"id": token_id, "content": content} | flags | settings
+
+
+def add_tokens(folder: Path, *tokens: tuple[str, dict[str, bool]], **model: Any) -> None:
+    """After the tokens that the tokenizer has, with the next ids."""
+    specification = json.loads((folder / "tokenizer.json").read_text())
+    following = 1 + max(each["id"] for each in specification["added_tokens"])
+    ordinary, special = ([each for each in tokens if each[1].get("special", False) is kind] for kind in (False, True))
+    listed = [added(following + at, word, **flags) for at, (word, flags) in enumerate([*special, *ordinary])]
+    specification["added_tokens"] += listed
+    specification["model"] |= model
+    (folder / "tokenizer.json").write_text(json.dumps(specification))
+
+
+def test_a_control_token_that_a_text_can_spell_is_refused(copy: Path) -> None:
+    """`ignore_merges` makes a whole word its own token, so that a document could contain the control token."""
+    add_tokens(copy, ("judged", {"special": True}), ("added", {}), ignore_merges=True)
+    with pytest.raises(UnsupportedModelError, match="encodes the text 'judged' as the control token"):
+        load_tokenizer(copy)
+
+
+def test_a_cut_after_a_word_that_depends_on_what_follows_it(copy: Path) -> None:
+    """Such a word counts only if no letter follows, or takes the white space after it: a cut would hide either."""
+    add_tokens(copy, ("alone", {"single_word": True}), ("blanks", {"rstrip": True}))
+    tokenizer = load_tokenizer(copy)
+    for text, position, depends in (
+        ("is alonely", 8, True),
+        ("is alone here", 8, False),
+        ("some blanks here", 11, True),
+        ("some blanks.", 11, False),
+    ):
+        assert tokenizer.splits_vocabulary(text, position) is depends, text
+        parts = tokenizer.encode(text[:position]) + tokenizer.encode(text[position:])
+        assert (parts != tokenizer.encode(text)) is depends, text
 
 
 @pytest.mark.parametrize(

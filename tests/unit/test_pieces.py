@@ -147,6 +147,14 @@ def test_only_the_first_pieces_are_read(tiny_tokenizer: ModelTokenizer) -> None:
     assert sum(encoded.truncated_tokens) == count - len(tiny_tokenizer.encode(" " + text[: end - 1]))
 
 
+def test_reading_stops_before_a_character_of_several_tokens(qwen3_tokenizer: ModelTokenizer) -> None:
+    """Each of the two signs is two tokens: a limit between them leaves the sign out."""
+    text = "a\U00012000b\U00012001"
+    assert len(qwen3_tokenizer.encode(" " + text)) == 6
+    ends = [ranges(in_pieces(qwen3_tokenizer, text, Pieces(100, 0), most=most))[-1][1] for most in range(1, 7)]
+    assert ends == [1, 1, 2, 3, 3, 4]
+
+
 def test_a_limit_of_the_document_comes_first(tiny_tokenizer: ModelTokenizer) -> None:
     text = "a few words of text. " * 1000
     count = len(tiny_tokenizer.encode(" " + text))

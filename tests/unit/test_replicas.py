@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from qwen3_ranker_plugins import EngineClosedError, EngineError
+from qwen3_ranker_plugins import EngineClosedError, EngineError, Reranker
 from qwen3_ranker_plugins.config import canonical_devices
 from qwen3_ranker_plugins.dispatch import Dispatcher, PassReport
 from qwen3_ranker_plugins.engines.base import EngineCapabilities, Margins
@@ -302,3 +302,8 @@ def test_devices_are_stored_as_text(given: object, stored: str | None) -> None:
 def test_devices_that_name_none(given: object) -> None:
     with pytest.raises(InvalidInputError, match="devices="):
         canonical_devices(given)
+
+
+def test_devices_of_a_service_are_its_own_business() -> None:
+    with pytest.raises(InvalidInputError, match="devices='cpu': has no effect on the remote engine: leave it out"):
+        Reranker(model="any", engine="remote", engine_options={"url": "http://127.0.0.1:9"}, devices="cpu")

@@ -235,7 +235,7 @@ class ModelTokenizer:
     def split_piece(self) -> Callable[[str], list[str]] | None:
         """Splits a pre-tokenizer's piece, as symbols, into tokens; None unless the priority of merges alone decides."""
         model = self.plain.model
-        if not isinstance(model, BPE) or model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix:
+        if not isinstance(model, BPE) or model.continuing_subword_prefix or model.end_of_word_suffix:
             return None
         return lambda symbols: [token.value for token in model.tokenize(symbols)]
 
