@@ -63,12 +63,14 @@ def empty_environment() -> Iterator[Path]:
 
 
 def install(programs: Path, *requirements: str | Path) -> None:
+    """Without bytecode, which takes longer than the rest and would be used once."""
     run(
         programs / "python",
         "-m",
         "pip",
         "install",
         "-qq",
+        "--no-compile",
         "--disable-pip-version-check",
         "--find-links",
         DIST,
