@@ -1,12 +1,15 @@
 """Run the tests of the core, the adapters and the server with the lowest versions that the pyproject.toml files allow.
 
 The environment is build/lowest: uv installs the named dependencies in their lowest versions, and then the test tools in
-the newest versions that fit these. Options are passed on to pytest.
+the newest versions that fit these. Options are passed on to pytest. With --record first, the versions and the number of
+tests that passed are written to docs/results/lowest.json and docs/install.md.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -17,6 +20,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = ROOT / "build" / "lowest"
 STAMP = ENVIRONMENT / ".installed"
+RESULTS = ROOT / "docs" / "results" / "lowest.json"
+PAGE = ROOT / "docs" / "install.md"
+BEGIN, END = "<!-- lowest: tools/lowest.py -->\n", "<!-- end of lowest -->"
+#: Those that a page names; the file has all.
+SHOWN = ("torch", "transformers", "haystack-ai", "langchain-core", "llama-index-core", "fastapi")
 PROJECTS = [
     ".[adapters,bench,demo,fsspec,offline,quantized,remote,server]",
     "models/tiny",
@@ -59,14 +67,48 @@ def install() -> None:
     STAMP.touch()
 
 
+def named() -> set[str]:
+    """The distributions that the pyproject.toml files name."""
+    found: set[str] = set()
+    for file in (ROOT / "pyproject.toml", *ROOT.glob("integrations/*/pyproject.toml")):
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+        for requirements in (project["dependencies"], *project["optional-dependencies"].values()):
+            found |= {re.split(r"[<>=\[]", requirement)[0] for requirement in requirements}
+    return found
+
+
+def record(summary: str) -> None:
+    """Write what pytest's last line says, and the versions that it ran with."""
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|skipped|failed|error)", summary)}
+    installed = dict(
+        line.split("==") for line in uv("pip", "freeze", "--exclude-editable").splitlines() if "==" in line
+    )
+    versions = {name: installed[name] for name in sorted(named()) if name in installed}
+    result = {"python": platform.python_version(), "tests": TESTS, **counts, "versions": versions}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    failed = counts.get("failed", 0) + counts.get("error", 0)
+    shown = ", ".join(f"{name} {versions[name]}" for name in SHOWN)
+    line = f"The last run with {shown}: {counts.get('passed', 0)} tests passed and {failed} failed"
+    text = PAGE.read_text(encoding="utf-8")
+    start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+    PAGE.write_text(f"{text[:start]}{line} ([file](results/lowest.json)).\n{text[end:]}", encoding="utf-8")
+
+
 def main(*options: str) -> None:
     if not STAMP.exists():
         install()
     python = ENVIRONMENT / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     left_out = [f"--ignore={path}" for path in LEFT_OUT]
-    sys.exit(
-        subprocess.run([str(python), "-m", "pytest", *options, *left_out, *TESTS], cwd=ROOT, check=False).returncode
-    )
+    recorded = options[:1] == ("--record",)
+    command = [str(python), "-m", "pytest", *options[recorded:], *left_out, *TESTS]
+    line = ""
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as pytest:
+        assert pytest.stdout is not None  # noqa: S101 - for mypy: it is a pipe
+        for line in pytest.stdout:
+            print(line, end="", flush=True)
+    if recorded:
+        record(line)
+    sys.exit(pytest.returncode)
 
 
 if __name__ == "__main__":
