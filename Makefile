@@ -68,7 +68,7 @@ coverage: $(VENV)/.test-installed
 # In an environment of its own, build/lowest; the first run needs 8 GB of disk, because old torch comes with CUDA.
 lowest: $(VENV)/.created
 	$(PIP) install uv
-	$(BIN)/python tools/lowest.py --record -m 'not slow'
+	$(BIN)/python tools/lowest.py --record $(PARALLEL) -m 'not slow'
 
 # In an environment of their own, because they pin other versions than the tests' dependencies.
 clients: $(VENV)/.test-installed

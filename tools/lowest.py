@@ -26,14 +26,15 @@ BEGIN, END = "<!-- lowest: tools/lowest.py -->\n", "<!-- end of lowest -->"
 #: Those that a page names; the file has all.
 SHOWN = ("torch", "transformers", "haystack-ai", "langchain-core", "llama-index-core", "fastapi")
 PROJECTS = [
-    ".[adapters,bench,demo,fsspec,offline,quantized,remote,server]",
+    ".[adapters,bench,demo,fsspec,gguf,offline,quantized,remote,server]",
     "models/tiny",
     "integrations/haystack",
     "integrations/langchain[conformance]",
     "integrations/llamaindex",
 ]
-#: Old fastapi does not take starlette 1; without this, uv would raise fastapi rather than lower starlette.
-INDIRECT = ["starlette<0.49"]
+#: Old typer imports what click 8.5 deprecates. Old fastapi does not take starlette 1; without this, uv would raise fastapi
+#: rather than lower starlette.
+INDIRECT = ["click<8.5", "starlette<0.49"]
 #: pytest 9.2 deprecates what the plugin of an anyio imports that goes with old httpx and starlette.
 TOOLS = ["pytest<9.2"]
 TESTS = ["tests/unit", "tests/integration", "integrations", "tests/server"]

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cohere
 import httpx
 import pytest
 import yaml
@@ -198,6 +197,7 @@ def test_settings_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @of_the_sdk
 def test_the_cohere_sdk_with_a_template(server: Running, reranker: Reranker) -> None:
     """Documents as dicts, and our own fields through the SDK's door for further ones."""
+    cohere = pytest.importorskip("cohere", reason="its client comes with langchain-cohere")
     options = {"additional_body_parameters": {"document_template": "{title}: {body}", "return_judged_text": True}}
     documents = [{"title": each["title"], "body": each["body"]} for each in (FILES, TIGERS)]
     with httpx.Client() as connections:
@@ -214,6 +214,7 @@ def test_the_cohere_sdk_with_a_template(server: Running, reranker: Reranker) -> 
 @of_the_sdk
 def test_cohere_v2_with_yaml_of_ones_own(server: Running) -> None:
     """The strings that Cohere's second version asks for, `yaml.dump(..., sort_keys=False)`, are those that we make."""
+    cohere = pytest.importorskip("cohere", reason="its client comes with langchain-cohere")
     own = [yaml.dump(each, sort_keys=False) for each in (FILES, TIGERS)]
     with httpx.Client() as connections:
         client = cohere.ClientV2("key", base_url=server.url, httpx_client=connections)
