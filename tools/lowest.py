@@ -32,8 +32,8 @@ PROJECTS = [
     "integrations/langchain[conformance]",
     "integrations/llamaindex",
 ]
-#: Old typer imports what click 8.5 deprecates. Old fastapi does not take starlette 1; without this, uv would raise fastapi
-#: rather than lower starlette.
+#: Old typer imports what click 8.5 deprecates. Old fastapi does not take starlette 1; without this, uv would raise
+#: fastapi rather than lower starlette.
 INDIRECT = ["click<8.5", "starlette<0.49"]
 #: pytest 9.2 deprecates what the plugin of an anyio imports that goes with old httpx and starlette.
 TOOLS = ["pytest<9.2"]
