@@ -32,6 +32,7 @@ from qwen3_ranker_plugins.engines.packed.buffers import TOKENS_PER_DOCUMENT, Pas
 from qwen3_ranker_plugins.engines.packed.checkpoint import load_model
 from qwen3_ranker_plugins.engines.packed.decoder import Decoder, take_weights
 from qwen3_ranker_plugins.engines.packed.engine import PackedEngine, resolve
+from qwen3_ranker_plugins.engines.packed.fused import FusedDecoder
 from qwen3_ranker_plugins.engines.packed.options import PackedOptions
 from qwen3_ranker_plugins.engines.packed.size_classes import SizeClassRunner
 from qwen3_ranker_plugins.models import read_spec
@@ -88,6 +89,18 @@ def test_margins_of_the_decoder(
         margins = np.split(runner.run(pack(mixed)).numpy(), np.cumsum(counts)[:-1])
         for request, found in zip(mixed, margins, strict=True):
             np.testing.assert_allclose(found, one_at_a_time(request), rtol=0, atol=1e-4)
+
+
+def test_margins_with_norms_and_gates_inside_the_products(
+    tiny: Path, tiny_engine: PackedEngine, encoder: PromptEncoder, one_at_a_time: Reference
+) -> None:
+    runner = plain_runner(tiny, tiny_engine, budget=1024, size_classes=1)
+    weights = runner.decoder.weights
+    runner.decoder = FusedDecoder(weights, plain_kernels, plain_kernels.attend, plain_kernels.FusedProducts())
+    mixed = requests(np.random.default_rng(7), encoder, [3, 1, 8], longest=40)
+    margins = np.split(runner.run(pack(mixed)).numpy(), np.cumsum([3, 1, 8])[:-1])
+    for request, found in zip(mixed, margins, strict=True):
+        np.testing.assert_allclose(found, one_at_a_time(request), rtol=0, atol=1e-4)
 
 
 def test_long_documents_take_their_own_path_and_keep_their_margins(
