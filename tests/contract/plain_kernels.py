@@ -22,21 +22,9 @@ def gated(gate_up: torch.Tensor) -> torch.Tensor:
     return (silu(gate) * up).to(gate_up.dtype)
 
 
-class FusedProducts:
-    """`fused.FusedProducts`, one step after another."""
-
-    def scaled(self, states: torch.Tensor, scales: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return ((states @ weight.t()).float() * scales[:, None]).to(states.dtype)
-
-    def gated(self, states: torch.Tensor, scales: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
-        gate, up = self.scaled(states, scales, gate_up).float().unflatten(1, (-1, 2)).unbind(2)
-        return (silu(gate) * up).to(states.dtype)
-
-    def added(
-        self, states: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor, epsilon: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        total = residual + states @ weight.t()
-        return total, torch.rsqrt(total.float().square().mean(dim=1) + epsilon)
+def gated_product(states: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    gate, up = (states @ matrix.t()).float().unflatten(1, (-1, 2)).unbind(2)
+    return (silu(gate) * up).to(states.dtype)
 
 
 def rotate_keys(

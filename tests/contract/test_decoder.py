@@ -32,7 +32,7 @@ from qwen3_ranker_plugins.engines.packed.buffers import TOKENS_PER_DOCUMENT, Pas
 from qwen3_ranker_plugins.engines.packed.checkpoint import load_model
 from qwen3_ranker_plugins.engines.packed.decoder import Decoder, take_weights
 from qwen3_ranker_plugins.engines.packed.engine import PackedEngine, resolve
-from qwen3_ranker_plugins.engines.packed.fused import FusedDecoder
+from qwen3_ranker_plugins.engines.packed.gated_product import GatedProduct, check, choose_product, interleave_gates
 from qwen3_ranker_plugins.engines.packed.options import PackedOptions
 from qwen3_ranker_plugins.engines.packed.size_classes import SizeClassRunner
 from qwen3_ranker_plugins.models import read_spec
@@ -91,16 +91,55 @@ def test_margins_of_the_decoder(
             np.testing.assert_allclose(found, one_at_a_time(request), rtol=0, atol=1e-4)
 
 
-def test_margins_with_norms_and_gates_inside_the_products(
+def test_margins_with_gates_inside_the_products(
     tiny: Path, tiny_engine: PackedEngine, encoder: PromptEncoder, one_at_a_time: Reference
 ) -> None:
     runner = plain_runner(tiny, tiny_engine, budget=1024, size_classes=1)
-    weights = runner.decoder.weights
-    runner.decoder = FusedDecoder(weights, plain_kernels, plain_kernels.attend, plain_kernels.FusedProducts())
+    weights, product = runner.decoder.weights, GatedProduct("plain torch", plain_kernels.gated_product)
+    interleave_gates(weights)
+    runner.decoder = Decoder(weights, plain_kernels, plain_kernels.attend, gated_product=product)
+    assert runner.decoder.description == "ours, with our kernels and gates inside the products of plain torch"
     mixed = requests(np.random.default_rng(7), encoder, [3, 1, 8], longest=40)
     margins = np.split(runner.run(pack(mixed)).numpy(), np.cumsum([3, 1, 8])[:-1])
     for request, found in zip(mixed, margins, strict=True):
         np.testing.assert_allclose(found, one_at_a_time(request), rtol=0, atol=1e-4)
+
+
+def test_a_product_that_computes_something_else_is_noticed() -> None:
+    gate_up = torch.randn(96, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    before = gate_up.clone()
+    check(GatedProduct("right", plain_kernels.gated_product), gate_up)
+    for wrong in (
+        lambda states, matrix: plain_kernels.gated(states @ matrix.t()),  # halves, though the rows are interleaved
+        lambda states, matrix: plain_kernels.gated_product(states, matrix) * torch.nan,
+    ):
+        with pytest.raises(ArithmeticError, match="differ from plain torch's by"):
+            check(GatedProduct("wrong", wrong), gate_up)
+    assert torch.equal(gate_up, before)
+
+
+def test_a_product_that_cannot_be_imported_is_said_and_not_used(
+    tiny: Path,
+    tiny_engine: PackedEngine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    weights = plain_runner(tiny, tiny_engine, budget=1024, size_classes=1).decoder.weights
+    on_hopper = replace(weights, embedding=weights.embedding.bfloat16())
+    assert choose_product(on_hopper, (8, 0)) is None
+    assert choose_product(weights, (9, 0)) is None  # float32
+    installed = tmp_path / "quack_kernels-0.6.5.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: quack-kernels\nVersion: 0.6.5\n")
+    (tmp_path / "quack").mkdir()
+    (tmp_path / "quack" / "__init__.py").write_text("raise OSError('libcute.so: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not caplog.messages
+    assert choose_product(on_hopper, (9, 0)) is None
+    [said] = caplog.messages
+    assert "quack-kernels 0.6.5 cannot be used (OSError: libcute.so" in said
+    assert "pip uninstall quack-kernels" in said
 
 
 def test_long_documents_take_their_own_path_and_keep_their_margins(

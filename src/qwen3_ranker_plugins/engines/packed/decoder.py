@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..attention.gpu_kernels import Attend
     from ..attention.varlen import LongTensors, VarlenKernel
     from .buffers import PassBuffers
+    from .gated_product import GatedProduct
 
 
 class LayerWeights(NamedTuple):
@@ -29,7 +30,7 @@ class LayerWeights(NamedTuple):
         query_key_value: [(heads + 2 * kv_heads) * head_dim, width].
         query_norm, key_norm: [head_dim].
         output: [width, heads * head_dim].
-        gate_up: [2 * feed_forward, width].
+        gate_up: [2 * feed_forward, width], the rows of the gate first.
         down: [width, feed_forward].
     """
 
@@ -168,6 +169,8 @@ class Decoder:
         attend: for the device of the weights.
         varlen: computes the attention of long documents; None leaves them to `attend` as well.
         rows: number of rows of a work item's matrix of queries, as `attend` expects it.
+        gated_product: computes the feed-forward part's gate inside its first product. If it is given, the matrices
+            `gate_up` are interleaved, see `interleave_gates`.
     """
 
     def __init__(
@@ -177,9 +180,11 @@ class Decoder:
         attend: Attend,
         varlen: VarlenKernel | None = None,
         rows: int = ROWS,
+        gated_product: GatedProduct | None = None,
     ) -> None:
         self.weights = weights
         self._kernels, self._attend, self._varlen, self._rows = kernels, attend, varlen, rows
+        self._gated_product = gated_product
 
     @property
     def tokens_per_item(self) -> int:
@@ -194,9 +199,12 @@ class Decoder:
     @property
     def description(self) -> str:
         """Which layers run, as `EngineDescription` shows it."""
-        if self._varlen is None:
-            return "ours, with our kernels"
-        return f"ours, with our kernels and {self._varlen.name} for documents of {self._varlen.shortest} tokens or more"
+        parts = ["ours, with our kernels"]
+        if self._gated_product is not None:
+            parts.append(f"gates inside the products of {self._gated_product.name}")
+        if self._varlen is not None:
+            parts.append(f"{self._varlen.name} for documents of {self._varlen.shortest} tokens or more")
+        return " and ".join(parts) if len(parts) < 3 else f"{parts[0]}, {parts[1]} and {parts[2]}"
 
     def __call__(self, buffers: PassBuffers) -> torch.Tensor:
         """Margins, float32 [documents that the buffers have room for]. Nothing in here waits for the device."""
@@ -300,4 +308,8 @@ class Decoder:
 
     def _feed_forward(self, hidden: torch.Tensor, layer: LayerWeights) -> torch.Tensor:
         normed = self._kernels.rms_norm(hidden, layer.feed_forward_norm, self.weights.epsilon)
-        return hidden.addmm_(self._kernels.gated(normed @ layer.gate_up.t()), layer.down.t())
+        if self._gated_product is None:
+            gated = self._kernels.gated(normed @ layer.gate_up.t())
+        else:
+            gated = self._gated_product.compute(normed, layer.gate_up)
+        return hidden.addmm_(gated, layer.down.t())

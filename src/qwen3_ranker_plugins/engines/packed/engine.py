@@ -119,9 +119,8 @@ class PackedEngine(Engine):
         from .size_classes import make_runner
 
         found = capability(self.device) or (0, 0)  # `options` select our decoder on NVIDIA GPUs only
-        return make_runner(
-            take_weights(model, self._direction, self.device), self.device, found, self.options, token_budget
-        )
+        weights = take_weights(model, self._direction, self.device)
+        return make_runner(weights, self.device, found, self.options, token_budget, owns_weights=True)
 
     def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
         """One forward pass over all requests.

@@ -92,16 +92,11 @@ class Float8Decoder(Decoder):
             attended = self._attend_products(products, layer.rest, rotary, buffers)
             hidden = hidden.addmm_(attended, layer.rest.output.t())
             states = kernels.rms_norm_float8(hidden, layer.rest.feed_forward_norm, epsilon)
-            states = self._gated(states, layer.gate_up, hidden.dtype)
+            states = kernels.gated_float8(_product(states, layer.gate_up, hidden.dtype))
             down = _product(states, layer.down, hidden.dtype)
         if down is not None:
             hidden = hidden.add_(down)
         return self._margins(hidden, self.weights.layers[-1], rotary, buffers)
-
-    def _gated(
-        self, states: tuple[torch.Tensor, torch.Tensor], gate_up: _Float8Matrix, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._float8_kernels.gated_float8(_product(states, gate_up, dtype))
 
 
 def _float8_layer(layer: LayerWeights) -> _Float8Layer:

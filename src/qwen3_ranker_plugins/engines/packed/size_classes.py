@@ -43,6 +43,8 @@ def make_runner(
     capability: tuple[int, int],
     options: PackedOptions,
     token_budget: int,
+    *,
+    owns_weights: bool,
 ) -> SizeClassRunner:
     """A runner of our decoder, with the kernels for the device.
 
@@ -53,6 +55,7 @@ def make_runner(
         weights: on `device`.
         device, options, token_budget: see `SizeClassRunner`.
         capability: compute capability of the device.
+        owns_weights: whether nothing else uses the weights, so that they may be reordered.
 
     Raises:
         EngineError: see `SizeClassRunner.warm_up`.
@@ -61,9 +64,16 @@ def make_runner(
     from . import kernels
     from .decoder import Decoder
     from .float8 import Float8Decoder
+    from .gated_product import choose_product, interleave_gates
 
     attend, rows, varlen = kernels_for(capability)
-    decoder = (Float8Decoder if options.float8 else Decoder)(weights, kernels, attend, varlen, rows)
+    if options.float8:
+        decoder: Decoder = Float8Decoder(weights, kernels, attend, varlen, rows)
+    else:
+        product = choose_product(weights, capability) if owns_weights else None
+        if product is not None:
+            interleave_gates(weights)
+        decoder = Decoder(weights, kernels, attend, varlen, rows, product)
     runner = SizeClassRunner(decoder, device, options, token_budget)
     if options.warm_up:
         runner.warm_up()

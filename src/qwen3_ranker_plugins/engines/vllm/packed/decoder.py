@@ -91,4 +91,4 @@ def runner_of(weights: DecoderWeights, *, token_budget: int, cuda_graphs: bool) 
     options = PackedOptions(
         compile=True, float8=False, warm_up=True, size_classes=SIZE_CLASSES[-1], cuda_graphs=cuda_graphs
     )
-    return make_runner(weights, device, capability(device) or (0, 0), options, token_budget)
+    return make_runner(weights, device, capability(device) or (0, 0), options, token_budget, owns_weights=False)
