@@ -107,7 +107,7 @@ def main(*options: str) -> None:
         assert pytest.stdout is not None  # noqa: S101 - for mypy: it is a pipe
         for line in pytest.stdout:
             print(line, end="", flush=True)
-    if recorded:
+    if recorded and pytest.returncode in (0, 1):  # not if it was interrupted
         record(line)
     sys.exit(pytest.returncode)
 
