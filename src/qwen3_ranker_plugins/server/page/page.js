@@ -120,7 +120,8 @@ async function openExample(id) {
   const mine = asked = new AbortController();
   try {
     const found = await call(`demo/${encodeURIComponent(id)}`, undefined, mine.signal);
-    const texts = found.candidates.map((each) => each.text.replace(/\s*\n\s*/g, "\n").trim());
+    // A blank line would end the document. Everything else stays, so that scores are those of the demo.
+    const texts = found.candidates.map((each) => each.text.replace(/\n(\s*\n)+/g, "\n").trim());
     example = {
       query: found.query, texts, judged: found.judged, reason: found.reason,
       grades: new Map(found.candidates.map((each, place) => [texts[place], each.grade]).filter(([, grade]) => grade)),
