@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,11 @@ _ORDER = (
     "tests/integration/",
     "",
 )
+
+
+# A shell starts a background job with SIGINT ignored, and so would be the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _group(nodeid: str) -> str:
