@@ -25,7 +25,8 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,20 @@ def register(site: Path) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: paced\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(ENTRY_POINT)
     sys.path.insert(0, str(site))
+
+
+@contextmanager
+def paced_model() -> Iterator[tuple[Path, Path]]:
+    """A folder that registers the engine, and in it a model's folder, which has only a tokenizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        site = Path(folder)
+        register(site)
+        from tests.qwen3_tokenizer import write_qwen3_tokenizer
+
+        model = site / "model"
+        model.mkdir()
+        write_qwen3_tokenizer(model)
+        yield site, model
 
 
 def mark_steps(trace: Trace) -> None:
@@ -204,14 +219,7 @@ def main() -> None:
     result: dict[str, Any] = {"settings": vars(arguments), "environment": vars(environment()), "rounds": []}
     if arguments.output.exists():
         result = json.loads(arguments.output.read_text(encoding="utf-8"))
-    with tempfile.TemporaryDirectory() as folder:
-        site = Path(folder)
-        register(site)
-        from tests.qwen3_tokenizer import write_qwen3_tokenizer
-
-        model = site / "model"
-        model.mkdir()
-        write_qwen3_tokenizer(model)
+    with paced_model() as (site, model):
         rounds = {}
         for replicas in map(int, arguments.replicas.split(",")):
             rounds[str(replicas)] = measure(site, str(model), replicas, arguments)

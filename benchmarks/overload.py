@@ -16,12 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.host_path import register, serve
+from benchmarks.host_path import paced_model, serve
 from benchmarks.host_time import HostTime
 from benchmarks.measure_wire import free_port, wait_for
 from qwen3_ranker_plugins.bench.load.results import step_figures
@@ -93,14 +92,7 @@ def main() -> None:
     result: dict[str, Any] = {"settings": settings, "environment": vars(environment()), "rounds": []}
     if arguments.output.exists():
         result = json.loads(arguments.output.read_text(encoding="utf-8"))
-    with tempfile.TemporaryDirectory() as folder:
-        site = Path(folder)
-        register(site)
-        from tests.qwen3_tokenizer import write_qwen3_tokenizer
-
-        model = site / "model"
-        model.mkdir()
-        write_qwen3_tokenizer(model)
+    with paced_model() as (site, model):
         rows = measure(site, model, arguments)
     result["rounds"].append({"commit": arguments.commit, "rows": rows})
     arguments.output.write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")

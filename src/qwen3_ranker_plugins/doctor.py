@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +24,7 @@ from .config import BUNDLED_MODEL
 from .engines import choose_engine
 from .errors import InvalidInputError, ModelNotFoundError
 from .models import resolve_model
+from .pip_command import installed_version
 from .prompt import TEMPLATES
 from .reranker import Reranker
 
@@ -166,14 +166,6 @@ def read_reference_scores(path: Path | None = None) -> list[dict[str, Any]]:
             "reference_file", str(path), f"give a file in the form of assets/reference_scores.json ({error!r})"
         ) from error
     return found
-
-
-def installed_version(distribution: str) -> str | None:
-    """The version of a distribution; None if it is not installed."""
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
 
 
 def visible_devices() -> list[str]:

@@ -1,11 +1,11 @@
-"""The pip command that installs missing packages from the same source as this package."""
+"""What is installed, and the pip command that installs missing packages from the same source as this package."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -19,6 +19,14 @@ FOLDERS = {
     "langchain-qwen3-ranker": "integrations/langchain",
     "llama-index-postprocessor-qwen3-ranker": "integrations/llamaindex",
 }
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of a distribution; None if it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def pip_install(*extras: str, also: tuple[str, ...] = ()) -> str:

@@ -10,10 +10,10 @@ import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .._version import __version__
+from ..pip_command import installed_version
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "vllm", "numpy", "ir-measures", "scipy", "matplotlib", "bm25s")
 
@@ -112,7 +112,7 @@ def environment() -> Environment:
         load_before=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         busy_before=busy_share(),
         gpus=gpus(),
-        libraries={name: found for name in _LIBRARIES if (found := _version(name)) is not None},
+        libraries={name: found for name in _LIBRARIES if (found := installed_version(name)) is not None},
     )
 
 
@@ -175,10 +175,3 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -26,7 +26,7 @@ _SMALL_PASS = 3
 # Number of passes that stay small after a short request: a client that sends one after another is expected to send the
 # next one in that time.
 _SMALL_PASSES = 6
-# A pass is full if so many requests in a row found no room. A thousand may wait, and others wait while it is filled.
+# A pass is full if this many requests in a row found no room. A thousand may wait, and others wait while it is filled.
 _MOST_MISSES = 32
 
 

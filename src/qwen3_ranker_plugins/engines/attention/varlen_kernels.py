@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from ...errors import EngineError
-from ...pip_command import pip_install
+from ...pip_command import installed_version, pip_install
 from .varlen import Sequences, VarlenKernel
 
 _logger = logging.getLogger(__name__)
@@ -28,7 +27,7 @@ def choose_kernel(capability: tuple[int, int]) -> VarlenKernel | None:
     our kernel on an H200 (docs/performance.md). The same is expected on Ampere and Ada, where it was not measured,
     because both use the same instructions there.
     """
-    if capability[0] in _FLASH_4 and (installed := _installed("flash-attn-4")):
+    if capability[0] in _FLASH_4 and (installed := installed_version("flash-attn-4")):
         try:
             return flash_attention_4()
         except Exception as error:  # noqa: BLE001 - its imports load compiled libraries, which fail in many ways
@@ -65,16 +64,9 @@ def flash_attention_4() -> VarlenKernel:
             raise
         except Exception as error:
             raise EngineError(
-                f"flash-attn-4 {_installed('flash-attn-4')} failed ({type(error).__name__}: {error}): run "
+                f"flash-attn-4 {installed_version('flash-attn-4')} failed ({type(error).__name__}: {error}): run "
                 f"{pip_install('flash')} --upgrade, or pip uninstall flash-attn-4"
             ) from error
         return output
 
     return VarlenKernel("FlashAttention 4", _SHORTEST, attend)
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

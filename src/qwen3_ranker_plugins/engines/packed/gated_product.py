@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import silu
 
-from ...pip_command import pip_install
+from ...pip_command import installed_version, pip_install
 
 if TYPE_CHECKING:
     from .decoder import DecoderWeights
@@ -50,9 +49,8 @@ def choose_product(weights: DecoderWeights, capability: tuple[int, int]) -> Gate
     """
     if capability[0] != 9 or weights.embedding.dtype != torch.bfloat16:
         return None
-    try:
-        installed = version("quack-kernels")
-    except PackageNotFoundError:
+    installed = installed_version("quack-kernels")
+    if installed is None:
         return None
     try:
         product = quack_kernels()
