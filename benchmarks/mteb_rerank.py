@@ -91,8 +91,12 @@ def main() -> None:
     parser.add_argument("--instruction", help="of the task; default: the model's own")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-
-    import mteb
+    if not arguments.output.absolute().parent.is_dir():  # the file is written after the evaluation, which takes long
+        parser.error(f"OUTPUT {arguments.output}: the folder does not exist: create it first")
+    try:
+        import mteb
+    except ModuleNotFoundError:
+        parser.error("mteb is not installed: pip install mteb")
 
     tasks = mteb.get_tasks(tasks=arguments.tasks.split(","))
     with Reranker(arguments.model, device=arguments.device) as reranker:

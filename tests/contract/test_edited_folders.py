@@ -83,6 +83,30 @@ def panic(folder: Path) -> None:
     path.write_text(json.dumps(found | {"model": found["model"] | {"continuing_subword_prefix": "##"}}))
 
 
+def suffix_of_words(folder: Path) -> None:
+    """transformers builds Qwen's tokenizer anew and drops it; the tokenizers library would look for `yes</w>`."""
+    path = folder / "tokenizer.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"model": found["model"] | {"end_of_word_suffix": "</w>"}}))
+
+
+def general(change: Edit) -> Edit:
+    """With a class that does as tokenizer.json says."""
+
+    def edit(folder: Path) -> None:
+        change(folder)
+        edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+
+    return edit
+
+
+def prefix_space(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    found = json.loads(path.read_text())
+    found["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = True
+    path.write_text(json.dumps(found))
+
+
 def without_control_tokens(folder: Path) -> None:
     edit_json(folder / "tokenizer.json", added_tokens=[])
     (folder / "tokenizer_config.json").unlink()
@@ -113,6 +137,7 @@ SCORED: dict[str, Edit] = {
     ),
     "dropout of the tokenizer": dropout,
     "a special token that tokenizer.json has": tokenizer_config(bos_token="<|im_start|>"),  # noqa: S106 - no password
+    "another normalizer, as its class says": general(tokenizer(normalizer={"type": "NFKC"})),
     "padding side": tokenizer_config(padding_side="right"),
     "another chat template": tokenizer_config(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}"),
 }  # fmt: skip
@@ -134,6 +159,12 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "half the merges": (half_the_merges, "splits 'yes' into 2 tokens"),
     "no control tokens": (without_control_tokens, "does not know"),
     "another normalizer": (tokenizer(normalizer={"type": "Lowercase"}), "another normalizer than Qwen's"),
+    "a suffix of words": (suffix_of_words, "'yes' becomes.*use the tokenizer of the checkpoint's base"),
+    "a space in front of every text, as tokenizer.json says": (general(prefix_space), "'yes' becomes 'Ġyes'"),
+    "no space at the ends of a text": (
+        general(tokenizer(normalizer={"type": "Strip", "strip_left": True, "strip_right": True})),
+        "' yes' becomes 'yes'",
+    ),
     "a space in front of every text": (tokenizer_config(add_prefix_space=True), "add_prefix_space=True"),
     "control tokens split": (tokenizer_config(split_special_tokens=True), "split_special_tokens=True"),
     "a word that only transformers adds": (

@@ -24,6 +24,8 @@ _NORMALIZER = {"type": "NFC"}
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+#: Text -> its symbols, one after another, by any tokenizer of bytes such as Qwen's.
+_ENDS = {"yes": "yes", " yes": "Ġyes", "yes ": "yesĠ", "\nyes\n": "ĊyesĊ"}
 _REMEDY = "save the tokenizer again with AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
 
 
@@ -50,6 +52,7 @@ def check_tokenizer(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     if kind not in _GENERAL:
         _check_steps(folder, tokenizer)
+    _check_ends(folder, tokenizer)
     _check_added_words(path, said, tokenizer)
 
 
@@ -71,6 +74,18 @@ def _check_steps(folder: Path, tokenizer: ModelTokenizer) -> None:
             f"by Qwen's: {_REMEDY}, or, if the difference is intended, set tokenizer_class to "
             "'PreTrainedTokenizerFast' in tokenizer_config.json"
         )
+
+
+def _check_ends(folder: Path, tokenizer: ModelTokenizer) -> None:
+    """Make sure that nothing is added to or removed from the ends of a text, since prompts are encoded in pieces."""
+    for text, due in _ENDS.items():
+        tokens = tokenizer.plain.encode(text, add_special_tokens=False).tokens
+        found = "".join(tokens)
+        if found != due and set(tokens).isdisjoint(tokenizer.vocabulary):  # white space may belong to an added word
+            raise UnsupportedModelError(
+                f"{folder}/tokenizer.json changes the ends of a text ({text!r} becomes {found!r}), so the ids of a "
+                "prompt depend on where it is divided: use the tokenizer of the checkpoint's base"
+            )
 
 
 def _check_added_words(path: Path, said: dict[str, Any], tokenizer: ModelTokenizer) -> None:
