@@ -1,9 +1,9 @@
 """Simulate one request on several replicas, with the real shares of passes -> docs/results/shares.json.
 
-A request is encoded in the parts of `reranker.PARTS`, and replicas take passes as the dispatcher lets them. No model
-runs. Times are those of an H200 with 16 cores in the 0.6B shape, in ms: 3 until the first part is encoded and 3 from
-the last score to the client, 0.25 us a token for encoding, 1.2 from the queue to the device, 1 for a pass and 1.8 us
-for each of its tokens. The times of the host vary: each is multiplied by 0.5 and an exponentially distributed number
+A request is encoded in the parts of `prompt.turns.PARTS`, and replicas take passes as the dispatcher lets them. No
+model runs. Times are those of an H200 with 16 cores in the 0.6B shape, in ms: 3 until the first part is encoded and 3
+from the last score to the client, 0.25 us a token for encoding, 1.2 from the queue to the device, 1 for a pass and 1.8
+us for each of its tokens. The times of the host vary: each is multiplied by 0.5 and an exponentially distributed number
 with a mean of 0.5.
 
     PYTHONPATH=src:. python benchmarks/simulate_shares.py [--output docs/results/shares.json]
@@ -26,7 +26,7 @@ from qwen3_ranker_plugins.dispatch import filling
 from qwen3_ranker_plugins.dispatch.replicas import may_take, share_of_pass
 from qwen3_ranker_plugins.engines.base import EngineCapabilities
 from qwen3_ranker_plugins.prompt import EncodedRequest
-from qwen3_ranker_plugins.reranker import PARTS
+from qwen3_ranker_plugins.prompt.turns import PARTS
 
 ROOT = Path(__file__).parents[1]
 CASES = {"1000 titles": (1000, 28), "100 chunks": (100, 230), "100 titles": (100, 28)}

@@ -56,7 +56,8 @@ class PreparedRequest:
         self._started = time.perf_counter()
         self._calibration = calibration
         check_text("query", request.query)
-        check_positive("max_document_tokens", request.max_document_tokens)
+        if request.max_document_tokens is not None:
+            check_positive("max_document_tokens", request.max_document_tokens)
         if request.instruction is not None:
             check_text("instruction", request.instruction)
         self.query = request.query

@@ -1,91 +1,38 @@
-"""Reranker: check -> encode -> queue -> order -> top_k, for sync and async callers.
+"""Reranker: whole calls, for sync and async callers.
 
-Every call takes the same path: `prepare` checks a request, `submit` encodes and queues it, and the prepared request
-ranks its documents when the engine has scored them.
+Every call takes the same path, whose steps are in `steps`: `prepare` checks a request, `submit` encodes and queues it,
+and the prepared request ranks its documents when the engine has scored them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import threading
-import weakref
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
-from itertools import accumulate, pairwise
-from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .cache import CacheStatistics, ScoreCache
-from .calibration import Calibration
 from .config import (
     DEFAULT_MODEL,
-    EngineConfig,
     RankingOptions,
     RerankerSettings,
     canonical_devices,
     canonical_size,
     plain,
 )
-from .dispatch import Engines, Lease, PassListener, Progress, ReplicaState
-from .engines import choose_engine, device_names, engine_module
-from .engines.base import EngineDescription, Margins
 from .errors import InvalidInputError
-from .explanation import Explain, Explainer, check_explain
-from .models import judgement_facts
-from .prompt import DEFAULT_MAX_LENGTH, SLICE, SUFFIX_CHARACTERS, EncodedRequest, in_groups
+from .explanation import Explain, check_explain
+from .progress_bar import ProgressBar
+from .prompt import DEFAULT_MAX_LENGTH
 from .ranking import PreparedRequest
+from .steps import RerankingSteps
 from .types import DEFAULT_PIECES, Request, RerankResult
 
-# For an engine on a GPU, a request of at least this many characters (about 10,000 tokens) is queued in parts, so that
-# the GPU does not idle during the milliseconds that encoding takes. The parts end at these fractions of the request.
-# Encoding and laying out a part takes a fifth to a third of the time that the GPU needs for it, so each part keeps the
-# GPU busy for about as long as the next one takes to be ready.
-_LONG_REQUEST = 40_000
-PARTS = (0.08, 0.3, 1.0)
 
-# Encoding checks for cancellation each time it has encoded this many characters, which takes about 0.1 s.
-_LONGEST_ENCODED = 262_144
-
-# The longest time in seconds that a request waits for another one to be encoded.
-_LONGEST_TURN = 0.02
-# Texts of fewer characters (about 5,000 tokens) gain little from more than a few cores, so several such batches are
-# encoded at the same time.
-_SMALL_BATCH = 20_000
-#: Number of such batches.
-SMALL_BATCHES = max(1, (os.cpu_count() or 1) // 4)
-
-
-class _Encoding:
-    """Whose turn it is to use the tokenizer, in this process: one large batch and `SMALL_BATCHES` small ones."""
-
-    def __init__(self) -> None:
-        self.large = threading.Semaphore(1)
-        self.small = threading.Semaphore(SMALL_BATCHES)
-
-
-_encoding = _Encoding()
-
-
-def _new_locks() -> None:
-    """Replace the locks in a forked child: a thread of the parent, which does not exist here, may have held one."""
-    global _encoding  # noqa: PLW0603
-    _encoding = _Encoding()
-
-
-if hasattr(os, "register_at_fork"):  # Windows cannot fork
-    os.register_at_fork(after_in_child=_new_locks)
-
-
-class Reranker:
+class Reranker(RerankingSteps):
     """Orders documents by P(yes) of a Qwen3 reranker.
 
     Thread-safe; concurrent callers share forward passes. Rerankers with equal engine settings in one process
@@ -181,7 +128,7 @@ class Reranker:
             piece_overlap=piece_overlap,
             max_pieces=max_pieces,
         )
-        self._start(settings, RankingOptions(top_k, score_threshold, min_confidence))
+        super().__init__(settings, RankingOptions(top_k, score_threshold, min_confidence))
 
     @classmethod
     def from_settings(cls, settings: RerankerSettings, options: RankingOptions | None = None) -> Self:
@@ -190,43 +137,8 @@ class Reranker:
         Raises: as `Reranker`.
         """
         made = cls.__new__(cls)
-        made._start(settings, RankingOptions() if options is None else options)  # noqa: SLF001 - of this class
+        RerankingSteps.__init__(made, settings, RankingOptions() if options is None else options)
         return made
-
-    def _start(self, settings: RerankerSettings, options: RankingOptions) -> None:
-        self.settings = settings
-        self.options = options
-        self.engine_name, self.engine_reason = choose_engine(settings.engine)
-        module = engine_module(self.engine_name)
-        if settings.devices is None:
-            resolved = module.resolve(self.engine_name, settings)
-            engines: Engines = resolved.config
-        else:
-            of_each = {
-                device: module.resolve(self.engine_name, replace(settings, device=device, devices=None))
-                for device in device_names(settings.devices)
-            }
-            engines = _alike([of_each[device].config for device in device_names(settings.devices)])
-            resolved = next(iter(of_each.values()))
-        #: The local folder with the model, or with its tokenizer; None if the engine needs neither.
-        self.model_path: Path | None = resolved.folder
-        self._encoder = resolved.encoder
-        self._config = resolved.config
-        #: Maps margins to calibrated scores; None if scores are the sigmoid of margins.
-        self.calibration: Calibration | None = None
-        if settings.calibration is not None:
-            self.calibration = Calibration.read(settings.calibration)
-            self.calibration.check_judgement(self.judgement_facts(), settings.calibration)
-        self._form = _form(resolved.config, settings, self.calibration)
-        self._lease = Lease(engines)
-        self._cache: ScoreCache | None = None
-        if settings.cache is not None:
-            try:
-                self._cache = ScoreCache(settings, resolved.config, self._lease.engine.describe())
-            except BaseException:
-                self._lease.close()
-                raise
-            weakref.finalize(self, self._cache.close)
 
     def rerank(
         self,
@@ -345,161 +257,6 @@ class Reranker:
         """`score` without blocking the event loop; with `cached=False`, cached scores are not used."""
         return (await self._settled(Request(query, documents, instruction), cached=cached)).scores()
 
-    def prepare(self, request: Request) -> PreparedRequest:
-        """The first step of every call: check a request. For callers such as a server that run each step themselves.
-
-        Raises:
-            InvalidInputError: names the argument and its value.
-        """
-        return PreparedRequest(request, self.settings.instruction, self.calibration, self.settings.pieces)
-
-    def explainer(self, prepared: PreparedRequest, result: RerankResult, *, sentences: bool) -> Explainer:
-        """The `Explainer` of a result, for callers such as a server that run the steps of a call themselves."""
-        return Explainer(self._encoder, prepared, result, sentences=sentences)
-
-    def encode(self, prepared: PreparedRequest) -> EncodedRequest:
-        """Encode a whole request before it is submitted, so that its `num_tokens` and `truncated` are known.
-
-        Raises:
-            PromptTooLongError: query and instruction leave no room for a document.
-        """
-        if self._cache is not None and prepared.cached:
-            prepared.recall(self._cache)
-        if prepared.num_known and not prepared.unknown:
-            return EncodedRequest(prefix=[], segments=[], truncated_tokens=[])
-        read = SLICE if prepared.pieces is None else None
-        first, *others = in_groups(prepared.unknown, _LONGEST_ENCODED, read=read) or [[]]
-        encoded = self._encode(prepared, first)
-        prepared.add(encoded)
-        for turn in others:
-            if prepared.submission.future.done():  # cancelled meanwhile
-                break
-            more = self._encode(prepared, turn)
-            prepared.add(more)
-            encoded = encoded.followed_by(more)
-        return encoded
-
-    def submit(
-        self,
-        prepared: PreparedRequest,
-        on_progress: Progress | None = None,
-        *,
-        encoded: EncodedRequest | None = None,
-        restart: bool = False,
-    ) -> Future[Margins]:
-        """Encode a prepared request and queue it; `prepared.result(options)` ranks it.
-
-        Returns when the whole request is encoded and queued. For an engine on a GPU, a long request is encoded and
-        queued in growing parts, so that the GPU scores one part while the next is encoded. Cancelling the returned
-        future, from any thread, drops every document that no pass has taken.
-
-        Args:
-            prepared: a request that was not submitted before.
-            on_progress: called from the engine's thread with the number of documents that a pass has scored.
-            encoded: what `encode` returned, if it was called.
-            restart: if the engine's process has ended, wait until it has been restarted, instead of raising.
-
-        Raises:
-            PromptTooLongError: query and instruction leave no room for a document.
-            EngineClosedError: the reranker is closed, or its engine has ended and `restart` is False.
-        """
-        for _ in self.submit_in_turns(prepared, on_progress, encoded=encoded, restart=restart):
-            pass
-        return prepared.submission.future
-
-    def submit_in_turns(
-        self,
-        prepared: PreparedRequest,
-        on_progress: Progress | None = None,
-        *,
-        encoded: EncodedRequest | None = None,
-        restart: bool = False,
-    ) -> Iterator[None]:
-        """`submit` in steps of a fraction of a second each, for callers that have other requests to encode as well.
-
-        Yields between two parts of a request, and ends when the whole request is queued or was cancelled.
-
-        Args: as `submit`.
-        Raises: as `submit`.
-        """
-        submission = prepared.submission
-        submission.on_progress = on_progress
-        if encoded is not None:
-            if not submission.future.done():  # cancelled meanwhile, or there is nothing to score
-                first = prepared.num_segments - len(encoded.segments)
-                self._lease.queue(submission, encoded, first, restart=restart)
-            return
-        if self._cache is not None and prepared.cached:
-            prepared.recall(self._cache)
-        parts = [prepared.unknown]
-        if self._lease.engine.capabilities.encodes_meanwhile:
-            parts = _parts(prepared.unknown)
-        read = SLICE if prepared.pieces is None else None
-        turns = [turn for part in parts for turn in in_groups(part, _LONGEST_ENCODED, read=read)]
-        try:
-            for number, turn in enumerate(turns):
-                if number:
-                    yield
-                if submission.future.done():
-                    break
-                encoded = self._encode(prepared, turn)
-                self._lease.queue(submission, encoded, prepared.add(encoded), restart=restart)
-        except BaseException:
-            prepared.cancel()
-            raise
-
-    @property
-    def running(self) -> bool:
-        """Whether the engine's threads and processes are alive.
-
-        If a thread has ended, every call raises EngineClosedError. If the process of the only engine, or of every
-        replica, has ended or hung, `submit` raises it, and the methods that return scores wait until it has been
-        restarted.
-        """
-        return self._lease.running
-
-    @property
-    def replaces(self) -> bool:
-        """Whether engines whose process has ended are restarted automatically, as they are with `devices`."""
-        return self._lease.replaces
-
-    def replicas(self) -> list[ReplicaState]:
-        """State and counters of each engine: one engine, or one for each of `devices`."""
-        return self._lease.replicas()
-
-    def on_pass(self, listener: PassListener) -> None:
-        """Call `listener(PassReport)` after every forward pass, from the thread of the engine that ran it."""
-        self._lease.on_pass(listener)
-
-    def describe(self) -> EngineDescription:
-        """Which engine runs on which device, how the model judges, and from which file each of these facts was read."""
-        description = self._lease.engine.describe()
-        cached = {} if self._cache is None else {"cache": self._cache.statistics().summary}
-        return replace(description, details={**self._form, **description.details, **cached})
-
-    def cache_statistics(self) -> CacheStatistics | None:
-        """Content and counters of the cache; None without a cache."""
-        return None if self._cache is None else self._cache.statistics()
-
-    def judgement_facts(self) -> dict[str, str]:
-        """Everything that determines the meaning of a margin, see `models.judgement_facts`; reads the model's files."""
-        config = self._config
-        return judgement_facts(self.settings, config.folder, config.spec, config.adapter)
-
-    def close(self) -> None:
-        """Release the engine, which is closed with the last reranker that uses it. Repeated calls have no effect."""
-        if self._cache is not None:
-            self._cache.close()
-        self._lease.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __reduce__(self) -> tuple[object, ...]:
         """Copies and pickles carry the settings; a copy shares the engine, or loads its own in another process."""
         return _make_again, (type(self), self.settings, self.options)
@@ -511,7 +268,7 @@ class Reranker:
     def _submitted(self, requests: Sequence[Request], show_progress: bool) -> Iterator[list[PreparedRequest]]:
         """Requests after `submit`. When the block ends, even by an interrupt, those that wait are cancelled."""
         prepared: list[PreparedRequest] = []
-        bar = _ProgressBar() if show_progress else None
+        bar = ProgressBar() if show_progress else None
         try:
             for request in requests:  # the engine works on the first while the next are encoded
                 prepared.append(self.prepare(request))
@@ -558,58 +315,9 @@ class Reranker:
             prepared.cancel()
         return prepared
 
-    def _encode(self, prepared: PreparedRequest, texts: list[str]) -> EncodedRequest:
-        """Encode some documents of a request.
-
-        Large requests that arrive together are encoded one after another, so that the engine gets the first one early:
-        the tokenizer spreads one batch over all cores, so batches that are encoded at the same time all finish late. No
-        request waits longer than `_LONGEST_TURN` for another.
-        """
-        turn = _encoding.small if sum(map(len, texts)) < _SMALL_BATCH else _encoding.large
-        held = turn.acquire(timeout=_LONGEST_TURN)
-        try:
-            arguments = (prepared.query, texts, prepared.instruction, prepared.max_document_tokens)
-            if prepared.pieces is None:
-                return self._encoder.encode(*arguments)
-            return self._encoder.encode(*arguments, prepared.pieces)
-        finally:
-            if held:
-                turn.release()
-
-
-def _form(config: EngineConfig, settings: RerankerSettings, calibration: Calibration | None) -> dict[str, str]:
-    """How the model judges, as shown by `describe`; only the calibration for an engine that reads no model."""
-    calibrated = {} if calibration is None else {"calibration": f"{calibration.summary} ({settings.calibration})"}
-    if config.spec is None:
-        return calibrated
-    form = config.spec.facts
-    if settings.template != "standard":
-        form["template"] = settings.template if "{" not in settings.template else "given"
-    if settings.instruction is not None:
-        form["instruction"] = f"{settings.instruction} (given)"
-    if config.adapter is not None:
-        form["adapter"] = f"{config.adapter} (merged into the weights)"
-    return form | calibrated
-
 
 def _make_again(kind: type[Reranker], settings: RerankerSettings, options: RankingOptions) -> Reranker:
     return kind.from_settings(settings, options)
-
-
-def _alike(configs: Sequence[EngineConfig]) -> tuple[EngineConfig, ...]:
-    """The configurations of replicas, which have to give the same margins.
-
-    Raises:
-        InvalidInputError: they differ in more than the device.
-    """
-    dtypes = {each.device: each.dtype for each in configs}
-    if len(set(dtypes.values())) > 1:
-        raise InvalidInputError("devices", ",".join(dtypes), f"their dtypes differ ({dtypes}): set dtype")
-    if len({replace(each, device="") for each in configs}) > 1:
-        raise InvalidInputError(
-            "devices", ",".join(dtypes), "an engine would run with different options on them: use devices of one kind"
-        )
-    return tuple(configs)
 
 
 def _checked_requests(requests: Sequence[Request]) -> Sequence[Request]:
@@ -619,36 +327,3 @@ def _checked_requests(requests: Sequence[Request]) -> Sequence[Request]:
         if not isinstance(request, Request):
             raise InvalidInputError(f"requests[{index}]", request, "needs a Request(query, documents)")
     return requests
-
-
-def _parts(texts: list[str]) -> list[list[str]]:
-    """Split texts into the parts that are queued one after another; a short request is one part."""
-    work = list(accumulate(len(text) + SUFFIX_CHARACTERS for text in texts))
-    if not work or work[-1] < _LONG_REQUEST:
-        return [texts]
-    ends = [min(bisect_left(work, share * work[-1]) + 1, len(texts)) for share in PARTS]
-    return [texts[start:end] for start, end in pairwise([0, *ends]) if start < end]
-
-
-class _ProgressBar:
-    """Documents scored and expected, on standard error."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
-
-        columns = (TextColumn("reranking"), BarColumn(), MofNCompleteColumn(), TextColumn("documents"))
-        self._bar = RichProgress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-        self._bar.start()
-        self._task = self._bar.add_task("reranking", total=0)
-        self._expected = 0
-
-    def expect(self, documents: int) -> Progress:
-        """Expect more documents. Call the returned function with the number of documents that were scored."""
-        self._expected += documents
-        self._bar.update(self._task, total=self._expected)
-        return partial(self._bar.advance, self._task)
-
-    def close(self) -> None:
-        self._bar.stop()

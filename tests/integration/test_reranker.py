@@ -29,11 +29,10 @@ from qwen3_ranker_plugins import (
     Reranker,
     ScoringError,
 )
-from qwen3_ranker_plugins import reranker as core
 from qwen3_ranker_plugins.dispatch import Submission
 from qwen3_ranker_plugins.engines.base import Margins
-from qwen3_ranker_plugins.prompt import EncodedRequest, PromptEncoder, load_tokenizer
-from qwen3_ranker_plugins.reranker import _parts
+from qwen3_ranker_plugins.prompt import EncodedRequest, PromptEncoder, load_tokenizer, turns
+from qwen3_ranker_plugins.prompt.turns import growing_parts
 
 QUERY = "how do I close a file when an error happens?"
 DOCUMENTS = [
@@ -266,7 +265,7 @@ def test_a_long_request_handed_over_in_parts_has_the_same_result(
     engine = reranker._lease.engine
     documents = [f"document {n} of many" + " that is long" * (n % 5) for n in range(150)]
     documents += [documents[149], documents[0], "x " * 600]
-    monkeypatch.setattr(core, "_LONG_REQUEST", 10_000)
+    monkeypatch.setattr(turns, "_LONG_REQUEST", 10_000)
     whole = reranker.rerank(QUERY, documents)
     monkeypatch.setattr(engine, "capabilities", replace(engine.capabilities, encodes_meanwhile=True))
     submitted = []
@@ -337,7 +336,7 @@ async def test_a_coroutine_is_encoded_in_parts_too_and_cancelling_it_drops_all_o
 
 def test_parts_of_a_long_request() -> None:
     def sizes(texts: list[str]) -> list[int]:
-        parts = _parts(texts)
+        parts = growing_parts(texts)
         assert [text for part in parts for text in part] == texts
         return [len(part) for part in parts]
 
@@ -368,10 +367,10 @@ def test_requests_that_arrive_together_are_encoded_in_turns(monkeypatch: pytest.
 
     with Reranker("bundled:tiny", token_budget=997) as reranker, ThreadPoolExecutor(4) as pool:
         # A busy machine may need more than the 20 ms of a turn for the first.
-        for seconds, together, turn in ((0.001, 1, 30.0), (0.2, 4, core._LONGEST_TURN)):
+        for seconds, together, longest_wait in ((0.001, 1, 30.0), (0.2, 4, turns._LONGEST_WAIT)):
             watched = Watched(reranker._encoder, seconds)
             with monkeypatch.context() as patch:
-                patch.setattr(core, "_LONGEST_TURN", turn)
+                patch.setattr(turns, "_LONGEST_WAIT", longest_wait)
                 patch.setattr(reranker, "_encoder", watched)
                 scores = list(pool.map(lambda n: reranker.score(f"query {n}", ["a", "b"]), range(4)))
             assert watched.most == together

@@ -13,8 +13,9 @@ from typing import Any
 from ..config import RankingOptions, RerankerSettings
 from ..explanation import Explain
 from ..prompt import EncodedRequest
+from ..prompt.turns import SMALL_BATCHES
 from ..ranking import PreparedRequest
-from ..reranker import SMALL_BATCHES, Reranker
+from ..reranker import Reranker
 from ..types import Request, RerankResult
 from .admission import BYTES_PER_TOKEN, Admission
 from .errors import ApiError
