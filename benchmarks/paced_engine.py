@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from qwen3_ranker_plugins.config import EngineConfig, RerankerSettings, check_json, check_text
+from qwen3_ranker_plugins.checks import check_json, check_text
+from qwen3_ranker_plugins.config import EngineConfig, RerankerSettings
 from qwen3_ranker_plugins.engines import EngineEntry, ResolvedSettings
 from qwen3_ranker_plugins.engines.attention.layout import pack
 from qwen3_ranker_plugins.engines.base import Engine, EngineCapabilities, EngineDescription, Margins

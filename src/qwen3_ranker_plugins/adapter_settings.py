@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator,
 from pydantic.json_schema import SkipJsonSchema
 
 from .adapters import LazyReranker
-from .config import DEFAULT_MODEL, RerankerSettings, canonical_devices, plain
+from .checks import canonical_devices, plain
+from .config import DEFAULT_MODEL, RerankerSettings
 from .errors import InvalidInputError
 from .prompt import DEFAULT_MAX_LENGTH
 from .reranker import Reranker

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from .config import RankingOptions, check_text
+from .checks import check_text
+from .config import RankingOptions
 from .documents import DocumentFormat
 from .errors import EngineClosedError, EngineError, InvalidInputError
 from .reranker import Reranker

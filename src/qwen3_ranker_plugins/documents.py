@@ -18,7 +18,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 from uuid import UUID
 
-from .config import check_text, plain
+from .checks import check_text, plain
 from .errors import InvalidInputError
 
 #: The field that is judged by default.

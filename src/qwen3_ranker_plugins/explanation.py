@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
-from .config import check_choice
+from .checks import check_choice
 from .prompt import Encoder, PromptEncoder, sentence_ends
 from .ranking import PreparedRequest
 from .types import Explanation, Pieces, Request, RerankResult, ScoredDocument, Sentence

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from .cache import Entry, ScoreCache, Segment
 from .calibration import Calibration
-from .config import RankingOptions, check_pieces, check_positive, check_text
+from .checks import check_pieces, check_positive, check_text
+from .config import RankingOptions
 from .dispatch import Submission
 from .engines.base import Margins
 from .errors import InvalidInputError, ScoringError

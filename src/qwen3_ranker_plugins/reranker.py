@@ -15,14 +15,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import (
-    DEFAULT_MODEL,
-    RankingOptions,
-    RerankerSettings,
-    canonical_devices,
-    canonical_size,
-    plain,
-)
+from .checks import canonical_devices, canonical_size, plain
+from .config import DEFAULT_MODEL, RankingOptions, RerankerSettings
 from .errors import InvalidInputError
 from .explanation import Explain, check_explain
 from .progress_bar import ProgressBar

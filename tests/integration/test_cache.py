@@ -24,7 +24,7 @@ from qwen3_ranker_plugins import EngineClosedError, InvalidInputError, Request, 
 from qwen3_ranker_plugins.cache import Entry, ScoreCache, Segment
 from qwen3_ranker_plugins.cache.file import ROW_BYTES, FileStore
 from qwen3_ranker_plugins.cache.store import ENTRY_BYTES, MemoryStore
-from qwen3_ranker_plugins.config import canonical_size
+from qwen3_ranker_plugins.checks import canonical_size
 from qwen3_ranker_plugins.engines.base import Margins
 from qwen3_ranker_plugins.prompt import PromptEncoder
 

@@ -30,7 +30,8 @@ import json
 
 import numpy as np
 
-from qwen3_ranker_plugins.config import EngineConfig, check_json
+from qwen3_ranker_plugins.checks import check_json
+from qwen3_ranker_plugins.config import EngineConfig
 from qwen3_ranker_plugins.engines import ResolvedSettings
 from qwen3_ranker_plugins.engines.base import Engine, EngineCapabilities, EngineDescription, Margins
 from qwen3_ranker_plugins.models import resolve_model

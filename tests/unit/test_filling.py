@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3_ranker_plugins.config import is_secret
+from qwen3_ranker_plugins.checks import is_secret
 from qwen3_ranker_plugins.dispatch.filling import ByLength, Owner, Turns, fill_in_order, fill_in_turns, halves
 from qwen3_ranker_plugins.engines.base import EngineCapabilities
 from qwen3_ranker_plugins.prompt import EncodedRequest

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from qwen3_ranker_plugins import EngineClosedError, EngineError, Reranker
-from qwen3_ranker_plugins.config import canonical_devices
+from qwen3_ranker_plugins.checks import canonical_devices
 from qwen3_ranker_plugins.dispatch import Dispatcher, PassReport
 from qwen3_ranker_plugins.engines.base import EngineCapabilities, Margins
 from qwen3_ranker_plugins.errors import InvalidInputError

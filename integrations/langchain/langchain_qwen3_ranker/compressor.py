@@ -19,7 +19,8 @@ from qwen3_ranker_plugins.adapters import (
     ranked_metadata,
     unranked_metadata,
 )
-from qwen3_ranker_plugins.config import RankingOptions, check_positive
+from qwen3_ranker_plugins.checks import check_positive
+from qwen3_ranker_plugins.config import RankingOptions
 from qwen3_ranker_plugins.documents import DocumentFormat
 
 

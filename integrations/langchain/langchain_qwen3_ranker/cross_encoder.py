@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from qwen3_ranker_plugins import EngineClosedError, InvalidInputError, Request
 from qwen3_ranker_plugins.adapter_settings import Qwen3Settings
-from qwen3_ranker_plugins.config import check_text
+from qwen3_ranker_plugins.checks import check_text
 
 
 class Qwen3CrossEncoder(Qwen3Settings, BaseCrossEncoder):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import check_choice
+from ..checks import check_choice
 from ..prompt import DEFAULT_MAX_LENGTH
 
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..config import check_choice, check_positive
+from ..checks import check_choice, check_positive
 from ..errors import InvalidInputError
 from . import title_words
 

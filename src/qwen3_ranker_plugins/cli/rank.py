@@ -18,7 +18,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..config import RankingOptions, RerankerSettings, canonical_size, check_text
+from ..checks import canonical_size, check_text
+from ..config import RankingOptions, RerankerSettings
 from ..documents import TEXT, DocumentFormat
 from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH

@@ -262,7 +262,7 @@ def _named_devices(devices: str | None) -> list[str] | None:
     Raises:
         InvalidInputError: one of these devices does not exist.
     """
-    from ..config import canonical_devices
+    from ..checks import canonical_devices
     from ..engines import device_names
 
     named = canonical_devices(devices)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..config import check_positive
+from ..checks import check_positive
 from ..errors import InvalidInputError
 from .beir import beir_file, read_beir
 from .bm25 import BM25, DESCRIPTION, rank_listed

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
-from ..config import BUNDLED_MODEL, check_choice, check_positive
+from ..checks import check_choice, check_positive
+from ..config import BUNDLED_MODEL
 from ..data.collection import spread
 from ..data.demo import DEFAULT_CANDIDATES, DemoCorpus, load_demo_corpus
 from ..reranker import Reranker

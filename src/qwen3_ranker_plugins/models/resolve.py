@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from ..config import BUNDLED_MODEL, check_text
+from ..checks import check_text
+from ..config import BUNDLED_MODEL
 from ..errors import ModelNotFoundError, UnsupportedModelError
 from ..pip_command import pip_install
 from .adapters import base_of, check_kind, check_merged, has_whole_weights, is_adapter

@@ -11,17 +11,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from ..calibration import Calibration
-from ..config import (
-    BUNDLED_MODEL,
-    DEFAULT_MODEL,
-    MODEL_VARIABLE,
-    RerankerSettings,
-    canonical_size,
-    check_choice,
-    check_positive,
-    model_from_environment,
-    plain,
-)
+from ..checks import canonical_size, check_choice, check_positive, plain
+from ..config import BUNDLED_MODEL, DEFAULT_MODEL, MODEL_VARIABLE, RerankerSettings, model_from_environment
 from ..data.pairs import Fields
 from ..data.source import PairTuple, Source
 from ..data.sources import INPUT_FORMATS, STANDARD_INPUT, open_source

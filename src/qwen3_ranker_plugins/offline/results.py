@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ..calibration import Calibration, log_odds_line
-from ..config import check_positive, check_probability
+from ..checks import check_positive, check_probability
 from ..errors import InvalidInputError
 from ..ranking import likely_relevant, warn_of_min_confidence
 from .writers import confidence, is_packed, relevance_score

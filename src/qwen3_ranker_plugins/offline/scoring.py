@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..cache import ScoreCache
-from ..config import EngineConfig, RerankerSettings, check_json
+from ..checks import check_json
+from ..config import EngineConfig, RerankerSettings
 from ..data.pairs import Pair
 from ..dispatch.filling import fill_in_order, halves
 from ..engines import choose_engine, create_engine, engine_module

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..config import ENGINE_ALIASES, check_positive
+from ..checks import check_positive
+from ..config import ENGINE_ALIASES
 from ..errors import InvalidInputError
 
 _SETTINGS = {

@@ -12,17 +12,8 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..config import (
-    API_KEY_VARIABLE,
-    BUNDLED_MODEL,
-    ENGINE_ALIASES,
-    VARIABLE_PREFIX,
-    RerankerSettings,
-    canonical_devices,
-    canonical_size,
-    is_secret,
-    variables,
-)
+from ..checks import canonical_devices, canonical_size, is_secret
+from ..config import API_KEY_VARIABLE, BUNDLED_MODEL, ENGINE_ALIASES, VARIABLE_PREFIX, RerankerSettings, variables
 from ..documents import DocumentFormat
 from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH

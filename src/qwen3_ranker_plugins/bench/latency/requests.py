@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
-from ...config import check_choice, check_positive
+from ...checks import check_choice, check_positive
 from ...errors import InvalidInputError
 from .. import published
 from ..errors import BenchError

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...config import check_positive
+from ...checks import check_positive
 from ...errors import InvalidInputError
 from ..errors import BenchError
 from ..latency.client import Client

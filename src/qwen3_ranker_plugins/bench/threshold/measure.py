@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ..._version import __version__
 from ...calibration import METHODS, Calibration
-from ...config import RerankerSettings, check_choice, check_probability
+from ...checks import check_choice, check_probability
+from ...config import RerankerSettings
 from ...data.collection import Collection
 from ...errors import InvalidInputError
 from ...ranking import sigmoid

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...config import RerankerSettings, check_positive
+from ...checks import check_positive
+from ...config import RerankerSettings
 from ...data.collection import Collection
 from ...ranking import sigmoid
 from ...reranker import Reranker

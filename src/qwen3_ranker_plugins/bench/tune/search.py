@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...config import RerankerSettings, check_positive
+from ...checks import check_positive
+from ...config import RerankerSettings
 from ...models import resolve_model
 from ...prompt import DEFAULT_INSTRUCTION, PromptEncoder, load_tokenizer
 from ...ranking import sigmoid

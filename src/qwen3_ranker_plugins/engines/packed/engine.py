@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...config import EngineConfig, RerankerSettings, check_json
+from ...checks import check_json
+from ...config import EngineConfig, RerankerSettings
 from ...content import ModelFiles
 from ...errors import EngineError
 from ...models import make_encoder, read_spec, resolve_checkpoint

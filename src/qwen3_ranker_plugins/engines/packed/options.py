@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...config import check_text
+from ...checks import check_text
 from ...errors import InvalidInputError
 from ..options import EngineOptions, argument, check_switch, checked, one_of
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import httpx
 
-from ...config import EngineConfig, RerankerSettings, check_json
+from ...checks import check_json
+from ...config import EngineConfig, RerankerSettings
 from ...models import resolve_tokenizer
 from ...prompt import EncodedRequest, Encoder, PromptEncoder, load_tokenizer
 from .. import ResolvedSettings

@@ -9,13 +9,8 @@ from functools import partial
 from typing import Self
 from urllib.parse import urlsplit
 
-from ...config import (
-    API_KEY_VARIABLE,
-    RerankerSettings,
-    check_positive,
-    check_text,
-    secret_from_environment,
-)
+from ...checks import check_positive, check_text
+from ...config import API_KEY_VARIABLE, RerankerSettings, secret_from_environment
 from ...errors import InvalidInputError
 from ..options import EngineOptions, argument, check_seconds, check_switch, checked, one_of
 

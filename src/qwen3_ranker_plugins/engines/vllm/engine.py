@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...config import EngineConfig, RerankerSettings, check_json
+from ...checks import check_json
+from ...config import EngineConfig, RerankerSettings
 from ...content import ModelFiles
 from ...errors import InvalidInputError
 from ...models import make_encoder, resolve_checkpoint, resolve_model

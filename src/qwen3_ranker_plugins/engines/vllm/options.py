@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...config import RerankerSettings, check_json, check_positive, check_text
+from ...checks import check_json, check_positive, check_text
+from ...config import RerankerSettings
 from ...errors import InvalidInputError
 from ..options import EngineOptions, argument, check_share, check_switch, checked, one_of
 

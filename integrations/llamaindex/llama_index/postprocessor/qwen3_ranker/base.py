@@ -26,7 +26,8 @@ from qwen3_ranker_plugins.adapters import (
     ranked_metadata,
     unranked_metadata,
 )
-from qwen3_ranker_plugins.config import RankingOptions, check_positive, plain
+from qwen3_ranker_plugins.checks import check_positive, plain
+from qwen3_ranker_plugins.config import RankingOptions
 from qwen3_ranker_plugins.documents import DocumentFormat
 
 _dispatcher = get_dispatcher(__name__)

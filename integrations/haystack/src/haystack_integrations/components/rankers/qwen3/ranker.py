@@ -16,15 +16,8 @@ from haystack.utils import ComponentDevice
 
 from qwen3_ranker_plugins import EngineError, InvalidInputError, Reranker, ScoredDocument
 from qwen3_ranker_plugins.adapters import LazyReranker, RankingCall, own_copies, ranked_metadata, unranked_metadata
-from qwen3_ranker_plugins.config import (
-    DEFAULT_MODEL,
-    RankingOptions,
-    RerankerSettings,
-    canonical_devices,
-    canonical_size,
-    check_text,
-    plain,
-)
+from qwen3_ranker_plugins.checks import canonical_devices, canonical_size, check_text, plain
+from qwen3_ranker_plugins.config import DEFAULT_MODEL, RankingOptions, RerankerSettings
 from qwen3_ranker_plugins.documents import DocumentFormat
 from qwen3_ranker_plugins.explanation import Explain, check_explain
 from qwen3_ranker_plugins.prompt import DEFAULT_MAX_LENGTH
