@@ -120,6 +120,53 @@ def test_a_long_list_does_not_hold_up_a_short_one() -> None:
     )
 
 
+class PacedEngine(SumEngine):
+    """Takes 10 us for each token, and counts the tokens that it has computed."""
+
+    def __init__(self, token_budget: int) -> None:
+        super().__init__(token_budget)
+        self.computed = 0
+
+    def score(self, requests: Sequence[EncodedRequest]) -> list[Margins]:
+        tokens = sum(each.num_tokens for each in requests)
+        time.sleep(1e-5 * tokens)
+        self.computed += tokens
+        return super().score(requests)
+
+
+def test_a_long_request_ends_while_short_ones_fill_every_pass() -> None:
+    """Time is counted in tokens of the engine, which other load of the machine does not change."""
+    engine = PacedEngine(token_budget=1200)
+    dispatcher = Dispatcher(engine)
+    ended, latencies = threading.Event(), list[int]()
+
+    def timed(documents: list[int]) -> int:
+        began = engine.computed
+        assert submit(dispatcher, request(documents)).result(30).values.tolist() == expected(documents)
+        return engine.computed - began
+
+    def stream() -> None:
+        while not ended.is_set():
+            latencies.append(timed([12] * 10))
+
+    alone = timed([10] * 600)
+    with ThreadPoolExecutor(25) as pool:
+        for _ in range(24):
+            pool.submit(stream)
+        while len(latencies) < 240:
+            time.sleep(0.01)
+        before, passes = len(latencies), len(engine.passes)
+        try:
+            together = pool.submit(timed, [10] * 600).result(60)
+        finally:
+            ended.set()
+    dispatcher.close()
+    sizes = [sum(each.num_tokens for each in filled) for filled in engine.passes[passes : passes + 20]]
+    assert np.mean(sizes) > 1000, "short requests fill the passes"
+    assert together <= 8 * alone
+    assert np.median(latencies[before:]) <= 1.5 * np.median(latencies[48:before])
+
+
 def test_one_callers_fault_is_not_everybodys() -> None:
     engine = SumEngine(token_budget=1000)
     dispatcher = Dispatcher(engine)

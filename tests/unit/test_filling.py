@@ -97,6 +97,67 @@ def test_short_requests_are_not_split_however_many_come() -> None:
     assert served == everybody[: len(served)], "they are served in the order in which they came"
 
 
+def under_a_stream(
+    long: ByLength, capabilities: EngineCapabilities, short: EncodedRequest, crowd: int
+) -> tuple[int, list[int]]:
+    """Tokens that are computed until a long request is done while `crowd` short ones wait before each pass, and until
+    each of these is done."""
+    turns, waiting, came = Turns(), deque([long]), dict[ByLength, int]()
+    clock, latencies = 0, []
+    while long.left:
+        assert clock < 1_000_000, "the long request starves"
+        while len(waiting) - (long in waiting) < crowd:
+            waiting.append(fresh := ByLength(short))
+            came[fresh] = clock
+        filled = fill_in_turns(waiting, capabilities, turns)
+        clock += tokens(filled)
+        latencies += [clock - came[each] for each, _ in filled if each is not long]
+        assert all(len(indices) == len(short.segments) for each, indices in filled if each is not long)
+    return clock, latencies
+
+
+@pytest.mark.parametrize(
+    ("prefix", "lengths", "factor"),
+    [
+        (5, [10] * 1000, 6.5), (5, [300] * 40, 6.5), (5, [1190] * 10, 6.5), (5, [2000] * 10, 6.5),
+        (100, [10] * 1000, 12), (390, [10] * 1000, 12), (1190, [10] * 500, 12),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("crowd", [5, 8, 12, 40])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_long_request_ends_however_many_short_ones_come(
+    prefix: int, lengths: list[int], factor: float, crowd: int, workers: int
+) -> None:
+    """It gets a sixth of all tokens, and at least half of its own are documents' where the prefix is long."""
+    capabilities, short = EngineCapabilities(token_budget=1200, workers=workers), encoded(20, [10] * 10)
+    alone, _ = under_a_stream(ByLength(encoded(prefix, lengths)), capabilities, short, 0)
+    together, latencies = under_a_stream(ByLength(encoded(prefix, lengths)), capabilities, short, crowd)
+    assert together <= factor * alone
+    longest_part = max(1200, prefix + max(lengths))
+    assert max(latencies) <= 1.5 * (crowd * short.num_tokens + longest_part) + longest_part
+
+
+def test_what_was_served_before_has_no_priority_when_it_gets_its_part_anyway() -> None:
+    capabilities, turns = EngineCapabilities(token_budget=1200), Turns()
+    waiting = deque([ByLength(encoded(5, [10] * 5000))])
+    for _ in range(5):
+        waiting.append(ByLength(encoded(5, [10] * 10)))
+        fill_in_turns(waiting, capabilities, turns)
+        assert turns.owed == 0
+
+
+def test_a_small_pass_has_room_for_a_long_document() -> None:
+    """Without it, a request of long documents would wait for as long as short ones come."""
+    long = ByLength(encoded(5, [500] * 30))
+    waiting, turns, passes = deque([long]), Turns(), 0
+    while long.left:
+        waiting.append(ByLength(encoded(5, [10] * 10)))
+        filled = fill_in_turns(waiting, EngineCapabilities(token_budget=1200), turns)
+        assert tokens(filled) <= 800
+        passes += 1
+    assert passes <= 30
+
+
 def test_parts_of_a_request_have_one_share() -> None:
     owner = Owner()
     parts = [ByLength(encoded(5, [10] * count), owner) for count in (20, 60, 500)]

@@ -2,7 +2,7 @@
 
 Callers queue encoded requests, and each submission has a future. Requests accumulate while a pass runs. The worker then
 fills the next pass from all of them in turn, up to the engine's token budget. So concurrent callers share passes
-without a timer, and a long list does not delay a short one.
+without a timer, and a long list does not delay a short one, nor do short ones keep a long one from ending.
 
 An engine on a GPU may have two workers (`EngineCapabilities.passes_in_flight`): while one waits for its pass, the
 other lays out and queues the next. No request is delayed for this: an idle worker takes any request that waits.

@@ -26,6 +26,8 @@ _SMALL_PASS = 3
 # Number of passes that stay small after a short request: a client that sends one after another is expected to send the
 # next one in that time.
 _SMALL_PASSES = 6
+# Requests that were served before get at least 1/_OWED of the computed tokens, however many new requests arrive.
+_OWED = 6
 # A pass is full if this many requests in a row found no room. A thousand may wait, and others wait while it is filled.
 _MOST_MISSES = 32
 
@@ -46,9 +48,11 @@ class Turns:
 
     Attributes:
         small_passes: number of the next passes that are small, because a short request arrived recently.
+        owed: number of tokens by which the requests that were served before have had less than their part.
     """
 
     small_passes: int = 0
+    owed: int = 0
 
 
 class ByLength:
@@ -86,17 +90,34 @@ class ByLength:
             Indices of documents, shortest first, and the number of tokens of these documents and the prefix; ([], 0) if
             none fits.
         """
-        before, prefix, first = self._tokens_before, self.request.prefix_length, self._taken
-        stop = min(len(self._order), first + limit)
-        fitting = bisect_right(before, budget - prefix + before[first], first, stop + 1) - 1
-        end = min(stop, max(fitting, first + at_least))
+        first, end = self._taken, self._end(budget, limit, at_least)
         if end <= first:
             return [], 0
+        tokens = self.cost(budget, limit, at_least=at_least)
         self._taken = end
         self.owner.served = True
         self.left = len(self._order) - end
-        self.tokens_left = before[-1] - before[end]
-        return self._order[first:end], prefix + before[end] - before[first]
+        self.tokens_left = self._tokens_before[-1] - self._tokens_before[end]
+        return self._order[first:end], tokens
+
+    @property
+    def least_part(self) -> int:
+        """Tokens of the smallest part that is worth its prefix: its documents have as many tokens, or are the last."""
+        next_document = self.request.lengths[self._order[self._taken]] if self.left else 0
+        return self.request.prefix_length + max(next_document, min(self.request.prefix_length, self.tokens_left))
+
+    def cost(self, budget: int, limit: int, *, at_least: int = 0) -> int:
+        """Number of tokens that `take` would return."""
+        end = self._end(budget, limit, at_least)
+        tokens = self._tokens_before[end] - self._tokens_before[self._taken]
+        return self.request.prefix_length + tokens if end > self._taken else 0
+
+    def _end(self, budget: int, limit: int, at_least: int) -> int:
+        """Position after the last document that `take` would take."""
+        before, first = self._tokens_before, self._taken
+        stop = min(len(self._order), first + limit)
+        fitting = bisect_right(before, budget - self.request.prefix_length + before[first], first, stop + 1) - 1
+        return max(first, min(stop, max(fitting, first + at_least)))
 
 
 Waiting = TypeVar("Waiting", bound=ByLength)
@@ -110,13 +131,17 @@ def fill_in_turns(
     A share is at least a quarter of the pass. The first request gets at least one document, and enough documents to
     justify the cost of a long prefix. The part of a share that a request does not need goes to the others. A short
     request is not split: if a pass has no room for it, the next one takes it. Its rest would repeat the prefix and wait
-    for as long as new requests arrive, because these come first. Afterwards `waiting` holds what is left; the requests
-    that this pass serves are at its end.
+    longer than new requests do, because these come first. Afterwards `waiting` holds what is left; the requests that
+    this pass serves are at its end.
+
+    While requests wait that were served before, at least a sixth of all tokens is computed for them. What they did not
+    get is owed to the one that was served least recently. It comes second in a pass as soon as the debt pays for a
+    worthwhile part of it, and first if the debt has grown to a whole pass.
 
     Args:
         waiting: requests, or parts of them, in the order in which they arrived or were last served.
         capabilities: capabilities of the engine.
-        turns: state that is kept between passes; None makes every pass a full one.
+        turns: state that is kept between passes; None makes every pass a full one, in which new requests come first.
 
     Returns:
         For each part in the pass, the indices of its documents in ascending order, because a remote service may break
@@ -126,21 +151,21 @@ def fill_in_turns(
     owners: dict[Owner, list[Waiting]] = {}
     for each in sorted(waiting, key=lambda each: each.owner.served):
         owners.setdefault(each.owner, []).append(each)
+    served = {owner for owner in owners if owner.served}
     budget = capabilities.token_budget
-    if capabilities.workers > 1:  # requests gain nothing from sharing a call
-        owners = dict(list(owners.items())[:1])
-    elif turns is not None:
+    if turns is not None and capabilities.workers == 1:
         budget = _pass_budget(owners, budget, turns)
-    least = budget // _LEAST_SHARE
-    share = max(budget // len(owners), least) if owners else 0
+    shares = _shares(owners, budget, capabilities, 0 if turns is None else turns.owed)
+    rest = {owner: budget for owner in owners if owner in shares}
     taken: dict[Waiting, list[int]] = {}
-    for shares in (True, False):  # the rest of the budget is given out in the same order
+    computed = computed_for_served = 0
+    for rooms in (shares, rest):
         misses = 0
-        for parts in owners.values():
-            room = min(budget, share) if shares else budget
+        for owner, most in rooms.items():
             if misses == _MOST_MISSES:
                 break
             misses += 1
+            parts, room = owners[owner], min(budget, most)
             if taken and taken.keys().isdisjoint(parts) and _should_wait(parts, room, limit, capabilities):
                 continue
             for part in parts:
@@ -156,18 +181,59 @@ def fill_in_turns(
                 room -= tokens - known
                 budget -= tokens - known
                 limit -= len(indices)
+                computed += tokens - known
+                computed_for_served += tokens - known if owner in served else 0
+    if turns is not None:
+        owed = max(0, turns.owed + computed // _OWED - computed_for_served)
+        turns.owed = min(owed, capabilities.token_budget) if served else 0
     left = [each for each in waiting if each.left]
     waiting.clear()
     waiting.extend(sorted(left, key=lambda each: each in taken))
     return [(part, sorted(indices)) for part, indices in taken.items()]
 
 
+def _shares(
+    owners: Mapping[Owner, Sequence[ByLength]], budget: int, capabilities: EngineCapabilities, owed: int
+) -> dict[Owner, int]:
+    """Number of tokens that each request may take of a pass before the rest is given out, in the order of taking.
+
+    Args:
+        owners: requests with their parts, new ones first.
+        budget: number of tokens of the pass.
+        capabilities: of the engine. With several workers, a call serves one request.
+        owed: number of tokens that are owed to requests that were served before.
+    """
+    order = list(owners)
+    one = capabilities.workers > 1  # requests gain nothing from sharing a call
+    share = budget if one else max(budget // max(1, len(order)), budget // _LEAST_SHARE)
+    due = next((owner for owner in order if owner.served), None)
+    if due is None or due is order[0] or not _pays(owed, owners[due], budget, capabilities):
+        return dict.fromkeys(order[:1] if one else order, share)
+    order.remove(due)
+    order.insert(0 if one or owed >= budget else 1, due)
+    return {owner: owed if owner is due else share for owner in (order[:1] if one else order)}
+
+
+def _pays(owed: int, parts: Sequence[ByLength], budget: int, capabilities: EngineCapabilities) -> bool:
+    """Whether a debt pays for a part of a request that is worth its prefix, or for a whole call that it gets alone."""
+    part = next(each for each in parts if each.left)
+    if capabilities.workers == 1:
+        return owed >= min(budget, part.least_part)
+    return owed >= min(budget, part.cost(budget, capabilities.documents_per_pass or sys.maxsize, at_least=1))
+
+
 def _should_wait(parts: Sequence[ByLength], room: int, limit: int, capabilities: EngineCapabilities) -> bool:
-    """Whether a request is short and does not fit a pass that has room for so many tokens and documents."""
-    needed = sum(each.request.prefix_length + each.tokens_left for each in parts if each.left)
+    """Whether a request leaves a pass with room for so many tokens and documents to others.
+
+    A new request does if it is short and does not fit; one that was served before, if the room is not worth its prefix.
+    """
+    left = [each for each in parts if each.left]
+    if left and left[0].owner.served:
+        return left[0].least_part > room
+    needed = sum(each.request.prefix_length + each.tokens_left for each in left)
     if needed > capabilities.token_budget // _SHORT:
         return False
-    return needed > room or sum(each.left for each in parts) > limit
+    return needed > room or sum(each.left for each in left) > limit
 
 
 def _pass_budget(owners: Mapping[Owner, Sequence[ByLength]], full: int, turns: Turns) -> int:
@@ -181,7 +247,9 @@ def _pass_budget(owners: Mapping[Owner, Sequence[ByLength]], full: int, turns: T
     if not turns.small_passes:
         return full
     turns.small_passes -= 1
-    return min(full, max(full // _SMALL_PASS, short + full // _SHORT))
+    served = next((part for owner, parts in owners.items() if owner.served for part in parts if part.left), None)
+    least = full // _OWED if served is None else max(full // _OWED, served.least_part)
+    return min(full, max(full // _SMALL_PASS, short + least))
 
 
 def fill_in_order(
