@@ -80,7 +80,7 @@ def interrupted(job: Job, source: Path, monkeypatch: pytest.MonkeyPatch) -> None
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("qwen3_ranker_plugins.offline.job.merge", stop)
+        patch.setattr("qwen3_ranker_plugins.offline.run.merge", stop)
         with pytest.raises(KeyboardInterrupt):
             job(source, window_pairs=64, token_budget=400).run()
 

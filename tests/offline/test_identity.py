@@ -37,7 +37,7 @@ def interrupt(job: Job, monkeypatch: pytest.MonkeyPatch, source: object, **optio
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("qwen3_ranker_plugins.offline.job.merge", stop)
+        patch.setattr("qwen3_ranker_plugins.offline.run.merge", stop)
         with pytest.raises(KeyboardInterrupt):
             job(source, **SETTINGS, **options).run()
 
@@ -225,7 +225,7 @@ def test_a_nested_job_of_an_earlier_version_reads_on_as_it_began(
     source = write_jsonl(tmp_path / "in.jsonl", [{"query": "what?", "documents": documents}])
     with monkeypatch.context() as patch:
         former = functools.partial(Fields, embeds_titles=False)
-        patch.setattr("qwen3_ranker_plugins.offline.job.Fields", lambda columns, *_: former(columns))
+        patch.setattr("qwen3_ranker_plugins.offline.run.Fields", lambda columns, *_: former(columns))
         interrupt(job, monkeypatch, source, include_text=True)
     folder = tmp_path / "out.jsonl.job"
     as_an_earlier_version_left_it(folder, source)

@@ -84,7 +84,7 @@ def test_a_job_cannot_go_on_with_other_pieces(tmp_path: Path, job: Job, monkeypa
     for begun, other in (({}, PIECES), (PIECES, {}), (PIECES, PIECES | {"piece_tokens": 25})):
         name = f"out{len(begun)}{len(other)}.jsonl"
         with monkeypatch.context() as patch:
-            patch.setattr("qwen3_ranker_plugins.offline.job.merge", stop)
+            patch.setattr("qwen3_ranker_plugins.offline.run.merge", stop)
             with pytest.raises(KeyboardInterrupt):
                 job(source, name, **begun).run()
         with pytest.raises(CheckpointError, match="long_documents: "):

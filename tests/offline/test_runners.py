@@ -92,7 +92,7 @@ def test_ray_gives_the_same_bytes_and_goes_on_where_another_runner_stopped(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("qwen3_ranker_plugins.offline.job.merge", stop)
+        patch.setattr("qwen3_ranker_plugins.offline.run.merge", stop)
         with pytest.raises(KeyboardInterrupt):
             RerankJob(source, tmp_path / "ray.jsonl", **options).run()  # type: ignore[arg-type]
     manifest = tmp_path / "ray.jsonl.job" / "manifest"
