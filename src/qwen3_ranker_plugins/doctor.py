@@ -84,11 +84,11 @@ def diagnose(
         console: where to print.
         model, engine, engine_options, device, devices, adapter, scoring: as for a `Reranker`.
         reference: name of the official checkpoint of which the model is a copy; None for the model's own name.
-        reference_file: JSON file with publicly stated scores; None for the package's own file.
+        reference_file: JSON file of published scores; None for the package's own file.
 
     Returns:
-        False if the model scores a probe in the wrong order, or differs from its known margins or from all publicly
-        stated scores.
+        False if the model scores a probe in the wrong order, or differs from its known margins or from all published
+        scores.
 
     Raises:
         RankerError: the engine or the model cannot be used; the message says what to do.
@@ -146,7 +146,7 @@ def known_margins() -> dict[str, list[float]]:
 
 
 def read_reference_scores(path: Path | None = None) -> list[dict[str, Any]]:
-    """Publicly stated scores: what was scored, by which checkpoint, who states the score, and the tolerance.
+    """Published scores: what was scored, by which checkpoint, who published the score, and the tolerance.
 
     Args:
         path: a JSON file in the form of the package's assets/reference_scores.json; None for that file.
@@ -222,7 +222,7 @@ def _peak_memory() -> str:
 
 
 def _compare(console: Console, reranker: Reranker, name: str, scores: list[dict[str, Any]]) -> list[str]:
-    """Compare publicly stated scores of the checkpoint with the model's, and print both.
+    """Compare published scores of the checkpoint with the model's, and print both.
 
     Args:
         console: where to print.
@@ -238,9 +238,9 @@ def _compare(console: Console, reranker: Reranker, name: str, scores: list[dict[
     known = [each for each in scores if called in (each["model"].lower(), each["model"].rpartition("/")[2].lower())]
     if not known:
         return []
-    table = Table(box=box.SIMPLE_HEAD, title="publicly stated scores")
+    table = Table(box=box.SIMPLE_HEAD, title="published scores")
     table.add_column("source", overflow="fold")
-    for column in ("kind", "stated", "found", "difference", "verdict"):
+    for column in ("kind", "published", "found", "difference", "verdict"):
         table.add_column(column, justify="right")
     agreeing = 0
     for each in known:
@@ -266,7 +266,7 @@ def _compare(console: Console, reranker: Reranker, name: str, scores: list[dict[
             Text("agrees" if agrees else "differs", style="green" if agrees else "red"),
         )
     console.print(table)
-    return [] if agreeing else [f"none of {len(known)} publicly stated scores of {known[0]['model']} was reproduced"]
+    return [] if agreeing else [f"none of {len(known)} published scores of {known[0]['model']} was reproduced"]
 
 
 def checkpoint_name(model: str) -> str:

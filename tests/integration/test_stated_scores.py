@@ -53,10 +53,10 @@ def test_scores_that_agree_and_scores_that_differ(tmp_path: Path, kind: str) -> 
     code, output = doctor(write_stated(path, 0.05, kind), *named)
     assert code == 1
     assert "differs" in output
-    assert "none of 1 publicly stated scores" in " ".join(output.split())
+    assert "none of 1 published scores" in " ".join(output.split())
     code, output = doctor(path)  # another model's scores are not compared
     assert code == 0
-    assert "publicly stated" not in output
+    assert "published" not in output
 
 
 def test_the_scores_of_the_package_can_be_compared() -> None:

@@ -33,12 +33,12 @@ def doctor(
     reference: Annotated[
         str | None,
         typer.Option(
-            help="Official checkpoint whose publicly stated scores are compared, such as Qwen/Qwen3-Reranker-0.6B. "
-            "Default: the name of the model or of its folder."
+            help="Official checkpoint whose published scores are compared with the model's, such as "
+            "Qwen/Qwen3-Reranker-0.6B. Default: the name of the model or of its folder."
         ),
     ] = None,
     reference_file: Annotated[
-        Path | None, typer.Option(help="JSON file with stated scores, in the format of the package's own file.")
+        Path | None, typer.Option(help="JSON file of published scores, in the format of the package's own file.")
     ] = None,
 ) -> None:
     """Show what is installed and usable here, and check that the model scores known pairs as it should."""

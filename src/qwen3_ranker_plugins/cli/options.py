@@ -24,7 +24,7 @@ from ..config import (
 from ..errors import InvalidInputError
 
 _ENGINES = "Engine that computes the scores: auto, packed, vllm_score, vllm_generate, vllm_packed or remote."
-_DTYPES = "Number format of the weights: auto, float32, bfloat16 or float16."
+_DTYPES = "Data type of the weights: auto, float32, bfloat16 or float16."
 _TEMPLATES = "Prompt template: standard, standard-hf, compact, or a text with {query} and {document}."
 _MAX_LENGTH = "Maximum length of a prompt in tokens; a longer document is cut at its end."
 

@@ -66,7 +66,7 @@ class By(StrEnum):
 
 
 def rank(
-    query: Annotated[str, typer.Option("--query", "-q", help="Text that the documents are judged for.")],
+    query: Annotated[str, typer.Option("--query", "-q", help="Query for which the documents are ranked.")],
     files: Annotated[
         list[str] | None,
         typer.Argument(

@@ -73,9 +73,7 @@ def serve(
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(
-            "--dtype", help="Number format of the weights: auto, float32, bfloat16 or float16. Default: auto."
-        ),
+        typer.Option("--dtype", help="Data type of the weights: auto, float32, bfloat16 or float16. Default: auto."),
     ] = None,
     template: Annotated[
         str | None,
@@ -89,7 +87,7 @@ def serve(
         str | None,
         typer.Option(
             "--instruction",
-            help="Task that documents are judged for, if a request names none. Default: the model's own.",
+            help="Task that documents are judged for, unless a request gives one. Default: the model's own.",
         ),
     ] = None,
     max_length: Annotated[
@@ -131,7 +129,8 @@ def serve(
         bool | None,
         typer.Option(
             "--return-documents/--no-return-documents",
-            help="Return each result's document if a request does not say. Default: only on /rerank, as vLLM does.",
+            help="Return the document of each result, unless a request says otherwise. Default: only on /rerank, as "
+            "vLLM does.",
         ),
     ] = None,
     rank_fields: Annotated[
@@ -139,7 +138,7 @@ def serve(
         typer.Option(
             "--rank-fields",
             metavar="NAME,...",
-            help="Judged fields of documents that are objects, if a request does not say. Default: text.",
+            help="Judged fields of documents that are objects, unless a request names them. Default: text.",
         ),
     ] = None,
     document_template: DocumentTemplateOption = None,
@@ -147,7 +146,7 @@ def serve(
         bool | None,
         typer.Option(
             "--return-judged-text/--no-return-judged-text",
-            help="Return the text of each document that the model read, if a request does not say. Default: no.",
+            help="Return the text of each document that the model read, unless a request says otherwise. Default: no.",
         ),
     ] = None,
     cors_origin: Annotated[
@@ -194,8 +193,8 @@ def serve(
         float | None,
         typer.Option(
             "--max-wait",
-            help="Time in seconds for which a request without X-Request-Timeout may wait for others, by estimate; "
-            "beyond it, 503 at once. Default: 5.",
+            help="Maximum time in seconds that a request without X-Request-Timeout waits for other requests; if the "
+            "estimated time is longer, it gets 503 at once. Default: 5.",
         ),
     ] = None,
     request_timeout: Annotated[

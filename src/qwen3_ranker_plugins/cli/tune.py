@@ -30,7 +30,7 @@ def tune(
         typer.Option(help="Maximum memory in MiB, on the GPU if there is one, else on the host. Default: no limit."),
     ] = None,
     timeout: Annotated[
-        float, typer.Option(help="Maximum time for one configuration in seconds, with the time to load the model.")
+        float, typer.Option(help="Maximum time for one configuration in seconds, including the time to load the model.")
     ] = 900.0,
     seed: SeedOption = 0,
     settings: RerankerSettings,

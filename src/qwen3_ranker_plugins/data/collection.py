@@ -98,7 +98,7 @@ def open_collection(
     """Read a collection.
 
     Args:
-        source: "demo"; a folder in BEIR's form; a .jsonl or .jsonl.gz of candidate lists (`qid`, `query`, `docs` of
+        source: "demo"; a folder in BEIR format; a .jsonl or .jsonl.gz of candidate lists (`qid`, `query`, `docs` of
             `docid`, `text`, `rel`, and perhaps `all_rels`) or of labelled pairs (`query`, `document`, `label`, and
             perhaps `query_id`); "ir_datasets:ID"; or a name from ALIASES.
         candidates: maximum number of candidates of each query.

@@ -69,7 +69,7 @@ class RunSource(Source):
 
 
 class BeirSource(RunSource):
-    """A folder with corpus.jsonl and queries.jsonl in BEIR's form, and a run.
+    """A folder with corpus.jsonl and queries.jsonl in BEIR format, and a run.
 
     Texts are copied once into an index on disk, so memory does not grow with the corpus.
 

@@ -11,7 +11,7 @@ SourceArgument = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="Labelled data: demo; a folder in BEIR's form; a .jsonl or .jsonl.gz file of candidate lists, or of pairs "
+        help="Labelled data: demo; a folder in BEIR format; a .jsonl or .jsonl.gz file of candidate lists, or of pairs "
         "with query, document and label; ir_datasets:ID; DL19 or DL20.",
     ),
 ]
@@ -25,7 +25,7 @@ RunOption = Annotated[
 ]
 QrelsOption = Annotated[
     Path | None,
-    typer.Option("--qrels", help="File of judgements, in TREC's or BEIR's form. Default: those of the data."),
+    typer.Option("--qrels", help="File of judgements, in TREC or BEIR format. Default: those of the data."),
 ]
 SplitOption = Annotated[str, typer.Option(help="Name of the file in a BEIR folder's qrels/ to use.")]
 RelevantOption = Annotated[

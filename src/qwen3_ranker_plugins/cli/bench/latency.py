@@ -47,7 +47,7 @@ WarmupDocumentsOption = Annotated[
     ),
 ]
 TimeoutOption = Annotated[float, typer.Option(help="Maximum time for an answer in seconds.")]
-StartTimeoutOption = Annotated[float, typer.Option(help="Maximum time for a server's start in seconds.")]
+StartTimeoutOption = Annotated[float, typer.Option(help="Maximum time in seconds for a server to start.")]
 TitlesOption = Annotated[
     Path | None, typer.Option("--titles", help="File of titles, one per line. Default: generated titles.")
 ]

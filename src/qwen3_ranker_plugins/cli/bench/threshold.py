@@ -39,10 +39,10 @@ def threshold(
     ] = False,
     precision: Annotated[
         list[float] | None,
-        typer.Option(help="Wanted precision; can be given several times. Default: 0.9."),
+        typer.Option(help="Target precision; can be given several times. Default: 0.9."),
     ] = None,
     recall: Annotated[
-        list[float] | None, typer.Option(help="Wanted recall; can be given several times. Default: 0.9.")
+        list[float] | None, typer.Option(help="Target recall; can be given several times. Default: 0.9.")
     ] = None,
     calibrate: Annotated[
         str | None,
@@ -64,7 +64,7 @@ def threshold(
     tag: TagOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Find the score threshold for a wanted precision or recall, and measure how far scores are from probabilities.
+    """Find the score threshold for a target precision or recall, and measure how well scores are calibrated.
 
     Pairs of the same query, or of the same query_id if the data has that field, are counted as one group.
     """
