@@ -474,6 +474,7 @@ def test_a_file_that_is_damaged_meanwhile_costs_no_answer(tmp_path: Path, caplog
         with cached:
             path.write_bytes(content)
             found = cached.rerank(QUERY, DOCUMENTS)
+            assert cached.describe().details["cache"].startswith("failed, all scores are computed: ")
     assert [hit.margin for hit in found] == pytest.approx([hit.margin for hit in first], abs=1e-4)
     path.write_bytes(content)
     for suffix in ("-wal", "-shm"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from qwen3_ranker_plugins import InvalidInputError, Reranker
 from qwen3_ranker_plugins.server.settings import load_settings
 
-from .conftest import DOCUMENTS, QUERY, serving
+from .conftest import DOCUMENTS, QUERY, serving, wait_until
 
 
 def test_answers_from_the_cache(reranker: Reranker) -> None:
@@ -26,6 +28,25 @@ def test_answers_from_the_cache(reranker: Reranker) -> None:
         assert running.metric("cache_misses_total") == running.metric("cache_entries") == len(DOCUMENTS)
         assert 0 < running.metric("cache_bytes") <= running.metric("cache_limit_bytes") == 10**6
         assert "10 hits" in client.get("/health").json()["engine_facts"]["cache"]
+
+
+def test_a_file_that_fails_is_reported(reranker: Reranker, tmp_path: Path) -> None:
+    path, body = tmp_path / "scores.cache", {"query": QUERY, "documents": DOCUMENTS}
+    with serving(cache_path=str(path)) as running, running.client() as client:
+        expected = client.post("/v1/rerank", json=body).json()
+        wait_until(lambda: running.metric("cache_entries") == len(DOCUMENTS))
+        assert "cache_failed 0.0" in client.get("/metrics").text
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("DROP TABLE scores")
+        answer = client.post("/v1/rerank", json=body).json()
+        assert [each["index"] for each in answer["results"]] == [each["index"] for each in expected["results"]]
+        assert answer["usage"]["computed_tokens"] == expected["usage"]["computed_tokens"]
+        health = client.get("/health")
+        assert health.status_code == 200, "answers do not need the cache"
+        said = health.json()["engine_facts"]["cache"]
+        assert said.startswith(f"failed, all scores are computed: no such table: scores ({path}); 0 hits, 10 misses")
+        assert "cache_failed 1.0" in client.get("/metrics").text
+        assert running.metric("cache_entries") == running.metric("cache_bytes") == 0
 
 
 def test_a_server_without_a_cache_says_nothing_of_one(reranker: Reranker) -> None:

@@ -62,7 +62,6 @@ class FileStore(Store):
         self._waiting: dict[bytes, bytes] = {}
         self._used: set[bytes] = set()
         self._closing = False
-        self._failed = False
         self._rows = self._bytes = self._written = 0
         self._reader = self._open()
         self._writer = _connect(path)
@@ -76,7 +75,7 @@ class FileStore(Store):
         with self._changed:
             waiting = [self._waiting.get(key) for key in keys]
         missing = [key for key, value in zip(keys, waiting, strict=True) if value is None]
-        found = self._read(missing) if missing and not self._failed else {}
+        found = self._read(missing) if missing and self.failure is None else {}
         return [found.get(key) if value is None else value for key, value in zip(keys, waiting, strict=True)]
 
     def _read(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
@@ -105,7 +104,7 @@ class FileStore(Store):
 
     def put(self, values: Mapping[bytes, bytes]) -> None:
         """See `Store`. Returns before the values are on the disk; `get` finds them."""
-        if self._failed:
+        if self.failure is not None:
             return
         with self._changed:
             self._waiting.update(values)
@@ -113,7 +112,7 @@ class FileStore(Store):
 
     def size(self) -> tuple[int, int]:
         """See `Store`."""
-        return self._rows, self._bytes
+        return (self._rows, self._bytes) if self.failure is None else (0, 0)
 
     def close(self) -> None:
         """See `Store`."""
@@ -208,7 +207,8 @@ class FileStore(Store):
     def _fail(self, error: sqlite3.Error) -> None:
         """Go on without the file: a cache must not cost answers."""
         with self._changed:
-            first, self._failed = not self._failed, True
+            first = self.failure is None
+            self.failure = self.failure or str(error)
             self._waiting.clear()
         if first:
             _logger.warning(

@@ -105,11 +105,12 @@ class CacheStatistics:
     """What a cache holds and has done. Hits and misses are of one reranker, the others of all that share the store.
 
     Attributes:
-        entries, bytes: now; of a file, about, with what other processes wrote.
+        entries, bytes: now; of a file, about, with what other processes wrote. Both are 0 if the file has failed.
         limit: most bytes.
         hits, misses: documents that were found, and that were not.
         evictions: entries that had to go.
         path: of the file; None for memory.
+        failure: why the file is no longer used, so that all scores are computed; None while it is.
     """
 
     entries: int
@@ -119,15 +120,16 @@ class CacheStatistics:
     misses: int
     evictions: int
     path: str | None
+    failure: str | None = None
 
     @property
     def summary(self) -> str:
         """One line for people."""
         where = "in memory" if self.path is None else f"in {self.path}"
-        return (
-            f"{self.entries:,} scores, {self.bytes / 1e6:,.1f} of {self.limit / 1e6:,.1f} MB {where}; "
-            f"{self.hits:,} hits, {self.misses:,} misses, {self.evictions:,} evictions"
-        )
+        state = f"{self.entries:,} scores, {self.bytes / 1e6:,.1f} of {self.limit / 1e6:,.1f} MB {where}"
+        if self.failure is not None:
+            state = f"failed, all scores are computed: {self.failure} ({self.path})"
+        return f"{state}; {self.hits:,} hits, {self.misses:,} misses, {self.evictions:,} evictions"
 
 
 class ScoreCache:
@@ -209,8 +211,9 @@ class ScoreCache:
     def statistics(self) -> CacheStatistics:
         """What it holds and has done."""
         entries, size = self._store.size()
+        store = self._store
         return CacheStatistics(
-            entries, size, self._store.limit, self._hits, self._misses, self._store.evictions, self._place.path
+            entries, size, store.limit, self._hits, self._misses, store.evictions, self._place.path, store.failure
         )
 
     def close(self) -> None:

@@ -17,11 +17,13 @@ class Store(ABC):
     Attributes:
         limit: in bytes.
         evictions: number of entries that had to go.
+        failure: why nothing is read from it or kept in it any more; None while it works.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.evictions = 0
+        self.failure: str | None = None
 
     @abstractmethod
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:

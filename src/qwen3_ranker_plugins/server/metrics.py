@@ -139,6 +139,11 @@ class _Cache(Collector):
             ("entries", "Scores in the cache.", now.entries),
             ("bytes", "Bytes of the cache in use.", now.bytes),
             ("limit_bytes", "Maximum size of the cache in bytes.", now.limit),
+            (
+                "failed",
+                "1 if the file of the cache has failed, so that all scores are computed.",
+                now.failure is not None,
+            ),
         ):
             yield GaugeMetricFamily(f"qwen3_ranker_cache_{name}", help_text, value=value)
 
