@@ -17,7 +17,6 @@ RankerError
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -114,10 +113,3 @@ class ScoringError(EngineError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.failures, self.margins))
-
-
-def remedy_of_reading(error: BaseException) -> str:
-    """The remedy for a model file that could not be read: only a damaged file has to be downloaded again."""
-    if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
-        return "the file may be sound: make it readable on this machine, and try again"
-    return "download it again"

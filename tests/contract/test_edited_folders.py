@@ -155,7 +155,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "another head size": (config(head_dim=32), "cannot be loaded"),
     "a norm is missing": (without_a_norm, r"missing keys.*k_norm"),
     "a shard is missing": (without_a_shard, "model-00002-of"),
-    "truncated weights": (truncated, "incomplete metadata"),
+    "truncated weights": (truncated, "bytes, and by its header"),
     "half the merges": (half_the_merges, "splits 'yes' into 2 tokens"),
     "no control tokens": (without_control_tokens, "does not know"),
     "another normalizer": (tokenizer(normalizer={"type": "Lowercase"}), "another normalizer than Qwen's"),

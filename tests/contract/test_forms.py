@@ -284,7 +284,7 @@ def test_a_dangling_link_is_named(tiny: Path, tmp_path: Path) -> None:
     folder = copy_of(tiny, tmp_path / "model")
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to(tmp_path / "gone")
-    with pytest.raises(UnsupportedModelError, match=r"points to .*gone, which is not there"):
+    with pytest.raises(UnsupportedModelError, match=r"is a link to .*gone, which is not there"):
         Reranker(folder)
 
 

@@ -74,7 +74,7 @@ def no_architecture(folder: Path, _: Path) -> None:
 
 
 REFUSED: dict[Callable[[Path, Path], None], str] = {
-    dangling: r"model\.safetensors points to .*gone, which is not there",
+    dangling: r"model\.safetensors is a link to .*gone, which is not there",
     dangling_config: r"config\.json",
     dangling_tokenizer: r"tokenizer\.json",
     pickled_adapter: r"adapter without adapter_model\.safetensors.*save_pretrained",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import pickle
 import re
 
@@ -41,10 +40,3 @@ def test_both_ends_of_a_long_value_are_shown() -> None:
     shown = str(InvalidInputError("INPUT", f"FILE=/{'folder/' * 40}last.jsonl", "give another"))
     assert shown.startswith("INPUT='FILE=/folder/")
     assert "/folder/last.jsonl': give another" in shown
-
-
-def test_only_a_damaged_file_has_to_be_fetched_again() -> None:
-    sound = (PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EMFILE, "Too many open files"))
-    assert all("download" not in errors.remedy_of_reading(error) for error in sound)
-    damaged = (ValueError("no JSON"), OSError("not a safetensors file"), FileNotFoundError(errno.ENOENT, "gone"))
-    assert {errors.remedy_of_reading(error) for error in damaged} == {"download it again"}

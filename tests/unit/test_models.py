@@ -251,7 +251,7 @@ def test_untied_weights_need_their_output_matrix(copy: Path, reranker: Reranker)
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("model.safetensors", b"", "is damaged"),
+        ("model.safetensors", b"", "is empty"),
         ("model.safetensors", b"\x10\0\0\0\0\0\0\0{not json", "is damaged"),
         ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         ("config.json", b"[]", "no JSON object"),

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UnsupportedModelError
-from .json_files import read_json
+from ..model_files import is_listed
+from .json_files import read_json, shortened
 from .weights import read_headers, read_rows
 
 #: Kinds of adapters that peft merges into weights.
@@ -22,12 +23,12 @@ _ROWS = range(4)
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter, alone or together with whole weights."""
-    return (folder / "adapter_config.json").is_file() and (folder / "adapter_model.safetensors").exists()
+    return all(is_listed(folder / name) for name in ("adapter_config.json", "adapter_model.safetensors"))
 
 
 def has_whole_weights(folder: Path) -> bool:
     """Whether a folder holds a model's weights; config.json alone, which some trainers write, says nothing."""
-    return any(not path.name.startswith("adapter_") for path in folder.glob("*.safetensors"))
+    return any(is_listed(folder / name) for name in ("model.safetensors", "model.safetensors.index.json"))
 
 
 def base_of(adapter: Path) -> str:
@@ -40,8 +41,8 @@ def base_of(adapter: Path) -> str:
     base = said.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise UnsupportedModelError(
-            f"{adapter} is an adapter that does not name its base (base_model_name_or_path): give the base as model "
-            "and this folder as adapter"
+            f"{adapter} is an adapter that does not name its base (adapter_config.json says "
+            f"base_model_name_or_path={shortened(base)}): give the base as model and this folder as adapter"
         )
     return base
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from ..errors import MissingDependencyError, UnsupportedModelError, remedy_of_reading
+from ..errors import MissingDependencyError, UnsupportedModelError
+from ..model_files import is_listed, read_text
+from .json_files import read_json, shortened
 
 # Characters of a private use area: no chat template contains them or changes them.
 _QUERY, _DOCUMENT, _INSTRUCTION = "\ue000query\ue001", "\ue000document\ue001", "\ue000instruction\ue001"
@@ -25,25 +26,34 @@ def read_chat_template(folder: Path) -> str | None:
     Raises:
         UnsupportedModelError: a file is damaged.
     """
-    if (path := folder / "chat_template.jinja").is_file():
-        return path.read_text(encoding="utf-8")
+    if is_listed(path := folder / "chat_template.jinja"):
+        return read_text(path)
     for name in ("chat_template.json", "tokenizer_config.json"):
-        if (path := folder / name).is_file():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-                if isinstance(found, list):  # as transformers 4 wrote several templates
+        if is_listed(path := folder / name):
+            found = read_json(path).get("chat_template")
+            if isinstance(found, list):  # as transformers 4 wrote several templates
+                try:
                     found = {each["name"]: each["template"] for each in found}.get("default")
-            except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-                raise UnsupportedModelError(f"{path} cannot be read ({error}); {remedy_of_reading(error)}") from error
+                except (TypeError, KeyError) as error:
+                    raise _no_template(path, found) from error
             if isinstance(found, str):
                 return found
+            if found is not None:
+                raise _no_template(path, found)
     return None
+
+
+def _no_template(path: Path, found: object) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{path} says chat_template={shortened(found)}, which is neither a text nor a list of templates with names: "
+        "download it again"
+    )
 
 
 def read_special_tokens(folder: Path) -> dict[str, str]:
     """The tokens of tokenizer_config.json that transformers passes to a chat template, such as `bos_token`."""
     path = folder / "tokenizer_config.json"
-    said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    said = read_json(path) if is_listed(path) else {}
     found = {name: said.get(name) for name in _SPECIAL_TOKENS}
     contents = {name: each.get("content") if isinstance(each, dict) else each for name, each in found.items()}
     return {name: content for name, content in contents.items() if isinstance(content, str)}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UnsupportedModelError, remedy_of_reading
-from .json_files import read_json
+from ..errors import UnsupportedModelError
+from ..model_files import is_listed
+from .json_files import read_any_json, read_json, shortened
 
 # All settings of sentence-transformers' LogitScore that are understood here.
 _LOGIT_SCORE = {"true_token_id", "false_token_id", "module_input_name"}
@@ -36,13 +36,9 @@ class CrossEncoderFiles:
             UnsupportedModelError: they are damaged, or do what only sentence-transformers knows.
         """
         path = folder / "modules.json"
-        if not path.is_file():
+        if not is_listed(path):
             return cls()
-        try:
-            modules = json.loads(path.read_text(encoding="utf-8"))
-            kinds = [(str(module["type"]).rpartition(".")[2], module["path"]) for module in modules]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UnsupportedModelError(f"{path} cannot be read ({error!r}); {remedy_of_reading(error)}") from error
+        kinds = _modules(path)
         for kind, _ in kinds:
             if kind in ("Pooling", "WordEmbeddings", "SpladePooling", "Normalize"):
                 raise UnsupportedModelError(
@@ -55,9 +51,30 @@ class CrossEncoderFiles:
                     "to a score: use its CrossEncoder"
                 )
         _check_transformer_module(folder)
-        places = [str(place) for kind, place in kinds if kind == "LogitScore"]
+        places = [place for kind, place in kinds if kind == "LogitScore"]
         labels = _labels(folder / places[0] / "config.json") if places else None
         return cls(True, labels, _default_prompt(folder))
+
+
+def _modules(path: Path) -> list[tuple[str, str]]:
+    """(class, folder) of each module that modules.json lists."""
+    listed = read_any_json(path)
+    if not isinstance(listed, list) or not all(isinstance(each, Mapping) for each in listed):
+        raise UnsupportedModelError(f"{path} holds {shortened(listed)} instead of a list of modules: download it again")
+    for number, module in enumerate(listed):
+        for name in ("type", "path"):
+            value = module.get(name)
+            if not isinstance(value, str) or (name == "path" and not _is_inside(value)):
+                raise UnsupportedModelError(
+                    f"{path} says {name}={shortened(value)} of module {number}, which is not "
+                    f"{'the name of a class' if name == 'type' else 'a folder in the folder of the model'}: write the "
+                    "name that it has in the original, such as '1_LogitScore', or download the file again"
+                )
+    return [(module["type"].rpartition(".")[2], module["path"]) for module in listed]
+
+
+def _is_inside(place: str) -> bool:
+    return not Path(place).is_absolute() and ".." not in Path(place).parts
 
 
 def _labels(path: Path) -> tuple[int, int | None]:
@@ -85,7 +102,7 @@ def _labels(path: Path) -> tuple[int, int | None]:
 def _check_transformer_module(folder: Path) -> None:
     """Raise an UnsupportedModelError if sentence_bert_config.json changes texts before they reach the chat template."""
     path = folder / "sentence_bert_config.json"
-    said = read_json(path) if path.is_file() else {}
+    said = read_json(path) if is_listed(path) else {}
     modalities = said.get("modality_config")
     if isinstance(modalities, Mapping) and "message" not in modalities:
         raise UnsupportedModelError(
@@ -102,7 +119,7 @@ def _check_transformer_module(folder: Path) -> None:
 
 def _default_prompt(folder: Path) -> str | None:
     path = folder / "config_sentence_transformers.json"
-    if not path.is_file():
+    if not is_listed(path):
         return None
     said = read_json(path)
     name, prompts = said.get("default_prompt_name"), said.get("prompts")

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from ..content import THOROUGH, add_content
 from ..errors import MissingDependencyError, UnsupportedModelError
+from ..model_files import check_file
 from ..pip_command import pip_install
 from .tokenizer_settings import QWEN_SPLIT
 
@@ -99,6 +100,7 @@ def unpack(path: Path) -> Path:
     """
     if find_spec("gguf") is None:
         raise MissingDependencyError(f"{path} is a GGUF file, and reading it needs gguf: {pip_install('gguf')}")
+    check_file(path)
     import filelock
     from huggingface_hub import cached_assets_path
 

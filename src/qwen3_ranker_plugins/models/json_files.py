@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnsupportedModelError, remedy_of_reading
+from ..errors import UnsupportedModelError
+from ..model_files import read_text, reason_and_remedy
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -15,14 +16,25 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UnsupportedModelError: there is no such file, or it is damaged.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UnsupportedModelError(
-            f"{path.parent} has no {path.name}: give the folder of a transformers model"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UnsupportedModelError(f"{path} cannot be read ({error}); {remedy_of_reading(error)}") from error
+    found = read_any_json(path)
     if not isinstance(found, dict):
         raise UnsupportedModelError(f"{path} holds no JSON object; download it again")
     return found
+
+
+def read_any_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UnsupportedModelError: there is no such file, or it is damaged.
+    """
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UnsupportedModelError(reason_and_remedy(path, error)) from error
+
+
+def shortened(value: object) -> str:
+    """A value of a file for a message, at most 80 characters."""
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from importlib.resources import files
@@ -10,13 +11,14 @@ from pathlib import Path
 from ..checks import check_text
 from ..config import BUNDLED_MODEL
 from ..errors import ModelNotFoundError, UnsupportedModelError
+from ..model_files import check_file, is_listed, reason_and_remedy
 from ..pip_command import pip_install
 from .adapters import base_of, check_kind, check_merged, has_whole_weights, is_adapter
 from .gguf import find_gguf, unpack
 from .spec import ModelSpec
 from .spec_reader import read_spec
 from .tokenizer_settings import check_adapters_tokenizer, check_tokenizer
-from .weights import read_headers
+from .weights import read_headers, weight_files
 
 # The files of a checkpoint, a conversion or an adapter. No *.bin and no *.py, because both can run code.
 _HUB_FILES = [
@@ -79,6 +81,7 @@ def resolve_checkpoint(
                 f"{adapter} is an adapter, and its base is not here ({error}): give the base as model and this folder "
                 "as adapter"
             ) from error
+        _check_base(adapter, folder)
     _check(folder)
     check_tokenizer(folder)
     spec = read_spec(folder, name=name, scoring=scoring)
@@ -92,6 +95,7 @@ def resolve_checkpoint(
                 "save the adapter with peft's save_pretrained()"
             )
         check_kind(found)
+        read_headers(found)
         check_adapters_tokenizer(found, folder)
         return Checkpoint(folder, found, spec)
     if is_adapter(folder):
@@ -151,6 +155,9 @@ def _find(name: str, patterns: list[str]) -> Path:
         return unpack(file)
     if local.is_dir():
         return local.resolve()
+    if local.is_symlink():
+        gone = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        raise ModelNotFoundError(f"model={name!r}: {reason_and_remedy(local, gone)}")
     if _looks_like_path(name) or local.suffix == ".gguf":
         raise ModelNotFoundError(
             f"model={name!r}: there is no folder {local.absolute()}; give an existing folder or GGUF file, a hub name "
@@ -205,14 +212,33 @@ def _from_hub(name: str, patterns: list[str]) -> Path:
         ) from error
 
 
+def _check_base(adapter: Path, base: Path) -> None:
+    """Make sure that the base which an adapter names is a model.
+
+    Raises:
+        UnsupportedModelError: it is the adapter itself, or another adapter.
+    """
+    if is_adapter(base) and not has_whole_weights(base):
+        what = "the adapter itself" if base.samefile(adapter) else f"{base}, which is an adapter too"
+        raise UnsupportedModelError(
+            f"{adapter}/adapter_config.json names as base_model_name_or_path {what}: give the model that it was "
+            "trained on as model, and this folder as adapter"
+        )
+
+
 def _check(folder: Path) -> None:
     """Refuse a folder that could not be loaded later, or could only be loaded by running code from it.
 
     Raises:
         UnsupportedModelError: the message says what is missing and what to do.
     """
-    if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").exists():
+    if not is_listed(folder / "config.json"):
+        if is_adapter(folder):
+            raise UnsupportedModelError(
+                f"{folder} is an adapter, not a model: give the model that it was trained on as model, and this folder "
+                "as adapter"
+            )
+        if is_listed(folder / "adapter_config.json"):
             raise UnsupportedModelError(
                 f"{folder} is an adapter without adapter_model.safetensors (an adapter_model.bin can run code when it "
                 "is loaded): load it with peft where you trust it, and store it with save_pretrained()"
@@ -220,9 +246,17 @@ def _check(folder: Path) -> None:
         raise UnsupportedModelError(
             f"{folder} has no config.json: give the folder of a transformers model, or the path of a GGUF file"
         )
-    if not read_headers(folder):
+    check_file(folder / "config.json")
+    if not weight_files(folder):
+        strays = sorted(path.name for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_"))
+        if strays:
+            raise UnsupportedModelError(
+                f"{folder} has {', '.join(strays[:3])}, but neither model.safetensors nor model.safetensors.index.json "
+                "(the list of a divided model's files): download what is missing"
+            )
         other = sorted(path.name for path in folder.glob("*.bin"))
         found = f" (only {', '.join(other)}, which can run code when loaded)" if other else ""
         raise UnsupportedModelError(
             f"{folder} has no *.safetensors weights{found}; convert them with model.save_pretrained(folder)"
         )
+    read_headers(folder)

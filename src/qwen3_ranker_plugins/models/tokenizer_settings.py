@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnsupportedModelError
+from ..model_files import is_listed
 from ..prompt import ModelTokenizer, load_tokenizer
 from .json_files import read_json
 
@@ -36,7 +37,7 @@ def check_tokenizer(folder: Path) -> None:
         UnsupportedModelError: a setting changes the ids; the message names it and says what to do.
     """
     path = folder / "tokenizer_config.json"
-    said = read_json(path) if path.exists() else {}
+    said = read_json(path) if is_listed(path) else {}
     kind = said.get("tokenizer_class")
     if kind is not None and kind not in _GENERAL and not _QWEN.fullmatch(str(kind)):
         raise UnsupportedModelError(
@@ -136,7 +137,7 @@ def check_adapters_tokenizer(adapter: Path, base: Path) -> None:
     Raises:
         UnsupportedModelError: the adapter adds tokens; the message says how to merge them.
     """
-    if not (adapter / "tokenizer.json").is_file():
+    if not is_listed(adapter / "tokenizer.json"):
         return
     theirs, ours = load_tokenizer(adapter), load_tokenizer(base)
     added = (set(theirs.vocabulary) | set(theirs.control)) - set(ours.vocabulary) - set(ours.control)

@@ -11,42 +11,83 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UnsupportedModelError, remedy_of_reading
+from ..errors import UnsupportedModelError
+from ..model_files import check_file, is_listed, reason_and_remedy
+from .json_files import read_json, shortened
 
 # Bytes; the safetensors library has the same limit.
 _LONGEST_HEADER = 100_000_000
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a model's weights, as transformers chooses them; [] if there are none.
+
+    Raises:
+        UnsupportedModelError: the index is damaged, or names a file that is not there.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if is_listed(whole):
+        return [whole]
+    if not is_listed(index):
+        return []
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(each, str) for each in shards.values()):
+        raise UnsupportedModelError(
+            f"{index} says weight_map={shortened(shards)}, which names no file of each tensor: download it again"
+        )
+    files = [folder / name for name in sorted(set(shards.values()))]
+    for path in files:
+        if not is_listed(path):
+            raise UnsupportedModelError(
+                f"{path} is missing, which {index.name} names for {_some(shards, path.name)}: download the file"
+            )
+    return files
+
+
+def _some(shards: dict[str, str], file: str) -> str:
+    names = sorted(name for name, each in shards.items() if each == file)
+    return names[0] + (f" and {len(names) - 1} other tensors" if len(names) > 1 else "")
+
+
 def read_headers(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Name of each tensor in the folder -> (its file, {"dtype", "shape", "data_offsets", "start"}).
+    """Name of each tensor of the weights and of an adapter -> (its file, {"dtype", "shape", "data_offsets", "start"}).
 
     Raises:
         UnsupportedModelError: a file is damaged, or is not there although something points to it.
     """
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with path.open("rb") as file:
-                start = file.read(8)
-                if start == b"version ":
-                    raise UnsupportedModelError(f"{path} is a git-lfs pointer, not the weights: run `git lfs pull`")
-                (length,) = struct.unpack("<Q", start)
-                header = json.loads(file.read(min(length, _LONGEST_HEADER)))
-        except FileNotFoundError as error:
-            raise UnsupportedModelError(
-                f"{path} points to {path.readlink()}, which is not there: download the checkpoint again"
-                if path.is_symlink()
-                else f"{path} is gone: download the checkpoint again"
-            ) from error
-        except OSError as error:
-            raise UnsupportedModelError(f"{path} cannot be read ({error}): {remedy_of_reading(error)}") from error
-        except (ValueError, struct.error) as error:
-            raise UnsupportedModelError(f"{path} is damaged ({error}): download it again") from error
-        for name, entry in header.items():
-            if name != "__metadata__":
-                found[name] = (path, entry | {"start": 8 + length})
+    adapter = folder / "adapter_model.safetensors"
+    for path in [*weight_files(folder), *([adapter] if is_listed(adapter) else [])]:
+        found |= {name: (path, entry) for name, entry in _read_header(path).items()}
     return found
+
+
+def _read_header(path: Path) -> dict[str, dict[str, Any]]:
+    check_file(path)
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, _LONGEST_HEADER)))
+        header.pop("__metadata__", None)
+        due = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        entries = {
+            name: {"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": entry["data_offsets"]}
+            | {"start": 8 + length}
+            for name, entry in header.items()
+        }
+    except OSError as error:
+        raise UnsupportedModelError(reason_and_remedy(path, error)) from error
+    except (ValueError, struct.error, AttributeError, TypeError, KeyError, IndexError) as error:
+        raise UnsupportedModelError(
+            f"{path} is damaged (its {size} bytes have no header of safetensors: {error}): download it again"
+        ) from error
+    if size != due:
+        raise UnsupportedModelError(
+            f"{path} is damaged (it has {size} bytes, and by its header {due}): download it again"
+        )
+    return entries
 
 
 def read_rows(folder: Path, name: str, rows: Sequence[int] | None) -> NDArray[np.float32] | None:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, Self
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from ..errors import UnsupportedModelError, remedy_of_reading
+from ..errors import UnsupportedModelError
+from ..model_files import is_listed, read_text, remedy_of_reading
 
 _LOOKS_LIKE_CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>|</?think>")
 # Qwen's own added tokens steer a model (<|im_end|>, </think>, <tool_call>), whether they are marked special or not.
@@ -65,12 +66,13 @@ class ModelTokenizer:
 
     def __init__(self, folder: Path) -> None:
         path = folder / "tokenizer.json"
-        if not path.is_file():
+        if not is_listed(path):
             raise UnsupportedModelError(
                 f"{folder} has no tokenizer.json: write one with AutoTokenizer.from_pretrained(...).save_pretrained()"
             )
+        text = read_text(path)
         try:
-            specification = json.loads(path.read_text(encoding="utf-8"))
+            specification = json.loads(text)
             self.added_tokens: list[dict[str, Any]] = specification["added_tokens"]
             added = self.added_tokens
             ordinary = [token for token in added if not (token["special"] or _OF_QWEN.fullmatch(token["content"]))]

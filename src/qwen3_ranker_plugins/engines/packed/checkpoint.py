@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from ...errors import MissingDependencyError, ModelError, RankerError, UnsupportedModelError, remedy_of_reading
+from ...errors import MissingDependencyError, ModelError, RankerError, UnsupportedModelError
+from ...model_files import remedy_of_reading
 from ...models import ModelSpec
 from ...models.spec import label_ids
 from ...models.weights import read_headers, read_rows

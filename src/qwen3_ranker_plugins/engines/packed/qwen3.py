@@ -22,6 +22,8 @@ import torch
 from torch import nn
 from torch.nn.functional import silu
 
+from ...models.weights import weight_files
+
 if TYPE_CHECKING:
     from ..attention.interface import Layout
 
@@ -201,7 +203,7 @@ def load(folder: Path, dtype: torch.dtype) -> Qwen3ForCausalLM | None:
     Raises:
         OSError, safetensors.SafetensorError: a file is missing or damaged.
     """
-    config, files = plain_config(folder), _weight_files(folder)
+    config, files = plain_config(folder), weight_files(folder)
     if config is None or not files:
         return None
     with torch.device("meta"):
@@ -267,16 +269,6 @@ _SIZES = (
     "head_dim",
     "intermediate_size",
 )
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file():
-        return [whole]
-    if index.is_file():
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / shard for shard in sorted(set(shards))]
-    return []
 
 
 def _read(

@@ -1,0 +1,195 @@
+"""Files of a checkpoint that cannot be read: each message names the file, says what is wrong, and has the remedy."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from qwen3_ranker_plugins import RankerError, Reranker, model_files
+from qwen3_ranker_plugins.cli.app import app
+from qwen3_ranker_plugins.models import resolve_checkpoint
+
+MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_LogitScore", "type": "sentence_transformers.cross_encoder.modules.LogitScore"},
+]
+LORA = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+#: Files whose content decides a score, by the folder in which they are.
+FILES = {
+    "model": [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+        "modules.json",
+        "1_LogitScore/config.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+        "chat_template.jinja",
+        "chat_template.json",
+    ],
+    "divided": ["model.safetensors.index.json", "model-00001-of-00001.safetensors"],
+    "adapter": ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"],
+}
+
+
+def link(path: Path) -> str:
+    path.symlink_to(path.parent / "gone")
+    return r"is a link to .*gone, which is not there: copy .*or download the checkpoint again"
+
+
+def loop(path: Path) -> str:
+    path.symlink_to(path.name)
+    return rf"is a link to {path.name}, which leads back to it: copy .*or download the checkpoint again"
+
+
+def folder_instead(path: Path) -> str:
+    path.mkdir()
+    return "is a folder instead of a file: remove it, and download"
+
+
+def pointer(path: Path) -> str:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    return "is a git-lfs pointer.*git lfs pull"
+
+
+def empty(path: Path) -> str:
+    path.touch()
+    return "is empty: download it again"
+
+
+def write_form(form: str, tiny: Path, folder: Path) -> Path:
+    """A folder whose files link to those of the bundled model, as in the hub's cache."""
+    folder.mkdir()
+    for path in tiny.iterdir():
+        if path.is_file():
+            (folder / path.name).symlink_to(path)
+    if form == "model":
+        (folder / "modules.json").write_text(json.dumps(MODULES))
+        (folder / "1_LogitScore").mkdir()
+        (folder / "1_LogitScore" / "config.json").write_text('{"true_token_id": 9693, "false_token_id": 2152}')
+    elif form == "divided":
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+        names = {"model.norm.weight": "model-00001-of-00001.safetensors"}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    else:
+        (folder / "config.json").unlink()
+        (folder / "model.safetensors").unlink()
+        (folder / "adapter_config.json").write_text(json.dumps(LORA | {"base_model_name_or_path": str(tiny)}))
+        name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+        save_file({name: np.zeros((1, 256), np.float32)}, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("damage", [link, loop, folder_instead, pointer, empty], ids=lambda each: each.__name__)
+@pytest.mark.parametrize(("form", "file"), [(form, file) for form, files in FILES.items() for file in files])
+def test_a_file_that_is_none_is_named(
+    form: str, file: str, damage: Callable[[Path], str], tiny: Path, tmp_path: Path
+) -> None:
+    folder = write_form(form, tiny, tmp_path / "folder")
+    resolve_checkpoint(folder)
+    (folder / file).unlink(missing_ok=True)
+    message = damage(folder / file)
+    with pytest.raises(RankerError, match=rf"(?s)folder/{file} {message}"):
+        resolve_checkpoint(folder)
+
+
+def test_every_way_to_a_model_says_the_same(tiny: Path, tmp_path: Path) -> None:
+    folder = write_form("model", tiny, tmp_path / "folder")
+    (folder / "tokenizer.json").unlink()
+    link(folder / "tokenizer.json")
+    with pytest.raises(RankerError, match=r"tokenizer\.json is a link to") as caught:
+        Reranker(folder)
+    for command in (["doctor"], ["rank", "-q", "x", __file__], ["serve", "--port", "0"]):
+        done = CliRunner().invoke(app, [*command, "--model", str(folder)])
+        assert done.exit_code == 1, command
+        assert str(caught.value) in f"{done.output} {done.exception}", command
+
+
+@pytest.mark.parametrize("suffix", ["", ".gguf"])
+def test_a_model_that_is_a_link_to_nothing(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.symlink_to(tmp_path / "gone")
+    with pytest.raises(RankerError, match=rf"model{suffix} is a link to .*gone, which is not there"):
+        resolve_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("modules.json", "{}", r"modules\.json holds \{\} instead of a list of modules"),
+        ("modules.json", '["a"]', "instead of a list of modules"),
+        ("modules.json", json.dumps([MODULES[0], MODULES[1] | {"path": None}]), "says path=None of module 1"),
+        ("modules.json", json.dumps([MODULES[0], MODULES[1] | {"path": "../x"}]), r"says path='\.\./x' of module 1"),
+        ("modules.json", json.dumps([MODULES[0], MODULES[1] | {"path": "/x"}]), "says path='/x' of module 1"),
+        ("modules.json", json.dumps([{"path": ""}]), "says type=None of module 0"),
+        ("modules.json", json.dumps([MODULES[0], MODULES[1] | {"path": "2_X"}]), r"2_X/config\.json is missing: "),
+        ("chat_template.json", '{"chat_template": [1]}', r"chat_template\.json says chat_template=\[1\]"),
+        ("tokenizer_config.json", '{"chat_template": 3}', r"tokenizer_config\.json says chat_template=3"),
+        ("config.json", "\ufeff{}", r"config\.json cannot be read .*BOM"),
+        ("config.json", '{"a": ' * 100_000, r"config\.json cannot be read .*download it again"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_named(file: str, content: str, message: str, tiny: Path, tmp_path: Path) -> None:
+    folder = write_form("model", tiny, tmp_path / "folder")
+    (folder / file).unlink(missing_ok=True)
+    (folder / file).write_text(content, encoding="utf-8")
+    with pytest.raises(RankerError, match=message):
+        resolve_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", r"index\.json says weight_map=None"),
+        ('{"weight_map": {"a": 1}}', r"says weight_map=\{'a': 1\}"),
+        ('{"weight_map": {"a": "x.safetensors", "b": "x.safetensors"}}', r"x\.safetensors is missing, .* a and 1"),
+    ],
+)  # fmt: skip
+def test_an_index_names_the_files_of_a_model(content: str, message: str, tiny: Path, tmp_path: Path) -> None:
+    folder = write_form("divided", tiny, tmp_path / "folder")
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(RankerError, match=message):
+        resolve_checkpoint(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(RankerError, match=r"00001\.safetensors, but neither model\.safetensors nor .*download"):
+        resolve_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "header", [b"[]", b"{", b'{"a": 1}', b'{"a": {"dtype": "F32", "shape": [1]}}', b'{"a": {"data_offsets": [0, 4]}}']
+)
+def test_weights_without_a_header_are_damaged(header: bytes, tiny: Path, tmp_path: Path) -> None:
+    folder = write_form("model", tiny, tmp_path / "folder")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(RankerError, match=r"model\.safetensors is damaged .*download it again"):
+        resolve_checkpoint(folder)
+
+
+def test_an_adapter_whose_base_is_an_adapter(tiny: Path, tmp_path: Path) -> None:
+    itself = write_form("adapter", tiny, tmp_path / "itself")
+    (itself / "adapter_config.json").write_text(json.dumps(LORA | {"base_model_name_or_path": str(itself)}))
+    with pytest.raises(RankerError, match=r"names as base_model_name_or_path the adapter itself: give the model"):
+        resolve_checkpoint(itself)
+    other = write_form("adapter", tiny, tmp_path / "other")
+    (other / "adapter_config.json").write_text(json.dumps(LORA | {"base_model_name_or_path": str(itself)}))
+    with pytest.raises(RankerError, match=r"itself, which is an adapter too: give the model"):
+        resolve_checkpoint(other)
+    with pytest.raises(RankerError, match=r"other is an adapter, not a model: give the model"):
+        resolve_checkpoint(other, adapter=other)
+    assert resolve_checkpoint(tiny, adapter=itself).adapter == itself  # the remedy
+
+
+def test_only_a_damaged_file_has_to_be_fetched_again() -> None:
+    sound = (PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EMFILE, "Too many open files"))
+    assert all("download" not in model_files.remedy_of_reading(error) for error in sound)
+    damaged = (ValueError("no JSON"), OSError("not a safetensors file"), FileNotFoundError(errno.ENOENT, "gone"))
+    assert {model_files.remedy_of_reading(error) for error in damaged} == {"download it again"}
