@@ -60,8 +60,8 @@ def reason_and_remedy(path: Path, error: BaseException) -> str:
     if number in (errno.ENOENT, errno.ELOOP) and links:
         where = "which is not there" if number == errno.ENOENT else "which leads back to it"
         return (
-            f"{links[0]} is a link to {links[0].readlink()}, {where}: copy what it should lead to in place of the link "
-            "(`cp -rL` copies a folder without links), or download the checkpoint again"
+            f"{links[0]} is a link to {links[0].readlink()}, {where}: copy the checkpoint again with `cp -rL`, which "
+            "copies files in place of links, or download it again"
         )
     if number == errno.ENOENT:
         return f"{path} is missing: download the checkpoint again"

@@ -76,8 +76,16 @@ def dropout(folder: Path) -> None:
     path.write_text(json.dumps(found | {"model": found["model"] | {"dropout": 0.3}}))
 
 
-def panic(folder: Path) -> None:
-    """The tokenizers library panics, which is no Exception in Python."""
+def one_more_word(folder: Path) -> None:
+    """Whose row in the embeddings is missing: a document with it could not be scored."""
+    path = folder / "tokenizer.json"
+    found = json.loads(path.read_text())
+    found["added_tokens"].append(WORD | {"id": 14464, "special": False})
+    path.write_text(json.dumps(found))
+
+
+def subword_prefix(folder: Path) -> None:
+    """transformers builds Qwen's tokenizer anew and drops it; the tokenizers library would panic."""
     path = folder / "tokenizer.json"
     found = json.loads(path.read_text())
     path.write_text(json.dumps(found | {"model": found["model"] | {"continuing_subword_prefix": "##"}}))
@@ -152,7 +160,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "untied without an output matrix": (config(tie_word_embeddings=False), r"missing keys: lm_head\.weight"),
     "a switch as a text": (config(tie_word_embeddings="false"), "tie_word_embeddings"),
     "biases that are not there": (config(attention_bias=True), "missing keys.*bias"),
-    "another head size": (config(head_dim=32), "cannot be loaded"),
+    "another head size": (config(head_dim=32), r"k_norm.* \(64,\) in the weights, and by config.json \(head_dim=32\)"),
     "a norm is missing": (without_a_norm, r"missing keys.*k_norm"),
     "a shard is missing": (without_a_shard, "model-00002-of"),
     "truncated weights": (truncated, "bytes, and by its header"),
@@ -175,7 +183,8 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         "rstrip=True of the token '</think>'",
     ),
     "a token with another id": (
-        tokenizer_config(added_tokens_decoder={"14462": WORD | {"content": "</think>"}}), "adds the token '</think>'"
+        tokenizer_config(added_tokens_decoder={"14462": WORD | {"content": "</think>"}}),
+        "'</think>' the id 14462 in .*gives it 14463"
     ),
     "a word as pad_token": (tokenizer_config(pad_token="!"), "'!' as pad_token.*remove the setting"),  # noqa: S106
     "a word as eos_token": (tokenizer_config(eos_token={"content": "rock"}), "'rock' as eos_token"),
@@ -183,7 +192,11 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         tokenizer_config(additional_special_tokens=["<|im_end|>", "crust"]), "'crust' as additional_special_tokens"
     ),
     "a named special token": (tokenizer_config(extra_special_tokens={"brand": "crust"}), "'crust' as extra_special"),
-    "a tokenizer that panics": (panic, r"tokenizer\.json cannot be read"),
+    "a token with the id of another": (
+        tokenizer_config(added_tokens_decoder={"5000": WORD}), r"'volcanoes' \(5000\).*id of .* so remove the entry"
+    ),
+    "more words than rows": (one_more_word, "makes ids up to 14464.*knows only 14464 ids"),
+    "a prefix of parts of words": (subword_prefix, "says model.continuing_subword_prefix='##'.*write null"),
     "another kind of tokenizer": (tokenizer_config(tokenizer_class="LlamaTokenizerFast"), "not a tokenizer of Qwen"),
 }  # fmt: skip
 
@@ -299,6 +312,14 @@ def test_an_adapter_of_a_classifier_on_a_causal_base_is_refused(tiny: Path, tmp_
     get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
     with pytest.raises(UnsupportedModelError, match=r"score head.*num_labels=1"):
         margins(tmp_path / "adapter")
+
+
+def test_an_adapter_with_another_rank_than_it_says_is_refused(tiny: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tiny, tmp_path / "adapter")
+    edit_json(adapter / "adapter_config.json", r=8)
+    message = r"q_proj\.lora_A.*\(4, 256\) in adapter_model.safetensors, and \(8, 256\) by .*\(r=8\): write the r"
+    with pytest.raises(UnsupportedModelError, match=message):
+        margins(adapter)
 
 
 def test_an_adapter_with_words_of_its_own_is_refused(tiny: Path, tmp_path: Path) -> None:

@@ -252,20 +252,26 @@ def test_packed_integers(tiny: Path, tmp_path: Path, method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "remedy"),
     [
-        {"quant_method": "aqlm"},
-        {"quant_method": "awq", "bits": 4, "version": "gemv"},
-        {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"},
-        {"quant_method": "gptq", "bits": 3},
+        ({"quant_method": "torchao"}, "engine='vllm_score'"),
+        ({"quant_method": "gptq", "bits": 4, "dynamic": {"-:.*down.*": {}}}, "engine='vllm_score'"),
+        ({"quant_method": "hqq"}, "unquantised checkpoint, because vLLM does not"),
+        ({"quant_method": "aqlm"}, "unquantised checkpoint, because vLLM does not"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "unquantised checkpoint, because vLLM does not"),
+        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "because vLLM does not"),
+        ({"quant_method": "gptq", "bits": 3}, "unquantised checkpoint, because vLLM does not"),
+        ({"quant_method": "compressed-tensors", "format": "int-quantized"}, "config_groups=.*remove quantiza"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "not quantised.*remove quantization_config"),
     ],
-)
-def test_an_unknown_quantisation_is_refused_with_the_engine_that_takes_it(
-    settings: dict[str, Any], tiny: Path, tmp_path: Path
+    ids=str,
+)  # fmt: skip
+def test_an_unknown_quantisation_is_refused_with_what_takes_it(
+    settings: dict[str, Any], remedy: str, tiny: Path, tmp_path: Path
 ) -> None:
     folder = copy_of(tiny, tmp_path / "model")
     edit_json(folder / "config.json", quantization_config=settings)
-    with pytest.raises(UnsupportedModelError, match=rf"'{settings['quant_method']}'.*engine='vllm_score'"):
+    with pytest.raises(UnsupportedModelError, match=rf"'{settings['quant_method']}'.*{remedy}"):
         margins(folder)
 
 

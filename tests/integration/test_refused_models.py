@@ -82,7 +82,7 @@ REFUSED: dict[Callable[[Path, Path], None], str] = {
     gguf: r"model-Q8_0\.gguf cannot be read as GGUF.*download it again",
     embedding_model: r"embedding model.*Pooling.*use the reranker",
     two_labels: r"score\.weight",
-    gptq: r"'gptq'.*engine='vllm_score'",
+    gptq: r"'gptq'.*use the unquantised checkpoint",
     unknown_architecture: r"BertForSequenceClassification",
     no_architecture: r"names None as architectures",
 }

@@ -42,12 +42,12 @@ FILES = {
 
 def link(path: Path) -> str:
     path.symlink_to(path.parent / "gone")
-    return r"is a link to .*gone, which is not there: copy .*or download the checkpoint again"
+    return r"is a link to .*gone, which is not there: copy .*or download it again"
 
 
 def loop(path: Path) -> str:
     path.symlink_to(path.name)
-    return rf"is a link to {path.name}, which leads back to it: copy .*or download the checkpoint again"
+    return rf"is a link to {path.name}, which leads back to it: copy .*or download it again"
 
 
 def folder_instead(path: Path) -> str:

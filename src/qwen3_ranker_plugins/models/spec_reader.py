@@ -19,9 +19,10 @@ from typing import Any
 
 from ..errors import InvalidInputError, UnsupportedModelError
 from .chat_template import read_chat_template, read_special_tokens, template_of
+from .config_settings import check_settings, max_positions
 from .cross_encoder_files import CrossEncoderFiles
 from .families import FAMILIES, MXBAI_RERANK_V2, QWEN3_RERANKER, QWEN3_VL_RERANKER, ZERANK, Family
-from .json_files import read_json
+from .json_files import read_json, shortened
 from .score_head import check_one_label, family_of_head
 from .spec import ModelSpec, Scoring
 
@@ -55,9 +56,11 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> Mo
         InvalidInputError: `scoring` cannot be parsed, or does not fit the architecture.
     """
     given = None if scoring is None else Scoring.parse(scoring)
-    config = read_json(folder / "config.json")
+    path = folder / "config.json"
+    config = read_json(path)
     architecture = _architecture(folder, config)
     decoder = DECODERS[architecture]
+    check_settings(path, _text_config(path, config))
     if architecture.endswith("ForSequenceClassification"):
         check_one_label(folder)
     modules = CrossEncoderFiles.read(folder)
@@ -74,7 +77,7 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> Mo
         template_without_instruction=family.template_without_instruction,
         instruction=family.instruction,
         empty_document=family.empty_document,
-        max_positions=max_positions(_text_config(config)),
+        max_positions=max_positions(path, _text_config(path, config)),
         quantization=_quantization(folder, config),
         sources=sources | dict.fromkeys(("scoring", "template", "instruction"), family.source),
     )
@@ -119,7 +122,7 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> str:
             f"{folder}/config.json says model_type={config.get('model_type')!r} and {names[0]}, which do not belong "
             "together; download it again"
         )
-    if _text_config(config).get("is_causal") is False:
+    if _text_config(folder / "config.json", config).get("is_causal") is False:
         raise UnsupportedModelError(
             f"{folder}/config.json says is_causal=false: its attention is bidirectional, so no prefix can be shared; "
             "use the library that its model card names"
@@ -127,35 +130,32 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> str:
     return names[0]
 
 
-def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _text_config(path: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
     inner = config.get("text_config")
+    if config.get("model_type") == "qwen3_vl" and not isinstance(inner, Mapping):
+        raise UnsupportedModelError(
+            f"{path} says text_config={shortened(inner)} instead of the settings of the text decoder: download it again"
+        )
     return inner if isinstance(inner, Mapping) else config
 
 
-def max_positions(config: Mapping[str, Any]) -> int:
-    """Longest prompt in tokens for which the position embeddings are made, yarn's factor included.
-
-    Raises:
-        UnsupportedModelError: the configuration does not state it.
-    """
-    positions = config.get("max_position_embeddings")
-    if not isinstance(positions, int) or positions < 1:
-        raise UnsupportedModelError(f"config.json says max_position_embeddings={positions!r}; download it again")
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
-    if isinstance(original, int) and isinstance(factor, (int, float)):
-        positions = max(positions, int(original * factor))
-    return positions
-
-
 def _quantization(folder: Path, config: Mapping[str, Any]) -> str | None:
-    found = config.get("quantization_config") or _text_config(config).get("quantization_config")
-    if not found:
+    path = folder / "config.json"
+    found = next(
+        (
+            each["quantization_config"]
+            for each in (config, _text_config(path, config))
+            if each.get("quantization_config") is not None
+        ),
+        None,
+    )
+    if found is None:
         return None
     method = found.get("quant_method") if isinstance(found, Mapping) else None
     if not isinstance(method, str):
         raise UnsupportedModelError(
-            f"{folder}/config.json has a quantization_config without a quant_method: download the checkpoint again"
+            f"{path} has a quantization_config without a quant_method ({shortened(found)}): if the weights are not "
+            "quantised, remove it, else download the file again"
         )
     return method
 

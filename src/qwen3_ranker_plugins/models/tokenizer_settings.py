@@ -97,9 +97,17 @@ def _check_added_words(path: Path, said: dict[str, Any], tokenizer: ModelTokeniz
         content = token.get("content") if isinstance(token, dict) else None
         if not isinstance(content, str):
             continue
-        if content not in known or str(known[content]["id"]) != number:
+        if content not in known:
+            other = tokenizer.text_of(int(number)) if number.isdecimal() else None
+            remedy = _REMEDY if other is None else f"that is the id of {other!r} there, so remove the entry"
             raise UnsupportedModelError(
-                f"{path} adds the token {content!r} ({number}), which tokenizer.json does not have: {_REMEDY}"
+                f"{path} adds the token {content!r} ({number}) in added_tokens_decoder, which tokenizer.json does not "
+                f"have: {remedy}"
+            )
+        if str(known[content]["id"]) != number:
+            raise UnsupportedModelError(
+                f"{path} gives the token {content!r} the id {number} in added_tokens_decoder, and tokenizer.json gives "
+                f"it {known[content]['id']}: write the latter in both, or use the tokenizer of the checkpoint's base"
             )
         for name in ("single_word", "lstrip", "rstrip"):
             if bool(token.get(name)) != known[content][name]:

@@ -89,7 +89,10 @@ class ModelTokenizer:
             # belongs to training, would split a word differently at every call.
             specification["model"]["dropout"] = None
             specification |= {"added_tokens": ordinary, "truncation": None, "padding": None, "post_processor": None}
+            _check_prefix(path, specification["model"])
             self.plain: Tokenizer = Tokenizer.from_str(json.dumps(specification))
+        except UnsupportedModelError:
+            raise
         except BaseException as error:
             # tokenizers raises nothing more specific than Exception, and a panic in Rust is not even that.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -98,11 +101,7 @@ class ModelTokenizer:
                 f"{path} cannot be read ({type(error).__name__}: {error}); {remedy_of_reading(error)}"
             ) from error
         for token in ordinary:
-            if self.plain.token_to_id(token["content"]) != token["id"]:
-                raise UnsupportedModelError(
-                    f"{path} gives the added token {token['content']!r} the id {token['id']}, which does not follow "
-                    "the ids of its vocabulary; save the tokenizer again with save_pretrained()"
-                )
+            self._check_id(path, token["content"], token["id"])
         for content, token_id in self.control.items():
             if token_id in self.encode(content):
                 raise UnsupportedModelError(
@@ -112,6 +111,21 @@ class ModelTokenizer:
         if self.plain.pre_tokenizer is None:
             raise UnsupportedModelError(f"{path} has no pre-tokenizer, so it is not a Qwen tokenizer")
         self._warn_of_special_words(path)
+
+    def _check_id(self, path: Path, content: str, token_id: int) -> None:
+        """Make sure that an added token has the id that the library gives it, which counts on from the vocabulary."""
+        if self.plain.token_to_id(content) == token_id:
+            return
+        other = self.text_of(token_id)
+        if other is not None:
+            raise UnsupportedModelError(
+                f"{path} gives the added token {content!r} the id {token_id}, which is that of {other!r}: remove it "
+                "from added_tokens, or use the tokenizer with which the model was trained"
+            )
+        raise UnsupportedModelError(
+            f"{path} gives the added token {content!r} the id {token_id}, which does not follow the ids of its "
+            "vocabulary; save the tokenizer again with save_pretrained()"
+        )
 
     def _warn_of_special_words(self, path: Path) -> None:
         if own := sorted(content for content in self.control if not _OF_QWEN.fullmatch(content)):
@@ -224,6 +238,11 @@ class ModelTokenizer:
         return {token_id for word in words if (token_id := self.plain.token_to_id(word)) is not None}
 
     @cached_property
+    def highest_id(self) -> int:
+        """The highest id of any token."""
+        return max(*self.plain.get_vocab().values(), *self.control.values(), 0)
+
+    @cached_property
     def longest_added(self) -> int:
         """Characters of the longest word of `vocabulary`; 0 if there is none."""
         return max(map(len, self.vocabulary), default=0)
@@ -264,6 +283,15 @@ class ModelTokenizer:
         """Ids of each text, none of them a control token."""
         encodings = self.plain.encode_batch_fast([as_utf8(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+
+def _check_prefix(path: Path, model: Mapping[str, Any]) -> None:
+    if prefix := model.get("continuing_subword_prefix"):
+        raise UnsupportedModelError(
+            f"{path} says model.continuing_subword_prefix={prefix!r}, which is not supported, because Qwen's tokens "
+            "have none: if the model was trained without it, write null there, else use a checkpoint with Qwen's "
+            "tokenizer"
+        )
 
 
 def load_tokenizer(folder: Path) -> ModelTokenizer:

@@ -21,6 +21,8 @@ import torch
 from ...errors import MissingDependencyError, ModelError, RankerError, UnsupportedModelError
 from ...model_files import remedy_of_reading
 from ...models import ModelSpec
+from ...models.config_settings import settings_of_shape
+from ...models.json_files import read_json
 from ...models.spec import label_ids
 from ...models.weights import read_headers, read_rows
 from ...pip_command import pip_install
@@ -89,6 +91,13 @@ def load_model(
     _check_plain(folder, model, dtype, adapter)
     model.requires_grad_(False)
     model.eval()
+    known = len(model.model.embed_tokens.weight)
+    if tokenizer.highest_id >= known:
+        raise UnsupportedModelError(
+            f"{folder}: its tokenizer makes ids up to {tokenizer.highest_id}, but its model knows only {known} ids, so "
+            "they do not belong together: take both from the same checkpoint, or, if words were added to the "
+            "tokenizer, the model that was trained after resize_token_embeddings"
+        )
     offset = 0.0
     if spec.scoring.is_score_head:
         direction = model.score.weight[0].float()
@@ -97,12 +106,6 @@ def load_model(
     else:
         positive, negative = label_ids(spec.scoring, tokenizer, folder)
         rows = model.get_output_embeddings().weight
-        highest = max(positive, negative or 0, *tokenizer.control.values())
-        if highest >= len(rows):
-            raise UnsupportedModelError(
-                f"{folder}: its tokenizer makes ids up to {highest}, but its model knows only {len(rows)} ids, so they "
-                "do not belong together: download the checkpoint again"
-            )
         direction = rows[positive].float()
         if negative is not None:
             direction = direction - rows[negative].float()
@@ -148,11 +151,12 @@ def _load_with_transformers(folder: Path, spec: ModelSpec, dtype: torch.dtype) -
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `_check_loaded` refuses them, and says which they are
             **arguments,
         )
         if spec.quantization == "bitsandbytes":
             model = model.dequantize(dtype)
-    _check_loaded(folder, spec, loaded)
+    _check_loaded(folder, spec, config, loaded)
     return model
 
 
@@ -212,10 +216,17 @@ def _checked_config(folder: Path) -> Any:
     return config
 
 
-def _check_loaded(folder: Path, spec: ModelSpec, loaded: dict[str, Any]) -> None:
+def _check_loaded(folder: Path, spec: ModelSpec, config: Any, loaded: dict[str, Any]) -> None:
     # transformers fills missing weights with random numbers, whose results would look like scores.
     expected = _LEFT_OVER.get(spec.architecture, ())
-    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
+    for name, stored, due in sorted(loaded.get("mismatched_keys") or ()):
+        if not (spec.decoder == "qwen3_vl" and name.startswith("visual.")):
+            raise UnsupportedModelError(
+                f"{folder}: {name} has the shape {tuple(stored)} in the weights, and by config.json "
+                f"({settings_of_shape(name, config.get_text_config())}) {tuple(due)}: write the settings that the "
+                "checkpoint's base has, or download the checkpoint again"
+            )
+    for kind in ("missing_keys", "unexpected_keys", "error_msgs"):
         problems = sorted(each for each in map(str, loaded.get(kind) or ()) if each not in expected)
         if spec.decoder == "qwen3_vl":
             problems = [each for each in problems if not each.startswith("visual.")]
@@ -244,7 +255,10 @@ def _merged(model: Any, adapter: Path) -> Any:
             output = model.get_output_embeddings()
             if output is not None:
                 output.weight = torch.nn.Parameter(output.weight.detach().clone())
-        wrapped = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
+        try:
+            wrapped = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
+        except RuntimeError as error:
+            raise _not_fitting(adapter, error) from error
         loaded = set(get_peft_model_state_dict(wrapped))
         strangers = sorted(stored ^ loaded)
         if any(name.endswith(".score.weight") for name in strangers):
@@ -264,6 +278,19 @@ def _merged(model: Any, adapter: Path) -> Any:
                 f"peft cannot merge {adapter} into its base ({error}): train it without the setting that the reason "
                 "names, or use peft with the model's own code"
             ) from error
+
+
+def _not_fitting(adapter: Path, error: RuntimeError) -> Exception:
+    """The error of a tensor whose shape is not that of the base and the rank; other errors as they are."""
+    found = re.search(r"size mismatch for (\S+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]", str(error), re.DOTALL)
+    if found is None:
+        return error
+    rank = read_json(adapter / "adapter_config.json").get("r")
+    return UnsupportedModelError(
+        f"{adapter} does not match the model: {found[1]} has the shape ({found[2]}) in adapter_model.safetensors, and "
+        f"({found[3]}) by the model and adapter_config.json (r={rank!r}): write the r of its training, or give the "
+        "base that it was trained on as model"
+    )
 
 
 @contextmanager
@@ -298,7 +325,7 @@ def damage_explained(folder: Path) -> Iterator[None]:
             "smaller model, a dtype with fewer bits or another device"
         ) from error
     except Exception as error:  # for a damaged folder, transformers and its libraries raise almost anything
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        reason = _first_sentence(str(error))
         if "Invalid thread pool" in reason:  # torch made its threads in a parent process
             raise ModelError(
                 f"{folder} cannot be loaded, because torch.set_num_threads was called before a fork ({reason}): set "
@@ -308,6 +335,17 @@ def damage_explained(folder: Path) -> Iterator[None]:
         raise UnsupportedModelError(
             f"{folder} cannot be loaded ({type(error).__name__}: {reason}); {remedy}"
         ) from error
+
+
+def _first_sentence(message: str) -> str:
+    """The first line of a message, and what follows if that line only announces it."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no reason given"]
+    sentence = lines.pop(0)
+    if re.search(r"\d+ validation errors? for ", sentence):  # pydantic names the setting and the reason in two lines
+        sentence = ": ".join([sentence, *lines[:2]]).partition(" [type=")[0]
+    while sentence.endswith(":") and lines:
+        sentence = f"{sentence} {lines.pop(0)}"
+    return sentence
 
 
 @contextmanager

@@ -18,6 +18,20 @@ _DEQUANTISED = {
     "compressed-tensors": ("compressed_tensors", "pip install compressed-tensors"),
     "fp8": (None, ""),
 }
+#: Other `quant_method`s whose checkpoints of dense models vLLM 0.32 computes with.
+_READ_BY_VLLM = {
+    "auto-round",
+    "fp_quant",
+    "gptq",
+    "modelopt",
+    "modelopt_fp4",
+    "modelopt_mixed",
+    "modelopt_mxfp8",
+    "quark",
+    "torchao",
+}
+#: Ends of the names of what bitsandbytes stores with a weight of 4 bits and of 8 bits.
+_OF_BITSANDBYTES = (".absmax", ".SCB")
 # AutoAWQ's order of the eight columns in a 32-bit number, lowest bits first, inverted.
 _AWQ_COLUMNS = (0, 4, 1, 5, 2, 6, 3, 7)
 
@@ -30,15 +44,33 @@ def dequantising(folder: Path, method: str, config: Any) -> Any:
         MissingDependencyError: a package is missing.
     """
     if method not in _DEQUANTISED:
-        raise UnsupportedModelError(
-            f"{folder} holds weights quantised as {method!r}, which the packed engine does not read: use "
-            "engine='vllm_score', which computes with them, or the unquantised checkpoint"
-        )
+        raise _not_read(folder, repr(method), by_vllm=method in _READ_BY_VLLM)
     module, command = _DEQUANTISED[method]
     if module is not None and find_spec(module) is None:
         raise MissingDependencyError(f"{folder} holds weights quantised as {method!r}, which needs {module}: {command}")
     found = config.quantization_config
+    settings = found if isinstance(found, dict) else found.to_dict()
+    if method == "compressed-tensors" and not settings.get("config_groups"):
+        raise UnsupportedModelError(
+            f"{folder}/config.json has a quantization_config of 'compressed-tensors' with "
+            f"config_groups={settings.get('config_groups')!r}, which does not say how the weights are stored: download "
+            "the file again, or, if the weights are not quantised, remove quantization_config"
+        )
+    if method == "bitsandbytes" and not any(name.endswith(_OF_BITSANDBYTES) for name in read_headers(folder)):
+        raise UnsupportedModelError(
+            f"{folder}/config.json has a quantization_config of 'bitsandbytes', and its weights are not quantised (no "
+            f"tensor's name ends in {' or '.join(_OF_BITSANDBYTES)}): remove quantization_config"
+        )
     return dict(found) if method == "bitsandbytes" else dict(found) | {"dequantize": True}
+
+
+def _not_read(folder: Path, scheme: str, *, by_vllm: bool) -> UnsupportedModelError:
+    remedy = "engine='vllm_score', which computes with them, or the unquantised checkpoint"
+    if not by_vllm:
+        remedy = "the unquantised checkpoint, because vLLM does not read them either"
+    return UnsupportedModelError(
+        f"{folder} holds weights quantised as {scheme}, which the packed engine does not read: use {remedy}"
+    )
 
 
 def plain_tensors(folder: Path, method: str, config: Any, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:
@@ -59,10 +91,7 @@ def plain_tensors(folder: Path, method: str, config: Any, dtype: torch.dtype) ->
 
     settings = config if isinstance(config, dict) else config.to_dict()
     if variant := _unknown_variant(method, settings):
-        raise UnsupportedModelError(
-            f"{folder} holds weights quantised as {method!r} with {variant}, which the packed engine does not read: "
-            "use engine='vllm_score', which computes with them, or the unquantised checkpoint"
-        )
+        raise _not_read(folder, f"{method!r} with {variant}", by_vllm=_is_read_by_vllm(method, settings))
     found: dict[str, torch.Tensor] = {}
     for path in sorted({path for path, _ in read_headers(folder).values() if not path.name.startswith("adapter_")}):
         found |= load_file(path)
@@ -74,6 +103,12 @@ def plain_tensors(folder: Path, method: str, config: Any, dtype: torch.dtype) ->
             "the checkpoint again"
         ) from error
     return found
+
+
+def _is_read_by_vllm(method: str, settings: dict[str, Any]) -> bool:
+    """Whether vLLM 0.32 reads the variant of a method that is unpacked here."""
+    kind = settings.get("checkpoint_format", settings.get("format", "gptq"))
+    return method == "gptq" and kind == "gptq" and settings.get("bits") in (4, 8) and settings.get("sym", True)
 
 
 def _unknown_variant(method: str, settings: dict[str, Any]) -> str:
