@@ -160,7 +160,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "untied without an output matrix": (config(tie_word_embeddings=False), r"missing keys: lm_head\.weight"),
     "a switch as a text": (config(tie_word_embeddings="false"), "tie_word_embeddings"),
     "biases that are not there": (config(attention_bias=True), "missing keys.*bias"),
-    "another head size": (config(head_dim=32), r"k_norm.* \(64,\) in the weights, and by config.json \(head_dim=32\)"),
+    "another head size": (config(head_dim=32), r"config\.json says head_dim=32, so .* the shape \[32\], and in"),
     "a norm is missing": (without_a_norm, r"missing keys.*k_norm"),
     "a shard is missing": (without_a_shard, "model-00002-of"),
     "truncated weights": (truncated, "bytes, and by its header"),

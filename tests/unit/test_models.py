@@ -223,7 +223,10 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dic
             lambda weights: weights | {"model.layers.9.mlp.up_proj.weight": torch.zeros(2)},
             "unexpected keys: .*layers.9",
         ),
-        (lambda weights: weights | {"model.norm.weight": torch.zeros(3)}, r"model\.norm\.weight has the shape \(3,\)"),
+        (
+            lambda weights: weights | {"model.norm.weight": torch.zeros(3)},
+            r"model\.norm\.weight should have the shape \[256\]",
+        ),
     ],
     ids=["layer missing", "other names", "layer too many", "other shape"],
 )
@@ -258,10 +261,11 @@ def test_a_reason_in_several_lines_is_not_cut_at_a_colon(message: str, reason: s
         (RuntimeError("Invalid thread pool!"), "set the environment variable OMP_NUM_THREADS"),
         (MemoryError(), "choose a smaller model"),
         (torch.OutOfMemoryError("CUDA out of memory."), "choose a smaller model"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "choose a smaller model"),
         (PermissionError(errno.EACCES, "Permission denied"), "make it readable"),
         (ValueError(""), "download it again"),
     ],
-    ids=["after a fork", "memory", "memory of a GPU", "not readable", "damaged"],
+    ids=["after a fork", "memory", "memory of a GPU", "memory in torch", "not readable", "damaged"],
 )
 def test_a_load_that_fails_says_what_to_do(error: Exception, remedy: str) -> None:
     """A sound checkpoint does not have to be fetched again."""
@@ -302,9 +306,16 @@ def test_damaged_files_are_named(copy: Path, file: str, content: bytes, message:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_size": 128}, r"in the weights, and by config\.json \(hidden_size=128\)"),
-        ({"vocab_size": 5000}, r"in the weights, and by config\.json \(vocab_size=5000, hidden_size=256\)"),
+        ({"hidden_size": 128}, r"config\.json says .*hidden_size=128, so model\.embed_tokens\.weight should have"),
+        ({"vocab_size": 5000}, r"says vocab_size=5000, hidden_size=256, so model\.embed_tokens\.weight should have"),
         ({"hidden_size": "many"}, r"config\.json says hidden_size='many', which is not a positive whole number"),
+        ({"num_hidden_layers": 10**9}, "says num_hidden_layers=1000000000, and the weights have 6 layers"),
+        ({"num_key_value_heads": None}, r"k_proj\.weight has the shape \[128, 256\] in the weights, and by"),
+        (
+            {"num_key_value_heads": 4},
+            r"num_key_value_heads=4, .*k_proj\.weight should have the shape \[256, 256\], and in",
+        ),
+        ({"intermediate_size": None}, "says intermediate_size=None, which is not a positive whole number"),
         ({"num_hidden_layers": 0}, "says num_hidden_layers=0, which is not a positive whole number"),
         ({"head_dim": 64.0}, "says head_dim=64.0, which is not a positive whole number"),
         ({"rms_norm_eps": "1e-6"}, "says rms_norm_eps='1e-6', which is not a positive number"),

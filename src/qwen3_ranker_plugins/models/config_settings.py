@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ _SIZES = (
     "num_key_value_heads",
     "head_dim",
 )
+#: Sizes that have a default if they are null.
+_DERIVED = ("num_key_value_heads", "head_dim")
 _NUMBERS = ("rms_norm_eps", "rope_theta", "partial_rotary_factor", "attention_dropout")
 _SWITCHES = ("tie_word_embeddings", "attention_bias", "use_sliding_window", "is_causal")
 #: Kinds of rotary embeddings that transformers computes -> the numbers that each needs.
@@ -41,18 +45,21 @@ _ROTARY_NUMBERS = (
     "original_max_position_embeddings",
     "partial_rotary_factor",
 )
-#: Part of a tensor's name -> the settings that decide its shape.
-_SHAPED_BY = {
-    "embed_tokens": ("vocab_size", "hidden_size"),
-    "lm_head": ("vocab_size", "hidden_size"),
-    "q_proj": ("num_attention_heads", "head_dim", "hidden_size"),
-    "o_proj": ("num_attention_heads", "head_dim", "hidden_size"),
-    "k_proj": ("num_key_value_heads", "head_dim", "hidden_size"),
-    "v_proj": ("num_key_value_heads", "head_dim", "hidden_size"),
-    "q_norm": ("head_dim",),
-    "k_norm": ("head_dim",),
-    "mlp": ("intermediate_size", "hidden_size"),
+_HIDDEN, _INNER = ("hidden_size",), ("intermediate_size",)
+_HEADS, _KEY_HEADS = ("num_attention_heads", "head_dim"), ("num_key_value_heads", "head_dim")
+#: Tensor of the decoder -> for each dimension, the settings whose product it is.
+_SHAPES = {
+    "embed_tokens.weight": (("vocab_size",), _HIDDEN),
+    "norm.weight": (_HIDDEN,),
+    "layers.0.self_attn.q_norm.weight": (("head_dim",),),
+    "layers.0.self_attn.q_proj.weight": (_HEADS, _HIDDEN),
+    "layers.0.self_attn.k_proj.weight": (_KEY_HEADS, _HIDDEN),
+    "layers.0.mlp.gate_proj.weight": (_INNER, _HIDDEN),
 }
+#: Of transformers' Qwen3Config, for settings that are left out.
+_DEFAULTS = {"head_dim": 128, "num_key_value_heads": 32}
+_NEVER_QUANTISED = ("norm.weight", "layers.0.self_attn.q_norm.weight")
+_CORRECT = "write the value that the checkpoint's base has, or download the checkpoint again"
 
 
 def check_settings(path: Path, config: Mapping[str, Any]) -> None:
@@ -68,12 +75,12 @@ def check_settings(path: Path, config: Mapping[str, Any]) -> None:
         UnsupportedModelError: one has not; the message names the file, the setting and its value.
     """
     for name in _SIZES:
-        value = config.get(name)
-        if value is not None and (type(value) is not int or value < 1):
+        value = config.get(name, 1)
+        if (type(value) is not int or value < 1) and not (value is None and name in _DERIVED):
             raise _wrong(path, name, value, "a positive whole number")
     for name in _NUMBERS:
-        if name in config and (value := config[name]) is not None:
-            _check_number(path, name, value, positive=name != "attention_dropout")
+        if name in config:
+            _check_number(path, name, config[name], positive=name != "attention_dropout")
     for name in _SWITCHES:
         if name in config and type(config[name]) is not bool:
             raise _wrong(path, name, config[name], "true or false")
@@ -102,10 +109,7 @@ def _check_number(path: Path, name: str, value: object, *, positive: bool = True
 
 
 def _wrong(path: Path, name: str, value: object, what: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{path} says {name}={shortened(value)}, which is not {what}: write the value that the checkpoint's base has, "
-        "or download the file again"
-    )
+    return UnsupportedModelError(f"{path} says {name}={shortened(value)}, which is not {what}: {_CORRECT}")
 
 
 def max_positions(path: Path, config: Mapping[str, Any]) -> int:
@@ -127,12 +131,40 @@ def max_positions(path: Path, config: Mapping[str, Any]) -> int:
     return positions
 
 
-def settings_of_shape(tensor: str, config: Any) -> str:
-    """The settings that decide a tensor's shape, with their values, such as "head_dim=32".
+def check_shapes(path: Path, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], *, plain: bool) -> None:
+    """Make sure that the weights have the shapes which the settings demand, before memory is taken for them.
 
     Args:
-        tensor: its name.
-        config: an object with the settings as attributes.
+        path, config: as for `check_settings`, which must have passed.
+        shapes: name of each tensor of the weights -> its shape.
+        plain: whether no weight is quantised. Others are stored in shapes of their own.
+
+    Raises:
+        UnsupportedModelError: a shape or the number of layers differs; the message names the settings that decide it.
     """
-    names = next((names for part, names in _SHAPED_BY.items() if part in tensor), ("hidden_size",))
-    return ", ".join(f"{name}={getattr(config, name, None)}" for name in names)
+    embedding = next((name for name in shapes if name.endswith("embed_tokens.weight")), None)
+    if embedding is None:
+        return
+    prefix = embedding.removesuffix("embed_tokens.weight")
+    found = [re.match(rf"{re.escape(prefix)}layers\.(\d+)\.", name) for name in shapes]
+    layers = 1 + max((int(match[1]) for match in found if match), default=-1)
+    if layers and config.get("num_hidden_layers", layers) > layers:
+        raise UnsupportedModelError(
+            f"{path} says num_hidden_layers={config['num_hidden_layers']}, and the weights have {layers} layers: "
+            f"{_CORRECT}"
+        )
+    defaults = _DEFAULTS if config.get("model_type", "").startswith("qwen3") else {}
+    for name, settings in _SHAPES.items():
+        stored = shapes.get(f"{prefix}{name}")
+        values = {each: config.get(each, defaults.get(each)) for factors in settings for each in factors}
+        if stored is None or None in values.values() or not (plain or name in _NEVER_QUANTISED):
+            continue
+        due = [math.prod(values[each] for each in factors) for factors in settings]
+        if list(stored) != due:
+            said = ", ".join(
+                f"{each}={value}{'' if each in config else ' by default'}" for each, value in values.items()
+            )
+            raise UnsupportedModelError(
+                f"{path} says {said}, so {prefix}{name} should have the shape {due}, and in the weights it has "
+                f"{list(stored)}: {_CORRECT}"
+            )

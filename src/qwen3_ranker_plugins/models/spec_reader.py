@@ -19,12 +19,13 @@ from typing import Any
 
 from ..errors import InvalidInputError, UnsupportedModelError
 from .chat_template import read_chat_template, read_special_tokens, template_of
-from .config_settings import check_settings, max_positions
+from .config_settings import check_settings, check_shapes, max_positions
 from .cross_encoder_files import CrossEncoderFiles
 from .families import FAMILIES, MXBAI_RERANK_V2, QWEN3_RERANKER, QWEN3_VL_RERANKER, ZERANK, Family
 from .json_files import read_json, shortened
 from .score_head import check_one_label, family_of_head
 from .spec import ModelSpec, Scoring
+from .weights import read_headers
 
 #: Class in `architectures` of a checkpoint that can be scored -> the decoder inside.
 DECODERS = {
@@ -60,7 +61,10 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> Mo
     config = read_json(path)
     architecture = _architecture(folder, config)
     decoder = DECODERS[architecture]
-    check_settings(path, _text_config(path, config))
+    settings, quantization = _text_config(path, config), _quantization(folder, config)
+    check_settings(path, settings)
+    shapes = {name: entry["shape"] for name, (_, entry) in read_headers(folder).items()}
+    check_shapes(path, settings, shapes, plain=quantization is None)
     if architecture.endswith("ForSequenceClassification"):
         check_one_label(folder)
     modules = CrossEncoderFiles.read(folder)
@@ -77,8 +81,8 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> Mo
         template_without_instruction=family.template_without_instruction,
         instruction=family.instruction,
         empty_document=family.empty_document,
-        max_positions=max_positions(path, _text_config(path, config)),
-        quantization=_quantization(folder, config),
+        max_positions=max_positions(path, settings),
+        quantization=quantization,
         sources=sources | dict.fromkeys(("scoring", "template", "instruction"), family.source),
     )
     if architecture.endswith("ForSequenceClassification"):

@@ -21,7 +21,6 @@ import torch
 from ...errors import MissingDependencyError, ModelError, RankerError, UnsupportedModelError
 from ...model_files import remedy_of_reading
 from ...models import ModelSpec
-from ...models.config_settings import settings_of_shape
 from ...models.json_files import read_json
 from ...models.spec import label_ids
 from ...models.weights import read_headers, read_rows
@@ -156,7 +155,7 @@ def _load_with_transformers(folder: Path, spec: ModelSpec, dtype: torch.dtype) -
         )
         if spec.quantization == "bitsandbytes":
             model = model.dequantize(dtype)
-    _check_loaded(folder, spec, config, loaded)
+    _check_loaded(folder, spec, loaded)
     return model
 
 
@@ -216,15 +215,14 @@ def _checked_config(folder: Path) -> Any:
     return config
 
 
-def _check_loaded(folder: Path, spec: ModelSpec, config: Any, loaded: dict[str, Any]) -> None:
+def _check_loaded(folder: Path, spec: ModelSpec, loaded: dict[str, Any]) -> None:
     # transformers fills missing weights with random numbers, whose results would look like scores.
     expected = _LEFT_OVER.get(spec.architecture, ())
     for name, stored, due in sorted(loaded.get("mismatched_keys") or ()):
         if not (spec.decoder == "qwen3_vl" and name.startswith("visual.")):
             raise UnsupportedModelError(
-                f"{folder}: {name} has the shape {tuple(stored)} in the weights, and by config.json "
-                f"({settings_of_shape(name, config.get_text_config())}) {tuple(due)}: write the settings that the "
-                "checkpoint's base has, or download the checkpoint again"
+                f"{folder}: {name} has the shape {list(stored)} in the weights, and by config.json {list(due)}: write "
+                "the settings that the checkpoint's base has, or download the checkpoint again"
             )
     for kind in ("missing_keys", "unexpected_keys", "error_msgs"):
         problems = sorted(each for each in map(str, loaded.get(kind) or ()) if each not in expected)
@@ -318,14 +316,14 @@ def damage_explained(folder: Path) -> Iterator[None]:
         yield
     except RankerError:
         raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        reason = str(error).strip() or type(error).__name__
-        raise ModelError(
-            f"{folder} does not fit into the free memory ({reason}): end other programs that use it, or choose a "
-            "smaller model, a dtype with fewer bits or another device"
-        ) from error
     except Exception as error:  # for a damaged folder, transformers and its libraries raise almost anything
         reason = _first_sentence(str(error))
+        # On a CPU, torch raises a plain RuntimeError if there is too little memory.
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in reason:
+            raise ModelError(
+                f"{folder} does not fit into the free memory ({type(error).__name__}: {reason}): end other programs "
+                "that use it, or choose a smaller model, a dtype with fewer bits or another device"
+            ) from error
         if "Invalid thread pool" in reason:  # torch made its threads in a parent process
             raise ModelError(
                 f"{folder} cannot be loaded, because torch.set_num_threads was called before a fork ({reason}): set "
