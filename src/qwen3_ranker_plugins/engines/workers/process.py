@@ -210,6 +210,7 @@ class WorkerProcess:
                 stalled = stalled if message.steps == steps else 0.0
                 steps = message.steps
             elif message is not None:
+                stalled = 0.0  # otherwise the seconds of loading would count against the first call
                 self._answer(message)
             if hang is None and (hang := self._hang(silent, stalled)) is not None:
                 self._kill_group()
