@@ -204,7 +204,7 @@ class PreparedRequest:
             if np.any(scores[~decided] >= likely_relevant(options.score_threshold)):
                 warn_of_min_confidence(options.min_confidence, options.score_threshold)
             keep &= decided
-        order = np.argsort(-values, kind="stable")
+        order = best_first(values)
         kept = order[keep[order]][: options.top_k]
         indices: list[int] = kept.tolist()
         cut = np.asarray(self._cut, dtype=np.int64)
@@ -305,6 +305,17 @@ class PiecesOfDocuments:
             self._ranges[first if last == first + 1 else first + int(np.argmax(margins[first:last]))]
             for first, last in pairwise([*self._first, len(self._ranges)])
         ]
+
+
+def best_first(margins: NDArray[np.floating]) -> NDArray[np.intp]:
+    """The positions of margins in the order of a ranking: the highest first, equal ones in their input order."""
+    order: NDArray[np.intp] = np.argsort(-margins, kind="stable")
+    return order
+
+
+def rank_key(margin: float, position: int) -> tuple[float, int]:
+    """The key by which sorting gives the order of `best_first`, for rankings that are not arrays."""
+    return -margin, position
 
 
 def likely_relevant(score_threshold: float | None) -> float:

@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from ..config import BUNDLED_MODEL, DEFAULT_MODEL, DEVICES_VARIABLE, MODEL_VARIABLE
+from ..data.formats import INPUT_FORMATS, SUFFIXES
 from ..errors import InvalidInputError
 from ..prompt import DEFAULT_MAX_LENGTH
 from ..types import DEFAULT_PIECES
@@ -54,9 +55,9 @@ def rerank(
         str,
         typer.Argument(
             metavar="INPUT",
-            help="Pairs of query_id, doc_id, query, document, or records of query and documents: a .jsonl, .parquet, "
-            ".csv or .tsv file (also .gz or .zst), a folder or quoted pattern of such files, a URL, or - for standard "
-            "input. With --run: a BEIR folder or ir_datasets:ID.",
+            help="Pairs of query_id, doc_id, query, document, or records of query and documents: a file "
+            f"({', '.join(SUFFIXES)}; also with .gz or .zst), a folder or quoted pattern of such files, a URL, or - "
+            "for standard input. With --run: a BEIR folder or ir_datasets:ID.",
         ),
     ],
     output: Annotated[
@@ -65,8 +66,7 @@ def rerank(
             "--output",
             "-o",
             help="Output file, which appears when everything is scored: .jsonl, .csv, .trec, .run or .txt (also .gz), "
-            "or "
-            ".parquet; or - for standard output, in which case a killed job cannot be continued.",
+            "or .parquet; or - for standard output, in which case a killed job cannot be continued.",
         ),
     ],
     model: Annotated[
@@ -74,9 +74,7 @@ def rerank(
         typer.Option(
             "--model",
             help=f"Model: a name on the Hugging Face hub such as {DEFAULT_MODEL}, a local folder, or {BUNDLED_MODEL} "
-            f"for a "
-            "trial. Required unless "
-            f"${MODEL_VARIABLE} names one.",
+            f"for a trial. Required unless ${MODEL_VARIABLE} names one.",
         ),
     ] = None,
     adapter: AdapterOption = None,
@@ -100,7 +98,7 @@ def rerank(
     input_format: Annotated[
         str | None,
         typer.Option(
-            help="Format of the input: jsonl, parquet, csv or tsv. Default: by suffix; jsonl for standard input."
+            help=f"Format of the input: {', '.join(INPUT_FORMATS)}. Default: by suffix; jsonl for standard input."
         ),
     ] = None,
     output_format: Annotated[

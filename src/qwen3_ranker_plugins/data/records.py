@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import InvalidInputError
 from .files import plain_name, pyarrow_or_raise
+from .formats import SUFFIXES
 from .jsonl import read_json_lines
 
 
@@ -20,14 +21,14 @@ def read_records(name: str) -> Iterator[tuple[int, Any]]:
         InvalidInputError: it cannot be read; names the line.
         MissingDependencyError: Parquet needs pyarrow.
     """
-    suffix = Path(plain_name(name)).suffix
+    kind = SUFFIXES.get(Path(plain_name(name)).suffix)
     if name == "-":
         yield from _lines_of_standard_input()
     elif not Path(name).is_file():
         raise InvalidInputError("FILE", name, "is not a file; documents with fields need JSON lines or Parquet")
-    elif suffix in (".parquet", ".pq"):
+    elif kind == "parquet":
         yield from _rows(name)
-    elif suffix in (".jsonl", ".ndjson", ".json"):
+    elif kind == "jsonl":
         yield from read_json_lines(Path(name))
     else:
         raise InvalidInputError("FILE", name, "documents with fields need a .jsonl, .ndjson, .json or .parquet file")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ..errors import InvalidInputError
 from .files import InputFile, is_pattern, matching_files, plain_name
+from .formats import SUFFIXES
 from .irds import PREFIX
 from .jsonl import JsonlSource
 from .pairs import Fields
@@ -18,12 +20,13 @@ from .table import TableSource
 #: The name of standard input.
 STANDARD_INPUT = "-"
 
-_SUFFIXES = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
-    ".parquet": "parquet", ".pq": "parquet",
-    ".csv": "csv", ".tsv": "tsv",
-}  # fmt: skip
-INPUT_FORMATS = ("jsonl", "parquet", "csv", "tsv")
+#: Format -> the reader of its files.
+_READERS: dict[str, Callable[[InputFile, Fields], FileSource]] = {
+    "jsonl": JsonlSource,
+    "parquet": ParquetSource,
+    "csv": partial(TableSource, delimiter=","),
+    "tsv": partial(TableSource, delimiter="\t"),
+}
 
 
 def open_source(
@@ -78,7 +81,7 @@ def _open_files(name: str, fields: Fields, input_format: str | None) -> Source:
     readable = [file for file in found if _format_of(file.name, input_format) is not None]
     if not readable:
         seen = f", among {', '.join(file.name for file in found[:5])}" if found else ""
-        raise InvalidInputError("INPUT", name, f"no file of a known suffix ({', '.join(_SUFFIXES)}) found{seen}")
+        raise InvalidInputError("INPUT", name, f"no file of a known suffix ({', '.join(SUFFIXES)}) found{seen}")
     return ShardsSource([_open_file(file, fields, input_format) for file in readable], path if path.is_dir() else None)
 
 
@@ -87,20 +90,16 @@ def _is_beir(folder: Path) -> bool:
 
 
 def _format_of(name: str, input_format: str | None) -> str | None:
-    return input_format or _SUFFIXES.get(Path(plain_name(name)).suffix)
+    return input_format or SUFFIXES.get(Path(plain_name(name)).suffix)
 
 
 def _open_file(file: InputFile, fields: Fields, input_format: str | None) -> FileSource:
     kind = _format_of(file.name, input_format)
-    if kind == "jsonl":
-        return JsonlSource(file, fields)
-    if kind == "parquet":
-        return ParquetSource(file, fields)
-    if kind in ("csv", "tsv"):
-        return TableSource(file, fields, delimiter="," if kind == "csv" else "\t")
-    raise InvalidInputError(
-        "INPUT",
-        file.location,
-        f"use {', '.join(_SUFFIXES)}, each also with .gz or .zst, a folder or pattern of them, a BEIR folder, "
-        f"{PREFIX}ID, or name its format with --input-format",
-    )
+    if kind is None:
+        raise InvalidInputError(
+            "INPUT",
+            file.location,
+            f"use {', '.join(SUFFIXES)}, each also with .gz or .zst, a folder or pattern of them, a BEIR folder, "
+            f"{PREFIX}ID, or name its format with --input-format",
+        )
+    return _READERS[kind](file, fields)

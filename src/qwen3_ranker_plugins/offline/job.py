@@ -10,9 +10,9 @@ from pathlib import Path
 from ..calibration import Calibration
 from ..checks import canonical_size, check_choice, check_positive, plain
 from ..config import BUNDLED_MODEL, DEFAULT_MODEL, MODEL_VARIABLE, RerankerSettings, model_from_environment
+from ..data.formats import INPUT_FORMATS
 from ..data.pairs import Fields
 from ..data.source import PairTuple
-from ..data.sources import INPUT_FORMATS
 from ..documents import DocumentFormat
 from ..engines import create_engine
 from ..errors import InvalidInputError
@@ -55,7 +55,8 @@ class RerankJob:
             of the object in `document`, or of a flat record itself (its columns). None: the document is one text.
         document_template: how these fields are joined; see `documents.DocumentFormat`.
         columns: name in the input -> "query_id", "doc_id", "query", "document", "documents", "id", "title" or "text".
-        input_format: "jsonl", "csv", "tsv" or "parquet"; None: by the suffix, and JSONL for standard input.
+        input_format: a name from `data.formats.INPUT_FORMATS`, such as "csv"; None: by the suffix, and JSONL for
+            standard input.
         include_text: also write the query and the judged text of the document.
         processing_time: write the field of that name, the only one that differs between two runs of the same job.
         max_errors: maximum number of pairs that cannot be scored before the job stops; None for no maximum.

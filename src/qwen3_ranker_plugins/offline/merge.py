@@ -1,4 +1,4 @@
-"""Writes the committed rows to the output: queries in the order of the input, documents by margin, ties by position.
+"""Writes the committed rows to the output: queries in the order of the input, documents as `ranking.rank_key` has them.
 
 If the pairs of each query are consecutive in the input, as they usually are, the windows are read once, and only one
 query is in memory at a time. Otherwise the rows are sorted on disk twice: by query, to find each query's first
@@ -18,10 +18,11 @@ from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import IO, Any
 
+from ..ranking import rank_key
 from .rows import FailedRow, Row, ScoredRow
 from .writers import Writer
 
-_first, _query_id, _margin = itemgetter(0), attrgetter("query_id"), attrgetter("margin")
+_first, _query_id = itemgetter(0), attrgetter("query_id")
 
 #: The values by which a row is sorted, then the row itself.
 SortKey = tuple[Any, ...]
@@ -63,7 +64,7 @@ def merge(windows: Iterable[list[Row]], writer: Writer, errors: IO[str], folder:
             rows = list(group)
             if len({row.doc_id for row in rows}) < len(rows):
                 rows = list(_distinct(rows, errors, counts))
-            rows.sort(key=_margin, reverse=True)  # stable: equal margins keep the order of the input
+            rows.sort(key=lambda row: rank_key(row.margin, row.position))
             _count(rows, counts)
             counts.queries += 1
             writer.write(query_id, rows, 1)
@@ -131,7 +132,7 @@ def _with_first_position(by_query: Iterator[SortKey], errors: IO[str], counts: C
         first = None
         for row in _distinct((ScoredRow._make(key[-1]) for key in group), errors, counts):
             first = row.position if first is None else first
-            yield (first, -row.margin, row.position, row)
+            yield (first, *rank_key(row.margin, row.position), row)
 
 
 def _slices(rows: Iterable[ScoredRow]) -> Iterator[list[ScoredRow]]:

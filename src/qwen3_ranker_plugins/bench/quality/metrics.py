@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from ...errors import MissingDependencyError
 from ...pip_command import pip_install
+from ...ranking import best_first
 
 Grades = Mapping[str, Mapping[str, int]]
 Run = Mapping[str, Sequence[str]]
@@ -58,9 +61,8 @@ def means(values: PerQuery) -> dict[str, float]:
 
 
 def reranked(candidates: Sequence[str], margins: Sequence[float]) -> list[str]:
-    """Candidates by descending margin, equal ones in their former order, as `Reranker.rerank` orders them."""
-    order = sorted(range(len(candidates)), key=lambda place: (-margins[place], place))
-    return [candidates[place] for place in order]
+    """Candidates as `Reranker.rerank` orders them."""
+    return [candidates[place] for place in best_first(np.asarray(margins, dtype=np.float64))]
 
 
 def decisions(relevant: Sequence[bool], margins: Sequence[float]) -> dict[str, float]:
