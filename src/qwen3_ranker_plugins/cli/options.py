@@ -22,10 +22,11 @@ from ..config import (
     model_from_environment,
 )
 from ..errors import InvalidInputError
+from ..prompt import TEMPLATES
 
 _ENGINES = "Engine that computes the scores: auto, packed, vllm_score, vllm_generate, vllm_packed or remote."
-_DTYPES = "Data type of the weights: auto, float32, bfloat16 or float16."
-_TEMPLATES = "Prompt template: standard, standard-hf, compact, or a text with {query} and {document}."
+DTYPE_HELP = "Data type of the weights: auto, float32, bfloat16 or float16."
+TEMPLATE_HELP = f"Prompt template: {', '.join(TEMPLATES)}, or a text with {{query}} and {{document}}."
 _MAX_LENGTH = "Maximum length of a prompt in tokens; a longer document is cut at its end."
 
 ModelOption = Annotated[
@@ -99,7 +100,7 @@ DevicesOption = Annotated[
         f"cuda:0,cuda:1. Default: ${DEVICES_VARIABLE}, or one engine on --device.",
     ),
 ]
-DtypeOption = Annotated[str, typer.Option("--dtype", help=_DTYPES)]
+DtypeOption = Annotated[str, typer.Option("--dtype", help=DTYPE_HELP)]
 InstructionOption = Annotated[
     str | None,
     typer.Option(
@@ -107,7 +108,7 @@ InstructionOption = Annotated[
         help="Task that the documents are judged for. Default: the instruction that the model was trained with.",
     ),
 ]
-TemplateOption = Annotated[str, typer.Option("--template", help=_TEMPLATES)]
+TemplateOption = Annotated[str, typer.Option("--template", help=TEMPLATE_HELP)]
 MaxLengthOption = Annotated[int, typer.Option("--max-length", help=_MAX_LENGTH)]
 LongDocumentsOption = Annotated[
     str,
@@ -147,9 +148,9 @@ DocumentTemplateOption = Annotated[
 ]
 
 # The same for commands that take a preset, where None stands for the preset's value.
-PresetDtypeOption = Annotated[str | None, typer.Option("--dtype", help=f"{_DTYPES} Default: the preset's, or auto.")]
+PresetDtypeOption = Annotated[str | None, typer.Option("--dtype", help=f"{DTYPE_HELP} Default: the preset's, or auto.")]
 PresetTemplateOption = Annotated[
-    str | None, typer.Option("--template", help=f"{_TEMPLATES} Default: the preset's, or standard.")
+    str | None, typer.Option("--template", help=f"{TEMPLATE_HELP} Default: the preset's, or standard.")
 ]
 PresetMaxLengthOption = Annotated[
     int | None, typer.Option("--max-length", help=f"{_MAX_LENGTH} Default: the preset's, or 8192.")

@@ -11,6 +11,8 @@ from ..config import BUNDLED_MODEL
 from ..errors import MissingDependencyError
 from ..pip_command import pip_install
 from .options import (
+    DTYPE_HELP,
+    TEMPLATE_HELP,
     AdapterOption,
     CacheOption,
     CachePathOption,
@@ -73,15 +75,11 @@ def serve(
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", help="Data type of the weights: auto, float32, bfloat16 or float16. Default: auto."),
+        typer.Option("--dtype", help=f"{DTYPE_HELP} Default: auto."),
     ] = None,
     template: Annotated[
         str | None,
-        typer.Option(
-            "--template",
-            help="Prompt template: standard, standard-hf, compact, or a text with {query} and {document}. Default: "
-            "standard.",
-        ),
+        typer.Option("--template", help=f"{TEMPLATE_HELP} Default: standard."),
     ] = None,
     instruction: Annotated[
         str | None,
