@@ -47,8 +47,8 @@ class Calibration:
         slope: positive.
         intercept: 0 for temperature scaling.
         fitted_on: "model", "adapter", "scoring", "template", "instruction" and "pieces" as in
-            `models.judgement_facts`, and a description of the labelled data. It informs people, and serves to refuse
-            another model.
+            `models.judgement_facts`, and a description of the labelled data. It is shown to people, and another model
+            is refused by it.
 
     Raises:
         InvalidInputError: the method is unknown, or a number is invalid.

@@ -50,9 +50,9 @@ DEVICES_VARIABLE = "QWEN3_RANKER_DEVICES"
 API_KEY_VARIABLE = "QWEN3_RANKER_API_KEY"
 #: Maximum size of a cache file in bytes if `cache` is not set.
 DEFAULT_FILE_BYTES = 10**9
-#: Bytes; less than this has room for a few scores at most, so that a unit is likely to be missing.
+#: Bytes. A smaller cache would hold a few scores at most, so the value probably lacks its unit.
 SMALLEST_CACHE = 1000
-#: The server also reads each setting from the environment variable that is this prefix and its name in capitals.
+#: The server also reads each setting from an environment variable: this prefix and the setting's name in capitals.
 VARIABLE_PREFIX = "QWEN3_RANKER_"
 
 
@@ -66,8 +66,8 @@ class EngineConfig:
         device: "cpu", "cuda:N" or another torch device; "remote" for the remote engine.
         dtype: "float32", "bfloat16" or "float16"; "remote" for the remote engine.
         token_budget: maximum number of tokens in one forward pass; None lets the engine choose.
-        files: the model's files; None if the engine reads none. A change of a file makes it another engine, so that an
-            engine with the old weights is not reused.
+        files: the model's files; None if the engine reads none. If a file changes, the configuration differs, so that
+            an engine with the old weights is not reused.
         options: the engine's own options as canonical JSON text, which can be compared and hashed; see
             `engine_options`.
         spec: how the model judges a document; None if the engine does not read the model's files.

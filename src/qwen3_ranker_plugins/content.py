@@ -47,8 +47,8 @@ class ModelFiles:
 
     Attributes:
         folders: the folders that are read.
-        state: first 16 digits of a SHA-256 of the name, the size and the time of the last change of each file. Of all
-            files, and not only the time of the newest: `cp -p`, rsync and tar bring old files with their old times.
+        state: first 16 digits of a SHA-256 of the name, the size and the time of the last change of each file. It
+            covers all files and not only the newest, because `cp -p`, rsync and tar keep the old times of files.
     """
 
     folders: tuple[Path, ...]

@@ -221,7 +221,7 @@ def builtin(value: Any, place: str, levels: int = DEEPEST_VALUE) -> Any:
         return value
     if levels < 0:
         raise InvalidInputError(place, "(nested)", f"is nested more than {DEEPEST_VALUE} levels deep: flatten it")
-    if hasattr(value, "tolist") and hasattr(value, "dtype"):  # arrays and scalars of numpy, and what imitates them
+    if hasattr(value, "tolist") and hasattr(value, "dtype"):  # arrays and scalars of numpy, and types that imitate them
         value = value.tolist()
     if isinstance(value, Mapping):
         return {str(plain(key)): builtin(each, place, levels - 1) for key, each in value.items()}

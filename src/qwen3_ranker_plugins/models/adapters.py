@@ -27,7 +27,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def has_whole_weights(folder: Path) -> bool:
-    """Whether a folder holds a model's weights; config.json alone, which some trainers write, says nothing."""
+    """Whether a folder holds a model's weights; some trainers write config.json without them."""
     return any(is_listed(folder / name) for name in ("model.safetensors", "model.safetensors.index.json"))
 
 
@@ -65,7 +65,7 @@ def check_merged(folder: Path, base: Path | None) -> None:
     """Make sure that the weights in a folder already contain the adapter in the same folder.
 
     Raises:
-        UnsupportedModelError: they do not, or it cannot be found out.
+        UnsupportedModelError: they do not, or this cannot be determined.
     """
     remedy = (
         "if the adapter is merged into the weights, delete adapter_config.json or give adapter='none'; if it is not, "

@@ -89,7 +89,7 @@ def template_of(
     text = rendered(_QUERY, _DOCUMENT, _INSTRUCTION)
     fields = (_QUERY, _DOCUMENT, _INSTRUCTION) if with_instruction else (_QUERY, _DOCUMENT)
     if missing := [place for place, field in enumerate(fields) if field not in text]:
-        # What is missing was left out, unless another value of it makes another prompt.
+        # A text that is missing in the prompt was left out, unless another text in its place changes the prompt.
         for place in missing:
             values = [_QUERY, _DOCUMENT, _INSTRUCTION]
             values[place] = _PROBES[0][place]
@@ -101,7 +101,7 @@ def template_of(
     def expected(query: str, document: str, instruction: str) -> str:
         return text.replace(_INSTRUCTION, instruction).replace(_QUERY, query).replace(_DOCUMENT, document)
 
-    # A text that the template itself contains may be one that it looks for.
+    # The template may look for a text that it contains.
     probes = [*_PROBES, *((each, each, each) for each in constants)]
     if any(rendered(*probe) != expected(*probe) for probe in probes):
         raise _changed()

@@ -1,4 +1,4 @@
-"""What the files say with which sentence-transformers stores a reranker that reads logits."""
+"""Reads the files in which sentence-transformers describes a reranker that reads logits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CrossEncoderFiles:
         """Read the files of a folder.
 
         Raises:
-            UnsupportedModelError: they are damaged, or do what only sentence-transformers knows.
+            UnsupportedModelError: they are damaged, or ask for something that only sentence-transformers does.
         """
         path = folder / "modules.json"
         if not is_listed(path):

@@ -1,7 +1,7 @@
 """The encoder of a model: its own template and limits, or those of the settings.
 
-The template named "standard" is the prompt on which a model was trained: the official one for Qwen3-Reranker, their own
-for related models.
+The template named "standard" is the prompt on which a model was trained: the official prompt for Qwen3-Reranker, and
+that of its authors for a related model.
 """
 
 from __future__ import annotations

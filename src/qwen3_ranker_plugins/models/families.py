@@ -1,4 +1,4 @@
-"""Rerankers that judge a document by the logits of label tokens: their prompts, their labels, and who says so.
+"""Rerankers that judge a document by the logits of label tokens: their prompts, their labels, and the sources of both.
 
 A family has the values that its checkpoints may leave out. `spec_reader.py` reads what a checkpoint states itself. To
 add a related model, if its prompt puts the query before the document, add a `Family` here.

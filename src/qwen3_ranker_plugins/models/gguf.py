@@ -4,7 +4,7 @@ A GGUF file holds weights, configuration and vocabulary in one file, usually qua
 own library, dequantises the weights to float32, and writes safetensors, config.json and tokenizer.json into the assets
 cache of huggingface_hub. A setting that is ignored could change scores, so a file with an unknown one is refused.
 
-Two kinds of files are known:
+Two kinds of files are supported:
 
 - With a score head, as llama.cpp's convert_hf_to_gguf.py writes rerankers: cls.output.weight has the rows of "yes" and
   "no". The checkpoint becomes a Qwen3ForSequenceClassification with the difference of the rows as its head.
@@ -91,12 +91,13 @@ def find_gguf(place: Path) -> Path | None:
 def unpack(path: Path) -> Path:
     """The folder of the checkpoint that a GGUF file holds; written at the first call, found at later ones.
 
-    It takes 4 bytes a weight on the disk. Processes that unpack the same file wait for one of them.
+    The folder takes 4 bytes per weight on disk. If several processes unpack the same file, one does it and the others
+    wait.
 
     Raises:
         MissingDependencyError: gguf is not installed.
-        UnsupportedModelError: the file is damaged, holds another kind of model, or states what is not understood; or
-            the disk has too little room.
+        UnsupportedModelError: the file is damaged, holds another kind of model, or has a setting that is not
+            understood; or the disk has too little room.
     """
     if find_spec("gguf") is None:
         raise MissingDependencyError(f"{path} is a GGUF file, and reading it needs gguf: {pip_install('gguf')}")

@@ -1,4 +1,4 @@
-"""The score head of a sequence classifier: how many labels it has, and whose rows it was made of."""
+"""The score head of a sequence classifier: how many labels it has, and from which label rows it was made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .families import FAMILIES, Family
 from .spec import Scoring
 from .weights import read_rows
 
-# Least cosine between a score head and the label rows that it was made of.
+# Minimum cosine similarity of a score head and the label rows from which it was made.
 _SIMILAR = 0.5
 
 
@@ -19,7 +19,7 @@ def family_of_head(folder: Path) -> Family | None:
     """The family whose label rows make up the score head of a classifier with tied embeddings.
 
     Training moves a head away from the rows, so the family with the most similar rows is taken. A head that was not
-    made of rows has a cosine of about 0 to all of them.
+    made from rows has a cosine similarity of about 0 with all of them.
 
     Raises:
         UnsupportedModelError: the head is made of label rows with the opposite sign.

@@ -81,7 +81,7 @@ class ModelSpec:
         template_without_instruction: text of the prompt without one; None if there is always one.
         instruction: the default instruction; None for none.
         empty_document: takes the place of a document without text in the prompt.
-        max_positions: longest prompt in tokens for which the position embeddings are made.
+        max_positions: maximum length of a prompt in tokens that the position embeddings cover.
         quantization: `quant_method` of config.json; None if the weights are plain.
         sources: name of an attribute -> where it was read.
     """

@@ -54,7 +54,7 @@ def read_headers(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
     """Name of each tensor of the weights and of an adapter -> (its file, {"dtype", "shape", "data_offsets", "start"}).
 
     Raises:
-        UnsupportedModelError: a file is damaged, or is not there although something points to it.
+        UnsupportedModelError: a file is damaged, or is missing although another file refers to it.
     """
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
     adapter = folder / "adapter_model.safetensors"

@@ -4,19 +4,21 @@ A text is encoded in slices until enough ids are known. They equal the first ids
 reasons, which are tried in this order:
 
 1. The slice is the rest of the text.
-2. The slice is cut where a piece of the pre-tokenizer ends whatever follows. A piece that is not the last one was ended
-   by the characters after it; those are known unless they are white space, which looks ahead to the end of its run. So
-   a cut needs a character that is not white space on one of its sides.
-3. The slice lies within one piece, such as a run of one letter. Byte pair encoding merges by priority, so if a merge
-   never crosses a place in a piece, the ids before that place are those of the text before it. The whole piece has a
-   token boundary among any n consecutive bytes, where n is the length of the longest token. If for each of the last n
-   bytes of the slice the ids of the slice up to there have a boundary at an earlier place, the whole piece has one too.
+2. The slice is cut at the end of a pre-tokenizer piece that ends there regardless of what follows. Every piece but the
+   last was ended by the characters after it, which are in the slice. White space is an exception, because the
+   pre-tokenizer looks ahead to the end of a run of it. So at least one of the two characters next to the cut is not
+   white space.
+3. The slice lies within one piece, such as a run of one letter. Byte-pair encoding merges by priority, so if no merge
+   crosses a position in a piece, the ids before that position are those of the text before it. The whole piece has a
+   token boundary among any n consecutive bytes, where n is the length of the longest token. So if the slice has a token
+   boundary at some position whichever of its last n bytes it is cut at, the whole piece has a token boundary at that
+   position, too.
 
-None of these reasons covers the following texts, which are by definition cut at the end of a slice: text without a
-place in 256 characters where Unicode normalization restarts (Unicode's stream-safe format allows 30 characters), white
-space in which line breaks are followed by more blanks than a slice holds, or that is longer than a slice and belongs to
-the added token after it, and runs of added tokens that overlap, or that touch although they are recognized only as
-separate words.
+None of these reasons covers the following texts, which are cut at the end of a slice by definition: 256 characters in
+which Unicode normalization does not restart (Unicode's stream-safe format allows 30 characters); white space in which
+line breaks are followed by more blanks than a slice holds; white space that is longer than a slice and belongs to the
+added token after it; and runs of added tokens that overlap, or that touch although they are recognized only as separate
+words.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ SLICE = 65_536
 _BATCH = 1_000_000
 #: The suffix after a text counts as this many characters, at four characters a token.
 SUFFIX_CHARACTERS = 36
-# Number of characters before the end of a slice in which a place is sought where normalization restarts.
+# How many characters at the end of a slice are searched for a position where normalization restarts.
 _LONGEST_SEQUENCE = 256
 # What the tokenizers library counts as white space next to an added token; Python also counts U+001C to U+001F.
 _BLANKS = re.compile(r"[^\S\x1c-\x1f]+")
@@ -187,7 +189,7 @@ class _Reader:
         self.whole = self._position == len(self._text)
 
     def _end_of_piece(self, offsets: list[tuple[int, int]], words: list[int | None]) -> int:
-        """Number of ids up to the last piece that ends there whatever follows; 0 if there is none."""
+        """Number of ids before the last position where a piece ends regardless of what follows; 0 if there is none."""
         for kept in range(len(words) - 1, 0, -1):
             place = self._position + offsets[kept][0]
             if (

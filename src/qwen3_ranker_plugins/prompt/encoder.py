@@ -2,7 +2,7 @@
 
 A prompt is `prefix + document + suffix`. The prefix holds everything that the documents of a request share and
 is encoded once; documents are encoded in one batch call; the suffix is constant. The ids equal those of the whole
-string encoded at once, because the prefix ends where the pre-tokenizer splits the text whatever follows
+string encoded at once, because the prefix ends where the pre-tokenizer splits the text regardless of what follows
 (`_shared_length`).
 
 Text from outside never becomes a control token: it goes through a copy of the tokenizer that has none. The
@@ -332,8 +332,9 @@ class _Prompt:
         """Number of characters before a document that can be encoded without knowing the document.
 
         The pre-tokenizer ends a piece at a character that cannot continue it. A piece that is not the last one, and
-        does not end in white space, was ended by a character of `text` itself, so it ends there whatever follows.
-        (White space looks further ahead: a run of blanks joins a later line break.)
+        does not end in white space, was ended by a character of `text` itself, so it ends there regardless of what
+        follows. (White space is an exception, because the pre-tokenizer looks ahead: blanks and a later line break form
+        one piece.)
         """
         if not text:
             return 0

@@ -34,7 +34,7 @@ TEMPLATES: dict[str, str] = {
 }
 
 _FIELDS = ("instruction", "query", "document")
-#: The field `{|}`: the texts before and after it are encoded each on its own.
+#: The field `{|}`: the texts before and after it are encoded separately.
 BOUNDARY = "|"
 
 
@@ -43,7 +43,7 @@ class Template:
     """A prompt with the fields {instruction}, {query} and {document}; {document} comes last.
 
     Literal braces are written `{{` and `}}`. Text after {document} is the suffix. `{|}` is a token
-    boundary: the texts before and after it are encoded each on its own, as some rerankers were trained.
+    boundary: the texts before and after it are encoded separately, as in the training of some rerankers.
 
     Raises:
         InvalidInputError: an unknown field, a missing or repeated one, or one after {document}.
@@ -91,7 +91,7 @@ class Template:
 
     @property
     def suffix(self) -> list[str]:
-        """The texts after {document}, each of which is encoded on its own."""
+        """The texts after {document}, which are encoded separately."""
         return [literal for literal, _ in self.parts[self._document + 1 :]]
 
     def render_prefix(self, fields: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""A model's tokenizer, which never makes control tokens from outside text, and their ids for templates."""
+"""A model's tokenizer without control tokens, for text from outside, and the ids of control tokens, for templates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Neighbours(NamedTuple):
-    """What the characters next to an added token decide.
+    """How an added token depends on the characters next to it.
 
     Attributes:
         alone: it is recognized only as a separate word.
@@ -43,7 +43,7 @@ class _Neighbours(NamedTuple):
 
 
 def _is_no_word(character: str) -> bool:
-    r"""Whether a character is surely none of `\w` in the tokenizers library, which includes some symbols."""
+    r"""Whether `\w` of the tokenizers library, which includes some symbols, certainly does not match a character."""
     return character.isspace() or unicodedata.category(character) in {"Pd", "Ps", "Pe", "Pi", "Pf", "Po"}
 
 
@@ -204,8 +204,8 @@ class ModelTokenizer:
     def splits_vocabulary(self, text: str, position: int) -> bool:
         """Whether a cut at `position` may lie inside a word of `vocabulary`, which may end after `text` does.
 
-        It also counts if a word touches the cut and the character on the other side decides whether the word is
-        recognized, or belongs to it.
+        This is also true if a word touches the cut, and the character on the other side belongs to it or decides
+        whether it is recognized.
 
         Args:
             text: any text.

@@ -1,4 +1,4 @@
-"""Who uses the tokenizer, and for how much text: a long request in parts, large requests one after another."""
+"""How requests share the tokenizer: a long request is encoded in parts, large requests one after another."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def encode_in_turn(
     max_document_tokens: int | None,
     pieces: Pieces | None,
 ) -> EncodedRequest:
-    """`Encoder.encode`, when the other requests of this process leave room for it.
+    """Encode documents of a request as soon as the other requests of this process leave room for it.
 
     Large requests that arrive together are encoded one after another, so that the engine gets the first one early: the
     tokenizer spreads one batch over all cores, so batches that are encoded at the same time all finish late. No request
