@@ -314,7 +314,7 @@ def best_first(margins: NDArray[np.floating]) -> NDArray[np.intp]:
 
 
 def rank_key(margin: float, position: int) -> tuple[float, int]:
-    """The key by which sorting gives the order of `best_first`, for rankings that are not arrays."""
+    """The sort key with which sorting gives the order of `best_first`, for rows that are not arrays."""
     return -margin, position
 
 

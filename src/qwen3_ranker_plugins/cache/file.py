@@ -19,11 +19,11 @@ from .store import Store
 
 _logger = logging.getLogger(__name__)
 
-#: Stands in the file's header, so that no other file is taken for a cache: "Q3RC".
+#: "Q3RC", the application id in the file's header, so that no other file is taken for a cache.
 APPLICATION_ID = 0x51335243
-#: Raised when a file of an earlier version could be misread.
+#: Version of the file format, raised when a file of an earlier version could be misread.
 FORMAT = 1
-#: Of a row, its key, its time and what B-trees leave empty.
+#: Bytes of a row besides its value: its key, its time, and the space that B-trees leave empty.
 ROW_BYTES = 60
 
 _WRITABLE = "give a path that can be written, on a disk with free space"
@@ -35,23 +35,23 @@ _KEYS_AT_A_TIME = 500
 #: Seconds between two transactions, so that many small requests share one.
 _PAUSE = 0.2
 _BUSY_TIMEOUT = 30.0
-#: The share of rows that goes when the file is full.
+#: The share of rows that is deleted when the file is full.
 _EVICTED_SHARE = 0.1
-#: Rows after which the table is counted again, since other processes write too.
+#: Number of rows written after which the table is counted again, because other processes write too.
 _RECOUNT = 100_000
-#: A time of last use is exact to this many seconds: a hit need not write each time.
+#: The time of last use is exact to this many seconds, so that not every hit has to write.
 _TIME_UNIT = 3600
 
 
 class FileStore(Store):
-    """Rows in one table; a thread writes, so that no caller waits for the disk.
+    """Stores values as rows of one table; a thread writes them, so that no caller waits for the disk.
 
     Args:
-        path: of the file, which is made if it is not there.
-        limit: in bytes, of the table; SQLite's journal takes a few MB more.
+        path: path of the file, which is created if it does not exist.
+        limit: maximum size of the table in bytes; SQLite's journal takes a few MB more.
 
     Raises:
-        InvalidInputError: the file cannot be opened, or is something else than a cache of this version.
+        InvalidInputError: the file cannot be opened, or is not a cache of this version.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
@@ -65,7 +65,7 @@ class FileStore(Store):
         self._rows = self._bytes = self._written = 0
         self._reader = self._open()
         self._writer = _connect(path)
-        # In WAL mode a power cut costs the last rows and no more.
+        # In WAL mode, a power cut loses only the last rows.
         self._writer.execute("PRAGMA synchronous = NORMAL")
         self._thread = threading.Thread(target=self._write, name="qwen3-ranker-cache", daemon=True)
         self._thread.start()
@@ -125,10 +125,10 @@ class FileStore(Store):
         self._writer.close()
 
     def _open(self) -> sqlite3.Connection:
-        """A connection to a file that is a cache of this version, made now if there is none.
+        """A connection to a cache file of this version, which is created if it does not exist.
 
         Raises:
-            InvalidInputError: it is something else.
+            InvalidInputError: the file is not one.
         """
         remedy = "give another path, or delete the file if it is an old cache"
         try:
@@ -154,7 +154,7 @@ class FileStore(Store):
         raise InvalidInputError("cache_path", str(self.path), f"{fault}; {remedy}")
 
     def _write(self) -> None:
-        """The thread that writes, until the store is closed and nothing waits."""
+        """What the writing thread runs, until the store is closed and all values are written."""
         try:
             self._count()
             while True:
@@ -205,7 +205,7 @@ class FileStore(Store):
         self._count()
 
     def _fail(self, error: sqlite3.Error) -> None:
-        """Go on without the file: a cache must not cost answers."""
+        """Continue without the file, because a fault of the cache must not fail requests."""
         with self._changed:
             first = self.failure is None
             self.failure = self.failure or str(error)
@@ -237,11 +237,11 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _make(connection: sqlite3.Connection) -> None:
-    """Make the table of an empty file; leave others as they are."""
+    """Create the table in an empty file; other files stay as they are."""
     if connection.execute("PRAGMA schema_version").fetchone()[0]:
         return
     connection.execute("PRAGMA journal_mode = WAL")
-    with _transaction(connection):  # another process may have been faster
+    with _transaction(connection):  # another process may have created it first
         if not connection.execute("PRAGMA schema_version").fetchone()[0]:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {FORMAT}")

@@ -1,4 +1,4 @@
-"""The cache of scores: what makes a key, what an entry holds, and who shares a store."""
+"""The cache of scores: what its keys consist of, what an entry holds, and which rerankers share a store."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ PASS_BYTES = 8
 
 
 class Segment(NamedTuple):
-    """A document, or one of its pieces.
+    """The score of a document, or of one of its pieces.
 
     Attributes:
         margin: float32.
-        length: tokens of its segment, see `EncodedRequest.lengths`.
-        truncated: tokens that were cut off its end.
-        start, end: characters of the document that it is; both 0 for a document that was not cut into pieces.
+        length: number of tokens in its segment, see `EncodedRequest.lengths`.
+        truncated: number of tokens cut off its end.
+        start, end: its offsets in the document in characters; both 0 if the document was not cut into pieces.
     """
 
     margin: float
@@ -50,14 +50,15 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is known of a document and a query.
+    """What the cache holds for one document and query.
 
     Attributes:
-        prefix_length: tokens of the prefix.
-        segments: of the document, at least one.
-        has_pieces: the document was cut into pieces, as the request asked for.
-        counted_elsewhere: a service counts the tokens of prompts, and `length` does not.
-        made_in: digest of the planned pass that scored the document, PASS_BYTES long; empty if nobody planned it.
+        prefix_length: number of tokens in the prefix.
+        segments: segments of the document, at least one.
+        has_pieces: whether the request asked for pieces.
+        counted_elsewhere: whether a service counts the tokens of prompts; `length` then does not.
+        made_in: digest of the planned pass that scored the document, PASS_BYTES long; empty if the pass was not
+            planned.
     """
 
     prefix_length: int
@@ -68,11 +69,11 @@ class Entry:
 
     @property
     def is_sound(self) -> bool:
-        """Whether every margin is a number; others are never kept."""
+        """Whether every margin is a number; other entries are never stored."""
         return bool(self.segments) and all(math.isfinite(each.margin) for each in self.segments)
 
     def pack(self) -> bytes:
-        """As a store keeps it."""
+        """The entry as bytes, for a store."""
         flags = _HAS_PIECES * self.has_pieces | _COUNTED_ELSEWHERE * self.counted_elsewhere
         flags |= _HAS_PASS * bool(self.made_in)
         packed = [_HEADER.pack(flags, self.prefix_length), self.made_in]
@@ -84,7 +85,7 @@ class Entry:
 
     @classmethod
     def unpack(cls, value: bytes) -> Entry:
-        """What `pack` has made."""
+        """The entry that `pack` has written."""
         flags, prefix_length = _HEADER.unpack_from(value)
         has_pieces, place = bool(flags & _HAS_PIECES), _HEADER.size
         made_in = value[place : place + PASS_BYTES] if flags & _HAS_PASS else b""
@@ -102,15 +103,16 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class CacheStatistics:
-    """What a cache holds and has done. Hits and misses are of one reranker, the others of all that share the store.
+    """Content and counters of a cache. Hits and misses count one reranker, the others all that share the store.
 
     Attributes:
-        entries, bytes: now; of a file, about, with what other processes wrote. Both are 0 if the file has failed.
-        limit: most bytes.
-        hits, misses: documents that were found, and that were not.
-        evictions: entries that had to go.
-        path: of the file; None for memory.
-        failure: why the file is no longer used, so that all scores are computed; None while it is.
+        entries, bytes: current number and size; for a file they are estimates and include other processes' entries.
+            Both are 0 if the file has failed.
+        limit: maximum size in bytes.
+        hits, misses: number of documents that were found, and that were not.
+        evictions: number of entries deleted to make room.
+        path: path of the file; None for a cache in memory.
+        failure: why the file is no longer used, so that all scores are computed; None while it is used.
     """
 
     entries: int
@@ -133,18 +135,20 @@ class CacheStatistics:
 
 
 class ScoreCache:
-    """The scores of one model with one set of settings, in a store that others may share.
+    """The scores of one model with one set of settings, in a store that other rerankers may share.
 
-    A key is a digest of everything that makes a score: package, engine and its options, libraries, device, dtype,
-    weights, adapter, prompt, length limits, instruction, query and the whole document, however much of it is read.
+    A key is a digest of everything that a score depends on: package, engine and its options, libraries, device, dtype,
+    weights, adapter, prompt, length limits, instruction, query, and the whole document, even if only a part of it is
+    read.
 
     Args:
-        settings: of the reranker.
-        config: of its engine.
+        settings: settings of the reranker.
+        config: configuration of its engine.
         running: `Engine.describe()`.
 
     Raises:
-        InvalidInputError: the file cannot be used, or the model cannot be told from another one after a restart.
+        InvalidInputError: the file cannot be used, or the model cannot be distinguished from another one after a
+            restart.
     """
 
     def __init__(self, settings: RerankerSettings, config: EngineConfig, running: EngineDescription) -> None:
@@ -177,8 +181,8 @@ class ScoreCache:
         """The key of each document.
 
         Args:
-            query, instruction, max_document_tokens, pieces: of the request.
-            documents: their whole texts.
+            query, instruction, max_document_tokens, pieces: as in the request.
+            documents: the whole texts.
         """
         cut = [max_document_tokens, None if pieces is None else astuple(pieces)]
         shared = hashlib.blake2b(self._context, digest_size=_KEY_BYTES)
@@ -193,7 +197,7 @@ class ScoreCache:
         return keys
 
     def get(self, keys: Sequence[bytes]) -> list[Entry | None]:
-        """What is known of each key."""
+        """The entry of each key; None if there is none."""
         if not self._usable:
             return [None] * len(keys)
         found = [None if value is None else Entry.unpack(value) for value in self._store.get(keys)]
@@ -204,12 +208,12 @@ class ScoreCache:
         return found
 
     def put(self, entries: Mapping[bytes, Entry]) -> None:
-        """Keep entries; those without a usable margin are left out."""
+        """Store entries; those without a usable margin are left out."""
         if self._usable:
             self._store.put({key: entry.pack() for key, entry in entries.items() if entry.is_sound})
 
     def statistics(self) -> CacheStatistics:
-        """What it holds and has done."""
+        """Content and counters."""
         entries, size = self._store.size()
         store = self._store
         return CacheStatistics(
@@ -217,7 +221,7 @@ class ScoreCache:
         )
 
     def close(self) -> None:
-        """Give up the store; the last that uses it closes it. Repeating it does nothing."""
+        """Release the store; the last cache that uses it closes it. Repeated calls have no effect."""
         with self._counting:
             closed, self._closed = self._closed, True
         if not closed and os.getpid() == self._process:
@@ -225,12 +229,12 @@ class ScoreCache:
 
     @property
     def _usable(self) -> bool:
-        """Not in a process that was forked: locks may be held by threads that do not exist there."""
+        """False in a forked process, where locks may be held by threads that do not exist there."""
         return not self._closed and os.getpid() == self._process
 
 
 def _context(settings: RerankerSettings, config: EngineConfig, running: EngineDescription) -> bytes:
-    """Everything that makes a score, but for the request."""
+    """Everything that a score depends on, except the request."""
     facts = {
         "package": __version__,
         "engine": config.engine,
@@ -250,7 +254,7 @@ def _context(settings: RerankerSettings, config: EngineConfig, running: EngineDe
 
 
 class _Place(NamedTuple):
-    """Where a store is: rerankers with an equal one share it."""
+    """Where a store is and how large; rerankers with equal places share one store."""
 
     limit: int
     path: str | None
@@ -266,7 +270,7 @@ _sharing = threading.Lock()
 
 
 def _acquire(place: _Place) -> Store:
-    """The store of a place, made now if nobody uses it.
+    """The store of a place, created if nothing uses it yet.
 
     Raises:
         InvalidInputError: see `FileStore`.
@@ -291,7 +295,7 @@ def _release(place: _Place) -> None:
 
 
 def _start_again_in_child() -> None:
-    """The stores are the parent's; another thread may have held the lock when the process was forked."""
+    """Forget the stores, which are the parent's, and the lock, which another thread may have held during the fork."""
     global _sharing  # noqa: PLW0603
     _sharing = threading.Lock()
     _of_parent.extend(_stores.values())  # not freed: a connection that is closed here would unlock the parent's file

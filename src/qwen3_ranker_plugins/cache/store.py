@@ -1,4 +1,4 @@
-"""What a store of byte strings is, and the one in memory."""
+"""The interface of a store of byte strings, and the store in memory."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
-#: Of a key, its place in an OrderedDict and the two objects, as tracemalloc counts them; rounded up.
+#: Bytes of an entry besides its value: key, place in an OrderedDict and the two objects, measured with tracemalloc and
+#: rounded up.
 ENTRY_BYTES = 250
 
 
 class Store(ABC):
-    """Key -> value, both byte strings, bounded in bytes: what was not used for longest goes first. Thread-safe.
+    """Key -> value, both byte strings. If the store is full, the least recently used entries are deleted. Thread-safe.
 
     Attributes:
-        limit: in bytes.
-        evictions: number of entries that had to go.
-        failure: why nothing is read from it or kept in it any more; None while it works.
+        limit: maximum size in bytes.
+        evictions: number of entries deleted to make room.
+        failure: why the store is no longer read or written; None while it works.
     """
 
     def __init__(self, limit: int) -> None:
@@ -27,26 +28,26 @@ class Store(ABC):
 
     @abstractmethod
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The value of each key; None for what is not there."""
+        """The value of each key; None if there is none."""
 
     @abstractmethod
     def put(self, values: Mapping[bytes, bytes]) -> None:
-        """Keep values, in place of those that the keys have."""
+        """Store values; they replace those that the keys have."""
 
     @abstractmethod
     def size(self) -> tuple[int, int]:
-        """(entries, bytes), about."""
+        """(number of entries, bytes), estimated."""
 
     @abstractmethod
     def close(self) -> None:
-        """Finish what is to be written. Nothing is called afterwards."""
+        """Finish writing. No method is called afterwards."""
 
 
 class MemoryStore(Store):
-    """In this process.
+    """A store in this process.
 
-    An OrderedDict and no plain dict, whose first key is found slowly after many deletions at its front; cachetools adds
-    a call of Python for each entry and is not thread-safe either.
+    It is an OrderedDict because a plain dict finds its first key slowly after many deletions at its front. cachetools
+    was not chosen: it adds a Python call for each entry and is not thread-safe either.
     """
 
     def __init__(self, limit: int) -> None:

@@ -1,4 +1,4 @@
-"""BM25 as a first stage, computed by bm25s. Only splitting into words is ours, because bm25s does not split Chinese."""
+"""BM25 as a first stage, computed by bm25s. Only the splitting into words is ours: bm25s does not split Chinese."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objects of a JSON lines or Parquet file, for commands that rank documents with fields."""
+"""Reads the objects of a JSON lines or Parquet file, for commands that rank documents with fields."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ class IrDatasetsSource(RunSource):
         self._store = dataset.docs_store()
 
     def identity(self) -> dict[str, str]:
-        """The id, whose content is fixed, and the run."""
+        """The id, which always has the same content, and the run."""
         run = file_identity(InputFile.local(self._run_path), self._run.size)
         return {"corpus": f"{PREFIX}{self._dataset_id}", "input": run}
 

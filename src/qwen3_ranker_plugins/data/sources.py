@@ -40,9 +40,9 @@ def open_source(
     """The source for an INPUT.
 
     Args:
-        source: a file, a URL, a folder or pattern of files, a BEIR folder, "ir_datasets:ID", or tuples. An
-            `InputFile` is JSONL unless `input_format` says otherwise.
-        run: the TREC run that says which documents of a BEIR folder or data set belong to which query.
+        source: a file, a URL, a folder or pattern of files, a BEIR folder, "ir_datasets:ID", or tuples. An `InputFile`
+            is JSONL unless `input_format` names another format.
+        run: the TREC run that lists the documents of each query in a BEIR folder or data set.
         index: path of the index file for the texts of a BEIR folder.
         fields: names of the fields in the input.
         input_format: a name from INPUT_FORMATS; None takes it from the suffix of each file.

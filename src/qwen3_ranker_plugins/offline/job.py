@@ -1,4 +1,4 @@
-"""A job: its arguments and their checks. `run` has what it does."""
+"""A job: its arguments and their checks. What it does is in `run`."""
 
 from __future__ import annotations
 

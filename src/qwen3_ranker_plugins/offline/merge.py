@@ -1,4 +1,4 @@
-"""Writes the committed rows to the output: queries in the order of the input, documents as `ranking.rank_key` has them.
+"""Writes the committed rows to the output: queries in the order of the input, documents in that of `ranking.rank_key`.
 
 If the pairs of each query are consecutive in the input, as they usually are, the windows are read once, and only one
 query is in memory at a time. Otherwise the rows are sorted on disk twice: by query, to find each query's first

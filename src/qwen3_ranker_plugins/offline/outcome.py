@@ -1,4 +1,4 @@
-"""What a pass of a job gives: margins, failures, and what the cache keeps of them."""
+"""The outcome of a pass of a job: margins, failures, and what the cache stores of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..prompt import EncodedRequest, Piece
 
 @dataclass
 class Outcome:
-    """What a pass has given so far. Positions are those of pairs in the window.
+    """The outcome of a pass so far. Positions are those of pairs in the window.
 
     Attributes:
         margins: margin of each position, and the piece that has it.

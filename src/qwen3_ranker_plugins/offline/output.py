@@ -1,4 +1,4 @@
-"""Checks, before anything is scored, where an output goes and that it replaces nothing that it must not replace."""
+"""Checks, before anything is scored, that the output can be written and replaces no input."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Recall:
     """Finds passes in a cache, and stores the scores of others there, document by document.
 
     Args:
-        cache: the cache, which rerankers may share: they find the scores of jobs, and do not store passes themselves.
+        cache: the cache, which rerankers may share: they find the scores of jobs, but do not store passes.
         instruction, pieces: as in the job's settings.
         engine: engine of the job.
     """
@@ -83,7 +83,7 @@ class Recall:
         return keys, digest.digest()
 
     def remember(self, lookup: Lookup, entries: Iterator[tuple[int, Entry]]) -> None:
-        """Store the scores of a pass that was scored in one go.
+        """Store the scores of a pass that was scored in one call.
 
         Args:
             lookup: the pass.

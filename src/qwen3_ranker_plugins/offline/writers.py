@@ -84,10 +84,10 @@ class Contents:
     """What an output holds besides ids, scores and ranks.
 
     Attributes:
-        processing_time: that field.
-        include_text: the texts.
-        pieces: which piece of each document decided; not in TREC runs, which have no place for it.
-        calibration: makes scores of margins; None for their sigmoid.
+        processing_time: whether it holds the field of that name.
+        include_text: whether it holds the texts.
+        pieces: whether it holds the piece with the highest margin of each document; TREC runs have no field for it.
+        calibration: maps margins to scores; None for their sigmoid.
     """
 
     processing_time: bool
