@@ -6,22 +6,22 @@ import asyncio
 import copy
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import replace
 from operator import attrgetter
 from typing import Any, Literal, Self
 
 from haystack import Document, component, default_from_dict, default_to_dict
 from haystack.utils import ComponentDevice
 
-from qwen3_ranker_plugins import EngineError, InvalidInputError, Reranker, ScoredDocument
-from qwen3_ranker_plugins.adapters import LazyReranker, RankingCall, own_copies, ranked_metadata, unranked_metadata
+from qwen3_ranker_plugins import EngineError, InvalidInputError, Reranker
+from qwen3_ranker_plugins.adapters import LazyReranker
 from qwen3_ranker_plugins.checks import canonical_devices, canonical_size, check_text, plain
 from qwen3_ranker_plugins.config import DEFAULT_MODEL, RankingOptions, RerankerSettings
 from qwen3_ranker_plugins.documents import DocumentFormat
 from qwen3_ranker_plugins.explanation import Explain, check_explain
 from qwen3_ranker_plugins.prompt import DEFAULT_MAX_LENGTH
 from qwen3_ranker_plugins.types import DEFAULT_PIECES
+
+from .documents import RankerCall, without_duplicates
 
 _logger = logging.getLogger(__name__)
 
@@ -389,13 +389,13 @@ class Qwen3Ranker:
         score_threshold: float | None,
         min_confidence: float | None,
         instruction: str | None,
-    ) -> "_Call":
+    ) -> RankerCall:
         """Everything that `run` and `run_async` do before scoring."""
         self._check_changes()
         if top_k is not None or score_threshold is not None or min_confidence is not None:
             RankingOptions(top_k, score_threshold, min_confidence)
-        distinct = _without_duplicates(documents)
-        call = _Call(
+        distinct = without_duplicates(documents)
+        call = RankerCall(
             distinct,
             {
                 "query": query,
@@ -436,50 +436,3 @@ class Qwen3Ranker:
                 )
             texts.append(text)
         return texts
-
-
-class _Call(RankingCall[Document]):
-    """One call of `run` or `run_async`."""
-
-    def ranked(self, item: Document, hit: ScoredDocument) -> Document:
-        meta = ranked_metadata(item.meta, hit, item.score, content=item.content, judged_text=self.judged_text)
-        return _copy(item, hit.score, meta)
-
-    def unranked(self, item: Document, error: Exception) -> Document:
-        return _copy(item, item.score, unranked_metadata(item.meta, error))
-
-
-def _copy(document: Document, score: float | None, meta: dict[str, Any]) -> Document:
-    """A copy of the same class that shares nothing with the document."""
-    others = {"blob": document.blob, "sparse_embedding": document.sparse_embedding}
-    embedding = None if document.embedding is None else list(document.embedding)  # deepcopy takes 50 times as long
-    return replace(document, score=score, meta=meta, embedding=embedding, **own_copies(others))
-
-
-def _without_duplicates(documents: Sequence[Document]) -> list[Document]:
-    """One document per id, the one with the highest score, at the place of the first: the rule of Haystack's rankers.
-
-    An id identifies a document in Haystack (by default it is a hash of the content), so different texts with one id are
-    a mistake, which is logged.
-    """
-    if type(documents) is not list and not isinstance(documents, Sequence):
-        raise InvalidInputError("documents", documents, "needs a list of haystack Documents")
-    kept: dict[str, Document] = {}
-    conflicts = set()
-    for index, document in enumerate(documents):
-        if not isinstance(document, Document):
-            raise InvalidInputError(f"documents[{index}]", document, "needs a haystack Document")
-        rival = kept.setdefault(document.id, document)
-        if rival is not document:
-            if rival.content != document.content:
-                conflicts.add(document.id)
-            if document.score is not None and (rival.score is None or document.score > rival.score):
-                kept[document.id] = document
-    if conflicts:
-        _logger.warning(
-            "%d ids, such as %r, belong to documents with different texts: only the one with the highest score is "
-            "ranked; give documents of different stores different ids",
-            len(conflicts),
-            min(conflicts),
-        )
-    return list(kept.values())
