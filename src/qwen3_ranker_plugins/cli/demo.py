@@ -54,7 +54,7 @@ def demo(
     console.print(f"\nThat took {time.monotonic() - started:.0f} s. What to do next:")
     console.print(
         f"  try it in a browser    {program} serve, then open http://127.0.0.1:8001\n"
-        f'  rank your own files    {program} rank --query "what you look for" FILE ...\n'
+        f'  rank your own files    {program} rank --query "what you are looking for" FILE ...\n'
         f"  take a real model      {program} demo --model Qwen/Qwen3-Reranker-0.6B (1.2 GB, downloaded once)",
         soft_wrap=True,
     )

@@ -108,7 +108,7 @@ def open_collection(
         relevant_from: lowest grade that counts as relevant; None for the value of the source, or 1.
         queries: maximum number of queries, evenly spread; None for all.
         every_label: keep judged queries without a relevant document, for which ranking measures are not defined, and
-            every pair of a file of labelled pairs, whatever `candidates` says.
+            every pair of a file of labelled pairs, regardless of `candidates`.
 
     Raises:
         InvalidInputError: names the file, the line and the remedy.

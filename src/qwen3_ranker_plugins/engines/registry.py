@@ -152,8 +152,8 @@ def create_engine(config: EngineConfig) -> Engine:
 def check_files(config: EngineConfig) -> None:
     """Check that the model's files are still those for which the configuration was made.
 
-    Another encoder, another cache of scores and other replicas may belong to a configuration, so that an engine that is
-    restarted must not load another model in silence.
+    An encoder, a cache of scores and other replicas may belong to the same configuration. So an engine that is
+    restarted must not silently load another model.
 
     Raises:
         EngineError: a file has changed.

@@ -104,7 +104,7 @@ def _adapted(folder: Path) -> list[str]:
 def _is_product_with(folder: Path, name: str, rows: NDArray[np.float32], difference: NDArray[np.float32]) -> bool:
     """Whether a difference of rows is a product with the adapter's matrix A, up to rounding.
 
-    A LoRA adapter adds scale * B @ A, whatever its scale. DoRA also scales the rows, so nothing is known of it.
+    A LoRA adapter adds scale * B @ A with any scale. DoRA also scales the rows, so this does not hold for it.
     """
     prefix = f"base_model.model.{name.removesuffix('.weight')}"
     stored = read_headers(folder)

@@ -41,7 +41,7 @@ class RerankJob:
         output: the file to write when everything is scored. Its suffix gives the format, unless `format` does.
         run: the TREC run that lists the documents of each query.
         model: a hub name, a folder, or "bundled:tiny"; None for the one that QWEN3_RANKER_MODEL names. There is no
-            default: a job may run for hours, and should not do so with a model that nobody chose.
+            default: a job may run for hours, and should not do so with a model that was not chosen.
         engine, device, dtype, template, instruction, max_length, token_budget, engine_options: as in `Reranker`.
         adapter, scoring, calibration: as in `Reranker`. A job cannot be continued with another one.
         cache_path: file of a cache of scores, see docs/cache.md. A pass that was scored before, with the same

@@ -2,7 +2,7 @@
 
 The last bits of a margin depend on the documents that share its pass. So a pass is taken from the cache only if exactly
 this pass was scored before, and is otherwise scored as a whole. The output of a job then has the same bytes as without
-a cache, whatever other jobs write to the cache meanwhile.
+a cache, even if other jobs write to the cache meanwhile.
 """
 
 from __future__ import annotations

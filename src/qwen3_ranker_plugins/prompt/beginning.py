@@ -147,7 +147,7 @@ class _Reader:
     """A long text that is encoded in slices, from its beginning.
 
     Attributes:
-        ids: ids of the part that has been read; they are final, whatever follows.
+        ids: ids of the part that has been read; they are final.
         offsets: (start, end) of the characters of each id, if `keep_offsets` is set.
         whole: whether nothing is left to read.
     """

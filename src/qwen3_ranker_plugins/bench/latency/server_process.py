@@ -128,7 +128,7 @@ class RunningServer:
 
 
 def free_port() -> int:
-    """A port of this host on which nobody listens at the moment."""
+    """A port of this host that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

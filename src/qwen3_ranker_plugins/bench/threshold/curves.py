@@ -320,7 +320,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """How far scores are from being probabilities.
+    """How well scores are calibrated.
 
     Attributes:
         bins: the bins that are not empty.

@@ -108,7 +108,7 @@ def is_long(block: Block, group: SegmentGroup, shortest: int) -> bool:
 
 
 def long_work(packed: PackedPass, shortest: int) -> int:
-    """The squares of the long documents' lengths, added up: what attention to them costs, in arbitrary units."""
+    """The sum of the squares of the long documents' lengths: the cost of their attention in arbitrary units."""
     return sum(
         group.count * group.length**2
         for block in packed.blocks

@@ -1,4 +1,4 @@
-"""A pass through the layers of the loaded model, which call our attention (`attention/interface.py`).
+"""A pass through the layers of the loaded model, which call our attention (`engines/attention/interface.py`).
 
 Used on CPUs, and on GPUs where our decoder does not run, for example in float32, on GPUs older than Turing, and for
 heads of a shape without kernels.

@@ -33,7 +33,7 @@ class RemoteEngine(Engine):
     """Scores over HTTP, with at most `options.concurrency` requests at the same time.
 
     The requests run in an event loop in a thread of the engine, and callers wait for them in their own threads. So
-    cancelling a call closes its connections at once, total timeouts hold whatever the service does, and callers may use
+    cancelling a call closes its connections at once, total timeouts do not depend on the service, and callers may use
     any event loop, or several in turn.
 
     Args:

@@ -81,7 +81,7 @@ def runner_of(weights: DecoderWeights, *, token_budget: int, cuda_graphs: bool) 
 
     Args:
         weights: see `weights_of`.
-        token_budget: most tokens of one of vLLM's steps.
+        token_budget: maximum number of tokens in a step of vLLM.
         cuda_graphs: whether short passes are replayed as CUDA graphs.
 
     Raises:

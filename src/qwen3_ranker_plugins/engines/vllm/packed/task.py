@@ -57,7 +57,7 @@ class PackedTask(ScoreTask):
 
 
 def facts_of_model(model: Any) -> dict[str, str]:
-    """What the model class says of itself, see `Qwen3PackedReranker.facts`."""
+    """Facts that the model class reports, see `Qwen3PackedReranker.facts`."""
     facts: dict[str, str] = model.facts
     return facts
 
