@@ -278,7 +278,7 @@ def test_weights_that_another_training_changed_do_not_tell_whether_an_adapter_is
     )
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (folder / name).write_bytes((adapter / name).read_bytes())
-    with pytest.raises(UnsupportedModelError, match=r"something else than the adapter.*adapter='none'"):
+    with pytest.raises(UnsupportedModelError, match=r"more than the adapter.*adapter='none'"):
         resolve_checkpoint(folder)
     assert resolve_checkpoint(folder, adapter="none").adapter is None
 

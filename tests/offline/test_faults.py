@@ -70,7 +70,7 @@ BAD_LINES = [
     (b'{"query_id": true, "doc_id": "d", "query": "what", "document": "x"}', "query_id needs a string, not bool"),
     (b'{"query_id": "q", "doc_id": "", "query": "what", "document": "x"}', "doc_id is empty"),
     (b'{"query_id": "q", "doc_id": "d", "query": " \\n", "document": "x"}', "query is empty"),
-    (b'{"query_id": "\\ud800", "doc_id": "d", "query": "what", "document": "x"}', "half a surrogate pair"),
+    (b'{"query_id": "\\ud800", "doc_id": "d", "query": "what", "document": "x"}', "a lone surrogate"),
     (b'{"query_id": "q", "query": "what", "documents": "text"}', "documents needs a list, not str"),
     (b'{"query_id": "q", "query": "what", "documents": [null]}', "document is missing"),
     (b'{"query_id": "q", "doc_id": "d\xff", "query": "what", "document": "x"}', "not UTF-8 at byte"),

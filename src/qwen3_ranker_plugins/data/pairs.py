@@ -243,7 +243,7 @@ def _surrogate(value: str) -> str | None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        return f"holds half a surrogate pair at character {error.start}, which UTF-8 cannot represent"
+        return f"holds a lone surrogate at character {error.start}, which UTF-8 cannot represent"
     return None
 
 

@@ -85,8 +85,8 @@ def check_merged(folder: Path, base: Path | None) -> None:
                 )
             if not _is_product_with(folder, name, rows, rows - original):
                 raise UnsupportedModelError(
-                    f"{folder} holds weights that differ from its base {base} by something else than the adapter in "
-                    f"the same folder, so that nobody can tell whether the adapter is merged into them: {remedy}"
+                    f"{folder} holds weights that differ from its base {base} by more than the adapter in the same "
+                    f"folder, so that it is unclear whether the adapter is merged into them: {remedy}"
                 )
             return
     raise UnsupportedModelError(
