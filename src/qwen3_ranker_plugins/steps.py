@@ -100,7 +100,7 @@ class RerankingSteps:
         for turn in turns:
             if encoded and prepared.submission.future.done():  # cancelled meanwhile
                 break
-            more = self._encode(prepared, turn)
+            more = encode_in_turn(self._encoder, prepared, turn)
             encoded.append(more)
             prepared.add(more)
         return reduce(EncodedRequest.followed_by, encoded)
@@ -168,22 +168,11 @@ class RerankingSteps:
                     yield
                 if submission.future.done():
                     break
-                encoded = self._encode(prepared, turn)
+                encoded = encode_in_turn(self._encoder, prepared, turn)
                 self._lease.queue(submission, encoded, prepared.add(encoded), restart=restart)
         except BaseException:
             prepared.cancel()
             raise
-
-    def _encode(self, prepared: PreparedRequest, texts: list[str]) -> EncodedRequest:
-        """Encode some documents of a request."""
-        return encode_in_turn(
-            self._encoder,
-            prepared.query,
-            texts,
-            prepared.instruction,
-            prepared.max_document_tokens,
-            prepared.pieces,
-        )
 
     def explainer(self, prepared: PreparedRequest, result: RerankResult, *, sentences: bool) -> Explainer:
         """The `Explainer` of a result, for callers such as a server that run the steps of a call themselves."""

@@ -90,10 +90,10 @@ class ByLength:
             Indices of documents, shortest first, and the number of tokens of these documents and the prefix; ([], 0) if
             none fits.
         """
-        first, end = self._taken, self._end(budget, limit, at_least)
+        first = self._taken
+        end, tokens = self.fitting(budget, limit, at_least=at_least)
         if end <= first:
             return [], 0
-        tokens = self.cost(budget, limit, at_least=at_least)
         self._taken = end
         self.owner.served = True
         self.left = len(self._order) - end
@@ -106,18 +106,13 @@ class ByLength:
         next_document = self.request.lengths[self._order[self._taken]] if self.left else 0
         return self.request.prefix_length + max(next_document, min(self.request.prefix_length, self.tokens_left))
 
-    def cost(self, budget: int, limit: int, *, at_least: int = 0) -> int:
-        """Number of tokens that `take` would return."""
-        end = self._end(budget, limit, at_least)
-        tokens = self._tokens_before[end] - self._tokens_before[self._taken]
-        return self.request.prefix_length + tokens if end > self._taken else 0
-
-    def _end(self, budget: int, limit: int, at_least: int) -> int:
-        """Position after the last document that `take` would take."""
-        before, first = self._tokens_before, self._taken
+    def fitting(self, budget: int, limit: int, *, at_least: int = 0) -> tuple[int, int]:
+        """(position after the last document that `take` would take, number of tokens that it would return)."""
+        before, first, prefix = self._tokens_before, self._taken, self.request.prefix_length
         stop = min(len(self._order), first + limit)
-        fitting = bisect_right(before, budget - self.request.prefix_length + before[first], first, stop + 1) - 1
-        return max(first, min(stop, max(fitting, first + at_least)))
+        fitting = bisect_right(before, budget - prefix + before[first], first, stop + 1) - 1
+        end = max(first, min(stop, max(fitting, first + at_least)))
+        return end, prefix + before[end] - before[first] if end > first else 0
 
 
 Waiting = TypeVar("Waiting", bound=ByLength)
@@ -219,7 +214,8 @@ def _pays(owed: int, parts: Sequence[ByLength], budget: int, capabilities: Engin
     part = next(each for each in parts if each.left)
     if capabilities.workers == 1:
         return owed >= min(budget, part.least_part)
-    return owed >= min(budget, part.cost(budget, capabilities.documents_per_pass or sys.maxsize, at_least=1))
+    _, cost = part.fitting(budget, capabilities.documents_per_pass or sys.maxsize, at_least=1)
+    return owed >= min(budget, cost)
 
 
 def _should_wait(parts: Sequence[ByLength], room: int, limit: int, capabilities: EngineCapabilities) -> bool:

@@ -2,8 +2,7 @@
 
 A prompt is `prefix + document + suffix`. The prefix holds everything that the documents of a request share and
 is encoded once; documents are encoded in one batch call; the suffix is constant. The ids equal those of the whole
-string encoded at once, because the prefix ends where the pre-tokenizer splits the text regardless of what follows
-(`_shared_length`).
+string encoded at once, because the prefix ends where the pre-tokenizer splits the text regardless of what follows.
 
 Text from outside never becomes a control token: it goes through a copy of the tokenizer that has none. The
 `encode_special_tokens` switch of the tokenizers library does not achieve this: added tokens that are not marked
@@ -325,24 +324,17 @@ class _Prompt:
             else:
                 text += fields.get(name or "", "")
         text = self._tokenizer.normalize(text)
-        cut = self._shared_length(text)
-        return self._tokenizer.encode(*pieces, text[:cut]), text[cut:]
-
-    def _shared_length(self, text: str) -> int:
-        """Number of characters before a document that can be encoded without knowing the document.
-
-        The pre-tokenizer ends a piece at a character that cannot continue it. A piece that is not the last one, and
-        does not end in white space, was ended by a character of `text` itself, so it ends there regardless of what
-        follows. (White space is an exception, because the pre-tokenizer looks ahead: blanks and a later line break form
-        one piece.)
-        """
-        if not text:
-            return 0
-        pieces = self._tokenizer.plain.pre_tokenizer.pre_tokenize_str(text)
-        for _, (_, end) in reversed(pieces[:-1]):
+        # The pre-tokenizer ends a piece at a character that cannot continue it. A piece that is not the last one, and
+        # does not end in white space, was ended by a character of `text` itself, so it ends there regardless of what
+        # follows. (White space is an exception, because the pre-tokenizer looks ahead: blanks and a later line break
+        # form one piece.) The last such end is where the shared ids end.
+        shared = 0
+        ends = [end for _, (_, end) in self._tokenizer.plain.pre_tokenizer.pre_tokenize_str(text)] if text else []
+        for end in reversed(ends[:-1]):
             if not text[end - 1].isspace() and not self._tokenizer.splits_vocabulary(text, end):
-                return int(end)
-        return 0
+                shared = end
+                break
+        return self._tokenizer.encode(*pieces, text[:shared]), text[shared:]
 
 
 def length_order(request: EncodedRequest) -> list[int]:

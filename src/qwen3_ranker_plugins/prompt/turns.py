@@ -7,6 +7,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import Protocol
 
 from ..types import Pieces
 from .beginning import SUFFIX_CHARACTERS
@@ -40,14 +41,16 @@ def growing_parts(texts: list[str]) -> list[list[str]]:
     return [texts[start:end] for start, end in pairwise([0, *ends]) if start < end]
 
 
-def encode_in_turn(
-    encoder: Encoder,
-    query: str,
-    documents: Sequence[str],
-    instruction: str | None,
-    max_document_tokens: int | None,
-    pieces: Pieces | None,
-) -> EncodedRequest:
+class Asked(Protocol):
+    """What the documents of a request are encoded with; see `types.Request`."""
+
+    query: str
+    instruction: str | None
+    max_document_tokens: int | None
+    pieces: Pieces | None
+
+
+def encode_in_turn(encoder: Encoder, asked: Asked, documents: Sequence[str]) -> EncodedRequest:
     """Encode documents of a request as soon as the other requests of this process leave room for it.
 
     Large requests that arrive together are encoded one after another, so that the engine gets the first one early: the
@@ -57,9 +60,8 @@ def encode_in_turn(
     batches = _batches.small if sum(map(len, documents)) < _SMALL_BATCH else _batches.large
     has_turn = batches.acquire(timeout=_LONGEST_WAIT)
     try:
-        if pieces is None:
-            return encoder.encode(query, documents, instruction, max_document_tokens)
-        return encoder.encode(query, documents, instruction, max_document_tokens, pieces)
+        arguments = (asked.query, documents, asked.instruction, asked.max_document_tokens)
+        return encoder.encode(*arguments) if asked.pieces is None else encoder.encode(*arguments, asked.pieces)
     finally:
         if has_turn:
             batches.release()
