@@ -2,13 +2,13 @@
 
 Callers queue encoded requests, and each submission has a future. Requests accumulate while a pass runs. The worker then
 fills the next pass from all of them in turn, up to the engine's token budget. So concurrent callers share passes
-without a timer, and a long list does not delay a short one, nor do short ones keep a long one from ending.
+without a timer. A long list does not delay a short one, and short ones do not keep a long one from ending.
 
 An engine on a GPU may have two workers (`EngineCapabilities.passes_in_flight`): while one waits for its pass, the
 other lays out and queues the next. No request is delayed for this: an idle worker takes any request that waits.
 
 Several engines with the same model are replicas: the one with the fewest tokens in flight takes the next pass, which
-holds as much of the waiting requests as lets all replicas finish at the same time. A replica whose process ends is
+holds so much of the waiting requests that all replicas finish at the same time. A replica whose process ends is
 restarted by its keeper thread; meanwhile the other replicas compute its passes.
 """
 

@@ -26,7 +26,7 @@ _SMALL_PASS = 3
 # Number of passes that stay small after a short request: a client that sends one after another is expected to send the
 # next one in that time.
 _SMALL_PASSES = 6
-# Requests that were served before get at least 1/_OWED of the computed tokens, however many new requests arrive.
+# Requests that were served before get at least 1/_OWED of the computed tokens, even if new ones keep arriving.
 _OWED = 6
 # A pass is full if this many requests in a row found no room. A thousand may wait, and others wait while it is filled.
 _MOST_MISSES = 32
@@ -48,7 +48,7 @@ class Turns:
 
     Attributes:
         small_passes: number of the next passes that are small, because a short request arrived recently.
-        owed: number of tokens by which the requests that were served before have had less than their part.
+        owed: number of tokens that the requests that were served before have not had of their part.
     """
 
     small_passes: int = 0
@@ -129,9 +129,9 @@ def fill_in_turns(
     longer than new requests do, because these come first. Afterwards `waiting` holds what is left; the requests that
     this pass serves are at its end.
 
-    While requests wait that were served before, at least a sixth of all tokens is computed for them. What they did not
-    get is owed to the one that was served least recently. It comes second in a pass as soon as the debt pays for a
-    worthwhile part of it, and first if the debt has grown to a whole pass.
+    While requests that were served before are waiting, at least a sixth of all tokens is computed for them. What they
+    did not get is owed to the one that was served least recently. It comes second in a pass as soon as the debt pays
+    for a worthwhile part of it, and first if the debt has grown to a whole pass.
 
     Args:
         waiting: requests, or parts of them, in the order in which they arrived or were last served.
@@ -219,9 +219,10 @@ def _pays(owed: int, parts: Sequence[ByLength], budget: int, capabilities: Engin
 
 
 def _should_wait(parts: Sequence[ByLength], room: int, limit: int, capabilities: EngineCapabilities) -> bool:
-    """Whether a request leaves a pass with room for so many tokens and documents to others.
+    """Whether a request should leave the rest of a pass, `room` tokens and `limit` documents, to others.
 
-    A new request does if it is short and does not fit; one that was served before, if the room is not worth its prefix.
+    A new request should if it is short and does not fit; one that was served before, if the room is not worth its
+    prefix.
     """
     left = [each for each in parts if each.left]
     if left and left[0].owner.served:

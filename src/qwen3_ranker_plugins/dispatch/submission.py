@@ -49,7 +49,7 @@ class Submission(Owner):
             self._complete()
 
     def expect_more(self, documents: int) -> None:
-        """Expect this many documents more. Call it before the last document expected so far is queued."""
+        """Expect this many more documents. Call it before the last document expected so far is queued."""
         with self._recording:
             self._left += documents
             self._values = np.concatenate([self._values, np.full(documents, np.nan, dtype=np.float32)])

@@ -133,7 +133,7 @@ class Admission:
         """Refuse a request before its body is read and parsed, if the queue is too long for it.
 
         Args:
-            body_bytes: its declared length, which says how many tokens it has at most.
+            body_bytes: its declared length, which limits its number of tokens.
             seconds: until its deadline.
 
         Raises:
@@ -149,7 +149,8 @@ class Admission:
         """Refuse a request at once if it would miss its deadline, so that the engine does no work in vain.
 
         The engine serves the waiting requests in turns. Before a new request is done, each of the others therefore
-        computes at most as many tokens as the new request has. What recent requests took in comparison corrects this.
+        computes at most as many tokens as the new request has. The time that recent requests have taken corrects this
+        estimate.
 
         Args:
             tokens: of the request.

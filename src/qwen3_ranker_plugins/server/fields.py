@@ -54,8 +54,8 @@ def only_null(remedy: str) -> BeforeValidator:
 def present(**fields: object) -> dict[str, Any]:
     """An object of an answer: the fields that are not None.
 
-    A plain dict, because making and writing a model for each of 1000 results takes several times as long as these. The
-    models describe the answers in the OpenAPI document; tests compare the two.
+    A plain dict, because making and writing a model for each of 1000 results takes several times as long. The models
+    describe the answers in the OpenAPI document; tests compare the two.
     """
     return {name: value for name, value in fields.items() if value is not None}
 

@@ -31,7 +31,7 @@ from .supervisor import LOADING
 # request of 1000 titles took 0.08 s of processor time on a host with 16 cores, and 0.19 s on one with 64.
 _TOKENIZER_THREADS = 16
 
-#: At most this many times `max_connections` are open, so that the excess gets an answer.
+#: At most this many times `max_connections` connections are open, so that those in excess get an answer.
 _MOST_OVER = 1.25
 #: Open files of the process besides connections: of the model, of worker processes, of the log.
 _OTHER_FILES = 256
@@ -58,8 +58,8 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the time limit for the first header. If too many connections are open, make room.
 
-        The longest idle connection is closed. If none is idle, the client gets an answer to its request, which says
-        that it should come back. Only above `_MOST_OVER` times the limit is the connection closed without an answer.
+        The longest idle connection is closed. If none is idle, the client gets an answer to its request that asks it to
+        try again later. Only above `_MOST_OVER` times the limit is the connection closed without an answer.
         """
         super().connection_made(transport)
         self.transport = _Joined(transport, self.loop)  # type: ignore[assignment]

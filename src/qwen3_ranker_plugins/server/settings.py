@@ -50,10 +50,10 @@ class ServerSettings(BaseModel):
         host, port: the address to listen on.
         served_model_names: additional names of the model; answers contain the first one. "*" serves any name.
         strict_model_names: requests for other names get 404. Otherwise they are served, and the answer names the model.
-        return_documents: whether results contain their document, if the request does not say.
-        rank_fields: the judged fields of documents that are objects, if the request does not say; None: text.
+        return_documents: whether results contain their document, unless a request says otherwise.
+        rank_fields: the judged fields of documents that are objects, unless a request names them; None: text.
         document_template: how these fields are joined: yaml, lines, or a text with names of fields in braces.
-        return_judged_text: whether results contain the judged text, if the request does not say.
+        return_judged_text: whether results contain the judged text, unless a request says otherwise.
         api_key_file: a file with one key on each line; every route except
             /health, /ready and /ping then requires a key.
         cors_origins: origins whose pages may call the server from a browser; "*" for any.
@@ -62,8 +62,8 @@ class ServerSettings(BaseModel):
         max_queue_bytes: limit of all request bodies in memory; above it, 503.
         max_connections: maximum number of open connections. A further one takes the place of the longest idle one; if
             all are busy, its requests get 503. Above 1.25 times the limit, it is closed without an answer.
-        max_wait: seconds that a request without X-Request-Timeout may wait for others, by estimate. Beyond it, the
-            answer is 503. A long request may wait for ten times its own time.
+        max_wait: maximum time in seconds that a request without X-Request-Timeout waits for others. If the estimated
+            time is longer, the answer is 503 at once. A long request may wait for ten times its own time.
         request_timeout: seconds from the end of a request's body to its answer; after that, 504.
         header_timeout, body_timeout: seconds that a client may take to send a header, and a body.
         write_timeout: seconds that a client may leave an answer unread.
@@ -174,7 +174,7 @@ class ServerSettings(BaseModel):
 
     @cached_property
     def document_format(self) -> DocumentFormat:
-        """Which fields of documents that are objects are judged, if a request does not say.
+        """Which fields of documents that are objects are judged, unless a request names them.
 
         Raises:
             InvalidInputError: rank_fields or document_template is unusable.

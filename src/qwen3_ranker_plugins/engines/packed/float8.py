@@ -1,4 +1,4 @@
-"""The decoder with float8 products: twice the arithmetic a second on Hopper and Ada, at the price of coarser margins.
+"""The decoder with float8 products: twice the arithmetic throughput on Hopper and Ada, but less exact margins.
 
 Activations and weights are e4m3, with one scale for each row: of activations for each token, of weights for each
 output. The kernel that precedes a product rounds its result to float8, so that rounding needs no reads and writes of

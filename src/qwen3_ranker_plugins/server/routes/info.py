@@ -94,7 +94,7 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
-    root: str = Field(description="The model that scores, whatever name it is served under.")
+    root: str = Field(description="The model that scores, under any served name.")
     max_model_len: int
     model_type: Literal["rerank"] = Field(default="rerank", description="Where clients of Xinference look for it.")
 
