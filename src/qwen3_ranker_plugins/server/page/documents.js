@@ -26,7 +26,7 @@ function parseArray(text) {
   let value;
   try { value = JSON.parse(text); } catch (error) { throw new Error(`This is not JSON: ${error.message}`); }
   const entries = Array.isArray(value) ? value : value?.documents;
-  if (!Array.isArray(entries)) throw new Error("The JSON is no array: give [\"a document\", …], or objects with a text.");
+  if (!Array.isArray(entries)) throw new Error("The JSON is not an array: give [\"a document\", …], or objects with a text.");
   return entries.map(entryText).filter(Boolean);
 }
 
