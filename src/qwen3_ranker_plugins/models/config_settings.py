@@ -113,7 +113,7 @@ def _wrong(path: Path, name: str, value: object, what: str) -> UnsupportedModelE
 
 
 def max_positions(path: Path, config: Mapping[str, Any]) -> int:
-    """Longest prompt in tokens for which the position embeddings are made, yarn's factor included.
+    """Maximum length of a prompt in tokens that the position embeddings cover, with YaRN's factor applied.
 
     Args:
         path, config: as for `check_settings`, which must have passed.
