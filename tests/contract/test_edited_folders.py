@@ -62,6 +62,11 @@ def without_a_norm(folder: Path) -> None:
     change_weights(folder, model__layers__2__self_attn__k_norm__weight=None)
 
 
+def whole_numbers(folder: Path) -> None:
+    """transformers takes them for the weights themselves."""
+    change_weights(folder, model__norm__weight=torch.ones(256, dtype=torch.int8))
+
+
 def half_the_merges(folder: Path) -> None:
     path = folder / "tokenizer.json"
     found = json.loads(path.read_text())
@@ -162,6 +167,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "biases that are not there": (config(attention_bias=True), "missing keys.*bias"),
     "another head size": (config(head_dim=32), r"config\.json says head_dim=32, so .* the shape \[32\], and in"),
     "a norm is missing": (without_a_norm, r"missing keys.*k_norm"),
+    "whole numbers": (whole_numbers, r"safetensors stores .*norm\.weight as whole numbers \(I8\), and conf"),
     "a shard is missing": (without_a_shard, "model-00002-of"),
     "truncated weights": (truncated, "bytes, and by its header"),
     "half the merges": (half_the_merges, "splits 'yes' into 2 tokens"),
@@ -192,6 +198,8 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         tokenizer_config(additional_special_tokens=["<|im_end|>", "crust"]), "'crust' as additional_special_tokens"
     ),
     "a named special token": (tokenizer_config(extra_special_tokens={"brand": "crust"}), "'crust' as extra_special"),
+    "a token without content": (tokenizer_config(added_tokens_decoder={"14459": {}}), r"decoder\.14459=\{\}.*remove"),
+    "a list of added tokens": (tokenizer_config(added_tokens_decoder=["crust"]), r"decoder=\['crust'\].*save the tok"),
     "a token with the id of another": (
         tokenizer_config(added_tokens_decoder={"5000": WORD}), r"'volcanoes' \(5000\).*id of .* so remove the entry"
     ),
@@ -314,10 +322,30 @@ def test_an_adapter_of_a_classifier_on_a_causal_base_is_refused(tiny: Path, tmp_
         margins(tmp_path / "adapter")
 
 
+@pytest.mark.filterwarnings("ignore:.*missing adapter keys.*:UserWarning")
+def test_an_adapter_with_other_tensors_than_it_says_is_refused(tiny: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tiny, tmp_path / "adapter")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = min(weights)
+    lacking = {each: tensor for each, tensor in weights.items() if each != name}
+    spoilt = weights | {name: torch.full_like(weights[name], float("nan"))}
+    for changed, message in (
+        (lacking, rf"adapter_config\.json asks for {name}, which .*download both"),
+        (
+            weights | {"more.weight": torch.zeros(2)},
+            r"safetensors has more\.weight, for which .* a place; download both",
+        ),
+        (spoilt, rf"{name} in .*adapter_model\.safetensors holds values that are not finite: download"),
+    ):
+        save_file(changed, adapter / "adapter_model.safetensors")
+        with pytest.raises(UnsupportedModelError, match=message):
+            margins(adapter)
+
+
 def test_an_adapter_with_another_rank_than_it_says_is_refused(tiny: Path, tmp_path: Path) -> None:
     adapter = write_adapter(tiny, tmp_path / "adapter")
     edit_json(adapter / "adapter_config.json", r=8)
-    message = r"q_proj\.lora_A.*\(4, 256\) in adapter_model.safetensors, and \(8, 256\) by .*\(r=8\): write the r"
+    message = r"q_proj\.lora_A.*\[4, 256\] in adapter_model.safetensors, and \[8, 256\] by .*\(r=8\): write the r"
     with pytest.raises(UnsupportedModelError, match=message):
         margins(adapter)
 

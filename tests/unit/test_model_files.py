@@ -146,6 +146,52 @@ def test_a_value_of_another_kind_is_named(file: str, content: str, message: str,
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"r": 0}, "says r=0, which is no rank"),
+        ({"r": "4"}, "says r='4', which is not a positive whole number"),
+        ({"lora_alpha": "16"}, "says lora_alpha='16', which is not a number"),
+        ({"target_modules": [1]}, r"says target_modules=\[1\], which is not a list of modules' names"),
+        ({"rank_pattern": 0}, "says rank_pattern=0, which is not an object"),
+        ({"use_dora": "true"}, "says use_dora='true', which is not true or false"),
+        ({"base_model_name_or_path": [1]}, r"says base_model_name_or_path=\[1\]\): give the base as model"),
+    ],
+)
+def test_a_setting_of_an_adapter_is_named(change: dict[str, object], message: str, tiny: Path, tmp_path: Path) -> None:
+    folder = write_form("adapter", tiny, tmp_path / "folder")
+    settings = LORA | {"base_model_name_or_path": str(tiny)} | change
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(RankerError, match=rf"adapter_config\.json {message}"):
+        resolve_checkpoint(folder)
+
+
+def test_an_adapter_without_its_settings(tiny: Path, tmp_path: Path) -> None:
+    folder = write_form("adapter", tiny, tmp_path / "folder")
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(RankerError, match=r"is an adapter without adapter_config\.json, .*: download that file"):
+        resolve_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("sentence_bert_config.json", "{}", r"no 'message' in its modality_config.*CrossEncoder"),
+        ("sentence_bert_config.json", '{"modality_config": {"message": {"format": "x"}}}', "format='x' instead of"),
+        ("config_sentence_transformers.json", '{"default_prompt_name": ["q"]}', r"names the default prompt \['q'\]"),
+        ("chat_template.jinja", "<html>", "jinja holds '<html>', which is no template: download"),
+        ("chat_template.jinja", "{{", "chat template cannot be rendered"),
+    ],
+)  # fmt: skip
+def test_files_that_sentence_transformers_reads_otherwise(
+    file: str, content: str, message: str, tiny: Path, tmp_path: Path
+) -> None:
+    folder = write_form("model", tiny, tmp_path / "folder")
+    (folder / file).write_text(content)
+    with pytest.raises(RankerError, match=message):
+        resolve_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{}", r"index\.json says weight_map=None"),

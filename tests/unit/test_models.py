@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from qwen3_ranker_plugins import ModelNotFoundError, Reranker, UnsupportedModelError
+from qwen3_ranker_plugins import ModelNotFoundError, Reranker, ScoringError, UnsupportedModelError
 from qwen3_ranker_plugins.config import DEFAULT_MODEL
 from qwen3_ranker_plugins.engines.packed.checkpoint import damage_explained
 from qwen3_ranker_plugins.errors import ModelError
@@ -274,6 +274,26 @@ def test_a_load_that_fails_says_what_to_do(error: Exception, remedy: str) -> Non
     assert ("download" in str(caught.value)) == (remedy == "download it again")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_that_are_no_numbers_are_named(dtype: torch.dtype, copy: Path) -> None:
+    """The margins of all documents are no numbers then, and no setting helps."""
+    spoilt = torch.full((256,), 1.0)
+    spoilt[7] = float("nan") if dtype == torch.float32 else float("inf")
+    change_weights(copy, lambda weights: weights | {"model.norm.weight": spoilt.to(dtype)})
+    with Reranker(copy) as reranker, pytest.raises(
+        ScoringError, match=r"its margin is (nan|inf), because model\.norm\.weight in .*safetensors holds .*download"
+    ):  # fmt: skip
+        reranker.rerank("q", ["a", "b"])
+
+
+def test_numbers_that_float16_cannot_hold_are_told_from_damage(copy: Path) -> None:
+    change_weights(copy, lambda weights: weights | {"model.norm.weight": torch.full((256,), 1e30)})
+    with Reranker(copy, dtype="float16") as reranker, pytest.raises(ScoringError, match="use dtype='bfloat16'"):
+        reranker.rerank("q", ["a"])
+    with Reranker(copy, dtype="bfloat16") as reranker:  # the remedy
+        assert len(reranker.rerank("q", ["a"])) == 1
+
+
 def test_untied_weights_need_their_output_matrix(copy: Path, reranker: Reranker) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
@@ -331,6 +351,7 @@ def test_damaged_files_are_named(copy: Path, file: str, content: bytes, message:
             r"says rope_scaling\.factor='4', which is not",
         ),
         ({"quantization_config": {}}, r"quantization_config without a quant_method \({}\): if the weights are not"),
+        ({"hidden_act": None}, "says hidden_act=None, which is not the name of an activation"),
         ({"hidden_act": "swish9"}, "cannot be loaded .*swish9"),
         ({"model_type": "llama"}, "model_type='llama' and Qwen3ForCausalLM"),
         (

@@ -15,6 +15,24 @@ from .weights import read_headers, read_rows
 
 #: Kinds of adapters that peft merges into weights.
 _MERGED = ("LORA", "IA3", "LOHA", "LOKR", "ADALORA", "OFT", "BOFT", "HRA", "VERA")
+_MODULES = ((str, list), "a list of modules' names, or a pattern")
+#: Setting of adapter_config.json -> its types, and what it is.
+_SETTINGS: dict[str, tuple[tuple[type, ...], str]] = {
+    "r": ((int,), "a positive whole number"),
+    "lora_alpha": ((int, float), "a number"),
+    "lora_dropout": ((int, float), "a number"),
+    "target_modules": _MODULES,
+    "exclude_modules": _MODULES,
+    "modules_to_save": ((list,), "a list of modules' names"),
+    "layers_to_transform": ((int, list), "a list of layers' numbers"),
+    "rank_pattern": ((dict,), "an object with modules and ranks"),
+    "alpha_pattern": ((dict,), "an object with modules and numbers"),
+    "bias": ((str,), "'none', 'all' or 'lora_only'"),
+    "use_rslora": ((bool,), "true or false"),
+    "use_dora": ((bool,), "true or false"),
+    "lora_bias": ((bool,), "true or false"),
+    "fan_in_fan_out": ((bool,), "true or false"),
+}
 #: Largest relative error of rounding to a dtype.
 _ROUNDING = {"F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 #: Rows of a tensor that are compared with those of the base.
@@ -59,6 +77,30 @@ def check_kind(adapter: Path) -> None:
             f"{adapter} is an adapter with peft_type={kind!r}, which cannot be merged into weights (such as "
             f"{', '.join(_MERGED[:3])}): use peft with the model's own code"
         )
+
+
+def check_settings(adapter: Path) -> None:
+    """Make sure that the settings of an adapter which decide its arithmetic have the types that peft expects.
+
+    Raises:
+        UnsupportedModelError: one has not; the message names it and its value.
+    """
+    path = adapter / "adapter_config.json"
+    said = read_json(path)
+    for name, (kinds, what) in _SETTINGS.items():
+        value = said.get(name)
+        if value is not None and not (type(value) in kinds and _holds_texts(name, value)):
+            raise UnsupportedModelError(
+                f"{path} says {name}={shortened(value)}, which is not {what}: write the value of its training, or "
+                "download the file again"
+            )
+    if type(said.get("r", 8)) is int and said.get("r", 8) < 1:
+        raise UnsupportedModelError(f"{path} says r={said['r']}, which is no rank: write the value of its training")
+
+
+def _holds_texts(name: str, value: object) -> bool:
+    """Whether a list of modules holds their names; layers have numbers."""
+    return not isinstance(value, list) or name == "layers_to_transform" or all(isinstance(each, str) for each in value)
 
 
 def check_merged(folder: Path, base: Path | None) -> None:

@@ -27,7 +27,10 @@ def read_chat_template(folder: Path) -> str | None:
         UnsupportedModelError: a file is damaged.
     """
     if is_listed(path := folder / "chat_template.jinja"):
-        return read_text(path)
+        text = read_text(path)
+        if "{{" not in text and "{%" not in text:
+            raise UnsupportedModelError(f"{path} holds {shortened(text)}, which is no template: download it again")
+        return text
     for name in ("chat_template.json", "tokenizer_config.json"):
         if is_listed(path := folder / name):
             found = read_json(path).get("chat_template")

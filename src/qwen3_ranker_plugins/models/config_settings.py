@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ _SIZES = (
     "head_dim",
 )
 #: Sizes that have a default if they are null.
-_DERIVED = ("num_key_value_heads", "head_dim")
+_DERIVED, _DERIVED_BY_QWEN3 = ("num_key_value_heads", "head_dim"), ("num_key_value_heads",)
 _NUMBERS = ("rms_norm_eps", "rope_theta", "partial_rotary_factor", "attention_dropout")
 _SWITCHES = ("tie_word_embeddings", "attention_bias", "use_sliding_window", "is_causal")
 #: Kinds of rotary embeddings that transformers computes -> the numbers that each needs.
@@ -57,8 +57,10 @@ _SHAPES = {
     "layers.0.mlp.gate_proj.weight": (_INNER, _HIDDEN),
 }
 #: Of transformers' Qwen3Config, for settings that are left out.
-_DEFAULTS = {"head_dim": 128, "num_key_value_heads": 32}
+_DEFAULTS = {"num_hidden_layers": 32, "head_dim": 128, "num_key_value_heads": 32}
 _NEVER_QUANTISED = ("norm.weight", "layers.0.self_attn.q_norm.weight")
+#: In the header of a safetensors file.
+_WHOLE_NUMBERS = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"}
 _CORRECT = "write the value that the checkpoint's base has, or download the checkpoint again"
 
 
@@ -76,7 +78,8 @@ def check_settings(path: Path, config: Mapping[str, Any]) -> None:
     """
     for name in _SIZES:
         value = config.get(name, 1)
-        if (type(value) is not int or value < 1) and not (value is None and name in _DERIVED):
+        derived = _DERIVED_BY_QWEN3 if str(config.get("model_type")).startswith("qwen3") else _DERIVED
+        if (type(value) is not int or value < 1) and not (value is None and name in derived):
             raise _wrong(path, name, value, "a positive whole number")
     for name in _NUMBERS:
         if name in config:
@@ -84,6 +87,11 @@ def check_settings(path: Path, config: Mapping[str, Any]) -> None:
     for name in _SWITCHES:
         if name in config and type(config[name]) is not bool:
             raise _wrong(path, name, config[name], "true or false")
+    if not isinstance(config.get("hidden_act", ""), str):
+        raise _wrong(path, "hidden_act", config["hidden_act"], "the name of an activation, such as 'silu'")
+    types = config.get("layer_types")
+    if types is not None and not (isinstance(types, list) and all(isinstance(each, str) for each in types)):
+        raise _wrong(path, "layer_types", types, "a list of the kinds of the layers, such as 'full_attention'")
     for name in ("rope_parameters", "rope_scaling"):
         _check_rotary(path, name, config.get(name))
 
@@ -131,29 +139,40 @@ def max_positions(path: Path, config: Mapping[str, Any]) -> int:
     return positions
 
 
-def check_shapes(path: Path, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], *, plain: bool) -> None:
+def check_weights(
+    path: Path, config: Mapping[str, Any], headers: Mapping[str, tuple[Path, dict[str, Any]]], *, plain: bool
+) -> None:
     """Make sure that the weights have the shapes which the settings demand, before memory is taken for them.
 
     Args:
         path, config: as for `check_settings`, which must have passed.
-        shapes: name of each tensor of the weights -> its shape.
-        plain: whether no weight is quantised. Others are stored in shapes of their own.
+        headers: of the weights, see `read_headers`.
+        plain: whether no weight is quantised. Others are stored in shapes and dtypes of their own.
 
     Raises:
-        UnsupportedModelError: a shape or the number of layers differs; the message names the settings that decide it.
+        UnsupportedModelError: a shape or the number of layers differs, and the message names the settings that decide
+            it; or a weight that should be plain is stored as whole numbers.
     """
+    for name, (file, entry) in headers.items():
+        if plain and entry["dtype"] in _WHOLE_NUMBERS:
+            raise UnsupportedModelError(
+                f"{file} stores {name} as whole numbers ({entry['dtype']}), and {path.name} has no quantization_config "
+                "that says what they stand for: download both files again"
+            )
+    shapes = {name: entry["shape"] for name, (_, entry) in headers.items()}
     embedding = next((name for name in shapes if name.endswith("embed_tokens.weight")), None)
     if embedding is None:
         return
     prefix = embedding.removesuffix("embed_tokens.weight")
     found = [re.match(rf"{re.escape(prefix)}layers\.(\d+)\.", name) for name in shapes]
     layers = 1 + max((int(match[1]) for match in found if match), default=-1)
-    if layers and config.get("num_hidden_layers", layers) > layers:
+    defaults = _DEFAULTS if str(config.get("model_type")).startswith("qwen3") else {}
+    said = config.get("num_hidden_layers", defaults.get("num_hidden_layers", layers))
+    if layers and said > layers:
+        by_default = "" if "num_hidden_layers" in config else " by default"
         raise UnsupportedModelError(
-            f"{path} says num_hidden_layers={config['num_hidden_layers']}, and the weights have {layers} layers: "
-            f"{_CORRECT}"
+            f"{path} says num_hidden_layers={said}{by_default}, and the weights have {layers} layers: {_CORRECT}"
         )
-    defaults = _DEFAULTS if config.get("model_type", "").startswith("qwen3") else {}
     for name, settings in _SHAPES.items():
         stored = shapes.get(f"{prefix}{name}")
         values = {each: config.get(each, defaults.get(each)) for factors in settings for each in factors}

@@ -13,6 +13,9 @@ from .json_files import read_any_json, read_json, shortened
 # All settings of sentence-transformers' LogitScore that are understood here.
 _LOGIT_SCORE = {"true_token_id", "false_token_id", "module_input_name"}
 
+#: How sentence-transformers passes a message to the chat template.
+_FORMATS = ("auto", "flat", "structured")
+
 
 @dataclass(frozen=True)
 class CrossEncoderFiles:
@@ -102,12 +105,20 @@ def _labels(path: Path) -> tuple[int, int | None]:
 def _check_transformer_module(folder: Path) -> None:
     """Raise an UnsupportedModelError if sentence_bert_config.json changes texts before they reach the chat template."""
     path = folder / "sentence_bert_config.json"
-    said = read_json(path) if is_listed(path) else {}
+    if not is_listed(path):
+        return
+    said = read_json(path)
     modalities = said.get("modality_config")
-    if isinstance(modalities, Mapping) and "message" not in modalities:
+    message = modalities.get("message") if isinstance(modalities, Mapping) else None
+    if not isinstance(message, Mapping):
         raise UnsupportedModelError(
             f"{path} has no 'message' in its modality_config, so sentence-transformers joins query and document "
             "without a prompt: use its CrossEncoder, or add the setting"
+        )
+    if message.get("format", "auto") not in _FORMATS:
+        raise UnsupportedModelError(
+            f"{path} says modality_config.message.format={shortened(message['format'])} instead of one of "
+            f"{', '.join(_FORMATS)}: download it again, or use sentence-transformers' CrossEncoder"
         )
     for name in ("do_lower_case", "processing_kwargs"):
         if said.get(name):
@@ -125,7 +136,7 @@ def _default_prompt(folder: Path) -> str | None:
     name, prompts = said.get("default_prompt_name"), said.get("prompts")
     if name is None:
         return None
-    prompt = prompts.get(name) if isinstance(prompts, Mapping) else None
+    prompt = prompts.get(name) if isinstance(prompts, Mapping) and isinstance(name, str) else None
     if not isinstance(prompt, str):
         raise UnsupportedModelError(
             f"{path} names the default prompt {name!r}, but its prompts have no such name: download it again"

@@ -13,7 +13,7 @@ from ..config import BUNDLED_MODEL
 from ..errors import ModelNotFoundError, UnsupportedModelError
 from ..model_files import check_file, is_listed, reason_and_remedy
 from ..pip_command import pip_install
-from .adapters import base_of, check_kind, check_merged, has_whole_weights, is_adapter
+from .adapters import base_of, check_kind, check_merged, check_settings, has_whole_weights, is_adapter
 from .gguf import find_gguf, unpack
 from .spec import ModelSpec
 from .spec_reader import read_spec
@@ -95,6 +95,7 @@ def resolve_checkpoint(
                 "save the adapter with peft's save_pretrained()"
             )
         check_kind(found)
+        check_settings(found)
         read_headers(found)
         check_adapters_tokenizer(found, folder)
         return Checkpoint(folder, found, spec)
@@ -242,6 +243,10 @@ def _check(folder: Path) -> None:
             raise UnsupportedModelError(
                 f"{folder} is an adapter without adapter_model.safetensors (an adapter_model.bin can run code when it "
                 "is loaded): load it with peft where you trust it, and store it with save_pretrained()"
+            )
+        if is_listed(folder / "adapter_model.safetensors"):
+            raise UnsupportedModelError(
+                f"{folder} is an adapter without adapter_config.json, which says how it is merged: download that file"
             )
         raise UnsupportedModelError(
             f"{folder} has no config.json: give the folder of a transformers model, or the path of a GGUF file"

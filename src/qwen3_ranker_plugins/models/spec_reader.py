@@ -19,7 +19,7 @@ from typing import Any
 
 from ..errors import InvalidInputError, UnsupportedModelError
 from .chat_template import read_chat_template, read_special_tokens, template_of
-from .config_settings import check_settings, check_shapes, max_positions
+from .config_settings import check_settings, check_weights, max_positions
 from .cross_encoder_files import CrossEncoderFiles
 from .families import FAMILIES, MXBAI_RERANK_V2, QWEN3_RERANKER, QWEN3_VL_RERANKER, ZERANK, Family
 from .json_files import read_json, shortened
@@ -63,8 +63,7 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> Mo
     decoder = DECODERS[architecture]
     settings, quantization = _text_config(path, config), _quantization(folder, config)
     check_settings(path, settings)
-    shapes = {name: entry["shape"] for name, (_, entry) in read_headers(folder).items()}
-    check_shapes(path, settings, shapes, plain=quantization is None)
+    check_weights(path, settings, read_headers(folder), plain=quantization is None)
     if architecture.endswith("ForSequenceClassification"):
         check_one_label(folder)
     modules = CrossEncoderFiles.read(folder)

@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import UnsupportedModelError
 from ..model_files import is_listed
 from ..prompt import ModelTokenizer, load_tokenizer
-from .json_files import read_json
+from .json_files import read_json, shortened
 
 # Classes that make ids as tokenizer.json says, except that Qwen's bring their own normalizer and pre-tokenizer.
 _QWEN = re.compile(r"Qwen[23]\w*Tokenizer(Fast)?")
@@ -93,10 +93,17 @@ def _check_added_words(path: Path, said: dict[str, Any], tokenizer: ModelTokeniz
     """Make sure that tokenizer_config.json adds no token and recognizes none differently than tokenizer.json does."""
     known = {token["content"]: token for token in tokenizer.added_tokens}
     listed = said.get("added_tokens_decoder") or {}
-    for number, token in listed.items() if isinstance(listed, dict) else ():
+    if not isinstance(listed, dict):
+        raise UnsupportedModelError(
+            f"{path} says added_tokens_decoder={shortened(listed)}, which is no object: {_REMEDY}"
+        )
+    for number, token in listed.items():
         content = token.get("content") if isinstance(token, dict) else None
         if not isinstance(content, str):
-            continue
+            raise UnsupportedModelError(
+                f"{path} says added_tokens_decoder.{number}={shortened(token)}, which has no content: remove the "
+                "entry, because tokenizer.json lists the tokens too"
+            )
         if content not in known:
             other = tokenizer.text_of(int(number)) if number.isdecimal() else None
             remedy = _REMEDY if other is None else f"that is the id of {other!r} there, so remove the entry"

@@ -17,6 +17,8 @@ from .json_files import read_json, shortened
 
 # Bytes; the safetensors library has the same limit.
 _LONGEST_HEADER = 100_000_000
+#: dtype -> the unsigned integer of its width, the bits of its exponent.
+_EXPONENTS = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -121,3 +123,19 @@ def read_rows(folder: Path, name: str, rows: Sequence[int] | None) -> NDArray[np
             else:
                 values[place] = np.frombuffer(raw, "<f4" if width == 4 else "<f2")
     return values
+
+
+def find_not_finite(folder: Path) -> str | None:
+    """The first tensor with a value that is not finite, and its file; None if there is none. Reads all weights.
+
+    Tensors in float8 and of whole numbers are not looked at.
+    """
+    for name, (path, entry) in read_headers(folder).items():
+        # Numbers whose exponent has all bits set are infinite or no numbers.
+        kind, exponent = _EXPONENTS.get(entry["dtype"], (None, 0))
+        if kind is not None:
+            first, end = entry["data_offsets"]
+            values = np.memmap(path, kind, "r", entry["start"] + first, ((end - first) // np.dtype(kind).itemsize,))
+            if ((values & exponent) == exponent).any():
+                return f"{name} in {path}"
+    return None

@@ -23,7 +23,7 @@ from ...model_files import remedy_of_reading
 from ...models import ModelSpec
 from ...models.json_files import read_json
 from ...models.spec import label_ids
-from ...models.weights import read_headers, read_rows
+from ...models.weights import find_not_finite, read_headers, read_rows
 from ...pip_command import pip_install
 from ...prompt import ModelTokenizer
 from ..attention.interface import ATTENTION_NAME, register
@@ -255,7 +255,7 @@ def _merged(model: Any, adapter: Path) -> Any:
                 output.weight = torch.nn.Parameter(output.weight.detach().clone())
         try:
             wrapped = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
-        except RuntimeError as error:
+        except Exception as error:  # peft and torch raise almost anything for settings that they do not expect
             raise _not_fitting(adapter, error) from error
         loaded = set(get_peft_model_state_dict(wrapped))
         strangers = sorted(stored ^ loaded)
@@ -264,29 +264,45 @@ def _merged(model: Any, adapter: Path) -> Any:
                 f"{adapter} was trained on a sequence classifier, and has its score head: merge it with peft into "
                 "AutoModelForSequenceClassification with num_labels=1, and give the merged folder as model"
             )
+        if lacking := sorted(loaded - stored):
+            raise UnsupportedModelError(
+                f"{adapter} does not match the model: its adapter_config.json asks for {', '.join(lacking[:3])}, which "
+                "adapter_model.safetensors does not have; download both files again, or give the base that it was "
+                "trained on as model"
+            )
         if strangers:
             raise UnsupportedModelError(
-                f"{adapter} does not match the model: only one of them has {', '.join(strangers[:3])}; give the base "
-                "that it was trained on as model"
+                f"{adapter} does not match the model: its adapter_model.safetensors has "
+                f"{', '.join(strangers[:3])}, for which neither its adapter_config.json nor the model has a "
+                "place; download both files again, or give the base that it was trained on as model"
             )
         try:
             return wrapped.merge_and_unload(safe_merge=True)
         except (RuntimeError, ValueError) as error:
+            if (found := find_not_finite(adapter)) is not None:
+                raise UnsupportedModelError(
+                    f"{found} holds values that are not finite: download the file again"
+                ) from error
             raise UnsupportedModelError(
                 f"peft cannot merge {adapter} into its base ({error}): train it without the setting that the reason "
                 "names, or use peft with the model's own code"
             ) from error
 
 
-def _not_fitting(adapter: Path, error: RuntimeError) -> Exception:
-    """The error of a tensor whose shape is not that of the base and the rank; other errors as they are."""
+def _not_fitting(adapter: Path, error: Exception) -> Exception:
+    """The error of an adapter that peft cannot put into the model."""
+    if isinstance(error, OSError | MemoryError | torch.OutOfMemoryError):
+        return error
     found = re.search(r"size mismatch for (\S+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]", str(error), re.DOTALL)
     if found is None:
-        return error
+        return UnsupportedModelError(
+            f"{adapter}: peft cannot load the adapter as its adapter_config.json describes it ({type(error).__name__}: "
+            f"{_first_sentence(str(error))}): correct what the reason names, or download the file again"
+        )
     rank = read_json(adapter / "adapter_config.json").get("r")
     return UnsupportedModelError(
-        f"{adapter} does not match the model: {found[1]} has the shape ({found[2]}) in adapter_model.safetensors, and "
-        f"({found[3]}) by the model and adapter_config.json (r={rank!r}): write the r of its training, or give the "
+        f"{adapter} does not match the model: {found[1]} has the shape [{found[2]}] in adapter_model.safetensors, and "
+        f"[{found[3]}] by the model and adapter_config.json (r={rank!r}): write the r of its training, or give the "
         "base that it was trained on as model"
     )
 

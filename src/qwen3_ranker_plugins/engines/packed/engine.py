@@ -18,6 +18,7 @@ from ...config import EngineConfig, RerankerSettings
 from ...content import ModelFiles
 from ...errors import EngineError
 from ...models import make_encoder, read_spec, resolve_checkpoint
+from ...models.weights import find_not_finite
 from ...prompt import EncodedRequest, load_tokenizer
 from .. import ResolvedSettings
 from ..attention.interface import make_layout
@@ -84,6 +85,9 @@ class PackedEngine(Engine):
         self._layers: ModelLayers | None = None
         self._runner: SizeClassRunner | None = None
         self._fallback = ""
+        self._folder = folder
+        self._weights_are_finite: bool | None = None  # not known
+        self._cause = ""
         if not self.options.compile:
             self._layers = self._model_layers(loaded)
         elif needs_trial(capability(self.device)):
@@ -143,10 +147,35 @@ class PackedEngine(Engine):
                 f"(now {self.capabilities.token_budget}) or max_length, or use a smaller model"
             ) from error
         ends = np.cumsum([len(request.segments) for request in requests])[:-1]
+        cause = self._cause_of_faults(margins)
         return [
-            Margins(values=values, computed_tokens=request.num_tokens)
+            Margins(
+                values=values,
+                computed_tokens=request.num_tokens,
+                failures={
+                    index: f"its margin is {value}{cause}"
+                    for index, value in enumerate(values if cause else ())
+                    if not np.isfinite(value)
+                },
+            )
             for request, values in zip(requests, np.split(margins, ends), strict=True)
         ]
+
+    def _cause_of_faults(self, margins: NDArray[np.float32]) -> str:
+        """Why margins of a pass are not finite, and what to do; "" if all are finite, or the cause is not known."""
+        finite = np.isfinite(margins)
+        if finite.any():
+            self._weights_are_finite = True
+        if finite.all():
+            return ""
+        # Weights that are not finite spoil every margin, so they are looked at only if none has been finite so far.
+        if self._weights_are_finite is None:
+            self._weights_are_finite = (found := find_not_finite(self._folder)) is None
+            if found is not None:
+                self._cause = f", because {found} holds values that are not finite: download the file again"
+        if self._weights_are_finite and self.dtype == torch.float16:
+            return ", because numbers exceed 65504, the largest of float16: use dtype='bfloat16' or 'float32'"
+        return self._cause
 
     def _margins(self, packed: PackedPass) -> NDArray[np.float32]:
         """Margins, float32 [num_documents], on the host."""
