@@ -1,5 +1,6 @@
 """Assemble rows on the GPU from the mined tensors; no data loader, nothing crosses from the host."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +26,15 @@ class Batch:
     sign: Tensor | None = None  # (rows, 1): -1 where the instruction asks for the opposite
 
     def final_targets(self, margins: Tensor | None, weight: float, shift: float) -> Tensor:
-        """Target logits with the teacher's `margins` mixed in by `weight`, moved by `shift`; else `targets`."""
+        """Target logits with the teacher's `margins` mixed in by `weight`, moved by `shift`; else `targets`.
+
+        With weight 1 they are the teacher's alone, in every language and without the penalties, which it has learnt:
+        a model that learns from itself so keeps its order and learns that other spellings mean the same.
+        """
         if self.added is None or self.taught is None or self.sign is None:
             return self.targets
+        if margins is not None and weight == 1:
+            return (self.sign * (margins + shift)).clamp(-LIMIT, LIMIT)
         mixed = self.targets
         if margins is not None:
             mixed = torch.where(self.taught, torch.lerp(mixed, margins, weight), mixed)
@@ -69,6 +76,8 @@ class Sampler:
         padding: int,
         renamed_share: float = 0.0,
         neighbours_share: float = 0.0,
+        spellings: Sequence[float] = SPELLINGS,
+        styles: Sequence[float] = STYLES,
     ) -> None:
         names = (
             "heads", "head_starts", "documents", "document_starts", "candidates", "targets", "penalty",
@@ -94,8 +103,8 @@ class Sampler:
         # A class of passages may hold none of a language: its queries are not drawn there.
         known = mined["candidates"][:, :, 1] >= 0
         self.cumulative = (weight[group].double() * known).cumsum(1).to(device)
-        self.spellings = torch.tensor(SPELLINGS, device=device).cumsum(0)
-        self.styles = torch.tensor(STYLES, device=device).cumsum(0)
+        self.spellings = torch.tensor(spellings, device=device).cumsum(0)
+        self.styles = torch.tensor(styles, device=device).cumsum(0)
 
     def rand(self, *shape: int) -> Tensor:
         return torch.rand(shape, device=self.device, generator=self.generator)

@@ -23,11 +23,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
-from training.batches import Batch, Sampler
+from training.batches import SPELLINGS, STYLES, Batch, Sampler
 from training.lexical import LexicalStream
 from training.model import Attend, ModelShape, RowLayout, TinyQwen3
 from training.optim import Optimiser
-from training.passages import HEAD_TOKENS
+from training.passages import DOCUMENT_VARIANTS, HEAD_TOKENS, HEAD_VARIANTS
 from training.perturb import perturbed
 from training.prompt import PromptTokens, token_id
 from training.ranks import Ranks
@@ -248,7 +248,8 @@ class Session:
         # Another seed in every call and rank, or a resumed run would repeat the batches of the first.
         seed = arguments.seed + self.step + 1_000_003 * self.ranks.number
         padding = token_id(tokenizer, "<|endoftext|>")
-        self.sampler = Sampler(mined, device, seed, padding, arguments.renamed, arguments.neighbours)
+        forms = arguments.spellings, arguments.styles
+        self.sampler = Sampler(mined, device, seed, padding, arguments.renamed, arguments.neighbours, *forms)
         self.lexical = LexicalStream(self.sampler, mined["token_counts"])
         self.dev = [
             DevSet(path, PromptTokens(tokenizer), arguments.dev_queries, spelling)
@@ -280,7 +281,8 @@ class Session:
     def train_step(self, progress: float) -> None:
         size_class = choose_class(progress, self.step, self.arguments.phases)
         layout, rows = self.layouts[size_class]
-        is_lexical = self.step % LEXICAL_EVERY == LEXICAL_EVERY - 1
+        own_targets = self.trainer.teacher_weight < 1  # the lexical rows' targets are not a teacher's
+        is_lexical = own_targets and self.step % LEXICAL_EVERY == LEXICAL_EVERY - 1
         batch = self.lexical.batch(layout, rows) if is_lexical else self.sampler.natural(layout, rows, size_class)
         parts = self.trainer.backward(batch, size_class)
         self.ranks.average(self.trainer.model)
@@ -372,7 +374,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--neighbours", type=float, default=0.0, help="share of rows without the query's own passage")
     parser.add_argument("--squared-error", type=float, default=0.0, help="weight of margins' distance from the targets")
     parser.add_argument("--teacher-from", type=Path, help="exported model whose margins of clean rows are targets too")
-    parser.add_argument("--teacher-weight", type=float, default=0.5, help="its share of the targets")
+    parser.add_argument("--teacher-weight", type=float, default=0.5, help="its share of the targets; 1: nothing else")
+    parser.add_argument(
+        "--spellings", type=float, nargs=HEAD_VARIANTS, default=SPELLINGS, help="shares of the queries' forms"
+    )
+    parser.add_argument(
+        "--styles", type=float, nargs=DOCUMENT_VARIANTS + 1, default=STYLES, help="of the passages' forms; last: mixed"
+    )
     parser.add_argument("--shift", type=float, default=0.0, help="added to the targets, so that few are near 1")
     parser.add_argument("--matrix-rate", type=float, default=3e-3, help="Muon's highest learning rate")
     parser.add_argument("--other-rate", type=float, default=2e-3, help="AdamW's, for embeddings and norms")

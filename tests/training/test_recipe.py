@@ -368,6 +368,7 @@ def test_targets_turn_round_where_the_instruction_does() -> None:
     margins = torch.full((2, 2), 4.0)
     assert batch.final_targets(margins, 0.5, -0.5).tolist() == [[2.5, -3.5], [-2.5, -0.5]]
     assert batch.final_targets(None, 0.5, 0.0).tolist() == [[2.0, -3.0], [-2.0, 2.0]]
+    assert batch.final_targets(margins, 1.0, -0.5).tolist() == [[3.5, 3.5], [-3.5, -3.5]], "nothing but the teacher"
 
 
 def test_spellings_mean_the_same() -> None:
