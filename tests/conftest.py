@@ -90,13 +90,11 @@ def reranker() -> Iterator[Reranker]:
         yield shared
 
 
-@pytest.fixture(scope="session")
-def one_at_a_time(tiny: Path) -> Callable[..., NDArray[np.float32]]:
-    """Margins by transformers' own forward pass on one whole prompt after the other, in float32."""
+def _one_at_a_time(tiny: Path, dtype: str) -> Callable[..., NDArray[np.float32]]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=getattr(torch, dtype), attn_implementation="sdpa")
     tokenizer = load_tokenizer(tiny)
 
     @cache  # several engines are asked for the same prompts
@@ -109,6 +107,18 @@ def one_at_a_time(tiny: Path) -> Callable[..., NDArray[np.float32]]:
         return np.array([margin(tuple(request.prompt(i))) for i in range(len(request.segments))], dtype=np.float32)
 
     return margins
+
+
+@pytest.fixture(scope="session")
+def one_at_a_time(tiny: Path) -> Callable[..., NDArray[np.float32]]:
+    """Margins by transformers' own forward pass on one whole prompt after the other, in float32."""
+    return _one_at_a_time(tiny, "float32")
+
+
+@pytest.fixture(scope="session")
+def one_at_a_time_in_float16(tiny: Path) -> Callable[..., NDArray[np.float32]]:
+    """The same in float16: how much a margin depends on rounding differs by a factor of 100 between prompts."""
+    return _one_at_a_time(tiny, "float16")
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,9 @@ class Case:
         return f"{self.engine}-{self.device}-{self.dtype}"
 
 
-#: bfloat16 has 8 bits: the bundled model's margins, from -5 to 5, were up to 0.051 from those in float32.
+#: bfloat16 has 8 bits: the bundled model's margins, from -5 to 5, were up to 0.051 from those in float32. A margin that
+#: depends more on rounding may differ by this multiple of its difference in float16, which rounds an eighth as much.
+_OF_FLOAT16 = 12
 CASES = [
     Case("cpu", "float32", 1e-4),
     Case("cpu", "bfloat16", 0.08),
@@ -57,13 +59,23 @@ CASES = [
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
-def engine(request: pytest.FixtureRequest, tiny: Path) -> Iterator[tuple[Engine, float]]:
+def engine(request: pytest.FixtureRequest, tiny: Path) -> Iterator[tuple[Engine, Reference]]:
+    """The engine, and the largest difference allowed for each margin of a request."""
     case: Case = request.param
+    reference: Reference = request.getfixturevalue("one_at_a_time")
+
+    def allowed(asked: EncodedRequest) -> NDArray[np.float32]:
+        most = np.full(len(asked.segments), case.tolerance, np.float32)
+        if case.dtype != "bfloat16":
+            return most
+        in_float16: Reference = request.getfixturevalue("one_at_a_time_in_float16")
+        return np.maximum(most, _OF_FLOAT16 * abs(in_float16(asked) - reference(asked)))
+
     if case.engine != "packed":
-        yield request.getfixturevalue(case.engine), case.tolerance  # started once for all tests, and closed there
+        yield request.getfixturevalue(case.engine), allowed  # started once for all tests, and closed there
         return
     made = PackedEngine(tiny, device=case.device, dtype=case.dtype)
-    yield made, case.tolerance
+    yield made, allowed
     made.close()
 
 
@@ -82,18 +94,20 @@ def texts(rng: np.random.Generator, lengths: list[int]) -> list[str]:
     return [" ".join(rng.choice(WORDS, size=length)) for length in lengths]
 
 
-def check(engine: tuple[Engine, float], requests: list[EncodedRequest], reference: Reference) -> None:
-    made, tolerance = engine
+def check(engine: tuple[Engine, Reference], requests: list[EncodedRequest], reference: Reference) -> None:
+    made, allowed = engine
     results = made.score(requests)
     assert len(results) == len(requests)
     for request, margins in zip(requests, results, strict=True):
         assert margins.values.dtype == np.float32
         assert not margins.failures
-        np.testing.assert_allclose(margins.values, reference(request), rtol=0, atol=tolerance)
+        expected = reference(request)
+        differences = abs(margins.values - expected)
+        assert (differences <= allowed(request)).all(), (differences, margins.values, expected)
 
 
 def test_mixed_lengths_and_duplicates(
-    engine: tuple[Engine, float], encoder: PromptEncoder, one_at_a_time: Reference
+    engine: tuple[Engine, Reference], encoder: PromptEncoder, one_at_a_time: Reference
 ) -> None:
     rng = np.random.default_rng(1)
     documents = texts(rng, [0, 1, 1, 2, 5, 5, 5, 30, 30, 100, 7, 1])
@@ -105,7 +119,7 @@ def test_mixed_lengths_and_duplicates(
 
 
 def test_several_requests_in_one_pass(
-    engine: tuple[Engine, float], encoder: PromptEncoder, one_at_a_time: Reference
+    engine: tuple[Engine, Reference], encoder: PromptEncoder, one_at_a_time: Reference
 ) -> None:
     rng = np.random.default_rng(2)
     requests = [
@@ -120,11 +134,13 @@ def test_several_requests_in_one_pass(
     check(engine, requests, one_at_a_time)
 
 
-def test_one_token(engine: tuple[Engine, float], encoder: PromptEncoder, one_at_a_time: Reference) -> None:
+def test_one_token(engine: tuple[Engine, Reference], encoder: PromptEncoder, one_at_a_time: Reference) -> None:
     check(engine, [encoder.encode("q", ["a"], DEFAULT_INSTRUCTION)], one_at_a_time)
 
 
-def test_hundreds_of_documents(engine: tuple[Engine, float], encoder: PromptEncoder, one_at_a_time: Reference) -> None:
+def test_hundreds_of_documents(
+    engine: tuple[Engine, Reference], encoder: PromptEncoder, one_at_a_time: Reference
+) -> None:
     """More than one step of vLLM takes, and more than one request to a service carries: both take 256."""
     rng = np.random.default_rng(8)
     documents = texts(rng, rng.integers(1, 25, size=300).tolist())
@@ -132,7 +148,7 @@ def test_hundreds_of_documents(engine: tuple[Engine, float], encoder: PromptEnco
 
 
 def test_the_longest_document(
-    engine: tuple[Engine, float], tiny_tokenizer: ModelTokenizer, one_at_a_time: Reference
+    engine: tuple[Engine, Reference], tiny_tokenizer: ModelTokenizer, one_at_a_time: Reference
 ) -> None:
     """8192 tokens, beside a short one: documents too long for a mask take another way through the attention."""
     rng = np.random.default_rng(4)
@@ -144,25 +160,21 @@ def test_the_longest_document(
 
 
 def test_a_document_sees_neither_its_neighbours_nor_another_prefix(
-    engine: tuple[Engine, float], encoder: PromptEncoder
+    engine: tuple[Engine, Reference], encoder: PromptEncoder
 ) -> None:
-    made, tolerance = engine
+    made, allowed = engine
     rng = np.random.default_rng(5)
     document = texts(rng, [40])
     alone = made.score([encoder.encode("a query", document, DEFAULT_INSTRUCTION)])[0].values
     for other in range(3):
         crowd = texts(np.random.default_rng(other), [40, 40, 3, 90, 40])
-        crowded = made.score(
-            [
-                encoder.encode("another query", crowd, "another instruction"),
-                encoder.encode("a query", crowd + document, DEFAULT_INSTRUCTION),
-            ]
-        )[1].values
-        np.testing.assert_allclose(crowded[-1:], alone, rtol=0, atol=tolerance)
+        request = encoder.encode("a query", crowd + document, DEFAULT_INSTRUCTION)
+        crowded = made.score([encoder.encode("another query", crowd, "another instruction"), request])[1].values
+        assert abs(crowded[-1] - alone[0]) <= allowed(request)[-1]
 
 
 def test_pairs_that_are_further_apart_than_the_tolerance_keep_their_order(
-    engine: tuple[Engine, float], encoder: PromptEncoder, one_at_a_time: Reference
+    engine: tuple[Engine, Reference], encoder: PromptEncoder, one_at_a_time: Reference
 ) -> None:
     made, _ = engine
     documents = texts(np.random.default_rng(6), [20] * 60)
@@ -173,7 +185,7 @@ def test_pairs_that_are_further_apart_than_the_tolerance_keep_their_order(
     assert (values[:, None] > values[None, :])[apart].all()
 
 
-def test_computed_tokens_count_what_is_shared_once(engine: tuple[Engine, float], encoder: PromptEncoder) -> None:
+def test_computed_tokens_count_what_is_shared_once(engine: tuple[Engine, Reference], encoder: PromptEncoder) -> None:
     made, _ = engine
     documents = ["one", "two words", "three more words"]
     request = encoder.encode(f"never asked before of {made.name}", documents, DEFAULT_INSTRUCTION)

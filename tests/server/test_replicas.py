@@ -15,7 +15,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from qwen3_ranker_plugins import Reranker
+from qwen3_ranker_plugins.config import RerankerSettings
 from qwen3_ranker_plugins.server.settings import load_settings
+from qwen3_ranker_plugins.server.supervisor import place_engine
 
 from .conftest import DOCUMENTS, QUERY, serving, wait_until
 from .test_process import _process
@@ -151,3 +153,21 @@ def test_a_source_that_names_devices_replaces_the_device_of_an_earlier_one(
     file.write_text("devices: [cpu, cpu]\n")
     monkeypatch.delenv("QWEN3_RANKER_DEVICES")
     assert load_settings(file, {}).settings.devices == "cpu,cpu"
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "devices"),
+    [
+        ({}, 0, None),
+        ({}, 1, "cuda:0"),
+        ({"engine": "packed"}, 4, "cuda:0"),
+        ({"device": "cuda"}, 1, None),
+        ({"device": "cpu"}, 1, None),
+        ({"devices": "cuda:1"}, 2, "cuda:1"),
+        ({"engine": "vllm_score"}, 1, None),
+    ],
+)
+def test_the_engine_gets_a_process_on_a_gpu_unless_a_setting_places_it(
+    settings: dict[str, str], gpus: int, devices: str | None
+) -> None:
+    assert place_engine(RerankerSettings(**settings), gpus).devices == devices

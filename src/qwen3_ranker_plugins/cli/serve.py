@@ -70,7 +70,8 @@ def serve(
         typer.Option(
             "--devices",
             help="Devices, each of which gets an engine in its own process: all for every visible GPU, or names such "
-            "as cuda:0,cuda:1. Default: one engine, on --device.",
+            "as cuda:0,cuda:1. Default: one engine on --device; if that is auto too and there is an NVIDIA GPU, the "
+            "packed engine gets a process as well.",
         ),
     ] = None,
     dtype: Annotated[
