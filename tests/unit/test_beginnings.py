@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from qwen3_ranker_plugins import PromptTooLongError, Request, Reranker
 from qwen3_ranker_plugins.prompt import DEFAULT_INSTRUCTION, ModelTokenizer, PromptEncoder
 from qwen3_ranker_plugins.prompt.beginning import SLICE, encode_beginnings
+from qwen3_ranker_plugins.prompt.side_by_side import cut_after_words, encode_side_by_side
 
 MOTIFS = [
     *(" ", "\n", "\r\n", "\t", "\u3000", "\x85", "\x1c", "a", "A", "aab", "ab", "the ", "word ", "don't ", "'s", "'ll"),
@@ -75,6 +76,27 @@ def test_they_are_those_of_the_whole_text(
     [(ids, all_encoded)] = encode_beginnings(tokenizer, [text], count, slice_length=slice_length)
     assert ids == whole[: len(ids)]
     assert (len(ids) == len(whole)) if all_encoded else (count <= len(ids) < len(whole))
+
+
+@settings(max_examples=40)
+@given(text=texts, length=st.sampled_from([1, 7, 50]))
+@pytest.mark.parametrize("which", ["tiny_tokenizer", "qwen3_tokenizer"])
+def test_parts_that_end_with_a_word_have_the_ids_of_the_whole_text(
+    request: pytest.FixtureRequest, which: str, text: str, length: int
+) -> None:
+    tokenizer: ModelTokenizer = request.getfixturevalue(which)
+    parts = cut_after_words(text, length)
+    assert "".join(parts) == text
+    assert [token_id for ids in tokenizer.encode_batch(parts) for token_id in ids] == tokenizer.encode_batch([text])[0]
+
+
+def test_a_few_long_texts_are_encoded_in_parts(tiny_tokenizer: ModelTokenizer, added_tokenizer: ModelTokenizer) -> None:
+    """With added words, which may span such a place, a text stays whole."""
+    long = "A word of Fluxomat, and 一个句子。 " * 500
+    assert [len(cut_after_words(text)) for text in ("", long)] == [1, 3]
+    for tokenizer, cut in ((tiny_tokenizer, True), (added_tokenizer, False)):
+        assert tokenizer.words_end_alone == cut
+        assert encode_side_by_side(tokenizer, ["", long, "a"]) == tokenizer.encode_batch(["", long, "a"])
 
 
 @pytest.mark.parametrize("motif", ["Fluxomat ", "Fluxomat, ", "(Fluxomat)", " Qlip", "Qlip", "XJ 9000 ", "XJ 9000"])

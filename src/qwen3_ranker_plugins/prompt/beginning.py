@@ -34,6 +34,7 @@ import numpy as np
 from tokenizers import Encoding
 
 from .pieces import TokenizedText
+from .side_by_side import LONG, MANY, encode_side_by_side
 from .tokenizer import ModelTokenizer, as_utf8
 
 #: Texts of at most this many characters are encoded whole; longer ones in slices of at most this many.
@@ -83,7 +84,9 @@ def encode_beginnings(
             for reader, encoding in zip(unfinished, encodings, strict=True):
                 reader.take(encoding)
             unfinished = [reader for reader in unfinished if not reader.whole and len(reader.ids) < count]
-        short = iter(tokenizer.encode_batch([text for text in group if len(text) <= slice_length]))
+        rest = [text for text in group if len(text) <= slice_length]
+        few_and_long = len(rest) < MANY and max(map(len, rest), default=0) >= LONG
+        short = iter(encode_side_by_side(tokenizer, rest) if few_and_long else tokenizer.encode_batch(rest))
         for place in range(len(group)):
             long = readers.get(place)
             beginnings.append(Beginning(next(short), True) if long is None else Beginning(long.ids, long.whole))

@@ -24,6 +24,26 @@ _OF_QWEN = re.compile(r"<\|.*\|>|</?(think|tool_call|tool_response|tts_\w+)>", r
 _log = logging.getLogger(__name__)
 
 
+# How Qwen2 and Qwen3 split a text into pieces (their tokenizer.json).
+_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _has_pattern_of_qwen(specification: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json has Qwen's normalizer and pre-tokenizer."""
+    pieces = {"type": "Split", "pattern": {"Regex": _PATTERN}, "behavior": "Isolated", "invert": False}
+    match specification:
+        case {
+            "normalizer": None | {"type": "NFC"},
+            "pre_tokenizer": {
+                "pretokenizers": [first, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]
+            },
+        }:
+            return bool(first == pieces)
+    return False
+
+
 class _Neighbours(NamedTuple):
     """How an added token depends on the characters next to it.
 
@@ -59,6 +79,8 @@ class ModelTokenizer:
         control: content of each control token -> id.
         vocabulary: contents of the other added tokens.
         added_tokens: the entries of tokenizer.json from which both were taken.
+        words_end_alone: whether a piece of the pre-tokenizer ends after a word whatever surrounds it; only known of
+            Qwen's own pattern, without added words.
 
     Raises:
         UnsupportedModelError: no tokenizer.json, or it is damaged.
@@ -91,6 +113,7 @@ class ModelTokenizer:
             specification |= {"added_tokens": ordinary, "truncation": None, "padding": None, "post_processor": None}
             _check_prefix(path, specification["model"])
             self.plain: Tokenizer = Tokenizer.from_str(json.dumps(specification))
+            self.words_end_alone = not ordinary and _has_pattern_of_qwen(specification)
         except UnsupportedModelError:
             raise
         except BaseException as error:
