@@ -7,6 +7,7 @@ SmolLM2-135M-Instruct writes the answers on the CPU, offline: its weights are a 
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -80,10 +81,11 @@ def embedding_folder() -> Path | None:
 def quiet() -> None:
     """Leave out progress bars and their warnings, which a stored page would hold as hundreds of lines."""
     warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's, where Jupyter has no widgets
-    from transformers.utils import logging
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # misses a kernel that no notebook needs
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
 
 
 def haystack_generator(max_tokens: int = 60) -> Any:
