@@ -60,6 +60,7 @@ def test_a_worker_is_killed_or_stopped_under_load(two: Reranker, reranker: Reran
         while not stop.is_set():
             np.testing.assert_allclose(two.score(QUERY, DOCUMENTS), expected, atol=1e-5)
             calls += 1
+            stop.wait(0.2)  # leaves a new worker time to start
         return calls
 
     with ThreadPoolExecutor(6) as pool:

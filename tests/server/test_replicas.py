@@ -63,6 +63,7 @@ def test_workers_are_killed_and_stopped_under_load(tmp_path: Path, reranker: Rer
                     assert answer.status_code == 200, answer.text
                     np.testing.assert_allclose(scores_of(answer), expected, atol=1e-4)
                     count += 1
+                    stop.wait(0.1)  # leaves a new worker time to start
             return count
 
         callers = [pool.submit(load) for _ in range(6)]
