@@ -14,7 +14,6 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from qwen3_ranker_plugins import DEFAULT_INSTRUCTION
 from qwen3_ranker_plugins.engines.attention.gpu_kernels import Attend
 from qwen3_ranker_plugins.engines.attention.layout import PackedPass, pack
 from qwen3_ranker_plugins.engines.attention.triton_nvidia import attend
@@ -37,6 +36,8 @@ from tests.contract import plain_kernels
 
 CPU = torch.device("cpu")
 EPSILON = 1e-6
+# The interpreter takes milliseconds for each token, and the lengths that matter are in `packed_pass`.
+SHORT_TEMPLATE = "compact"
 
 
 def packed_pass() -> PackedPass:
@@ -159,10 +160,10 @@ def margins_difference(folder: Path, kind: type[Decoder]) -> float:
     options = PackedOptions(compile=True, size_classes=8, cuda_graphs=False)
     varlen = plain_kernels.varlen_kernel(20)
     runner = SizeClassRunner(kind(weights, kernels, attend, varlen), CPU, options, token_budget=512)
-    encoder = PromptEncoder(tokenizer)
+    encoder = PromptEncoder(tokenizer, SHORT_TEMPLATE)
     requests = [
-        encoder.encode("what is the capital of France?", ["Paris", "Berlin is in Germany", "a"], DEFAULT_INSTRUCTION),
-        encoder.encode("close a file", ["The with statement closes a file when its block ends"], DEFAULT_INSTRUCTION),
+        encoder.encode("what is the capital of France?", ["Paris", "Berlin is in Germany", "a"], "Find it"),
+        encoder.encode("close a file", ["The with statement closes a file when its block ends"], "Find it"),
     ]
     expected = np.concatenate([margins.values for margins in engine.score(requests)])
     return float(np.abs(runner.run(pack(requests)).numpy() - expected).max())
@@ -176,8 +177,8 @@ def turing_margins_difference(folder: Path) -> float:
     engine = PackedEngine(folder, device="cpu", dtype="float16", token_budget=512, options=options)
     if "fallback" in engine.describe().as_dict():
         raise AssertionError(engine.describe().as_dict()["fallback"])
-    encoder = PromptEncoder(load_tokenizer(folder))
-    request = encoder.encode("close a file", ["The with statement closes a file.", "Paris"], DEFAULT_INSTRUCTION)
+    encoder = PromptEncoder(load_tokenizer(folder), SHORT_TEMPLATE)
+    request = encoder.encode("close a file", ["The with statement closes a file.", "Paris"], "Find it")
     engine_module.capability = lambda _device: None  # type: ignore[assignment]
     expected = PackedEngine(folder, device="cpu", dtype="float32").score([request])[0].values
     return float(np.abs(engine.score([request])[0].values - expected).max())
