@@ -116,6 +116,19 @@ def test_a_document_that_fills_the_window_exactly_is_not_cut(qwen3_tokenizer: Mo
     assert PromptEncoder(qwen3_tokenizer, max_length=length - 1).encode("q", [document], "i").truncated_tokens == [1]
 
 
+@given(query=texts | awkward)
+def test_the_shared_beginning_ends_with_a_piece_of_the_pre_tokenizer(
+    qwen3_tokenizer: ModelTokenizer, query: str
+) -> None:
+    prompt = PromptEncoder(qwen3_tokenizer, "{query}{document}<|im_end|>")._with_instruction
+    text = qwen3_tokenizer.normalize(query)
+    ids, rest = prompt.encode_prefix({"query": query})
+    pieces = qwen3_tokenizer.plain.pre_tokenizer.pre_tokenize_str(text) if text else []
+    end = max((end for _, (_, end) in pieces[:-1] if not text[end - 1].isspace()), default=0)
+    assert rest == text[end:]
+    assert ids == qwen3_tokenizer.encode(text[:end])
+
+
 def test_a_query_that_leaves_no_room_is_refused(qwen3_tokenizer: ModelTokenizer) -> None:
     encoder = PromptEncoder(qwen3_tokenizer, max_length=100)
     with pytest.raises(PromptTooLongError, match=r"query=.*max_length=100.*shorten"):

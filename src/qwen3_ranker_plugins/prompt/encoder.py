@@ -269,6 +269,11 @@ class _Prompt:
         self.has_instruction = any(field == "instruction" for _, field in template.prefix)
         self._tokenizer = tokenizer
         self._parts = [(tokenizer.split_control(literal), field) for literal, field in template.prefix]
+        # The text before the first field is the same in every request. It is encoded here up to its last control token.
+        literal, field = self._parts[0]
+        end = max((place for place, piece in enumerate(literal, start=1) if isinstance(piece, int)), default=0)
+        self._first_ids = tokenizer.encode(*literal[:end])
+        self._parts[0] = (literal[end:], field)
         first, *others = [tokenizer.split_control(literal) for literal in template.suffix] or [[]]
         # Plain text right after the document is encoded together with it, because one token may span the end of the
         # document and the beginning of that text.
@@ -328,13 +333,23 @@ class _Prompt:
         # does not end in white space, was ended by a character of `text` itself, so it ends there regardless of what
         # follows. (White space is an exception, because the pre-tokenizer looks ahead: blanks and a later line break
         # form one piece.) The last such end is where the shared ids end.
-        shared = 0
-        ends = [end for _, (_, end) in self._tokenizer.plain.pre_tokenizer.pre_tokenize_str(text)] if text else []
-        for end in reversed(ends[:-1]):
-            if not text[end - 1].isspace() and not self._tokenizer.splits_vocabulary(text, end):
-                shared = end
-                break
-        return self._tokenizer.encode(*pieces, text[:shared]), text[shared:]
+        ids, shared = [], 0
+        plain, others = self._tokenizer.plain, self._tokenizer.vocabulary
+        if others:  # an added word ends a piece in the encoding only if what follows lets it count as a word
+            ends = [end for _, (_, end) in plain.pre_tokenizer.pre_tokenize_str(text)] if text else []
+            for end in reversed(ends[:-1]):
+                if not text[end - 1].isspace() and not self._tokenizer.splits_vocabulary(text, end):
+                    ids, shared = self._tokenizer.encode(text[:end]), end
+                    break
+        else:
+            encoding = plain.encode(text, add_special_tokens=False)
+            piece_of, offsets = encoding.word_ids, encoding.offsets
+            for place in range(len(piece_of) - 1, 0, -1):
+                end = offsets[place - 1][1]
+                if piece_of[place] != piece_of[place - 1] and not text[end - 1].isspace():
+                    ids, shared = encoding.ids[:place], end
+                    break
+        return [*self._first_ids, *self._tokenizer.encode(*pieces), *ids], text[shared:]
 
 
 def length_order(request: EncodedRequest) -> list[int]:
