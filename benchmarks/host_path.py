@@ -142,7 +142,8 @@ def measure(site: Path, model: str, replicas: int, arguments: argparse.Namespace
             model, engine="paced", engine_options=options, **({"devices": devices} if devices else {"device": "cpu"})
         ) as reranker:
             wait_for(port)
-            return {case: row(reranker, server.pid or 0, port, case, trace, arguments.repeat) for case in CASES}
+            cases = arguments.cases.split(",")
+            return {case: row(reranker, server.pid or 0, port, case, trace, arguments.repeat) for case in cases}
     finally:
         server.terminate()
         server.join()
@@ -211,6 +212,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--commit", required=True)
     parser.add_argument("--replicas", default="0,1,2,4", help="0: the engine in the server's own process")
+    parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--repeat", type=int, default=40)
     parser.add_argument("--pass-ms", type=float, default=1.0)
     parser.add_argument("--token-us", type=float, default=1.8)

@@ -160,7 +160,8 @@ def main() -> None:
         finally:
             for server in servers:
                 server.close()
-    result: dict[str, Any] = {"settings": vars(arguments), "environment": vars(environment()), "cases": {}}
+    settings = {**vars(arguments), "server": [server.name for server in servers]}
+    result: dict[str, Any] = {"settings": settings, "environment": vars(environment()), "cases": {}}
     for case, by_server in rounds.items():
         medians = {
             name: {field: round(statistics.median(each[field] for each in found), 3) for field in found[0]}
