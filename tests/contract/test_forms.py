@@ -36,6 +36,7 @@ from tests.forms import (
     write_packed,
     write_qwen2,
     write_qwen3_vl,
+    write_shallow,
     write_with_added_words,
 )
 
@@ -273,6 +274,37 @@ def test_an_unknown_quantisation_is_refused_with_what_takes_it(
     edit_json(folder / "config.json", quantization_config=settings)
     with pytest.raises(UnsupportedModelError, match=rf"'{settings['quant_method']}'.*{remedy}"):
         margins(folder)
+
+
+def test_a_plain_tensor_of_another_shape_in_a_quantised_checkpoint_is_named(tiny: Path, tmp_path: Path) -> None:
+    """transformers does not compare shapes if a checkpoint is quantised."""
+    folder = write_compressed(write_shallow(tiny, tmp_path / "shallow", 2), tmp_path / "quantised", "int8")
+    change_weights(folder, model__layers__1__self_attn__q_norm__weight=torch.ones(63))
+    with pytest.raises(
+        UnsupportedModelError, match=r"1\.self_attn\.q_norm\.weight is .* \[63\] .* \[64\] was expected"
+    ):
+        margins(folder)
+
+
+def test_a_setting_of_compressed_tensors_is_named(tiny: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny, tmp_path / "model")
+    group = {"targets": ["Linear"], "weights": {"num_bits": "many", "type": "int"}}
+    settings = {"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": {"group_0": group}}
+    edit_json(folder / "config.json", quantization_config=settings)
+    with pytest.raises(
+        UnsupportedModelError, match=r"config\.json has a quant.*num_bits.*, not 'many'\): write the value"
+    ):
+        margins(folder)
+
+
+def test_a_damaged_generation_config_decides_no_score(tiny: Path, tmp_path: Path) -> None:
+    """transformers reads it for every causal model; an activation of another kind makes transformers load this one."""
+    for content in ("[]", "{", '{"max_new_tokens": ["a"]}'):
+        folder = copy_of(tiny, tmp_path / str(len(content)))
+        edit_json(folder / "config.json", hidden_act="gelu")
+        expected = margins(folder)
+        (folder / "generation_config.json").write_text(content)
+        assert margins(folder) == pytest.approx(expected)
 
 
 def test_prompts_longer_than_the_positions_are_refused(tiny: Path, tmp_path: Path) -> None:

@@ -158,6 +158,25 @@ def test_an_added_token_with_the_id_of_another_is_refused_with_what_helps(copy: 
     load_tokenizer(copy)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": None}, r"says added_tokens\.0\.id=None, which is not an id"),
+        ({"id": -1}, r"says added_tokens\.0\.id=-1, which is not an id"),
+        ({"id": True}, r"says added_tokens\.0\.id=True, which is not an id"),
+        ({"content": 3.7}, r"says added_tokens\.0\.content=3\.7, which is not a text"),
+        ({"content": ""}, r"says added_tokens\.0\.content='', which is not a text"),
+        ({"special": "x"}, r"says added_tokens\.0\.special='x', which is not true or false"),
+    ],
+)
+def test_an_added_token_of_another_type_is_named(change: dict[str, object], message: str, copy: Path) -> None:
+    specification = json.loads((copy / "tokenizer.json").read_text())
+    specification["added_tokens"][0] |= change
+    (copy / "tokenizer.json").write_text(json.dumps(specification))
+    with pytest.raises(UnsupportedModelError, match=message):
+        load_tokenizer(copy)
+
+
 def added(token_id: int, content: str, **settings: bool) -> dict[str, Any]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
     return {"id": token_id, "content": content} | flags | settings
@@ -244,7 +263,10 @@ def test_weights_that_do_not_fit_are_refused(copy: Path, change: Any, message: s
             "Validation error for field 'x':\n    TypeError: Field 'x' expected float",
             "'x': TypeError: Field 'x'",
         ),
-        ("1 validation error for Config\ngroups\n  Field required [type=missing]\n", "Config: groups: Field required)"),
+        (
+            "1 validation error for Config\nbits\n  Should be a bit [type=int, input_value={1: 2}, input_type=dict]",
+            "Config: bits: Should be a bit, not {1: 2})",
+        ),
         ("Error(s) in loading state_dict for M:\n\tsize mismatch for a.weight\n\tb", "M: size mismatch for a.weight)"),
         ("one line\nanother", "one line)"),
         ("", "no reason given)"),
@@ -351,6 +373,10 @@ def test_damaged_files_are_named(copy: Path, file: str, content: bytes, message:
             r"says rope_scaling\.factor='4', which is not",
         ),
         ({"quantization_config": {}}, r"quantization_config without a quant_method \({}\): if the weights are not"),
+        (
+            {"hidden_act": "gelu", "pad_token_id": "x"},
+            r"config\.json: transformers refuses a setting \(.*'pad_token_id' with value 'x' .*\): write the",
+        ),
         ({"hidden_act": None}, "says hidden_act=None, which is not the name of an activation"),
         ({"hidden_act": "swish9"}, "cannot be loaded .*swish9"),
         ({"model_type": "llama"}, "model_type='llama' and Qwen3ForCausalLM"),

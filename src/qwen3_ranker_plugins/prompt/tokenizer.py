@@ -21,6 +21,15 @@ from ..model_files import is_listed, read_text, remedy_of_reading
 _LOOKS_LIKE_CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>|</?think>")
 # Qwen's own added tokens steer a model (<|im_end|>, </think>, <tool_call>), whether they are marked special or not.
 _OF_QWEN = re.compile(r"<\|.*\|>|</?(think|tool_call|tool_response|tts_\w+)>", re.DOTALL)
+#: Field of an entry of added_tokens -> its type, and what it is.
+_ADDED: dict[str, tuple[type, str]] = {
+    "id": (int, "an id"),
+    "content": (str, "a text"),
+    "special": (bool, "true or false"),
+    "single_word": (bool, "true or false"),
+    "lstrip": (bool, "true or false"),
+    "rstrip": (bool, "true or false"),
+}
 _log = logging.getLogger(__name__)
 
 
@@ -97,6 +106,7 @@ class ModelTokenizer:
             specification = json.loads(text)
             self.added_tokens: list[dict[str, Any]] = specification["added_tokens"]
             added = self.added_tokens
+            _check_added(path, added)
             ordinary = [token for token in added if not (token["special"] or _OF_QWEN.fullmatch(token["content"]))]
             self.vocabulary: tuple[str, ...] = tuple(token["content"] for token in ordinary)
             self._neighbours = {token["content"]: _Neighbours.of(token) for token in ordinary}
@@ -306,6 +316,18 @@ class ModelTokenizer:
         """Ids of each text, none of them a control token."""
         encodings = self.plain.encode_batch_fast([as_utf8(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+
+def _check_added(path: Path, added: Sequence[Mapping[str, Any]]) -> None:
+    """Make sure that added tokens are described in the types of the format, because ids are compared and looked up."""
+    for place, token in enumerate(added):
+        for name, (kind, what) in _ADDED.items():
+            value = token[name]
+            if type(value) is not kind or value == "" or (name == "id" and value < 0):
+                raise UnsupportedModelError(
+                    f"{path} says added_tokens.{place}.{name}={value!r}, which is not {what}: write the value that the "
+                    "checkpoint's base has, or download the file again"
+                )
 
 
 def _check_prefix(path: Path, model: Mapping[str, Any]) -> None:

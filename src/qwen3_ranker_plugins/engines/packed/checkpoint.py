@@ -150,6 +150,7 @@ def _load_with_transformers(folder: Path, spec: ModelSpec, dtype: torch.dtype) -
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            generation_config=transformers.GenerationConfig(),  # instead of the file, which decides no score
             ignore_mismatched_sizes=True,  # `_check_loaded` refuses them, and says which they are
             **arguments,
         )
@@ -177,28 +178,41 @@ def _check_plain(folder: Path, model: Any, dtype: torch.dtype, adapter: Path | N
     Raises:
         UnsupportedModelError: a weight is packed or quantised.
     """
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
-            weight = module.weight
-            expected = (
-                (module.out_features, module.in_features)
-                if isinstance(module, torch.nn.Linear)
-                else (module.num_embeddings, module.embedding_dim)
-            )
-            if weight.dtype != dtype or tuple(weight.shape) != expected:
-                remedy = "use engine='vllm_score' or the unquantised checkpoint"
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if isinstance(module, torch.nn.Linear):
+            expected: tuple[int, ...] = (module.out_features, module.in_features)
+        elif isinstance(module, torch.nn.Embedding):
+            expected = (module.num_embeddings, module.embedding_dim)
+        elif weight is not None:
+            expected = (config.head_dim if name.endswith(("q_norm", "k_norm")) else config.hidden_size,)
+        else:
+            continue
+        for part, tensor, due in (("weight", weight, expected), ("bias", bias, expected[:1])):
+            if tensor is not None and (tensor.dtype != dtype or tuple(tensor.shape) != due):
+                remedy = "use engine='vllm_score' or the unquantised checkpoint, or download this one again"
+                if tensor.dtype == dtype:
+                    remedy = "write the settings in config.json that its base has, or download the checkpoint again"
                 if adapter is not None:
                     remedy = "merge the adapter with peft, compare a score before and after, and give that folder"
                 raise UnsupportedModelError(
-                    f"{folder}: {name}.weight is {weight.dtype} {tuple(weight.shape)} after loading, where {dtype} "
-                    f"{expected} was expected: {remedy}"
+                    f"{folder}: {name}.{part} is {tensor.dtype} {list(tensor.shape)} after loading, where {dtype} "
+                    f"{list(due)} was expected: {remedy}"
                 )
 
 
 def _checked_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers checks each setting in a way of its own
+        reason = _first_sentence(str(error)).partition(". Errors:")[0]
+        raise UnsupportedModelError(
+            f"{folder}/config.json: transformers refuses a setting ({type(error).__name__}: {reason}): write the value "
+            "that the checkpoint's base has, or download the file again"
+        ) from error
     text = config.get_text_config()
     layer_types = set(getattr(text, "layer_types", None) or ["full_attention"])
     if layer_types != {"full_attention"}:
@@ -345,6 +359,11 @@ def damage_explained(folder: Path) -> Iterator[None]:
                 f"{folder} cannot be loaded, because torch.set_num_threads was called before a fork ({reason}): set "
                 "the environment variable OMP_NUM_THREADS instead, or start workers with the 'spawn' method"
             ) from error
+        if type(error).__name__ == "ValidationError":  # pydantic's, of compressed-tensors
+            raise UnsupportedModelError(
+                f"{folder}/config.json has a quantization_config that cannot be followed ({reason}): write the value "
+                "that the original has, or download the file again"
+            ) from error
         remedy = f"{remedy_of_reading(error)}, or use a Qwen3-Reranker checkpoint in its original form"
         raise UnsupportedModelError(
             f"{folder} cannot be loaded ({type(error).__name__}: {reason}); {remedy}"
@@ -356,7 +375,8 @@ def _first_sentence(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no reason given"]
     sentence = lines.pop(0)
     if re.search(r"\d+ validation errors? for ", sentence):  # pydantic names the setting and the reason in two lines
-        sentence = ": ".join([sentence, *lines[:2]]).partition(" [type=")[0]
+        sentence = ": ".join([sentence, *lines[:2]])
+        sentence = re.sub(r" \[type=.*?(, input_value=(.*), input_type=.*)?\]$", r", not \2", sentence)
     while sentence.endswith(":") and lines:
         sentence = f"{sentence} {lines.pop(0)}"
     return sentence
