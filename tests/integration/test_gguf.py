@@ -235,7 +235,22 @@ def zerank(written: Written) -> None:
     written.fields["general.name"] = "zerank-2"
 
 
+def broken_length(written: Written) -> None:
+    written.fields["qwen3.context_length"] = 3.5
+
+
+def endless_layers(written: Written) -> None:
+    written.fields["qwen3.block_count"] = 4_000_000_000
+
+
+def other_width(written: Written) -> None:
+    written.fields["qwen3.feed_forward_length"] = 512
+
+
 REFUSED: dict[Callable[[Written], None], str] = {
+    broken_length: r"its qwen3.context_length=3.5 is not a positive whole number; download it again",
+    endless_layers: r"states qwen3.block_count=4000000000 and has \d+ tensors; download it again",
+    other_width: r" says intermediate_size=512, .*gate_proj.weight should have the shape",
     embedding: "an embedding model.*use the reranker of its series",
     lost_head: "its score head, cls.output.weight, is missing",
     other_labels: r"\['no', 'yes'\] instead of 'yes' and 'no'",

@@ -179,7 +179,7 @@ def test_an_adapter_without_its_settings(tiny: Path, tmp_path: Path) -> None:
         ("sentence_bert_config.json", '{"modality_config": {"message": {"format": "x"}}}', "format='x' instead of"),
         ("config_sentence_transformers.json", '{"default_prompt_name": ["q"]}', r"names the default prompt \['q'\]"),
         ("chat_template.jinja", "<html>", "jinja holds '<html>', which is no template: download"),
-        ("chat_template.jinja", "{{", "chat template cannot be rendered"),
+        ("chat_template.jinja", "{{", "chat template .*cannot be rendered"),
     ],
 )  # fmt: skip
 def test_files_that_sentence_transformers_reads_otherwise(

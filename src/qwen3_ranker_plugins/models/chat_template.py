@@ -155,7 +155,10 @@ def _compiled(chat_template: str) -> tuple[Callable[..., str], list[str]]:
     environment.globals["raise_exception"] = raise_exception
 
     def unusable(error: TemplateError) -> UnsupportedModelError:
-        return UnsupportedModelError(f"its chat template cannot be rendered: {error}")
+        return UnsupportedModelError(
+            "its chat template (chat_template.jinja, or the setting in tokenizer_config.json) cannot be rendered: "
+            f"{error}; download the file again"
+        )
 
     try:
         template = environment.from_string(chat_template)

@@ -32,6 +32,7 @@ from ..content import THOROUGH, add_content
 from ..errors import MissingDependencyError, UnsupportedModelError
 from ..model_files import check_file
 from ..pip_command import pip_install
+from .config_settings import check_settings, check_weights, max_positions
 from .tokenizer_settings import QWEN_SPLIT
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ _VERSION = 1
 #: Bytes of a safetensors file, so that a large model need not fit into memory.
 _SHARD = 4 * 2**30
 _INSTEAD = "use the checkpoint that it was made from, such as Qwen/Qwen3-Reranker-0.6B"
+_AGAIN = "download it again"
 # Keys of the architecture that are understood; the others would be ignored in silence.
 _KNOWN = {
     "context_length",
@@ -60,6 +62,18 @@ _KNOWN = {
     "vocab_size",
     "pooling_type",
     "classifier.output_labels",
+}
+_WHOLE = {
+    "context_length",
+    "embedding_length",
+    "block_count",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "rope.dimension_count",
+    "rope.scaling.original_context_length",
 }
 # https://github.com/ggml-org/ggml/blob/master/docs/gguf.md: tokenizer.ggml.token_type
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
@@ -152,6 +166,13 @@ class _GgufFile:
         }
         if unknown := sorted(self._own.keys() - _KNOWN):
             raise self._refused(f"it states qwen3.{unknown[0]}={self._own[unknown[0]]!r}, which is not understood here")
+        for name in _WHOLE & self._own.keys():
+            if type(self._own[name]) is not int or self._own[name] < 1:
+                raise self._refused(f"its qwen3.{name}={self._own[name]!r} is not a positive whole number", _AGAIN)
+        if self._own["block_count"] > len(self._tensors):
+            raise self._refused(
+                f"it states qwen3.block_count={self._own['block_count']} and has {len(self._tensors)} tensors", _AGAIN
+            )
         self._has_head = "cls.output.weight" in self._tensors
         self._check_kind()
         self._names = self._names_of_tensors()
@@ -160,10 +181,19 @@ class _GgufFile:
         """Write config.json, tokenizer.json, tokenizer_config.json and the weights into an empty folder."""
         with self._damage_explained():
             contents = {"config.json": self._config(), "tokenizer.json": self._tokenizer()}
+        self._check(contents["config.json"])
         contents["tokenizer_config.json"] = {"tokenizer_class": "Qwen2Tokenizer"}
         for name, content in contents.items():
             (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
         self._write_weights(folder)
+
+    def _check(self, config: dict[str, Any]) -> None:
+        """Make sure that the settings fit the tensors. `read_spec` does it too, but would name the unpacked folder."""
+        check_settings(self._path, config)
+        max_positions(self._path, config)
+        shapes = {ours: self._tensors[name].shape.tolist()[::-1] for name, ours in self._names.items()}
+        headers = {name: (self._path, {"dtype": "F32", "shape": shape}) for name, shape in shapes.items()}
+        check_weights(self._path, config, headers, plain=True)
 
     def _refused(self, why: str, remedy: str = _INSTEAD) -> UnsupportedModelError:
         return UnsupportedModelError(f"{self._path} cannot be scored: {why}; {remedy}")
