@@ -138,11 +138,13 @@ def test_a_tokenizer_of_another_kind_is_refused(copy: Path) -> None:
 def test_an_added_token_whose_id_is_not_its_place_is_refused(copy: Path) -> None:
     """The library numbers added tokens anew, so their embeddings would be those of other tokens."""
     specification = json.loads((copy / "tokenizer.json").read_text())
-    highest = max(each["id"] for each in specification["added_tokens"])
-    specification["added_tokens"].append(added(highest + 9, "added"))
-    (copy / "tokenizer.json").write_text(json.dumps(specification))
-    with pytest.raises(UnsupportedModelError, match="does not follow the ids of its vocabulary"):
-        load_tokenizer(copy)
+    usual = specification["added_tokens"]
+    highest = max(each["id"] for each in usual)
+    moved = [each | {"id": each["id"] + 1} for each in usual]  # as transformers writes it if a word has a low id
+    for tokens in ([*usual, added(highest + 9, "added")], [added(usual[0]["id"], "added"), *moved]):
+        (copy / "tokenizer.json").write_text(json.dumps(specification | {"added_tokens": tokens}))
+        with pytest.raises(UnsupportedModelError, match=r"does not follow the ids of all other tokens: remove it"):
+            load_tokenizer(copy)
 
 
 def test_an_added_token_with_the_id_of_another_is_refused_with_what_helps(copy: Path) -> None:
@@ -152,7 +154,7 @@ def test_an_added_token_with_the_id_of_another_is_refused_with_what_helps(copy: 
     for token_id in (9693, min(each["id"] for each in whole["added_tokens"])):
         specification = whole | {"added_tokens": [*whole["added_tokens"], added(token_id, "crust")]}
         path.write_text(json.dumps(specification))
-        with pytest.raises(UnsupportedModelError, match=rf"'crust' the id {token_id}, which is that of .*: remove it"):
+        with pytest.raises(UnsupportedModelError, match=rf"'crust' the id {token_id}, which is that of .*: remove"):
             load_tokenizer(copy)
     path.write_text(json.dumps(whole))  # the remedy
     load_tokenizer(copy)

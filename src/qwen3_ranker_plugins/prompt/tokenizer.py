@@ -150,14 +150,10 @@ class ModelTokenizer:
         if self.plain.token_to_id(content) == token_id:
             return
         other = self.text_of(token_id)
-        if other is not None:
-            raise UnsupportedModelError(
-                f"{path} gives the added token {content!r} the id {token_id}, which is that of {other!r}: remove it "
-                "from added_tokens, or use the tokenizer with which the model was trained"
-            )
+        why = "does not follow the ids of all other tokens" if other is None else f"is that of {other!r}"
         raise UnsupportedModelError(
-            f"{path} gives the added token {content!r} the id {token_id}, which does not follow the ids of its "
-            "vocabulary; save the tokenizer again with save_pretrained()"
+            f"{path} gives the added token {content!r} the id {token_id}, which {why}: remove it from added_tokens, or "
+            "use the tokenizer with which the model was trained"
         )
 
     def _warn_of_special_words(self, path: Path) -> None:
@@ -323,7 +319,7 @@ def _check_added(path: Path, added: Sequence[Mapping[str, Any]]) -> None:
     for place, token in enumerate(added):
         for name, (kind, what) in _ADDED.items():
             value = token[name]
-            if type(value) is not kind or value == "" or (name == "id" and value < 0):
+            if type(value) is not kind or value == "" or (name == "id" and token["id"] < 0):
                 raise UnsupportedModelError(
                     f"{path} says added_tokens.{place}.{name}={value!r}, which is not {what}: write the value that the "
                     "checkpoint's base has, or download the file again"

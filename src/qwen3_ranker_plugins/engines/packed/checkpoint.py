@@ -150,7 +150,8 @@ def _load_with_transformers(folder: Path, spec: ModelSpec, dtype: torch.dtype) -
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            generation_config=transformers.GenerationConfig(),  # instead of the file, which decides no score
+            # Instead of generation_config.json, which decides no score.
+            generation_config=transformers.GenerationConfig(),  # type: ignore[no-untyped-call]
             ignore_mismatched_sizes=True,  # `_check_loaded` refuses them, and says which they are
             **arguments,
         )
