@@ -462,8 +462,10 @@ def test_a_damaged_row_is_a_miss(tmp_path: Path) -> None:
 
 def test_a_file_that_is_damaged_meanwhile_costs_no_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "scores.cache"
+    # Several pages of rows: the first of them stays in the memory of SQLite after the file was opened.
+    documents = [f"document {number}" for number in range(200)]
     with Reranker("bundled:tiny", cache_path=path) as cached:
-        first = cached.rerank(QUERY, DOCUMENTS)
+        first = cached.rerank(QUERY, documents)
     content = bytearray(path.read_bytes())
     content[4096:] = b"\xff" * (len(content) - 4096)  # all pages but the first
     with caplog.at_level(logging.WARNING):
@@ -473,7 +475,7 @@ def test_a_file_that_is_damaged_meanwhile_costs_no_answer(tmp_path: Path, caplog
             pytest.fail("the file was whole when it was opened")
         with cached:
             path.write_bytes(content)
-            found = cached.rerank(QUERY, DOCUMENTS)
+            found = cached.rerank(QUERY, documents)
             assert cached.describe().details["cache"].startswith("failed, all scores are computed: ")
     assert [hit.margin for hit in found] == pytest.approx([hit.margin for hit in first], abs=1e-4)
     path.write_bytes(content)
