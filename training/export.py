@@ -10,7 +10,6 @@ from training.train import load, save_weights
 
 MAX_BYTES = 15 * 2**20
 MAX_POSITIONS = 8192
-LAST_NORM = "model.norm.weight"
 
 
 def configuration(shape: ModelShape, im_end: int, endoftext: int) -> dict[str, Any]:
@@ -43,16 +42,11 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def export(state: dict[str, Any], tokenizer: Path, out: Path, scale: float = 1.0) -> None:
-    """`state` as saved by training; `tokenizer` is the folder written by training.trim_tokenizer.
-
-    Every margin is multiplied by `scale` (temperature scaling, Guo et al., 2017, arXiv:1706.04599) through the weight
-    of the last norm, so that the order stays and P(yes) of right and wrong documents is farther apart.
-    """
+def export(state: dict[str, Any], tokenizer: Path, out: Path) -> None:
+    """`state` as saved by training; `tokenizer` is the folder written by training.trim_tokenizer."""
     shape = ModelShape(**state["shape"])
     target = out / "model.safetensors"
-    weights = state["model"] | {LAST_NORM: state["model"][LAST_NORM] * scale}
-    save_weights(weights, target)
+    save_weights(state["model"], target)
     if target.stat().st_size > MAX_BYTES:
         raise ValueError(
             f"{target} holds {target.stat().st_size} bytes, more than {MAX_BYTES}; use a smaller vocabulary"
@@ -73,7 +67,6 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the trimmed tokenizer")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--untrained", action="store_true", help="export random weights, to develop against")
-    parser.add_argument("--scale", type=float, default=1.0, help="of all margins")
     arguments = parser.parse_args()
     state = load(arguments.checkpoint, "cpu") if not arguments.untrained else None
     if state is None:
@@ -82,7 +75,7 @@ def main() -> None:
         model = TinyQwen3(ModelShape())
         model.initialise(None, 0)
         state = {"model": model.state_dict(), "shape": model.shape.as_dict()}
-    export(state, arguments.tokenizer, arguments.out, arguments.scale)
+    export(state, arguments.tokenizer, arguments.out)
 
 
 if __name__ == "__main__":

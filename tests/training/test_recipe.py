@@ -19,7 +19,7 @@ from tokenizers import Tokenizer  # noqa: E402
 
 from qwen3_ranker_plugins.prompt.template import TEMPLATES  # noqa: E402
 from tests.training.conftest import ROOT  # noqa: E402
-from training import candidates  # noqa: E402
+from training import candidates, instructions  # noqa: E402
 from training.agreement import agreement, target_logits  # noqa: E402
 from training.batches import SPELLINGS, STYLES, Batch, Sampler  # noqa: E402
 from training.candidates import ENGLISH, fit_logistic, language_class  # noqa: E402
@@ -613,6 +613,17 @@ def test_wordy_requests_are_of_the_passage() -> None:
     assert wordy_request("Too short.", "", random.Random(1)) == ""
 
 
+def test_other_instructions_leave_a_relevant_passage_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "instructions.json"
+    monkeypatch.setattr(
+        "sys.argv", ["instructions", "--model", f"shipped={TINY}", "--questions", "2", "--out", str(out)]
+    )
+    instructions.main()
+    found = json.loads(out.read_text("utf-8"))["shipped"]
+    assert list(found) == list(instructions.INSTRUCTIONS)
+    assert all(each["P relevant"] > each["P other"] for each in found.values())
+
+
 def test_margins_of_bfloat16_states_do_not_tie() -> None:
     """Logits rounded to bfloat16 leave 226 different margins of 400, and ties keep the first stage's order."""
     model, tokenizer = load_exported(TINY, "cpu")
@@ -622,11 +633,15 @@ def test_margins_of_bfloat16_states_do_not_tie() -> None:
     assert len(margin.unique()) == 400
 
 
-@pytest.mark.parametrize("page", ["training/README.md", "models/tiny/qwen3_ranker_tiny/README.md"])
-def test_pages_show_the_measured_changes(page: str) -> None:
-    before, after = (
-        json.loads((ROOT / "training/results/robust" / f"{name}.json").read_text("utf-8"))
-        for name in ("before", "after")
-    )
+@pytest.mark.parametrize(
+    ("page", "before", "after"),
+    [
+        ("training/README.md", "robust/before", "robust/after"),
+        ("training/README.md", "robust/after", "own_margins/after"),
+        ("models/tiny/qwen3_ranker_tiny/README.md", "robust/before", "own_margins/after"),
+    ],
+)
+def test_pages_show_the_measured_changes(page: str, before: str, after: str) -> None:
+    found = (json.loads((ROOT / f"training/results/{name}.json").read_text("utf-8")) for name in (before, after))
     text = (ROOT / page).read_text("utf-8")
-    assert f"<!-- robustness -->\n{changes_table(before, after)}\n<!-- end of robustness -->" in text
+    assert f"<!-- robustness -->\n{changes_table(*found)}\n<!-- end of robustness -->" in text
