@@ -39,7 +39,7 @@ if generator is not None:
     rag.add_component("generator", generator)
     rag.connect("prompt.prompt", "generator.messages")
 
-question = "Combine two dictionaries into one"
+question = "How do I supply a computed value when an attribute does not exist?"
 outputs = rag.run(
     {"retriever": {"query": question}, "ranker": {"query": question}, "prompt": {"question": question}},
     include_outputs_from={"ranker"},

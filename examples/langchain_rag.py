@@ -39,7 +39,7 @@ generator = langchain_generator(max_tokens=30)
 context = RunnablePassthrough.assign(documents=itemgetter("question") | retriever).assign(sources=numbered)
 chain = context if generator is None else context.assign(answer=prompt | generator | StrOutputParser())
 
-outputs = chain.invoke({"question": "Combine two dictionaries into one"})
+outputs = chain.invoke({"question": "How do I supply a computed value when an attribute does not exist?"})
 print(outputs["question"])
 for number, document in enumerate(outputs["documents"], start=1):
     print(f"[{number}] P(yes) {document.metadata['relevance_score']:.2f}  {document.id}")

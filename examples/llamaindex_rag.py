@@ -37,7 +37,7 @@ engine = RetrieverQueryEngine(
     response_synthesizer=get_response_synthesizer(llm=MockLLM()),
     node_postprocessors=[Qwen3Rerank(model="bundled:tiny", top_n=2, return_judged_text=True)],
 )
-response = engine.query("Combine two dictionaries into one")
+response = engine.query("How do I supply a computed value when an attribute does not exist?")
 for number, source in enumerate(response.source_nodes, start=1):
     print(f"[{number}] P(yes) {source.score:.2f}  {source.node_id}")
 print("Answer:", " ".join(str(response).split())[:300])
