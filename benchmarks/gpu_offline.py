@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -27,6 +28,8 @@ import transformers
 from benchmarks.measure_offline import write_pairs
 from benchmarks.systems import SHAPES, write_model
 from qwen3_ranker_plugins.offline import RerankJob
+from qwen3_ranker_plugins.offline.checkpoint import Checkpoint
+from qwen3_ranker_plugins.offline.run import JobRun
 from qwen3_ranker_plugins.offline.runners.base import Runner, Todo
 from qwen3_ranker_plugins.offline.scoring import ScoredPass
 
@@ -63,8 +66,8 @@ class TimedRunner(Runner):
         return sum(pairs for _, pairs in inside[1:]) / (inside[-1][0] - inside[0][0])
 
 
-class TimedJob(RerankJob):
-    """A job whose runner is timed."""
+class TimedRun(JobRun):
+    """A run of a job whose runner is timed."""
 
     timed: TimedRunner
 
@@ -75,13 +78,15 @@ class TimedJob(RerankJob):
 
 def run(source: Path, output: Path, model: Path, window_pairs: int, devices: list[str] | None) -> dict[str, float]:
     options = {"device": "cuda" if torch.cuda.is_available() else "cpu"} if devices is None else {"devices": devices}
-    job = TimedJob(source, output, model=model, processing_time=False, window_pairs=window_pairs, **options)  # type: ignore[arg-type]
-    summary = job.run().summary
+    job = RerankJob(source, output, model=model, processing_time=False, window_pairs=window_pairs, **options)  # type: ignore[arg-type]
+    with closing(Checkpoint(job.output)) as checkpoint:
+        timed = TimedRun(job, checkpoint)
+        summary = timed.results().summary
     engines = 1 if devices is None else len(devices)
     return {
         "engines": engines,
         "pairs_per_second": summary.pairs / summary.scoring_seconds,
-        "steady_pairs_per_second": job.timed.steady(),
+        "steady_pairs_per_second": timed.timed.steady(),
         "share_of_time_in_engines": summary.engine_seconds / engines / summary.scoring_seconds,
         "share_of_time_committing": summary.writing_seconds / summary.scoring_seconds,
         "seconds": summary.seconds,
