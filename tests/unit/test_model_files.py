@@ -88,6 +88,14 @@ def write_form(form: str, tiny: Path, folder: Path) -> Path:
     return folder
 
 
+def check_refused(folder: Path, file: str, content: str, message: str) -> None:
+    """With this content of a file, the folder is refused."""
+    (folder / file).unlink(missing_ok=True)
+    (folder / file).write_text(content, encoding="utf-8")
+    with pytest.raises(RankerError, match=message):
+        resolve_checkpoint(folder)
+
+
 @pytest.mark.parametrize("damage", [link, loop, folder_instead, pointer, empty], ids=lambda each: each.__name__)
 @pytest.mark.parametrize(("form", "file"), [(form, file) for form, files in FILES.items() for file in files])
 def test_a_file_that_is_none_is_named(
@@ -138,11 +146,7 @@ def test_a_model_that_is_a_link_to_nothing(suffix: str, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_value_of_another_kind_is_named(file: str, content: str, message: str, tiny: Path, tmp_path: Path) -> None:
-    folder = write_form("model", tiny, tmp_path / "folder")
-    (folder / file).unlink(missing_ok=True)
-    (folder / file).write_text(content, encoding="utf-8")
-    with pytest.raises(RankerError, match=message):
-        resolve_checkpoint(folder)
+    check_refused(write_form("model", tiny, tmp_path / "folder"), file, content, message)
 
 
 @pytest.mark.parametrize(
@@ -185,10 +189,7 @@ def test_an_adapter_without_its_settings(tiny: Path, tmp_path: Path) -> None:
 def test_files_that_sentence_transformers_reads_otherwise(
     file: str, content: str, message: str, tiny: Path, tmp_path: Path
 ) -> None:
-    folder = write_form("model", tiny, tmp_path / "folder")
-    (folder / file).write_text(content)
-    with pytest.raises(RankerError, match=message):
-        resolve_checkpoint(folder)
+    check_refused(write_form("model", tiny, tmp_path / "folder"), file, content, message)
 
 
 @pytest.mark.parametrize(
@@ -201,9 +202,7 @@ def test_files_that_sentence_transformers_reads_otherwise(
 )  # fmt: skip
 def test_an_index_names_the_files_of_a_model(content: str, message: str, tiny: Path, tmp_path: Path) -> None:
     folder = write_form("divided", tiny, tmp_path / "folder")
-    (folder / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(RankerError, match=message):
-        resolve_checkpoint(folder)
+    check_refused(folder, "model.safetensors.index.json", content, message)
     (folder / "model.safetensors.index.json").unlink()
     with pytest.raises(RankerError, match=r"00001\.safetensors, but neither model\.safetensors nor .*download"):
         resolve_checkpoint(folder)

@@ -32,8 +32,8 @@ from ..content import THOROUGH, add_content
 from ..errors import MissingDependencyError, UnsupportedModelError
 from ..model_files import check_file
 from ..pip_command import pip_install
+from ..prompt.tokenizer import QWEN_SPLIT
 from .config_settings import check_settings, check_weights, max_positions
-from .tokenizer_settings import QWEN_SPLIT
 
 _log = logging.getLogger(__name__)
 #: Part of the cache's key: raise it when the same file is unpacked differently.
@@ -42,27 +42,7 @@ _VERSION = 1
 _SHARD = 4 * 2**30
 _INSTEAD = "use the checkpoint that it was made from, such as Qwen/Qwen3-Reranker-0.6B"
 _AGAIN = "download it again"
-# Keys of the architecture that are understood; the others would be ignored in silence.
-_KNOWN = {
-    "context_length",
-    "embedding_length",
-    "block_count",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-    "attention.layer_norm_rms_epsilon",
-    "rope.freq_base",
-    "rope.dimension_count",
-    "rope.scaling.type",
-    "rope.scaling.factor",
-    "rope.scaling.original_context_length",
-    "rope.scaling.finetuned",
-    "vocab_size",
-    "pooling_type",
-    "classifier.output_labels",
-}
+# Keys of the architecture that are positive whole numbers.
 _WHOLE = {
     "context_length",
     "embedding_length",
@@ -74,6 +54,17 @@ _WHOLE = {
     "attention.value_length",
     "rope.dimension_count",
     "rope.scaling.original_context_length",
+}
+# Keys of the architecture that are understood; the others would be ignored in silence.
+_KNOWN = _WHOLE | {
+    "attention.layer_norm_rms_epsilon",
+    "rope.freq_base",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "vocab_size",
+    "pooling_type",
+    "classifier.output_labels",
 }
 # https://github.com/ggml-org/ggml/blob/master/docs/gguf.md: tokenizer.ggml.token_type
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5

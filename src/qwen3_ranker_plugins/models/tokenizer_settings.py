@@ -16,15 +16,13 @@ from typing import Any
 from ..errors import UnsupportedModelError
 from ..model_files import is_listed
 from ..prompt import ModelTokenizer, load_tokenizer
+from ..prompt.tokenizer import QWEN_SPLIT
 from .json_files import read_json, shortened
 
 # Classes that make ids as tokenizer.json says, except that Qwen's bring their own normalizer and pre-tokenizer.
 _QWEN = re.compile(r"Qwen[23]\w*Tokenizer(Fast)?")
 _GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _NORMALIZER = {"type": "NFC"}
-QWEN_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 #: Text -> its symbols, one after another, by any tokenizer of bytes such as Qwen's.
 _ENDS = {"yes": "yes", " yes": "Ġyes", "yes ": "yesĠ", "\nyes\n": "ĊyesĊ"}
 _REMEDY = "save the tokenizer again with AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"

@@ -33,15 +33,15 @@ _ADDED: dict[str, tuple[type, str]] = {
 _log = logging.getLogger(__name__)
 
 
-# How Qwen2 and Qwen3 split a text into pieces (their tokenizer.json).
-_PATTERN = (
+#: How Qwen2 and Qwen3 split a text into pieces (their tokenizer.json).
+QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
 def _has_pattern_of_qwen(specification: Mapping[str, Any]) -> bool:
     """Whether a tokenizer.json has Qwen's normalizer and pre-tokenizer."""
-    pieces = {"type": "Split", "pattern": {"Regex": _PATTERN}, "behavior": "Isolated", "invert": False}
+    pieces = {"type": "Split", "pattern": {"Regex": QWEN_SPLIT}, "behavior": "Isolated", "invert": False}
     match specification:
         case {
             "normalizer": None | {"type": "NFC"},
