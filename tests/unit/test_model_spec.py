@@ -36,6 +36,15 @@ def test_the_original_form(tiny: Path) -> None:
     assert set(spec.sources) >= {"architecture", "family", "scoring", "template", "instruction"}
 
 
+def test_only_the_model_and_its_repository_name_a_family(tiny: Path, tmp_path: Path) -> None:
+    """The folders in which somebody compares models do not."""
+    compared = copy_of(tiny, tmp_path / "zerank-experiments" / "a" / "model")
+    assert read_spec(compared, name=str(compared)).family == "qwen3-reranker"
+    snapshot = copy_of(tiny, tmp_path / "models--zeroentropy--zerank-2" / "snapshots" / "6e9e69830b95")
+    assert read_spec(snapshot, name="ours").family == "zerank"
+    assert read_spec(tiny, name="zeroentropy/zerank-2").family == "zerank"
+
+
 @pytest.mark.parametrize(
     ("text", "scoring"),
     [
@@ -44,6 +53,8 @@ def test_the_original_form(tiny: Path) -> None:
         ("Yes / 5", Scoring("Yes", None, 5.0)),
         ("1 - 0 / 2.5", Scoring("1", "0", 2.5)),
         ("score-head", Scoring(None)),
+        ("score-head / 5", Scoring(None, None, 5.0)),
+        (" score-head ", Scoring(None)),
     ],
 )
 def test_scoring_is_read_and_written(text: str, scoring: Scoring) -> None:

@@ -36,21 +36,20 @@ class Scoring:
 
     @classmethod
     def parse(cls, text: str) -> Scoring:
-        """`"yes - no"`, `"Yes / 5"`, `"1 - 0"`, or `"score-head"`.
+        """`"yes - no"`, `"Yes / 5"`, `"1 - 0"`, `"score-head"` or `"score-head / 5"`.
 
         Raises:
             InvalidInputError: it is none of these.
         """
-        if isinstance(text, str):
-            if text.strip() == SCORE_HEAD:
-                return cls(None)
-            if match := _SCORING.fullmatch(text):
-                try:
-                    divisor = float(match["divisor"] or 1)
-                except ValueError:
-                    divisor = 0.0
-                if divisor > 0:
-                    return cls(match["positive"], match["negative"], divisor)
+        if isinstance(text, str) and (match := _SCORING.fullmatch(text)):
+            try:
+                divisor = float(match["divisor"] or 1)
+            except ValueError:
+                divisor = 0.0
+            if divisor > 0:
+                if text.partition("/")[0].strip() == SCORE_HEAD:
+                    return cls(None, None, divisor)
+                return cls(match["positive"], match["negative"], divisor)
         raise InvalidInputError(
             "scoring", text, f"use label tokens such as 'yes - no', '1 - 0' or 'Yes / 5', or {SCORE_HEAD!r}"
         )

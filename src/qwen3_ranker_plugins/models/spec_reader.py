@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ..errors import InvalidInputError, UnsupportedModelError
@@ -171,8 +171,10 @@ def _family(
         return family, f"its chat template is that of {family.name}"
     if architecture.startswith("Qwen3VL"):
         return QWEN3_VL_RERANKER, "config.json: architecture"
-    # A snapshot of the hub's cache lies in models--OWNER--NAME/snapshots/REVISION.
-    called = f"{name} {folder.name} {folder.parent.parent.name}".lower()
+    # A snapshot of the hub's cache lies in models--OWNER--NAME/snapshots/REVISION. The other folders of a path, such as
+    # the one in which somebody compares models, say nothing about the model.
+    repository = folder.parent.parent.name if folder.parent.name == "snapshots" else ""
+    called = f"{PurePath(name).name} {folder.name} {repository}".lower()
     if "ctxl-rerank" in called:
         raise UnsupportedModelError(
             f"{folder}: the prompt of ctxl-rerank puts the document before the query, so the documents of a query "
