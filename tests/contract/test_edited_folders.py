@@ -81,14 +81,6 @@ def dropout(folder: Path) -> None:
     path.write_text(json.dumps(found | {"model": found["model"] | {"dropout": 0.3}}))
 
 
-def one_more_word(folder: Path) -> None:
-    """Whose row in the embeddings is missing: a document with it could not be scored."""
-    path = folder / "tokenizer.json"
-    found = json.loads(path.read_text())
-    found["added_tokens"].append(WORD | {"id": 14464, "special": False})
-    path.write_text(json.dumps(found))
-
-
 def subword_prefix(folder: Path) -> None:
     """transformers builds Qwen's tokenizer anew and drops it; the tokenizers library would panic."""
     path = folder / "tokenizer.json"
@@ -118,6 +110,64 @@ def prefix_space(folder: Path) -> None:
     found = json.loads(path.read_text())
     found["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = True
     path.write_text(json.dumps(found))
+
+
+def model(**changes: Any) -> Edit:
+    """Of the tokenizer."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        found = json.loads(path.read_text())
+        path.write_text(json.dumps(found | {"model": found["model"] | changes}))
+
+    return edit
+
+
+def split_by_bytes(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    found = json.loads(path.read_text())
+    found["pre_tokenizer"]["pretokenizers"][1]["use_regex"] = True
+    path.write_text(json.dumps(found))
+
+
+def words_of_config(**changes: Any) -> Edit:
+    """One more word in both files, whose row in the embeddings is missing: a document with it could not be scored."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        found = json.loads(path.read_text())
+        found["added_tokens"].append(WORD | {"id": 14464, "special": False})
+        path.write_text(json.dumps(found))
+        listed = {
+            str(each["id"]): {name: each[name] for name in each if name != "id"} for each in found["added_tokens"]
+        }
+        edit_json(folder / "tokenizer_config.json", added_tokens_decoder=listed | {"14464": listed["14464"] | changes})
+
+    return edit
+
+
+def without_a_word(folder: Path) -> None:
+    words_of_config()(folder)
+    listed = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    edit_json(folder / "tokenizer_config.json", added_tokens_decoder=dict(list(listed.items())[:-1]))
+
+
+def older_file(name: str, **content: Any) -> Edit:
+    """Which transformers reads if tokenizer_config.json does not list the added tokens."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "tokenizer_config.json"
+        found = json.loads(path.read_text())
+        del found["added_tokens_decoder"]
+        path.write_text(json.dumps(found))
+        (folder / name).write_text(json.dumps(content))
+
+    return edit
+
+
+def class_in_config(folder: Path) -> None:
+    edit_json(folder / "tokenizer_config.json", tokenizer_class=None)
+    edit_json(folder / "config.json", tokenizer_class="LlamaTokenizer")
 
 
 def without_control_tokens(folder: Path) -> None:
@@ -203,8 +253,17 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "a token with the id of another": (
         tokenizer_config(added_tokens_decoder={"5000": WORD}), r"'volcanoes' \(5000\).*id of .* so remove the entry"
     ),
-    "more words than rows": (one_more_word, "makes ids up to 14464.*knows only 14464 ids"),
+    "more words than rows": (words_of_config(), "makes ids up to 14464.*knows only 14464 ids"),
     "a prefix of parts of words": (subword_prefix, "says model.continuing_subword_prefix='##'.*write null"),
+    "parts that are merged at once": (model(ignore_merges=True), "model.ignore_merges=True, and transformers would"),
+    "a token for the unknown": (model(unk_token="!"), "model.unk_token='!', and transformers would"),  # noqa: S106
+    "a second pattern": (split_by_bytes, "another pre_tokenizer than Qwen's"),
+    "a word found in another form": (words_of_config(normalized=True), "normalized=True of the token 'volcanoes'"),
+    "a word that transformers does not know": (without_a_word, "without 'volcanoes'.*or add the entry"),
+    "a word in added_tokens.json": (older_file("added_tokens.json", crust=14463), r"'crust' \(14463\) in added_tokens"),
+    "a word in special_tokens_map.json": (older_file("special_tokens_map.json", pad_token="rock"), "'rock' as pad"),  # noqa: S106
+    "a word for images": (tokenizer_config(image_token="crust"), "'crust' as image_token"),  # noqa: S106
+    "another kind of tokenizer in config.json": (class_in_config, r"config\.json says tokenizer_class='LlamaTokenizer"),
     "another kind of tokenizer": (tokenizer_config(tokenizer_class="LlamaTokenizerFast"), "not a tokenizer of Qwen"),
 }  # fmt: skip
 
@@ -372,11 +431,24 @@ def test_a_chat_template_for_pairs_is_the_prompt_without_modules_too(tiny: Path,
     assert prompts(folder) == expected
 
 
+@pytest.fixture(scope="module")
+def cross_encoder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cross_encoder(tiny, tmp_path_factory.mktemp("models") / "model", YES, NO)
+
+
 @pytest.mark.parametrize(
     ("file", "changes"),
     [
         ("sentence_bert_config.json", {"do_lower_case": True}),
-        ("sentence_bert_config.json", {"processing_kwargs": {"chat_template": {"add_generation_prompt": False}}}),
+        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"truncation": False}}}),
+        ("sentence_bert_config.json", {"processing_kwargs": {"common": {"padding": True}}}),
+        ("sentence_bert_config.json", {"processing_kwargs": {"chat_template": {"continue_final_message": True}}}),
+        ("sentence_bert_config.json", {"transformer_task": "feature-extraction"}),
+        ("sentence_bert_config.json", {"model_kwargs": {"subfolder": "other"}}),
+        ("sentence_bert_config.json", {"temperature": 2.0}),
+        ("config_sentence_transformers.json", {"model_type": "SentenceTransformer"}),
+        ("config_sentence_transformers.json", {"activation_fn": "torch.nn.modules.activation.Tanh"}),
+        ("config_sentence_transformers.json", {"score_scale": 2.0}),
         ("sentence_bert_config.json", {"modality_config": {"text": {"method": "forward"}}}),
         ("1_LogitScore/config.json", {"temperature": 2.0}),
         ("1_LogitScore/config.json", {"module_input_name": "logits"}),
@@ -385,9 +457,9 @@ def test_a_chat_template_for_pairs_is_the_prompt_without_modules_too(tiny: Path,
     ],
 )
 def test_what_only_sentence_transformers_does_is_refused(
-    file: str, changes: dict[str, Any], tiny: Path, tmp_path: Path
+    file: str, changes: dict[str, Any], cross_encoder: Path, tmp_path: Path
 ) -> None:
-    folder = write_cross_encoder(tiny, tmp_path / "model", YES, NO)
+    folder = copy_of(cross_encoder, tmp_path / "model")
     edit_json(folder / file, **changes)
     with pytest.raises(UnsupportedModelError, match="CrossEncoder"):
         read_spec(folder)

@@ -50,10 +50,10 @@ DOCUMENTS = [
 TOLERANCE = 1e-4
 
 
-def margins(model: Path, **settings: Any) -> NDArray[np.float32]:
+def margins(model: Path, documents: list[str] = DOCUMENTS, **settings: Any) -> NDArray[np.float32]:
     with Reranker(model, device="cpu", **{"dtype": "float32", **settings}) as reranker:
-        result = reranker.rerank(QUERY, DOCUMENTS)
-        found = np.empty(len(DOCUMENTS), dtype=np.float32)
+        result = reranker.rerank(QUERY, documents)
+        found = np.empty(len(documents), dtype=np.float32)
         for hit in result:
             found[hit.index] = hit.margin
         return found
@@ -164,9 +164,33 @@ def test_a_folder_of_sentence_transformers(tiny: Path, tmp_path: Path) -> None:
     )
     folder = write_cross_encoder(tiny, tmp_path / "own", YES, NO, chat)
     edit_json(folder / "config_sentence_transformers.json", prompts={"web": "Find answers."}, default_prompt_name="web")
+    check_against_cross_encoder(folder)
+
+
+def test_the_chat_template_gets_what_sentence_transformers_passes_to_it(tiny: Path, tmp_path: Path) -> None:
+    """No prompt for generation unless it is asked for, the content as text or in a list, and variables."""
+    ends = "{{ style | default('plain') }}{% if add_generation_prompt %}<|im_end|>\n<|im_start|>assistant\n{% endif %}"
+    texts = "{%- for m in messages %}{{- m.role + ': ' + m.content + '\n' }}{%- endfor %}" + ends
+    lists = texts.replace("m.content", "m.content[0].text")
+    folder = write_cross_encoder(tiny, tmp_path / "model", YES, NO, texts)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": lists}))  # only processors read it
+    check_against_cross_encoder(folder)
+    (folder / "chat_template.jinja").write_text(lists)
+    modalities = json.loads((folder / "sentence_bert_config.json").read_text())["modality_config"]
+    modalities["message"]["format"] = "structured"
+    processing = {"chat_template": {"add_generation_prompt": True, "style": "new"}, "text": {"max_length": 40}}
+    edit_json(folder / "sentence_bert_config.json", modality_config=modalities, processing_kwargs=processing)
+    check_against_cross_encoder(folder, ["word " * 5, "word " * 200])
+    with pytest.raises(ValueError, match=r"max_length=100: the model has 40 positions \(model_max_length, max_seq"):
+        Reranker(folder, max_length=100)
+
+
+def check_against_cross_encoder(folder: Path, documents: list[str] = DOCUMENTS) -> None:
+    from sentence_transformers import CrossEncoder
+
     reference = CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
-    raw = reference.predict([(QUERY, each) for each in DOCUMENTS], activation_fn=torch.nn.Identity())
-    assert margins(folder) == pytest.approx(raw, abs=TOLERANCE)
+    raw = reference.predict([(QUERY, each) for each in documents], activation_fn=torch.nn.Identity())
+    assert margins(folder, documents=documents) == pytest.approx(raw, abs=TOLERANCE)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from qwen3_ranker_plugins import InvalidInputError, UnsupportedModelError
-from qwen3_ranker_plugins.models import Scoring, read_spec
+from qwen3_ranker_plugins.models import Scoring, read_spec, resolve_checkpoint
+from qwen3_ranker_plugins.models.chat_template import ChatTemplate
+from qwen3_ranker_plugins.models.cross_encoder_files import CrossEncoderFiles
 from qwen3_ranker_plugins.models.families import MXBAI_RERANK_V2, ZERANK
 from qwen3_ranker_plugins.models.weights import read_rows
 from qwen3_ranker_plugins.prompt import TEMPLATES, load_tokenizer
@@ -114,22 +116,72 @@ def test_a_classifier_tells_by_its_head_on_what_it_was_trained(tiny: Path, tmp_p
     assert read_spec(other, name="my-reranker").family == "qwen3-reranker"
 
 
+PAIR = "{%- for m in messages if m.role in ('query', 'document') %}{{- m.role ~ ': ' ~ (CONTENT) }}{%- endfor %}A:"
+
+
+def template_of(chat: str, **variables: object) -> str | None:
+    return ChatTemplate(Path("model"), chat, False, variables).as_template(with_instruction=False)
+
+
 @pytest.mark.parametrize(
     "content",
     ["m.content | upper", "m.content | trim", "m.content[:40]", "m.content or 'none'", "m.content | tojson",
-     "m.content ~ ('!' if 'Lava' in m.content else '')"],
+     "m.content ~ ('!' if 'Lava' in m.content else '')", "m.content ~ ('!' if m.content | length > 99999 else '')",
+     "(m.content ~ '') | replace('a', 'b')", "'%s' % m.content | upper", "'{}'.format(m.content) | upper",
+     "[m.content, ''] | join | capitalize", "m.content if m.content != 'why?' else ''", "m.content.split() | join(' ')",
+     "m.content if m.content in ['why?', 'who?'] else 'x'", "m.content if m.content < 'z' else 'x'", "[m.content]",
+     "m.content ~ (['why?', m.content] | unique | list | length)", "m.content | map('trim') | join", "m.content * 2"],
 )  # fmt: skip
-def test_a_chat_template_that_changes_texts_is_refused(content: str, tiny: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny, tmp_path / "model")
-    chat = "{%- for m in messages if m.role in ('query', 'document') %}{{- m.role ~ ': ' ~ (CONTENT) }}{%- endfor %}A:"
-    (folder / "chat_template.jinja").write_text(chat.replace("CONTENT", content))
-    with pytest.raises(UnsupportedModelError, match=r"chat template changes the query"):
-        read_spec(folder)
+def test_a_chat_template_that_changes_texts_is_refused(content: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"model: its chat template changes the query.*or depends on"):
+        template_of(PAIR.replace("CONTENT", content))
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        PAIR.replace("CONTENT", "m.content"),
+        PAIR.replace("CONTENT", "m.content if m.content is string else m.content[0].text"),
+        PAIR.replace("CONTENT", "m.content if m.content is iterable and m.content is not mapping else ''"),
+        PAIR.replace("CONTENT", "m.content | default('') | string if m.content else ''"),
+        PAIR.replace("CONTENT", "[m.content] | join"),
+        """{% set all = namespace(text='') %}
+        {% for m in messages %}{% set all.text = all.text + m.role + ': ' + m.content %}{% endfor %}{{ all.text }}A:""",
+        """{% macro one(m) %}{% generation %}{{ m.role }}: {{ m.content }}{% endgeneration %}{% endmacro %}
+        {% for m in messages %}{{ one(m) }}{% endfor %}A:""",
+        """query: {{ messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first -}}
+        document: {{ (messages | last).content }}A:{% set today = strftime_now('%d %b %Y') %}""",
+    ],
+)
+def test_a_chat_template_may_insert_texts_in_any_way(chat: str) -> None:
+    rendered = template_of(chat)
+    assert rendered is not None
+    assert rendered.strip() == "query: {query}document: {document}A:"
+
+
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        ("{{ 1 / 0 }}", "cannot be rendered: ZeroDivisionError"),
+        ("{{ messages + 1 }}", "cannot be rendered: TypeError"),
+        ("{{ 10.0 ** 400 }}", "cannot be rendered: OverflowError"),
+        ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "cannot be rendered: RecursionError"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "cannot be rendered: RecursionError"),
+        (PAIR.replace("CONTENT", "m.content ~ strftime_now('%Y')"), "date of the call.*write the date of"),
+        (PAIR.replace("CONTENT", "m.content") + "{{ lipsum() }}", "cannot be rendered: Undefined"),
+    ],
+)
+def test_a_chat_template_that_says_nothing_of_a_prompt_is_refused(chat: str, message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"model: its chat template .*{message}"):
+        template_of(chat)
 
 
 def test_a_chat_template_knows_the_special_tokens_and_may_be_one_of_several(tiny: Path, tmp_path: Path) -> None:
+    """Of several, sentence-transformers takes the content of messages for a list."""
     folder = copy_of(tiny, tmp_path / "model")
-    chat = "{%- for m in messages if m.role in ('query', 'document') %}{{- m.content ~ eos_token }}{%- endfor %}"
+    chat = (
+        "{%- for m in messages if m.role in ('query', 'document') %}{{- m.content[0].text ~ eos_token }}{%- endfor %}"
+    )
     several = [{"name": "tools", "template": "x"}, {"name": "default", "template": chat}]
     edit_json(folder / "tokenizer_config.json", chat_template=several)
     assert read_spec(folder).template == "{query}<|im_end|>{document}<|im_end|>"
@@ -205,23 +257,51 @@ def test_a_chat_template_that_refuses_the_roles_of_a_reranker_is_none(tiny: Path
     assert read_spec(folder).template == read_spec(tiny).template
 
 
-@pytest.mark.parametrize("file", ["modules.json", "chat_template.json"])
+@pytest.mark.parametrize("file", ["modules.json", "sentence_bert_config.json"])
 def test_a_damaged_file_of_sentence_transformers_is_named(tiny: Path, tmp_path: Path, file: str) -> None:
     folder = write_cross_encoder(tiny, tmp_path / "model", YES, NO)
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
     (folder / file).write_text("[{")
     with pytest.raises(UnsupportedModelError, match=rf"{file} cannot be read"):
         read_spec(folder)
 
 
-@pytest.mark.parametrize("kind", ["Pooling", "Router"])
-def test_other_kinds_of_modules_are_refused(tiny: Path, tmp_path: Path, kind: str) -> None:
-    folder = write_cross_encoder(tiny, tmp_path / "model", YES, NO)
-    modules = json.loads((folder / "modules.json").read_text())
-    modules[1] = {"idx": 1, "name": "1", "path": f"1_{kind}", "type": f"sentence_transformers.models.{kind}"}
-    (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(UnsupportedModelError, match=kind):
-        read_spec(folder)
+MODEL = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+SCORE = {
+    "idx": 1,
+    "name": "1",
+    "path": "1",
+    "type": "sentence_transformers.cross_encoder.modules.logit_score.LogitScore",
+}
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ([MODEL, SCORE | {"type": "sentence_transformers.models.Pooling"}], "is an embedding model.*Pooling"),
+        ([MODEL, SCORE | {"type": "sentence_transformers.models.Router"}], "models.Router, and only"),
+        ([MODEL, SCORE | {"type": "mypackage.modules.LogitScore"}], "module mypackage.modules.LogitScore, and only"),
+        ([MODEL, SCORE, SCORE | {"name": "2"}], "Transformer, LogitScore, LogitScore.*one LogitScore after it"),
+        ([SCORE, MODEL], "LogitScore, Transformer.*one LogitScore after it"),
+        ([MODEL, SCORE | {"name": "0"}], "each with a name of its own"),
+        ([MODEL, SCORE | {"precision": 2}], "says 1.precision=2, and only sentence-transformers"),
+        ([MODEL | {"path": "0_Transformer"}, SCORE], 'move the files of .*0_Transformer to .*, and write "path": ""'),
+    ],
+)  # fmt: skip
+def test_other_modules_are_refused(tmp_path: Path, modules: list[dict[str, object]], message: str) -> None:
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UnsupportedModelError, match=message):
+        CrossEncoderFiles.read(tmp_path)
+    if "move" in message:  # where there is no config.json either
+        with pytest.raises(UnsupportedModelError, match=message):
+            resolve_checkpoint(tmp_path)
+
+
+def test_labels_that_sentence_transformers_ignores_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "1_LogitScore").mkdir()
+    with pytest.raises(
+        UnsupportedModelError, match=r"no modules\.json.*download modules\.json, or remove 1_LogitScore"
+    ):
+        CrossEncoderFiles.read(tmp_path)
 
 
 def test_qwen2_is_refused_unless_something_names_it(tiny: Path, tmp_path: Path) -> None:

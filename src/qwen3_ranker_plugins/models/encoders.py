@@ -33,7 +33,8 @@ def make_encoder(spec: ModelSpec, folder: Path, template: str, max_length: int) 
             raise InvalidInputError(
                 "max_length",
                 max_length,
-                f"the model has {spec.max_positions} positions (max_position_embeddings in its config.json): give at "
+                f"the model has {spec.max_positions} positions "
+                f"({spec.sources.get('max_positions', 'max_position_embeddings in its config.json')}): give at "
                 "most that",
             )
         max_length = spec.max_positions

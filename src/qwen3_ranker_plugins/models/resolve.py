@@ -14,6 +14,7 @@ from ..errors import ModelNotFoundError, UnsupportedModelError
 from ..model_files import check_file, is_listed, reason_and_remedy
 from ..pip_command import pip_install
 from .adapters import base_of, check_kind, check_merged, check_settings, has_whole_weights, is_adapter
+from .cross_encoder_files import check_place_of_model
 from .gguf import find_gguf, unpack
 from .spec import ModelSpec
 from .spec_reader import read_spec
@@ -28,6 +29,10 @@ _HUB_FILES = [
     "generation_config.json",
     "tokenizer*.json",
     "chat_template.*",
+    "additional_chat_templates/*.jinja",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "processor_config.json",
     "modules.json",
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
@@ -234,6 +239,7 @@ def _check(folder: Path) -> None:
         UnsupportedModelError: the message says what is missing and what to do.
     """
     if not is_listed(folder / "config.json"):
+        check_place_of_model(folder)
         if is_adapter(folder):
             raise UnsupportedModelError(
                 f"{folder} is an adapter, not a model: give the model that it was trained on as model, and this folder "

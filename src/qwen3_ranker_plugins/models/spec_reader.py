@@ -11,14 +11,13 @@ and the prompt come from the first of these sources that names them:
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from ..errors import InvalidInputError, UnsupportedModelError
-from .chat_template import read_chat_template, read_special_tokens, template_of
+from .chat_template import ChatTemplate
 from .config_settings import check_settings, check_weights, max_positions
 from .cross_encoder_files import CrossEncoderFiles
 from .families import FAMILIES, MXBAI_RERANK_V2, QWEN3_RERANKER, QWEN3_VL_RERANKER, ZERANK, Family
@@ -68,8 +67,15 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> Mo
         check_one_label(folder)
     modules = CrossEncoderFiles.read(folder)
     sources = {"architecture": "config.json"}
+    positions = max_positions(path, settings)
+    if modules.max_length is not None and modules.max_length < positions:
+        positions = modules.max_length
+        sources["max_positions"] = "model_max_length, max_seq_length or max_length in sentence-transformers' files"
 
-    family, why = _family(folder, name, architecture, modules, given)
+    chat = ChatTemplate.read(folder, modules, has_processor=decoder == "qwen3_vl")
+    if chat is not None and not (modules.present or chat.is_for_pairs):
+        chat = None  # it is for chats
+    family, why = _family(folder, name, architecture, chat, given)
     sources["family"] = why
     spec = ModelSpec(
         architecture=architecture,
@@ -80,7 +86,7 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> Mo
         template_without_instruction=family.template_without_instruction,
         instruction=family.instruction,
         empty_document=family.empty_document,
-        max_positions=max_positions(path, settings),
+        max_positions=positions,
         quantization=quantization,
         sources=sources | dict.fromkeys(("scoring", "template", "instruction"), family.source),
     )
@@ -94,7 +100,7 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> Mo
             f"{folder}/modules.json lists no LogitScore, so it does not say which labels are compared: give them as "
             "scoring=, such as 'yes - no', or remove modules.json"
         )
-    spec = _with_chat_template(folder, spec, modules, family)
+    spec = _with_chat_template(spec, chat, modules, family)
     if given is not None:
         if given.is_score_head != spec.scoring.is_score_head:
             has = "has a score head" if spec.scoring.is_score_head else "has no score head but label tokens"
@@ -164,10 +170,10 @@ def _quantization(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def _family(
-    folder: Path, name: str, architecture: str, modules: CrossEncoderFiles, given: Scoring | None
+    folder: Path, name: str, architecture: str, chat: ChatTemplate | None, given: Scoring | None
 ) -> tuple[Family, str]:
     """(the family whose defaults apply, why)."""
-    if (family := _family_of_chat_template(folder, modules)) is not None:
+    if (family := _family_of_chat_template(chat)) is not None:
         return family, f"its chat template is that of {family.name}"
     if architecture.startswith("Qwen3VL"):
         return QWEN3_VL_RERANKER, "config.json: architecture"
@@ -203,21 +209,14 @@ def _family(
     )
 
 
-def _family_of_chat_template(folder: Path, modules: CrossEncoderFiles) -> Family | None:
-    chat = read_chat_template(folder)
-    if chat is None or not (modules.present or _renders_pairs(chat)):
+def _family_of_chat_template(chat: ChatTemplate | None) -> Family | None:
+    if chat is None:
         return None
-    text = _template_of(
-        folder, chat, with_instruction=False, empty_documents={each.empty_document for each in FAMILIES}
+    text = chat.as_template(with_instruction=False, empty_documents={each.empty_document for each in FAMILIES})
+    return next(
+        (each for each in FAMILIES if text is not None and text in (each.template, each.template_without_instruction)),
+        None,
     )
-    if text is None:
-        return None
-    return next((each for each in FAMILIES if text in (each.template, each.template_without_instruction)), None)
-
-
-def _renders_pairs(chat: str) -> bool:
-    """Whether a chat template is made for a reranker, that is, names the roles that sentence-transformers uses."""
-    return all(re.search(rf"""['"]{role}['"]""", chat) for role in ("query", "document"))
 
 
 def _with_labels(folder: Path, spec: ModelSpec, family: Family, labels: tuple[int, int | None]) -> ModelSpec:
@@ -245,14 +244,14 @@ def _with_labels(folder: Path, spec: ModelSpec, family: Family, labels: tuple[in
     )
 
 
-def _with_chat_template(folder: Path, spec: ModelSpec, modules: CrossEncoderFiles, family: Family) -> ModelSpec:
+def _with_chat_template(
+    spec: ModelSpec, chat: ChatTemplate | None, modules: CrossEncoderFiles, family: Family
+) -> ModelSpec:
     """The spec with the prompt of the folder's chat template, if that renders a query and a document."""
-    chat = read_chat_template(folder)
-    if chat is None or not (modules.present or _renders_pairs(chat)):
+    if chat is None:
         return spec
     plain, instructed = (
-        _template_of(folder, chat, with_instruction=each, empty_documents={family.empty_document})
-        for each in (False, True)
+        chat.as_template(with_instruction=each, empty_documents={family.empty_document}) for each in (False, True)
     )
     if plain is None and instructed is None:
         return spec
@@ -272,13 +271,3 @@ def _with_chat_template(folder: Path, spec: ModelSpec, modules: CrossEncoderFile
         sources=dict(spec.sources)
         | {"template": "its chat template", "instruction": "config_sentence_transformers.json"},
     )
-
-
-def _template_of(folder: Path, chat: str, *, with_instruction: bool, empty_documents: Collection[str]) -> str | None:
-    """See `template_of`; its errors name the folder."""
-    try:
-        return template_of(
-            chat, read_special_tokens(folder), with_instruction=with_instruction, empty_documents=empty_documents
-        )
-    except UnsupportedModelError as error:
-        raise UnsupportedModelError(f"{folder}: {error}") from error

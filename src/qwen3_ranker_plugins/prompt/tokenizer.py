@@ -39,16 +39,11 @@ QWEN_SPLIT = (
 )
 
 
-def _has_pattern_of_qwen(specification: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json has Qwen's normalizer and pre-tokenizer."""
+def has_split_of_qwen(pre_tokenizer: object) -> bool:
+    """Whether the pre-tokenizer of a tokenizer.json is Qwen's."""
     pieces = {"type": "Split", "pattern": {"Regex": QWEN_SPLIT}, "behavior": "Isolated", "invert": False}
-    match specification:
-        case {
-            "normalizer": None | {"type": "NFC"},
-            "pre_tokenizer": {
-                "pretokenizers": [first, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]
-            },
-        }:
+    match pre_tokenizer:
+        case {"pretokenizers": [first, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}:
             return bool(first == pieces)
     return False
 
@@ -88,6 +83,7 @@ class ModelTokenizer:
         control: content of each control token -> id.
         vocabulary: contents of the other added tokens.
         added_tokens: the entries of tokenizer.json from which both were taken.
+        merging: the settings of the tokenizer's model in tokenizer.json, apart from its vocabulary and its merges.
         words_end_alone: whether a piece of the pre-tokenizer ends after a word whatever surrounds it; only known of
             Qwen's own pattern, without added words.
 
@@ -120,10 +116,17 @@ class ModelTokenizer:
             # Truncation and padding stored in the file would cut suffixes off; both are decided here. Dropout, which
             # belongs to training, would split a word differently at every call.
             specification["model"]["dropout"] = None
+            self.merging = {
+                name: each for name, each in specification["model"].items() if name not in ("vocab", "merges")
+            }
             specification |= {"added_tokens": ordinary, "truncation": None, "padding": None, "post_processor": None}
             _check_prefix(path, specification["model"])
             self.plain: Tokenizer = Tokenizer.from_str(json.dumps(specification))
-            self.words_end_alone = not ordinary and _has_pattern_of_qwen(specification)
+            self.words_end_alone = (
+                not ordinary
+                and specification.get("normalizer") in (None, {"type": "NFC"})
+                and has_split_of_qwen(specification.get("pre_tokenizer"))
+            )
         except UnsupportedModelError:
             raise
         except BaseException as error:
