@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from qwen3_ranker_plugins import Reranker, UnsupportedModelError
 from qwen3_ranker_plugins.engines.packed.checkpoint import load_model, read_config
 from qwen3_ranker_plugins.engines.packed.decoder import take_weights
-from qwen3_ranker_plugins.models import read_spec
+from qwen3_ranker_plugins.models import read_spec, resolve_checkpoint
 from qwen3_ranker_plugins.prompt import load_tokenizer
 from tests.forms import (
     COMPRESSED,
@@ -113,6 +113,13 @@ def test_an_adapter_is_merged_once_however_it_is_given(tiny: Path, tmp_path: Pat
         (merged / name).write_bytes((adapter / name).read_bytes())
     assert margins(merged) == pytest.approx(expected, abs=TOLERANCE)
     assert margins(merged, adapter="none") == pytest.approx(expected, abs=TOLERANCE)
+    # The files of a base and of its adapter may be in one folder.
+    assert margins(tiny, adapter=merged) == pytest.approx(expected, abs=TOLERANCE)
+    with pytest.raises(UnsupportedModelError, match=r"already contain adapter=.*twice.*adapter='none'.*give model="):
+        resolve_checkpoint(merged, adapter=adapter)
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path="somebody/elses-model")
+    with pytest.raises(UnsupportedModelError, match=r"base of adapter=.* is not here.*remove the adapter's files from"):
+        resolve_checkpoint(merged, adapter=adapter)
 
 
 def test_whole_weights_with_an_adapter_that_is_not_merged_are_refused(tiny: Path, tmp_path: Path) -> None:

@@ -154,7 +154,14 @@ def test_a_value_of_another_kind_is_named(file: str, content: str, message: str,
     [
         ({"r": 0}, "says r=0, which is no rank"),
         ({"r": "4"}, "says r='4', which is not a positive whole number"),
-        ({"lora_alpha": "16"}, "says lora_alpha='16', which is not a number"),
+        ({"lora_alpha": "16"}, "says lora_alpha='16', which is not a finite number"),
+        ({"lora_alpha": float("nan")}, "says lora_alpha=nan, which is not a finite number"),
+        ({"alpha_pattern": {"q_proj": float("inf")}}, r"says alpha_pattern=\{'q_proj': inf\}, which is not an object"),
+        ({"rank_pattern": {"q_proj": 1.5}}, r"says rank_pattern=\{'q_proj': 1.5\}, which is not .* whole numbers"),
+        ({"alora_invocation_tokens": [3, 4]}, r"says alora_invocation_tokens=\[3, 4\]: an activated LoRA changes only"),
+        ({"layer_replication": [[0, 4], [2, 6]]}, "says layer_replication=.*more layers than its base has"),
+        ({"init_lora_weights": "pissa_niter_4"}, "says init_lora_weights='pissa_niter_4', .*weight_conversion="),
+        ({"revision": 3}, "says revision=3, which is not a revision of its base"),
         ({"target_modules": [1]}, r"says target_modules=\[1\], which is not a list of modules' names"),
         ({"rank_pattern": 0}, "says rank_pattern=0, which is not an object"),
         ({"use_dora": "true"}, "says use_dora='true', which is not true or false"),
@@ -167,6 +174,58 @@ def test_a_setting_of_an_adapter_is_named(change: dict[str, object], message: st
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(RankerError, match=rf"adapter_config\.json {message}"):
         resolve_checkpoint(folder)
+
+
+def test_oft_has_no_rank_if_its_blocks_have_a_size(tiny: Path, tmp_path: Path) -> None:
+    folder = write_form("adapter", tiny, tmp_path / "folder")
+    settings = {"peft_type": "OFT", "r": 0, "oft_block_size": 32, "base_model_name_or_path": str(tiny)}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    assert resolve_checkpoint(folder).adapter == folder
+
+
+def test_weights_with_a_part_of_an_adapter(tiny: Path, tmp_path: Path) -> None:
+    """A pickle is not read, so whether the weights contain it is unknown. From the hub, it is not even fetched."""
+    adapter = write_form("adapter", tiny, tmp_path / "adapter")
+    folder = write_form("model", tiny, tmp_path / "folder")
+    (folder / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
+    for message in (
+        r"and adapter_config\.json but not both .*adapter='none', or remove .*remove adapter_config\.json here",
+        r"and adapter_config\.json and adapter_model\.bin, which can run code .*adapter='none', or remove .*of its own",
+    ):
+        with pytest.raises(RankerError, match=message):
+            resolve_checkpoint(folder)
+        (folder / "adapter_model.bin").write_bytes(b"pickle")
+    assert resolve_checkpoint(folder, adapter="none").adapter is None
+    assert resolve_checkpoint(folder, adapter=adapter).adapter == adapter  # which was trained on these weights
+
+
+def test_an_adapter_that_is_not_there_is_named_as_adapter(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    for name in ("./nowhere", "somebody/nowhere"):
+        with pytest.raises(RankerError, match=rf"^adapter='{name}': (?!.*bundled)"):
+            resolve_checkpoint(tiny, adapter=name)
+
+
+def test_the_base_of_an_adapter_has_the_revision_of_its_training(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--somebody--base"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "snapshots").mkdir()
+    revisions = {"main": "a" * 40, "v1": "b" * 40}
+    for name, commit in revisions.items():
+        (repository / "refs" / name).write_text(commit)
+        write_form("model", tiny, repository / "snapshots" / commit)
+    adapter = write_form("adapter", tiny, tmp_path / "adapter")
+    for revision, due in ((None, "main"), ("v1", "v1"), ("b" * 40, "v1")):
+        settings = LORA | {"base_model_name_or_path": "somebody/base", "revision": revision}
+        (adapter / "adapter_config.json").write_text(json.dumps(settings))
+        assert resolve_checkpoint(adapter).folder.name == revisions[due]
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"revision": "v2"}))
+    with pytest.raises(RankerError, match=r"somebody/base' with revision 'v2'.*--revision v2"):
+        resolve_checkpoint(adapter)
 
 
 def test_an_adapter_without_its_settings(tiny: Path, tmp_path: Path) -> None:

@@ -13,7 +13,15 @@ from ..config import BUNDLED_MODEL
 from ..errors import ModelNotFoundError, UnsupportedModelError
 from ..model_files import check_file, is_listed, reason_and_remedy
 from ..pip_command import pip_install
-from .adapters import base_of, check_kind, check_merged, check_settings, has_whole_weights, is_adapter
+from .adapters import (
+    base_of,
+    check_files,
+    check_merged,
+    check_not_merged,
+    check_settings,
+    has_whole_weights,
+    is_adapter,
+)
 from .cross_encoder_files import check_place_of_model
 from .gguf import find_gguf, unpack
 from .spec import ModelSpec
@@ -78,9 +86,9 @@ def resolve_checkpoint(
     name = _name(model)
     folder = _find(name, _HUB_FILES)
     if adapter is None and is_adapter(folder) and not has_whole_weights(folder):
-        adapter, name = folder, base_of(folder)
+        adapter, (name, revision) = folder, base_of(folder)
         try:
-            folder = _find(name, _HUB_FILES)
+            folder = _find(name, _HUB_FILES, revision=revision)
         except ModelNotFoundError as error:
             raise ModelNotFoundError(
                 f"{adapter} is an adapter, and its base is not here ({error}): give the base as model and this folder "
@@ -90,23 +98,24 @@ def resolve_checkpoint(
     _check(folder)
     check_tokenizer(folder)
     spec = read_spec(folder, name=name, scoring=scoring)
-    if adapter is not None:
-        if (chosen := _name(adapter)) == "none":
-            return Checkpoint(folder, None, spec)
-        found = _find(chosen, _HUB_FILES)
-        if not is_adapter(found):
-            raise UnsupportedModelError(
-                f"adapter={chosen!r}: {found} does not have both adapter_config.json and adapter_model.safetensors; "
-                "save the adapter with peft's save_pretrained()"
-            )
-        check_kind(found)
-        check_settings(found)
-        read_headers(found)
-        check_adapters_tokenizer(found, folder)
-        return Checkpoint(folder, found, spec)
-    if is_adapter(folder):
-        check_merged(folder, _base_folder(folder))
-    return Checkpoint(folder, None, spec)
+    if adapter is None:
+        check_files(folder)
+        if is_adapter(folder):
+            check_merged(folder, _local_base(folder))
+        return Checkpoint(folder, None, spec)
+    if (chosen := _name(adapter)) == "none":
+        return Checkpoint(folder, None, spec)
+    found = _find(chosen, _HUB_FILES, argument="adapter")
+    if not is_adapter(found):
+        raise UnsupportedModelError(
+            f"adapter={chosen!r}: {found} does not have both adapter_config.json and adapter_model.safetensors; "
+            "save the adapter with peft's save_pretrained()"
+        )
+    check_settings(found)
+    read_headers(found, adapter=True)
+    check_adapters_tokenizer(found, folder)
+    check_not_merged(folder, found, _local_base(found))
+    return Checkpoint(folder, found, spec)
 
 
 def resolve_model(model: str | os.PathLike[str]) -> Path:
@@ -130,13 +139,13 @@ def _name(model: str | os.PathLike[str]) -> str:
     return os.fspath(model) if isinstance(model, os.PathLike) else model
 
 
-def _base_folder(adapter: Path) -> Path | None:
-    """The folder of the adapter's base, if it is on this machine."""
+def _local_base(adapter: Path) -> Path | None:
+    """The folder of an adapter's base with its weights, if it is on this machine."""
     try:
-        name = base_of(adapter)
-        local = Path(name).expanduser()
-        return local.resolve() if local.is_dir() else None
-    except UnsupportedModelError:
+        name, revision = base_of(adapter)
+        folder = _find(name, _HUB_FILES, revision=revision, local=True)
+        return folder if weight_files(folder) else None
+    except (UnsupportedModelError, ModelNotFoundError):  # it names none, or only a part of it was downloaded
         return None
 
 
@@ -152,24 +161,38 @@ def resolve_tokenizer(model: str) -> Path:
     return _find(model, ["tokenizer.json"])
 
 
-def _find(name: str, patterns: list[str]) -> Path:
-    check_text("model", name)
+def _find(
+    name: str, patterns: list[str], *, revision: str | None = None, argument: str = "model", local: bool = False
+) -> Path:
+    """The folder of a model or an adapter.
+
+    Args:
+        name: as for `resolve_model`.
+        patterns: the files that are fetched from the hub.
+        revision: a branch, tag or commit on the hub; None for the newest. A folder has only one.
+        argument: name of the argument for messages.
+        local: whether to look on this machine only.
+    """
+    check_text(argument, name)
     if name.startswith("bundled:"):
         return _bundled(name)
-    local = Path(name).expanduser()
-    if (file := find_gguf(local)) is not None:
+    path = Path(name).expanduser()
+    if (file := find_gguf(path)) is not None:
         return unpack(file)
-    if local.is_dir():
-        return local.resolve()
-    if local.is_symlink():
+    if path.is_dir():
+        return path.resolve()
+    if path.is_symlink():
         gone = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        raise ModelNotFoundError(f"model={name!r}: {reason_and_remedy(local, gone)}")
-    if _looks_like_path(name) or local.suffix == ".gguf":
-        raise ModelNotFoundError(
-            f"model={name!r}: there is no folder {local.absolute()}; give an existing folder or GGUF file, a hub name "
-            f"such as 'Qwen/Qwen3-Reranker-0.6B', or {BUNDLED_MODEL!r}"
+        raise ModelNotFoundError(f"{argument}={name!r}: {reason_and_remedy(path, gone)}")
+    if _looks_like_path(name) or path.suffix == ".gguf":
+        remedy = (
+            "give an existing folder, or a hub name"
+            if argument == "adapter"
+            else "give an existing folder or GGUF file, a hub name such as 'Qwen/Qwen3-Reranker-0.6B', or "
+            f"{BUNDLED_MODEL!r}"
         )
-    return _from_hub(name, patterns)
+        raise ModelNotFoundError(f"{argument}={name!r}: there is no folder {path.absolute()}; {remedy}")
+    return _from_hub(name, patterns, revision, argument, local=local)
 
 
 def _bundled(name: str) -> Path:
@@ -192,28 +215,37 @@ def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name
 
 
-def _from_hub(name: str, patterns: list[str]) -> Path:
+def _from_hub(name: str, patterns: list[str], revision: str | None, argument: str, *, local: bool) -> Path:
     from huggingface_hub import snapshot_download  # imported here because it takes a tenth of a second
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
+    download = f"hf download {name}" + ("" if revision is None else f" --revision {revision}")
     what_to_do = (
-        f"check the name, log in if it is private (hf auth login), download it where there is a network "
-        f"(hf download {name}) and give the folder, or use {BUNDLED_MODEL!r}, which needs no network"
+        f"check the name, log in if it is private (hf auth login), download it where there is a network ({download}) "
+        "and give the folder"
     )
+    if argument != "adapter":
+        what_to_do += f", or use {BUNDLED_MODEL!r}, which needs no network"
+    named = f"{argument}={name!r}" + ("" if revision is None else f" with revision {revision!r}")
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (RepositoryNotFoundError, HFValidationError) as error:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=local))
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        what = "revision of the model" if isinstance(error, RevisionNotFoundError) else argument
         raise ModelNotFoundError(
-            f"model={name!r}: no such folder here, and no such model on the hub; {what_to_do}"
+            f"{named}: no such folder here, and no such {what} on the hub; {what_to_do}"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        if revision is not None and not local:
+            # For a commit, the library asks the hub for the list of its files although all may be here.
+            return _from_hub(name, patterns, revision, argument, local=True)
         raise ModelNotFoundError(
-            f"model={name!r}: no such folder here, not in the hub's cache, and the hub cannot be reached "
+            f"{named}: no such folder here, not in the hub's cache, and the hub cannot be reached "
             f"({type(error).__name__}); {what_to_do}"
         ) from error
 

@@ -20,6 +20,8 @@ _LONGEST_HEADER = 100_000_000
 #: dtype -> the unsigned integer of its width, the bits of its exponent.
 _EXPONENTS = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
+#: Name of a tensor -> (its file, {"dtype", "shape", "data_offsets", "start"}).
+Headers = dict[str, tuple[Path, dict[str, Any]]]
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -52,15 +54,18 @@ def _some(shards: dict[str, str], file: str) -> str:
     return names[0] + (f" and {len(names) - 1} other tensors" if len(names) > 1 else "")
 
 
-def read_headers(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Name of each tensor of the weights and of an adapter -> (its file, {"dtype", "shape", "data_offsets", "start"}).
+def read_headers(folder: Path, *, adapter: bool = False) -> Headers:
+    """The tensors of a folder's weights.
+
+    Args:
+        folder: a model folder, or an adapter's.
+        adapter: whether to read the adapter in the folder instead of the weights.
 
     Raises:
         UnsupportedModelError: a file is damaged, or is missing although another file refers to it.
     """
-    found: dict[str, tuple[Path, dict[str, Any]]] = {}
-    adapter = folder / "adapter_model.safetensors"
-    for path in [*weight_files(folder), *([adapter] if is_listed(adapter) else [])]:
+    found: Headers = {}
+    for path in [folder / "adapter_model.safetensors"] if adapter else weight_files(folder):
         found |= {name: (path, entry) for name, entry in _read_header(path).items()}
     return found
 
@@ -92,18 +97,18 @@ def _read_header(path: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def read_rows(folder: Path, name: str, rows: Sequence[int] | None) -> NDArray[np.float32] | None:
+def read_rows(source: Path | Headers, name: str, rows: Sequence[int] | None) -> NDArray[np.float32] | None:
     """Some rows of a matrix, float32 [rows, width]; a vector is a matrix of one row.
 
     Args:
-        folder: a model folder.
+        source: a model folder, or the headers of its tensors.
         name: of the tensor.
         rows: their numbers; None for all of them.
 
     Returns:
         None if there is no such tensor or row, or if its dtype is not F32, F16 or BF16.
     """
-    if (found := read_headers(folder).get(name)) is None:
+    if (found := (read_headers(source) if isinstance(source, Path) else source).get(name)) is None:
         return None
     path, entry = found
     width = _WIDTHS.get(entry["dtype"])
@@ -125,12 +130,15 @@ def read_rows(folder: Path, name: str, rows: Sequence[int] | None) -> NDArray[np
     return values
 
 
-def find_not_finite(folder: Path) -> str | None:
+def find_not_finite(folder: Path, *, adapter: bool = False) -> str | None:
     """The first tensor with a value that is not finite, and its file; None if there is none. Reads all weights.
 
     Tensors in float8 and of whole numbers are not looked at.
+
+    Args:
+        folder, adapter: see `read_headers`.
     """
-    for name, (path, entry) in read_headers(folder).items():
+    for name, (path, entry) in read_headers(folder, adapter=adapter).items():
         # Numbers whose exponent has all bits set are infinite or no numbers.
         kind, exponent = _EXPONENTS.get(entry["dtype"], (None, 0))
         if kind is not None:

@@ -262,7 +262,7 @@ def _merged(model: Any, adapter: Path) -> Any:
     from peft import PeftModel, get_peft_model_state_dict
 
     with damage_explained(adapter):
-        stored = set(read_headers(adapter))
+        stored = set(read_headers(adapter, adapter=True))
         if any(_OF_EMBEDDINGS.search(name) for name in stored):
             # If embeddings and output share a matrix, merging would change both, but peft adds the adapter to only one.
             output = model.get_output_embeddings()
@@ -294,7 +294,7 @@ def _merged(model: Any, adapter: Path) -> Any:
         try:
             return wrapped.merge_and_unload(safe_merge=True)
         except (RuntimeError, ValueError) as error:
-            if (found := find_not_finite(adapter)) is not None:
+            if (found := find_not_finite(adapter, adapter=True)) is not None:
                 raise UnsupportedModelError(
                     f"{found} holds values that are not finite: download the file again"
                 ) from error
