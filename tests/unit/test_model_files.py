@@ -79,7 +79,7 @@ def write_form(form: str, tiny: Path, folder: Path) -> Path:
         (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
         names = {"model.norm.weight": "model-00001-of-00001.safetensors"}
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    else:
+    elif form == "adapter":
         (folder / "config.json").unlink()
         (folder / "model.safetensors").unlink()
         (folder / "adapter_config.json").write_text(json.dumps(LORA | {"base_model_name_or_path": str(tiny)}))
@@ -186,7 +186,7 @@ def test_oft_has_no_rank_if_its_blocks_have_a_size(tiny: Path, tmp_path: Path) -
 def test_weights_with_a_part_of_an_adapter(tiny: Path, tmp_path: Path) -> None:
     """A pickle is not read, so whether the weights contain it is unknown. From the hub, it is not even fetched."""
     adapter = write_form("adapter", tiny, tmp_path / "adapter")
-    folder = write_form("model", tiny, tmp_path / "folder")
+    folder = write_form("plain", tiny, tmp_path / "folder")
     (folder / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
     for message in (
         r"and adapter_config\.json but not both .*adapter='none', or remove .*remove adapter_config\.json here",
@@ -217,7 +217,7 @@ def test_the_base_of_an_adapter_has_the_revision_of_its_training(
     revisions = {"main": "a" * 40, "v1": "b" * 40}
     for name, commit in revisions.items():
         (repository / "refs" / name).write_text(commit)
-        write_form("model", tiny, repository / "snapshots" / commit)
+        write_form("plain", tiny, repository / "snapshots" / commit)
     adapter = write_form("adapter", tiny, tmp_path / "adapter")
     for revision, due in ((None, "main"), ("v1", "v1"), ("b" * 40, "v1")):
         settings = LORA | {"base_model_name_or_path": "somebody/base", "revision": revision}

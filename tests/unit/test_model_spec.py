@@ -48,6 +48,59 @@ def test_only_the_model_and_its_repository_name_a_family(tiny: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
+    "name", ["qwen3-distilled-from-zerank", "zerank-experiment", "my-mxbai-rerank-v2", "no-ctxl-rerank"]
+)
+def test_the_name_of_a_model_from_which_another_learned_decides_nothing(name: str, tiny: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny, tmp_path / name)
+    with pytest.raises(UnsupportedModelError, match=r"its name holds .*scoring='yes - no'"):
+        read_spec(folder, name=str(folder))
+    spec = read_spec(folder, name=str(folder), scoring="yes - no")
+    assert (spec.family, spec.template) == ("qwen3-reranker", TEMPLATES["standard"])
+    if "zerank" in name:
+        spec = read_spec(folder, name=str(folder), scoring="Yes / 5")
+        assert (spec.family, str(spec.scoring)) == ("zerank", "Yes / 5")
+        assert "the labels that were given" in spec.sources["family"]
+
+
+def test_stronger_evidence_than_a_name_decides(tiny: Path, tmp_path: Path) -> None:
+    """What the user gives, the files of sentence-transformers, the chat template and the score head, in this order."""
+    capital = load_tokenizer(tiny).find("Yes")
+    assert capital is not None
+    assert read_spec(tiny, name="zerank-2", scoring="yes - no").template == TEMPLATES["standard"]
+    assert read_spec(tiny, name="zerank-2", scoring="Yes - No").family == "zerank"
+    labels = write_cross_encoder(tiny, tmp_path / "labels", YES, NO)
+    for name in ("zerank-2", "ours-from-zerank"):
+        spec = read_spec(labels, name=name)
+        assert (spec.family, str(spec.scoring)) == ("qwen3-reranker", "yes - no")
+    edit_json(labels / "1_LogitScore" / "config.json", true_token_id=capital, false_token_id=None)
+    assert str(read_spec(labels, name="ours-from-zerank").scoring) == "Yes / 5"
+
+    chat = copy_of(tiny, tmp_path / "chat")
+    (chat / "chat_template.jinja").write_text(ZERANK_CHAT)
+    assert read_spec(chat, name="qwen3-reranker-ours").family == "zerank"
+    (chat / "chat_template.jinja").write_text(ZERANK_CHAT.replace("system", "user"))
+    with pytest.raises(
+        UnsupportedModelError, match=r"'zerank', and its chat template is not that of zerank.*'Yes / 5'"
+    ):
+        read_spec(chat, name="zerank-2")
+    spec = read_spec(chat, name="zerank-2", scoring="Yes / 5")
+    assert spec.family == "zerank"
+    assert str(spec.template_without_instruction).startswith("<|im_start|>user\n{query}")
+
+    assert read_spec(write_classifier(tiny, tmp_path / "head"), name="zerank-2").family == "qwen3-reranker"
+
+
+def test_the_divisor_of_a_family_stays_unless_another_is_given(tiny: Path, tmp_path: Path) -> None:
+    capital = load_tokenizer(tiny).find("Yes")
+    head = write_classifier(tiny, tmp_path / "head", (capital or 0, None))
+    for folder, name, scoring in ((head, "", "score-head"), (tiny, "zerank-2", "Yes")):
+        for given, divisor in ((scoring, 5), (f"{scoring} / 5", 5), (f"{scoring} / 1", 1), (f"{scoring} / 2", 2)):
+            spec = read_spec(folder, name=name, scoring=given)
+            assert (spec.family, spec.scoring.divisor, spec.sources["scoring"]) == ("zerank", divisor, "given")
+    assert read_spec(tiny, name="zerank-2", scoring="Yes - No").scoring.divisor == 1
+
+
+@pytest.mark.parametrize(
     ("text", "scoring"),
     [
         ("yes - no", Scoring("yes", "no")),
@@ -91,6 +144,24 @@ def test_a_classifier_with_two_labels_is_refused(tiny: Path, tmp_path: Path) -> 
     AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "two")
     with pytest.raises(UnsupportedModelError, match=r"2 labels.*one label"):
         read_spec(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("bias", "shown"),
+    [
+        (torch.tensor([0.5], dtype=torch.float64), r"F64 \[1\]"),
+        (torch.tensor(0.5), r"F32 \[\]"),
+        (torch.tensor([0.5, 1.0]), r"F32 \[2\]"),
+        (torch.tensor([[0.5]]), r"F32 \[1, 1\]"),
+    ],
+)  # fmt: skip
+def test_a_bias_that_is_not_that_of_one_label_is_refused(
+    bias: torch.Tensor, shown: str, tiny: Path, tmp_path: Path
+) -> None:
+    folder = write_head(tiny, tmp_path / "head", np.ones(256, np.float32))
+    change_weights(folder, score__bias=bias)
+    with pytest.raises(UnsupportedModelError, match=rf"stores score\.bias as {shown}.*save it in that form"):
+        read_spec(folder, scoring="score-head")
 
 
 def write_head(tiny: Path, target: Path, row: NDArray[np.float32]) -> Path:

@@ -1,7 +1,8 @@
 """Rerankers that judge a document by the logits of label tokens: their prompts, their labels, and the sources of both.
 
-A family has the values that its checkpoints may leave out. `spec_reader.py` reads what a checkpoint states itself. To
-add a related model, if its prompt puts the query before the document, add a `Family` here.
+A family has the values that its checkpoints may leave out. `spec_reader.py` reads what a checkpoint states itself, and
+`family_choice.py` chooses the family. To add a related model, if its prompt puts the query before the document, add a
+`Family` here.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ class Family:
         divisor: the logit, or the difference of two, is divided by this to become a margin.
         source: where the template and the formula come from.
         empty_document: takes the place of a document without text in the prompt.
+        architecture: how the class in `architectures` of its published models begins.
+        word: what names of its models hold, in lower case; "" if its models are not known by their names.
+        published: pattern with which the names of its published models begin.
     """
 
     name: str
@@ -51,6 +55,9 @@ class Family:
     divisor: float
     source: str
     empty_document: str = ""
+    architecture: str = "Qwen3"
+    word: str = ""
+    published: str = ""
 
 
 QWEN3_RERANKER = Family(
@@ -73,6 +80,8 @@ ZERANK = Family(
     negative=None,
     divisor=5.0,
     source="model card of zeroentropy/zerank-2: sigmoid of the logit of 'Yes' divided by 5",
+    word="zerank",
+    published=r"zerank-\d",
 )
 
 MXBAI_RERANK_V2 = Family(
@@ -84,6 +93,9 @@ MXBAI_RERANK_V2 = Family(
     negative="0",
     divisor=1.0,
     source="mxbai_rerank.MxbaiRerankV2 of the package mxbai-rerank",
+    architecture="Qwen2",
+    word="mxbai-rerank",
+    published=r"mxbai-rerank-\w+-v2",
 )
 
 QWEN3_VL_RERANKER = Family(

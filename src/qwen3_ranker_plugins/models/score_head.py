@@ -1,4 +1,4 @@
-"""The score head of a sequence classifier: how many labels it has, and from which label rows it was made."""
+"""The score head of a sequence classifier: its labels, its bias, and from which label rows it was made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import UnsupportedModelError
 from .families import FAMILIES, Family
 from .spec import Scoring
-from .weights import read_rows
+from .weights import read_headers, read_rows
 
 # Minimum cosine similarity of a score head and the label rows from which it was made.
 _SIMILAR = 0.5
@@ -51,13 +51,13 @@ def family_of_head(folder: Path) -> Family | None:
     return closest if similarity > _SIMILAR else None
 
 
-def check_one_label(folder: Path) -> None:
-    """Make sure that the score head has one row.
+def check_head(folder: Path) -> None:
+    """Make sure that the score head has one row, and that its bias can be read.
 
     The number of labels in config.json does not count: converters leave `num_labels` and `id2label` as they were.
 
     Raises:
-        UnsupportedModelError: there is no score head, or it has several rows.
+        UnsupportedModelError: there is no score head, it has several rows, or see `read_bias`.
     """
     head = read_rows(folder, "score.weight", None)
     if head is None:
@@ -70,3 +70,23 @@ def check_one_label(folder: Path) -> None:
             f"{folder} is a classifier with {labels} labels and does not say which one means relevance: convert it to "
             "one label, whose weight is the row of 'yes' minus the row of 'no'"
         )
+    read_bias(folder)
+
+
+def read_bias(folder: Path) -> float:
+    """The bias of the score head; 0 if it has none.
+
+    Raises:
+        UnsupportedModelError: it is not one number in a dtype of weights.
+    """
+    headers = read_headers(folder)
+    if "score.bias" not in headers:
+        return 0.0
+    path, entry = headers["score.bias"]
+    value = read_rows(headers, "score.bias", None)
+    if value is None or list(entry["shape"]) != [1]:
+        raise UnsupportedModelError(
+            f"{path} stores score.bias as {entry['dtype']} {entry['shape']}, which is not the bias of one label (F32, "
+            "F16 or BF16, shape [1]): save it in that form, or remove the tensor if it is 0"
+        )
+    return float(value[0, 0])

@@ -6,23 +6,24 @@ and the prompt come from the first of these sources that names them:
 1. `scoring=` and `template=` of the user;
 2. sentence-transformers' files: `modules.json`, `1_LogitScore/config.json`, the chat template;
 3. the score head, compared with the rows of the labels if the embeddings are tied;
-4. the architecture and the model's name, for families whose files do not say.
+4. the architecture and the model's name, for families whose files do not say, see `family_choice.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError, UnsupportedModelError
 from .chat_template import ChatTemplate
 from .config_settings import check_settings, check_weights, max_positions
 from .cross_encoder_files import CrossEncoderFiles
-from .families import FAMILIES, MXBAI_RERANK_V2, QWEN3_RERANKER, QWEN3_VL_RERANKER, ZERANK, Family
+from .families import Family
+from .family_choice import choose_family
 from .json_files import read_json, shortened
-from .score_head import check_one_label, family_of_head
+from .score_head import check_head
 from .spec import ModelSpec, Scoring
 from .weights import read_headers
 
@@ -64,7 +65,7 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> Mo
     check_settings(path, settings)
     check_weights(path, settings, read_headers(folder), plain=quantization is None)
     if architecture.endswith("ForSequenceClassification"):
-        check_one_label(folder)
+        check_head(folder)
     modules = CrossEncoderFiles.read(folder)
     sources = {"architecture": "config.json"}
     positions = max_positions(path, settings)
@@ -75,7 +76,7 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> Mo
     chat = ChatTemplate.read(folder, modules, has_processor=decoder == "qwen3_vl")
     if chat is not None and not (modules.present or chat.is_for_pairs):
         chat = None  # it is for chats
-    family, why = _family(folder, name, architecture, chat, given)
+    family, why = choose_family(folder, name, architecture, modules.labels, chat, given)
     sources["family"] = why
     spec = ModelSpec(
         architecture=architecture,
@@ -91,8 +92,8 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> Mo
         sources=sources | dict.fromkeys(("scoring", "template", "instruction"), family.source),
     )
     if architecture.endswith("ForSequenceClassification"):
-        divisor = family.divisor if family is not QWEN3_RERANKER else 1.0
-        spec = replace(spec, scoring=Scoring(None, None, divisor), sources=sources | {"scoring": "its score head"})
+        head = Scoring(None, None, family.divisor)
+        spec = replace(spec, scoring=head, sources=dict(spec.sources) | {"scoring": "its score head"})
     elif modules.labels is not None:
         spec = _with_labels(folder, spec, family, modules.labels)
     elif modules.present and given is None:
@@ -105,6 +106,9 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> Mo
         if given.is_score_head != spec.scoring.is_score_head:
             has = "has a score head" if spec.scoring.is_score_head else "has no score head but label tokens"
             raise InvalidInputError("scoring", scoring, f"{folder} ({architecture}) {has}")
+        same = (given.positive, given.negative) == (spec.scoring.positive, spec.scoring.negative)
+        if same and "/" not in str(scoring):  # only a family tells by what its logit or its score head is divided
+            given = replace(given, divisor=spec.scoring.divisor)
         spec = replace(spec, scoring=given, sources=dict(spec.sources) | {"scoring": "given"})
     return spec
 
@@ -167,56 +171,6 @@ def _quantization(folder: Path, config: Mapping[str, Any]) -> str | None:
             "quantised, remove it, else download the file again"
         )
     return method
-
-
-def _family(
-    folder: Path, name: str, architecture: str, chat: ChatTemplate | None, given: Scoring | None
-) -> tuple[Family, str]:
-    """(the family whose defaults apply, why)."""
-    if (family := _family_of_chat_template(chat)) is not None:
-        return family, f"its chat template is that of {family.name}"
-    if architecture.startswith("Qwen3VL"):
-        return QWEN3_VL_RERANKER, "config.json: architecture"
-    # A snapshot of the hub's cache lies in models--OWNER--NAME/snapshots/REVISION. The other folders of a path, such as
-    # the one in which somebody compares models, say nothing about the model.
-    repository = folder.parent.parent.name if folder.parent.name == "snapshots" else ""
-    called = f"{PurePath(name).name} {folder.name} {repository}".lower()
-    if "ctxl-rerank" in called:
-        raise UnsupportedModelError(
-            f"{folder}: the prompt of ctxl-rerank puts the document before the query, so the documents of a query "
-            "share no prefix; use the library that its model card names"
-        )
-    for words, family in (("zerank", ZERANK), ("mxbai-rerank", MXBAI_RERANK_V2)):
-        if words in called:
-            return family, f"the model's name holds {words!r}"
-    if architecture.endswith("ForSequenceClassification") and (found := family_of_head(folder)) is not None:
-        return found, "its score head is made of the label rows of its embeddings"
-    if architecture == "Qwen3ForSequenceClassification" and given is None and "rerank" not in called:
-        raise UnsupportedModelError(
-            f"{folder} holds {architecture} and does not say on which prompt it was trained: neither a chat template "
-            "with a query and a document, nor a score head made of the rows of 'yes' and 'no', nor a name with "
-            "'rerank' was found; if it was converted from a Qwen3-Reranker, give scoring='score-head'"
-        )
-    if not architecture.startswith("Qwen2"):
-        return QWEN3_RERANKER, f"{architecture} with nothing else said"
-    labels = (MXBAI_RERANK_V2.positive, MXBAI_RERANK_V2.negative)
-    if given is not None and (given.positive, given.negative) == labels:
-        return MXBAI_RERANK_V2, "the labels that were given"
-    raise UnsupportedModelError(
-        f"{folder} holds {architecture} and does not say how it judges a document: neither a chat template with a "
-        "query and a document, nor a known name such as mxbai-rerank-base-v2 was found; if it is such a model, give "
-        "scoring='1 - 0'"
-    )
-
-
-def _family_of_chat_template(chat: ChatTemplate | None) -> Family | None:
-    if chat is None:
-        return None
-    text = chat.as_template(with_instruction=False, empty_documents={each.empty_document for each in FAMILIES})
-    return next(
-        (each for each in FAMILIES if text is not None and text in (each.template, each.template_without_instruction)),
-        None,
-    )
 
 
 def _with_labels(folder: Path, spec: ModelSpec, family: Family, labels: tuple[int, int | None]) -> ModelSpec:

@@ -22,8 +22,9 @@ from ...errors import MissingDependencyError, ModelError, RankerError, Unsupport
 from ...model_files import remedy_of_reading
 from ...models import ModelSpec
 from ...models.json_files import read_json
+from ...models.score_head import read_bias
 from ...models.spec import label_ids
-from ...models.weights import find_not_finite, read_headers, read_rows
+from ...models.weights import find_not_finite, read_headers
 from ...pip_command import pip_install
 from ...prompt import ModelTokenizer
 from ..attention.interface import ATTENTION_NAME, register
@@ -100,8 +101,7 @@ def load_model(
     offset = 0.0
     if spec.scoring.is_score_head:
         direction = model.score.weight[0].float()
-        if (bias := read_rows(folder, "score.bias", None)) is not None:
-            offset = float(bias[0, 0]) / spec.scoring.divisor
+        offset = read_bias(folder) / spec.scoring.divisor
     else:
         positive, negative = label_ids(spec.scoring, tokenizer, folder)
         rows = model.get_output_embeddings().weight
