@@ -39,7 +39,9 @@ def url() -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
     before = signal.getsignal(signal.SIGTERM)
-    os.environ["QWEN3_RANKER_API_KEYS"] = KEY  # Ray's workers inherit it
+    # Ray's processes inherit them. A busy machine needs more than the 5 seconds that Ray gives its proxy to start.
+    inherited = {"QWEN3_RANKER_API_KEYS": KEY, "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+    os.environ.update(inherited)
     try:
         ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
         serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -48,7 +50,8 @@ def url() -> Iterator[str]:
     finally:
         serve.shutdown()
         ray.shutdown()
-        del os.environ["QWEN3_RANKER_API_KEYS"]
+        for name in inherited:
+            del os.environ[name]
         signal.signal(signal.SIGTERM, before)
 
 

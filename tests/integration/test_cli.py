@@ -282,7 +282,10 @@ def test_shell_completion() -> None:
         check=False,
     )
     assert "--help" in done.stdout
-    done = subprocess.run([script, "--show-completion", "bash"], capture_output=True, text=True, check=False)
+    # The shell is found among the parents of the process. `exit` keeps bash from becoming the command itself.
+    shown = ["bash", "-c", '"$0" --show-completion; exit $?', script]
+    done = subprocess.run(shown, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert "_QWEN3_RANKER_COMPLETE=complete_bash" in done.stdout
 
 

@@ -215,6 +215,7 @@ def test_asyncio_is_not_blocked_while_the_model_loads() -> None:
 
 
 async def test_a_loaded_engine_is_out_of_the_garbage_collectors_sight() -> None:
+    gc.unfreeze()  # what the suite has frozen
     settings = ServerSettings().reranker_settings()
     fatal: list[Exception] = []
     host = EngineSupervisor(settings, Metrics(), lambda _: None, fatal.append, probe_interval=0, owns_process=True)

@@ -41,6 +41,14 @@ def test_importing_needs_no_fork_and_no_posix_locks(module: str, name: str) -> N
     assert run_python(f"{WITHOUT_POSIX}from {module} import {name}; print({name}.__name__)").strip() == name
 
 
+def test_garbage_is_collected_again_after_an_engine_was_imported() -> None:
+    code = (
+        "import gc, sys; from qwen3_ranker_plugins.engines import engine_module; sys.modules['torch'] = None\n"
+        "try: engine_module('packed')\nexcept ImportError: print(gc.isenabled())"
+    )
+    assert run_python(code).strip() == "True"
+
+
 def test_all_names_what_is_public() -> None:
     """Everything without an underscore that is no submodule, and each of it exists."""
     names = {
