@@ -130,6 +130,15 @@ def test_separators_that_only_python_counts_as_blanks(tiny_tokenizer: ModelToken
     assert ids == whole[: len(ids)]
 
 
+@pytest.mark.parametrize("blanks", [1000, 1150, 1199])
+def test_blanks_before_a_run_of_a_letter(qwen3_tokenizer: ModelTokenizer, blanks: int) -> None:
+    """The last blank belongs to the run, of which the slice holds less than a token, or none."""
+    text = " " * blanks + "a" * 1000
+    [whole] = qwen3_tokenizer.encode_batch([text])
+    [(ids, _)] = encode_beginnings(qwen3_tokenizer, [text], 500, slice_length=1200)
+    assert ids == whole[: len(ids)]
+
+
 @pytest.mark.parametrize(
     "motif",
     ["the quick brown fox ", "a", "ab", " ", "=", "\n", "中", "e\u0301", "0", "👩\u200d👧", "ไทยกก็"],

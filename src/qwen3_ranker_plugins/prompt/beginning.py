@@ -7,7 +7,7 @@ reasons, which are tried in this order:
 2. The slice is cut at the end of a pre-tokenizer piece that ends there regardless of what follows. Every piece but the
    last was ended by the characters after it, which are in the slice. White space is an exception, because the
    pre-tokenizer looks ahead to the end of a run of it. So at least one of the two characters next to the cut is not
-   white space.
+   white space, or the run ends in the slice.
 3. The slice lies within one piece, such as a run of one letter. Byte-pair encoding merges by priority, so if no merge
    crosses a position in a piece, the ids before that position are those of the text before it. The whole piece has a
    token boundary among any n consecutive bytes, where n is the length of the longest token. So if the slice has a token
@@ -198,7 +198,7 @@ class _Reader:
             if (
                 words[kept] != words[kept - 1]
                 and offsets[kept - 1][1] <= offsets[kept][0]
-                and not (_is_blank(self._text[place - 1]) and _is_blank(self._text[place]))
+                and not self._may_be_within_blanks(place)
                 and self._can_be_cut(place)
             ):
                 return kept
@@ -234,6 +234,13 @@ class _Reader:
             if all(split(before + after) == [before, after] for after in afterwards):
                 return first + kept
         return 0
+
+    def _may_be_within_blanks(self, place: int) -> bool:
+        """Whether a place is in a run of white space whose end the slice does not show."""
+        if not (_is_blank(self._text[place - 1]) and _is_blank(self._text[place])):
+            return False
+        run = _BLANKS.match(self._text, place, self._end)
+        return run is None or run.end() == self._end
 
     def _can_be_cut(self, place: int) -> bool:
         """Whether neither normalization nor an added token spans a place."""
