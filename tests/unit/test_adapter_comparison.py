@@ -96,6 +96,11 @@ def test_a_merge_into_some_layers_or_some_kinds_of_modules_is_unclear(modules: l
     assert f"of 4 tensors that the adapter changes, {len(modules)} contain" in str(found)
 
 
+def test_the_name_of_the_adapter_may_be_in_the_names_of_its_tensors(compared: Write) -> None:
+    adapter = {name.replace(".weight", ".default.weight"): each for name, each in adapter_weights().items()}
+    assert compared(merged(adapter_weights()), adapter).is_merged
+
+
 def test_the_scale_is_that_of_the_settings(compared: Write) -> None:
     adapter = adapter_weights()
     assert compared(merged(adapter, 4.0), adapter, use_rslora=True).is_merged

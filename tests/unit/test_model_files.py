@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from qwen3_ranker_plugins import RankerError, Reranker, model_files
 from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.models import resolve_checkpoint
+from tests.forms import ZERANK_CHAT
 
 MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
@@ -290,6 +291,8 @@ def test_an_adapter_whose_base_is_an_adapter(tiny: Path, tmp_path: Path) -> None
     with pytest.raises(RankerError, match=r"other is an adapter, not a model: give the model"):
         resolve_checkpoint(other, adapter=other)
     assert resolve_checkpoint(tiny, adapter=itself).adapter == itself  # the remedy
+    (itself / "chat_template.jinja").write_text(ZERANK_CHAT)
+    assert resolve_checkpoint(tiny, adapter=itself).spec.family == "zerank"  # on which it was trained
 
 
 def test_only_a_damaged_file_has_to_be_fetched_again() -> None:

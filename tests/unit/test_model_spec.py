@@ -271,9 +271,14 @@ def test_labels_of_sentence_transformers(tiny: Path, tmp_path: Path) -> None:
 def test_the_chat_template_of_a_folder_is_its_prompt(tiny: Path, tmp_path: Path) -> None:
     capital = load_tokenizer(tiny).find("Yes")
     assert capital is not None
-    spec = read_spec(write_cross_encoder(tiny, tmp_path / "zerank", capital, None, ZERANK_CHAT))
+    folder = write_cross_encoder(tiny, tmp_path / "zerank", capital, None, ZERANK_CHAT)
+    spec = read_spec(folder)
     assert (spec.family, str(spec.scoring)) == ("zerank", "Yes / 5")
     assert spec.instruction is None
+    # sentence-transformers saves these files with an adapter too, whose base need not have them.
+    spec = read_spec(tiny, adapter=folder)
+    assert (spec.family, str(spec.scoring)) == ("zerank", "Yes / 5")
+    assert spec.sources["scoring"] == "1_LogitScore/config.json of the adapter"
 
     other = (
         "{{- '<|im_start|>user\n' }}{%- for m in messages if m.role == 'system' %}{{- 'Task {' + m.content + '}\n' }}"

@@ -81,6 +81,11 @@ class Comparison:
         return f"of {total} tensors that the adapter changes, " + ", ".join(parts or ["it leaves all as they are"])
 
 
+def plain_name(name: str) -> str:
+    """The name of an adapter's tensor as peft saves it. Other code leaves the name of the adapter in it."""
+    return name.replace(".default.", ".").removesuffix(".default")
+
+
 def compare(weights: Path, adapter: Path, base: Path) -> Comparison:
     """Compare weights with an adapter's base, and with the base after a merge.
 
@@ -110,7 +115,7 @@ def _split(name: str, base: Headers) -> tuple[str, str]:
 
     peft writes `base_model.model.MODULE.PART`. A tensor without a module in the base is a module of its own.
     """
-    words = name.removeprefix("base_model.model.").split(".")
+    words = plain_name(name).removeprefix("base_model.model.").split(".")
     for end in range(len(words) - 1, 0, -1):
         module = ".".join([*words[:end], "weight"])
         if module in base or _TIED.get(module) in base:

@@ -97,25 +97,23 @@ def resolve_checkpoint(
         _check_base(adapter, folder)
     _check(folder)
     check_tokenizer(folder)
-    spec = read_spec(folder, name=name, scoring=scoring)
-    if adapter is None:
-        check_files(folder)
-        if is_adapter(folder):
-            check_merged(folder, _local_base(folder))
-        return Checkpoint(folder, None, spec)
-    if (chosen := _name(adapter)) == "none":
-        return Checkpoint(folder, None, spec)
-    found = _find(chosen, _HUB_FILES, argument="adapter")
+    if adapter is None or _name(adapter) == "none":
+        if adapter is None:
+            check_files(folder)
+            if is_adapter(folder):
+                check_merged(folder, _local_base(folder))
+        return Checkpoint(folder, None, read_spec(folder, name=name, scoring=scoring))
+    found = _find(_name(adapter), _HUB_FILES, argument="adapter")
     if not is_adapter(found):
         raise UnsupportedModelError(
-            f"adapter={chosen!r}: {found} does not have both adapter_config.json and adapter_model.safetensors; "
-            "save the adapter with peft's save_pretrained()"
+            f"adapter={_name(adapter)!r}: {found} does not have both adapter_config.json and "
+            "adapter_model.safetensors; save the adapter with peft's save_pretrained()"
         )
     check_settings(found)
     read_headers(found, adapter=True)
     check_adapters_tokenizer(found, folder)
     check_not_merged(folder, found, _local_base(found))
-    return Checkpoint(folder, found, spec)
+    return Checkpoint(folder, found, read_spec(folder, name=name, scoring=scoring, adapter=found))
 
 
 def resolve_model(model: str | os.PathLike[str]) -> Path:

@@ -42,15 +42,19 @@ _OTHER_MECHANISMS = {
     "Qwen3Model": "it is an embedding model",
     "Qwen3ForTextEmbedding": "it is an embedding model",
 }
+#: Files that say how a model judges, as the source of a part of its description.
+_LABELS, _CHAT, _PROMPT = "1_LogitScore/config.json", "its chat template", "config_sentence_transformers.json"
 
 
-def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> ModelSpec:
+def read_spec(folder: Path, *, name: str = "", scoring: str | None = None, adapter: Path | None = None) -> ModelSpec:
     """The description of a checkpoint.
 
     Args:
         folder: with config.json.
         name: what the user called the model; decides the family if the files do not.
         scoring: how to score, instead of how the folder says; see `Scoring.parse`.
+        adapter: folder of an adapter for the model. If it says how to judge, as sentence-transformers saves it, this
+            takes precedence over what the folder of the model says.
 
     Raises:
         UnsupportedModelError: the folder is damaged, holds another kind of model, or leaves open how it judges.
@@ -66,16 +70,13 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> Mo
     check_weights(path, settings, read_headers(folder), plain=quantization is None)
     if architecture.endswith("ForSequenceClassification"):
         check_head(folder)
-    modules = CrossEncoderFiles.read(folder)
+    described, modules, chat = _described(folder, adapter, has_processor=decoder == "qwen3_vl")
     sources = {"architecture": "config.json"}
     positions = max_positions(path, settings)
     if modules.max_length is not None and modules.max_length < positions:
         positions = modules.max_length
         sources["max_positions"] = "model_max_length, max_seq_length or max_length in sentence-transformers' files"
 
-    chat = ChatTemplate.read(folder, modules, has_processor=decoder == "qwen3_vl")
-    if chat is not None and not (modules.present or chat.is_for_pairs):
-        chat = None  # it is for chats
     family, why = choose_family(folder, name, architecture, modules.labels, chat, given)
     sources["family"] = why
     spec = ModelSpec(
@@ -95,13 +96,16 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None) -> Mo
         head = Scoring(None, None, family.divisor)
         spec = replace(spec, scoring=head, sources=dict(spec.sources) | {"scoring": "its score head"})
     elif modules.labels is not None:
-        spec = _with_labels(folder, spec, family, modules.labels)
+        spec = _with_labels(folder, described, spec, family, modules.labels)
     elif modules.present and given is None:
         raise UnsupportedModelError(
-            f"{folder}/modules.json lists no LogitScore, so it does not say which labels are compared: give them as "
+            f"{described}/modules.json lists no LogitScore, so it does not say which labels are compared: give them as "
             "scoring=, such as 'yes - no', or remove modules.json"
         )
     spec = _with_chat_template(spec, chat, modules, family)
+    if described != folder:
+        files = (_LABELS, _CHAT, _PROMPT)
+        spec = replace(spec, sources={k: f"{v} of the adapter" if v in files else v for k, v in spec.sources.items()})
     if given is not None:
         if given.is_score_head != spec.scoring.is_score_head:
             has = "has a score head" if spec.scoring.is_score_head else "has no score head but label tokens"
@@ -173,7 +177,23 @@ def _quantization(folder: Path, config: Mapping[str, Any]) -> str | None:
     return method
 
 
-def _with_labels(folder: Path, spec: ModelSpec, family: Family, labels: tuple[int, int | None]) -> ModelSpec:
+def _described(
+    folder: Path, adapter: Path | None, *, has_processor: bool
+) -> tuple[Path, CrossEncoderFiles, ChatTemplate | None]:
+    """(the folder whose files say how the model judges, sentence-transformers' files, the chat template for pairs)."""
+    for described in (folder,) if adapter is None else (adapter, folder):
+        modules = CrossEncoderFiles.read(described)
+        chat = ChatTemplate.read(described, modules, has_processor=has_processor)
+        if chat is not None and not (modules.present or chat.is_for_pairs):
+            chat = None  # it is for chats
+        if modules.present or chat is not None:
+            break
+    return described, modules, chat
+
+
+def _with_labels(
+    folder: Path, described: Path, spec: ModelSpec, family: Family, labels: tuple[int, int | None]
+) -> ModelSpec:
     """The spec with the labels of 1_LogitScore/config.json."""
     from ..prompt.tokenizer import load_tokenizer
 
@@ -182,19 +202,19 @@ def _with_labels(folder: Path, spec: ModelSpec, family: Family, labels: tuple[in
     for label, text in zip(labels, (positive, negative), strict=True):
         if text is not None and tokenizer.find(text) != label:
             raise UnsupportedModelError(
-                f"{folder}: 1_LogitScore/config.json names the id {label}, and no text is that token alone "
+                f"{described}: 1_LogitScore/config.json names the id {label}, and no text is that token alone "
                 f"({text!r} is not): use sentence-transformers' CrossEncoder"
             )
     if positive is None or (labels[1] is not None and negative is None):
         raise UnsupportedModelError(
-            f"{folder}: 1_LogitScore/config.json names ids that the tokenizer does not know: download it again"
+            f"{described}: 1_LogitScore/config.json names ids that the tokenizer does not know: download it again"
         )
     # Only a family tells by what a single logit is divided.
     divisor = family.divisor if (positive, negative) == (family.positive, family.negative) else 1.0
     return replace(
         spec,
         scoring=Scoring(positive, negative, divisor),
-        sources=dict(spec.sources) | {"scoring": "1_LogitScore/config.json"},
+        sources=dict(spec.sources) | {"scoring": _LABELS},
     )
 
 
@@ -222,6 +242,5 @@ def _with_chat_template(
         template=instructed,
         template_without_instruction=plain,
         instruction=instruction,
-        sources=dict(spec.sources)
-        | {"template": "its chat template", "instruction": "config_sentence_transformers.json"},
+        sources=dict(spec.sources) | {"template": _CHAT, "instruction": _PROMPT},
     )

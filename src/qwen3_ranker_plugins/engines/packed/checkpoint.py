@@ -21,6 +21,7 @@ import torch
 from ...errors import MissingDependencyError, ModelError, RankerError, UnsupportedModelError
 from ...model_files import remedy_of_reading
 from ...models import ModelSpec
+from ...models.adapter_comparison import plain_name
 from ...models.json_files import read_json
 from ...models.score_head import read_bias
 from ...models.spec import label_ids
@@ -262,7 +263,7 @@ def _merged(model: Any, adapter: Path) -> Any:
     from peft import PeftModel, get_peft_model_state_dict
 
     with damage_explained(adapter):
-        stored = set(read_headers(adapter, adapter=True))
+        stored = {plain_name(name) for name in read_headers(adapter, adapter=True)}
         if any(_OF_EMBEDDINGS.search(name) for name in stored):
             # If embeddings and output share a matrix, merging would change both, but peft adds the adapter to only one.
             output = model.get_output_embeddings()
@@ -282,8 +283,9 @@ def _merged(model: Any, adapter: Path) -> Any:
         if lacking := sorted(loaded - stored):
             raise UnsupportedModelError(
                 f"{adapter} does not match the model: its adapter_config.json asks for {', '.join(lacking[:3])}, which "
-                "adapter_model.safetensors does not have; download both files again, or give the base that it was "
-                "trained on as model"
+                f"adapter_model.safetensors does not have (of {len(stored)} tensors, the first is {min(stored)}); "
+                "download both files again, give the base that it was trained on as model, or, if other code saved the "
+                "adapter, save it with peft's save_pretrained()"
             )
         if strangers:
             raise UnsupportedModelError(
