@@ -191,6 +191,7 @@ FLOAT8: dict[str, tuple[str, tuple[int, int] | None, dict[str, Any]]] = {
         {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [32, 32], "fmt": "e4m3"},
     ),
     "fbgemm": ("weight_scale", None, {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}),
+    "rows": ("weight_scale", None, {"quant_method": "fp8", "activation_scheme": "static"}),
 }
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from qwen3_ranker_plugins import Reranker, UnsupportedModelError
 from qwen3_ranker_plugins.engines.packed.checkpoint import load_model, read_config
 from qwen3_ranker_plugins.engines.packed.decoder import take_weights
+from qwen3_ranker_plugins.engines.packed.quantised import plain_tensors
 from qwen3_ranker_plugins.models import read_spec, resolve_checkpoint
 from qwen3_ranker_plugins.prompt import load_tokenizer
 from tests.forms import (
@@ -255,6 +256,8 @@ def test_compressed_tensors(tiny: Path, tmp_path: Path, scheme: str) -> None:
 @pytest.mark.parametrize("style", list(FLOAT8))
 def test_float8(tiny: Path, tmp_path: Path, style: str) -> None:
     folder = write_float8(tiny, tmp_path / "float8", style, tmp_path / "plain")
+    if style == "rows":
+        change_weights(folder, model__layers__0__mlp__down_proj__input_scale=torch.tensor(2.0))
     assert margins(folder) == pytest.approx(margins(tmp_path / "plain"), abs=TOLERANCE)
     assert margins(folder) != pytest.approx(margins(tiny), abs=TOLERANCE)
     check_plain_weights(folder)
@@ -279,10 +282,33 @@ def check_plain_weights(folder: Path) -> None:
 def test_packed_integers(tiny: Path, tmp_path: Path, method: str) -> None:
     """The formulas of the formats are the reference, because gptqmodel, which transformers asks for, needs a build."""
     folder = write_packed(tiny, tmp_path / "packed", method, tmp_path / "plain")
+    change_weights(folder, model__layers__0__mlp__down_proj__bias=torch.zeros(256))  # as quantisers leave it
+    settings = json.loads((folder / "config.json").read_text())["quantization_config"]
+    edit_json(folder / "config.json", quantization_config=settings | {"bits": "4"})
     expected = margins(tmp_path / "plain")
     assert margins(folder) == pytest.approx(expected, abs=TOLERANCE)
     assert expected != pytest.approx(margins(tiny), abs=0.01)
     check_plain_weights(folder)
+
+
+def test_a_part_of_a_quantised_matrix_that_is_missing_or_wrong_is_named(tiny: Path, tmp_path: Path) -> None:
+    """transformers takes 1 for a scale, and torch the last group for -1."""
+    shallow, part = write_shallow(tiny, tmp_path / "shallow", 1), "model.layers.0.mlp.down_proj"
+
+    def check(folder: Path, message: str, **settings: Any) -> None:
+        settings = json.loads((folder / "config.json").read_text())["quantization_config"] | settings
+        with pytest.raises(UnsupportedModelError, match=f"{message}.*download the checkpoint again"):
+            plain_tensors(folder, settings["quant_method"], settings, torch.float32)
+
+    folder = write_float8(shallow, tmp_path / "block", "block", tmp_path / "plain_block")
+    change_weights(folder, model__layers__0__mlp__down_proj__weight_scale_inv=None)
+    check(folder, rf"has a float8 matrix and no {part}\.weight_scale_inv")
+    folder = write_packed(shallow, tmp_path / "gptq", "gptq", tmp_path / "plain_gptq")
+    change_weights(folder, model__layers__0__mlp__down_proj__g_idx=torch.full((640,), -1, dtype=torch.int32))
+    check(folder, rf"{part}\.g_idx does not give each of 640 inputs one of 10 groups")
+    weights = load_file(folder / "model.safetensors")
+    change_weights(folder, **{name.replace(".", "__"): None for name in weights if name.endswith("g_idx")})
+    check(folder, "says desc_act=true, and no tensor's name ends in .g_idx", desc_act=True)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,6 @@ FILES = {
         "sentence_bert_config.json",
         "config_sentence_transformers.json",
         "chat_template.jinja",
-        "chat_template.json",
     ],
     "divided": ["model.safetensors.index.json", "model-00001-of-00001.safetensors"],
     "adapter": ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"],
@@ -76,6 +75,8 @@ def write_form(form: str, tiny: Path, folder: Path) -> Path:
         (folder / "modules.json").write_text(json.dumps(MODULES))
         (folder / "1_LogitScore").mkdir()
         (folder / "1_LogitScore" / "config.json").write_text('{"true_token_id": 9693, "false_token_id": 2152}')
+        (folder / "config_sentence_transformers.json").write_text('{"model_type": "CrossEncoder"}')
+        (folder / "sentence_bert_config.json").write_text('{"modality_config": {"message": {}}}')
     elif form == "divided":
         (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
         names = {"model.norm.weight": "model-00001-of-00001.safetensors"}
@@ -140,7 +141,7 @@ def test_a_model_that_is_a_link_to_nothing(suffix: str, tmp_path: Path) -> None:
         ("modules.json", json.dumps([MODULES[0], MODULES[1] | {"path": "/x"}]), "says path='/x' of module 1"),
         ("modules.json", json.dumps([{"path": ""}]), "says type=None of module 0"),
         ("modules.json", json.dumps([MODULES[0], MODULES[1] | {"path": "2_X"}]), r"2_X/config\.json is missing: "),
-        ("chat_template.json", '{"chat_template": [1]}', r"chat_template\.json says chat_template=\[1\]"),
+        ("tokenizer_config.json", '{"chat_template": [1]}', r"tokenizer_config\.json says chat_template=\[1\]"),
         ("tokenizer_config.json", '{"chat_template": 3}', r"tokenizer_config\.json says chat_template=3"),
         ("config.json", "\ufeff{}", r"config\.json cannot be read .*BOM"),
         ("config.json", '{"a": ' * 100_000, r"config\.json cannot be read .*download it again"),
@@ -241,7 +242,12 @@ def test_an_adapter_without_its_settings(tiny: Path, tmp_path: Path) -> None:
     [
         ("sentence_bert_config.json", "{}", r"no 'message' in its modality_config.*CrossEncoder"),
         ("sentence_bert_config.json", '{"modality_config": {"message": {"format": "x"}}}', "format='x' instead of"),
-        ("config_sentence_transformers.json", '{"default_prompt_name": ["q"]}', r"names the default prompt \['q'\]"),
+        (
+            "config_sentence_transformers.json",
+            '{"model_type": "CrossEncoder", "default_prompt_name": ["q"]}',
+            r"names the default prompt \['q'\]",
+        ),
+        ("config_sentence_transformers.json", "{}", "has no model_type, so sentence-transformers ignores the modules"),
         ("chat_template.jinja", "<html>", "jinja holds '<html>', which is no template: download"),
         ("chat_template.jinja", "{{", "chat template .*cannot be rendered"),
     ],

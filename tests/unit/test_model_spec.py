@@ -398,6 +398,9 @@ def test_qwen2_is_refused_unless_something_names_it(tiny: Path, tmp_path: Path) 
         ({"architectures": ["Qwen3Model"]}, "embedding model"),
         ({"max_position_embeddings": None}, "max_position_embeddings=None"),
         ({"quantization_config": {"bits": 4}}, "quant_method"),
+        ({"quantization_config": {"bits": 4, "group_size": 64}}, "quantised by MLX.*mlx_lm.convert --dequantize"),
+        ({"quantization": {"bits": 4, "group_size": 64, "mode": "affine"}}, "quantised by MLX.*--dequantize"),
+        ({"text_config": {"max_position_embeddings": 99999}}, "text_config=.*a qwen3 model has none.*remove it"),
     ],
 )
 def test_what_says_nothing_clear_is_refused(
@@ -420,6 +423,27 @@ def test_yarn_counts_in_the_longest_prompt(tiny: Path, tmp_path: Path) -> None:
     rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
     edit_json(folder / "config.json", rope_scaling=rope)
     assert read_spec(folder).max_positions == 32768
+    for kind in ("default", "linear"):
+        edit_json(folder / "config.json", rope_scaling=rope | {"rope_type": kind})
+        assert read_spec(folder).max_positions == 8192
+
+
+def test_two_sets_of_weights_are_refused(tiny: Path, tmp_path: Path) -> None:
+    """transformers and vLLM would read different ones."""
+    folder = copy_of(tiny, tmp_path / "model")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": "model.safetensors"}}))
+    read_spec(folder)
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}))
+    with pytest.raises(
+        UnsupportedModelError, match=r"and model\.safetensors\.index\.json, which names model-00001.*vLLM"
+    ):
+        read_spec(folder)
+    index.rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(
+        UnsupportedModelError, match=r"has model\.safetensors and model-00001-of.*vLLM.*remove the files"
+    ):
+        read_spec(folder)
 
 
 def test_scoring_that_the_architecture_cannot_give(tiny: Path, tmp_path: Path) -> None:

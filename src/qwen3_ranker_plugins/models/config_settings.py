@@ -134,7 +134,9 @@ def max_positions(path: Path, config: Mapping[str, Any]) -> int:
         raise _wrong(path, "max_position_embeddings", positions, "a positive whole number")
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
-    if isinstance(original, int) and isinstance(factor, (int, float)):
+    # Other kinds of rotary embeddings are scaled for max_position_embeddings, or not at all.
+    is_yarn = rope.get("rope_type", rope.get("type")) == "yarn"
+    if is_yarn and isinstance(original, int) and isinstance(factor, (int, float)):
         positions = max(positions, int(original * factor))
     return positions
 

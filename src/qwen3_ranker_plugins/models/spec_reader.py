@@ -153,6 +153,11 @@ def _text_config(path: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
         raise UnsupportedModelError(
             f"{path} says text_config={shortened(inner)} instead of the settings of the text decoder: download it again"
         )
+    if config.get("model_type") != "qwen3_vl" and inner is not None:
+        raise UnsupportedModelError(
+            f"{path} says text_config={shortened(inner)}, and a {config.get('model_type')} model has none, so "
+            "libraries differ on which settings count: remove it"
+        )
     return inner if isinstance(inner, Mapping) else config
 
 
@@ -166,6 +171,11 @@ def _quantization(folder: Path, config: Mapping[str, Any]) -> str | None:
         ),
         None,
     )
+    if isinstance(found or config.get("quantization"), Mapping) and _is_of_mlx(found or config["quantization"]):
+        raise UnsupportedModelError(
+            f"{folder} holds weights quantised by MLX, which only MLX reads: use the checkpoint that it was made from, "
+            "or write a plain one with `mlx_lm.convert --dequantize`"
+        )
     if found is None:
         return None
     method = found.get("quant_method") if isinstance(found, Mapping) else None
@@ -175,6 +185,10 @@ def _quantization(folder: Path, config: Mapping[str, Any]) -> str | None:
             "quantised, remove it, else download the file again"
         )
     return method
+
+
+def _is_of_mlx(settings: Mapping[str, Any]) -> bool:
+    return "quant_method" not in settings and {"group_size", "bits"} <= settings.keys()
 
 
 def _described(

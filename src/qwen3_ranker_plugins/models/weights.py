@@ -25,28 +25,42 @@ Headers = dict[str, tuple[Path, dict[str, Any]]]
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a model's weights, as transformers chooses them; [] if there are none.
+    """The files that hold a model's weights; [] if there are none.
+
+    transformers reads model.safetensors if there is one. vLLM reads the files that the index names, or every one.
 
     Raises:
-        UnsupportedModelError: the index is damaged, or names a file that is not there.
+        UnsupportedModelError: the index is damaged, or names a file that is not there; or there are two sets of files.
     """
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if is_listed(whole):
-        return [whole]
     if not is_listed(index):
-        return []
+        if not is_listed(whole):
+            return []
+        names = (path.name for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_"))
+        if strays := sorted(set(names) - {whole.name}):
+            raise _ambiguous(folder, strays[0])
+        return [whole]
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(each, str) for each in shards.values()):
         raise UnsupportedModelError(
             f"{index} says weight_map={shortened(shards)}, which names no file of each tensor: download it again"
         )
     files = [folder / name for name in sorted(set(shards.values()))]
+    if is_listed(whole) and files != [whole]:
+        raise _ambiguous(folder, f"{index.name}, which names {next(each for each in files if each != whole).name}")
     for path in files:
         if not is_listed(path):
             raise UnsupportedModelError(
                 f"{path} is missing, which {index.name} names for {_some(shards, path.name)}: download the file"
             )
     return files
+
+
+def _ambiguous(folder: Path, what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{folder} has model.safetensors and {what}: transformers reads the former, and vLLM the latter; remove the "
+        "files that are not the model's"
+    )
 
 
 def _some(shards: dict[str, str], file: str) -> str:

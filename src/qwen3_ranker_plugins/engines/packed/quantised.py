@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ _READ_BY_VLLM = {
 }
 #: Ends of the names of what bitsandbytes stores with a weight of 4 bits and of 8 bits.
 _OF_BITSANDBYTES = (".absmax", ".SCB")
+_OF_ACTIVATIONS = (".input_scale", ".output_scale", ".k_scale", ".v_scale", ".q_scale")
 # AutoAWQ's order of the eight columns in a 32-bit number, lowest bits first, inverted.
 _AWQ_COLUMNS = (0, 4, 1, 5, 2, 6, 3, 7)
 
@@ -85,18 +86,28 @@ def plain_tensors(folder: Path, method: str, config: Any, dtype: torch.dtype) ->
     Raises:
         UnsupportedModelError: a tensor is missing, or in a variant of the format that is not read here.
     """
-    if method not in _UNPACKED:
+    headers = read_headers(folder)
+    scales = [name for name in headers if name.endswith(".weight_scale")]
+    if method == "fp8" and not scales:
+        _check_blocks(headers)
+    unpack = _scaled_rows if method == "fp8" and scales else _UNPACKED.get(method)
+    if unpack is None:
         return None
     from safetensors.torch import load_file
 
     settings = config if isinstance(config, dict) else config.to_dict()
     if variant := _unknown_variant(method, settings):
         raise _not_read(folder, f"{method!r} with {variant}", by_vllm=_is_read_by_vllm(method, settings))
+    if method == "gptq" and settings.get("desc_act") and not any(name.endswith(".g_idx") for name in headers):
+        raise UnsupportedModelError(
+            f"{folder}/config.json says desc_act=true, and no tensor's name ends in .g_idx, which would say which "
+            "inputs form a group: download the checkpoint again"
+        )
     found: dict[str, torch.Tensor] = {}
-    for path in sorted({path for path, _ in read_headers(folder).values() if not path.name.startswith("adapter_")}):
+    for path in sorted({path for path, _ in headers.values() if not path.name.startswith("adapter_")}):
         found |= load_file(path)
     try:
-        _UNPACKED[method](folder, found, dtype)
+        unpack(folder, found, dtype)
     except (KeyError, RuntimeError) as error:
         raise UnsupportedModelError(
             f"{folder}: its weights are not in the format of {method!r} ({type(error).__name__}: {error}): download "
@@ -114,6 +125,7 @@ def _is_read_by_vllm(method: str, settings: dict[str, Any]) -> bool:
 def _unknown_variant(method: str, settings: dict[str, Any]) -> str:
     """The setting that makes another format of the packed numbers; "" if there is none."""
     bits = settings.get("bits", settings.get("w_bit"))
+    bits = int(bits) if isinstance(bits, str) and bits.isdecimal() else bits
     if method == "awq":
         version = str(settings.get("version", settings.get("format", "gemm"))).lower()
         if version != "gemm" or bits != 4 or settings.get("zero_point") is False:
@@ -125,9 +137,27 @@ def _unknown_variant(method: str, settings: dict[str, Any]) -> str:
     return ""
 
 
+def _check_blocks(headers: Mapping[str, tuple[Path, dict[str, Any]]]) -> None:
+    """Make sure that each float8 matrix has its scales, because transformers takes 1 for those that are missing."""
+    scales = {name for name in headers if name.endswith(".weight_scale_inv")}
+    due = {f"{name}_scale_inv" for name, (_, entry) in headers.items() if entry["dtype"].startswith("F8")}
+    if odd := sorted(scales ^ due):
+        path = next(
+            path for name, (path, _) in headers.items() if name == odd[0].removesuffix("_scale_inv") or name == odd[0]
+        )
+        why = "has a float8 matrix and no" if odd[0] in due else "has no float8 matrix for"
+        raise UnsupportedModelError(f"{path} {why} {odd[0]}: download the checkpoint again")
+
+
 def _scaled_rows(folder: Path, found: dict[str, torch.Tensor], _dtype: torch.dtype) -> None:
-    """fbgemm: each row of a float8 matrix is multiplied by its scale. transformers reads it only on a GPU."""
+    """Each row of a float8 matrix is multiplied by its scale, or all by one.
+
+    transformers reads fbgemm's files on a GPU only, and "fp8" only with scales of blocks. Scales of activations and of
+    cached keys and values are left out, because those are not quantised here.
+    """
     scales = {name: found.pop(name) for name in list(found) if name.endswith(".weight_scale")}
+    for name in [each for each in found if each.endswith(_OF_ACTIVATIONS)]:
+        del found[name]
     for name, tensor in found.items():
         if tensor.dtype == torch.float8_e4m3fn:
             scale = scales.pop(f"{name}_scale", None)
@@ -153,7 +183,7 @@ def _unpack_awq(_folder: Path, found: dict[str, torch.Tensor], dtype: torch.dtyp
         found[f"{name}.weight"] = ((numbers - zeros) * scales).T.to(dtype).contiguous()
 
 
-def _unpack_gptq(_folder: Path, found: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+def _unpack_gptq(folder: Path, found: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
     """AutoGPTQ's first layout, which stores zeros minus one: weight[input, output] = (number - zero - 1) * scale."""
     for name in [each.removesuffix(".qweight") for each in found if each.endswith(".qweight")]:
         packed, zeros, scales = (found.pop(f"{name}.{part}") for part in ("qweight", "qzeros", "scales"))
@@ -163,6 +193,11 @@ def _unpack_gptq(_folder: Path, found: dict[str, torch.Tensor], dtype: torch.dty
         if group is None:
             group = torch.arange(len(numbers)) // (len(numbers) // len(scales))
         group = group.long()
+        if len(group) != len(numbers) or not 0 <= int(group.min()) <= int(group.max()) < len(scales):
+            raise UnsupportedModelError(
+                f"{folder}: {name}.g_idx does not give each of {len(numbers)} inputs one of {len(scales)} groups: "
+                "download the checkpoint again"
+            )
         found[f"{name}.weight"] = ((numbers - zeros[group]) * scales.float()[group]).T.to(dtype).contiguous()
 
 
