@@ -39,8 +39,13 @@ def url() -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
     before = signal.getsignal(signal.SIGTERM)
-    # Ray's processes inherit them. A busy machine needs more than the 5 seconds that Ray gives its proxy to start.
-    inherited = {"QWEN3_RANKER_API_KEYS": KEY, "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+    # Ray's processes inherit them. On a busy machine, workers at Ray's lowest priority wait for minutes, and its proxy
+    # does not start within 5 seconds.
+    inherited = {
+        "QWEN3_RANKER_API_KEYS": KEY,
+        "RAY_worker_niceness": "0",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    }
     os.environ.update(inherited)
     try:
         ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)

@@ -74,7 +74,10 @@ def cluster() -> Iterator[None]:
     """Ray with two CPUs. It installs a handler of its own for SIGTERM."""
     ray = pytest.importorskip("ray")
     before = signal.getsignal(signal.SIGTERM)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:
+        # At the lowest priority, which Ray gives its workers, they wait for minutes on a busy machine.
+        patch.setenv("RAY_worker_niceness", "0")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
     signal.signal(signal.SIGTERM, before)
