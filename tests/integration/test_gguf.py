@@ -223,6 +223,10 @@ def other_tokenizer(written: Written) -> None:
     written.fields["tokenizer.ggml.pre"] = "llama-bpe"
 
 
+def token_in_front(written: Written) -> None:
+    written.fields["tokenizer.ggml.add_bos_token"] = True
+
+
 def lost_merge(written: Written) -> None:
     written.fields["tokenizer.ggml.merges"] = ["no such"]
 
@@ -262,6 +266,7 @@ REFUSED: dict[Callable[[Written], None], str] = {
     lost_tensor: "lacks the tensor blk.1.attn_q_norm.weight",
     more_tensors: "has the tensor blk.1.attn_q.bias",
     other_tokenizer: r"\('gpt2', 'llama-bpe'\)",
+    token_in_front: "states tokenizer.ggml.add_bos_token=true",
     lost_merge: "cannot be read as GGUF .*out of vocabulary",
     infinite: "output_norm.weight holds values that are not finite",
     zerank: "zerank do not state how it judges",

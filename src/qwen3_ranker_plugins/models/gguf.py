@@ -294,6 +294,9 @@ class _GgufFile:
         kind = (stated.get("tokenizer.ggml.model"), stated.get("tokenizer.ggml.pre"))
         if kind != ("gpt2", "qwen2"):
             raise self._refused(f"its tokenizer is {kind!r} instead of Qwen's ('gpt2', 'qwen2')")
+        for name in ("add_bos_token", "add_space_prefix"):
+            if stated.get(f"tokenizer.ggml.{name}"):
+                raise self._refused(f"it states tokenizer.ggml.{name}=true, unlike Qwen's tokenizer")
         texts, types = stated["tokenizer.ggml.tokens"], stated["tokenizer.ggml.token_type"]
         if other := set(types) - {_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED}:
             raise self._refused(f"its vocabulary has tokens of type {min(other)}, which Qwen's has not")
