@@ -178,10 +178,18 @@ def test_a_setting_of_an_adapter_is_named(change: dict[str, object], message: st
         resolve_checkpoint(folder)
 
 
-def test_oft_has_no_rank_if_its_blocks_have_a_size(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"peft_type": "OFT", "r": 0, "oft_block_size": 32},  # which decides the number of blocks
+        {"peft_type": "ADALORA", "rank_pattern": {"q_proj.lora_E": [True, False]}},
+    ],
+)
+def test_other_kinds_of_adapters_have_settings_of_their_own(
+    settings: dict[str, object], tiny: Path, tmp_path: Path
+) -> None:
     folder = write_form("adapter", tiny, tmp_path / "folder")
-    settings = {"peft_type": "OFT", "r": 0, "oft_block_size": 32, "base_model_name_or_path": str(tiny)}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(tiny)}))
     assert resolve_checkpoint(folder).adapter == folder
 
 
@@ -199,6 +207,13 @@ def test_weights_with_a_part_of_an_adapter(tiny: Path, tmp_path: Path) -> None:
         (folder / "adapter_model.bin").write_bytes(b"pickle")
     assert resolve_checkpoint(folder, adapter="none").adapter is None
     assert resolve_checkpoint(folder, adapter=adapter).adapter == adapter  # which was trained on these weights
+    (tmp_path / "quantised").mkdir()
+    tensors = {"model.layers.0.self_attn.q_proj.weight": np.zeros((256, 256), np.int8)}
+    save_file(tensors, tmp_path / "quantised" / "model.safetensors")
+    settings = LORA | {"base_model_name_or_path": str(tmp_path / "quantised")}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(RankerError, match=r"unclear .*quantised; compared with it, of 1 tensors .*cannot be compared"):
+        resolve_checkpoint(folder, adapter=adapter)
 
 
 def test_an_adapter_that_is_not_there_is_named_as_adapter(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,8 @@ def check_settings(adapter: Path) -> None:
         )
     for name, (kinds, what) in _SETTINGS.items():
         value = said.get(name)
+        if kind == "ADALORA" and name == "rank_pattern":
+            continue  # for each module, which of its singular values were kept
         if value is not None and not (type(value) in kinds and _holds(name, value)):
             raise UnsupportedModelError(
                 f"{path} says {name}={shortened(value)}, which is not {what}: write the value of its training, or "
@@ -183,20 +185,19 @@ def check_not_merged(folder: Path, adapter: Path, base: Path | None) -> None:
     Raises:
         UnsupportedModelError: they contain it, or the folder has an adapter and this cannot be determined.
     """
-    if base is None:
-        if any(is_listed(folder / name) for name in _FILES):
-            raise UnsupportedModelError(
-                f"{folder} holds an adapter besides whole weights, and the base of adapter={str(adapter)!r} is not "
-                f"here for a comparison, so it is unclear whether the weights contain it: {_IF_MERGED}; if it is not, "
-                f"remove the adapter's files from {folder}"
-            )
+    if base is not None and base.samefile(folder):
         return
-    if base.samefile(folder):
-        return
-    found = compare(folder, adapter, base)
-    if found.merged or found.unknown:
+    found = None if base is None else compare(folder, adapter, base)
+    if found is not None and (found.merged or found.unknown):
         part = "already contain" if found.is_merged else "may already contain a part of"
         raise UnsupportedModelError(
             f"the weights in {folder} {part} adapter={str(adapter)!r}, which would be applied twice; compared with its "
             f"base {base}, {found}: leave adapter out (or give adapter='none'), or give model={str(base)!r} with it"
+        )
+    if (found is None or found.other) and any(is_listed(folder / name) for name in _FILES):
+        why = "is not here for a comparison" if found is None else f"is {base}; compared with it, {found}"
+        raise UnsupportedModelError(
+            f"{folder} holds an adapter besides whole weights, and it is unclear whether the weights contain it: the "
+            f"base of adapter={str(adapter)!r} {why}: {_IF_MERGED}; if it is not, remove the adapter's files from "
+            f"{folder}"
         )
