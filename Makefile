@@ -33,7 +33,7 @@ COVERED := tests/unit tests/integration tests/contract tests/remote integrations
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo quick test coverage lowest lint clients notebooks docs release clean
+.PHONY: help demo quick test tested coverage lowest lint clients notebooks docs release clean
 
 help:
 	@echo 'make demo    rerank a real corpus in Haystack and LangChain (sets up .venv first, a few minutes once)'
@@ -53,7 +53,11 @@ help:
 demo: $(VENV)/.demo-installed
 	@$(BIN)/qwen3-ranker demo
 
-test: lint $(VENV)/.vllm-installed
+# Both at once: with an empty cache, mypy keeps one core busy for minutes, and the other one would wait.
+test: $(VENV)/.vllm-installed
+	@$(MAKE) --no-print-directory -j2 lint tested
+
+tested: $(VENV)/.vllm-installed
 	$(BIN)/python -m pytest $(PARALLEL)
 
 # Without vLLM and without the tests marked slow.
