@@ -15,10 +15,10 @@ reasons, which are tried in this order:
    position, too.
 
 None of these reasons covers the following texts, which are cut at the end of a slice by definition: 256 characters in
-which Unicode normalization does not restart (Unicode's stream-safe format allows 30 characters); white space in which
-line breaks are followed by more blanks than a slice holds; white space that is longer than a slice and belongs to the
-added token after it; and runs of added tokens that overlap, or that touch although they are recognized only as separate
-words.
+which Unicode normalization does not restart (Unicode's stream-safe format allows 30 characters), or that Python's
+version of Unicode does not have; white space in which line breaks are followed by more blanks than a slice holds; white
+space that is longer than a slice and belongs to the added token after it; and runs of added tokens that overlap, or
+that touch although they are recognized only as separate words.
 """
 
 from __future__ import annotations
