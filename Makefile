@@ -53,7 +53,7 @@ help:
 demo: $(VENV)/.demo-installed
 	@$(BIN)/qwen3-ranker demo
 
-# Both at once: with an empty cache, mypy keeps one core busy for minutes, and the other one would wait.
+# Both at once: with an empty cache, mypy keeps one core busy for most of a minute, and the other one would wait.
 test: $(VENV)/.vllm-installed
 	@$(MAKE) --no-print-directory -j2 lint tested
 

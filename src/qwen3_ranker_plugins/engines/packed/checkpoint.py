@@ -152,7 +152,7 @@ def _load_with_transformers(folder: Path, spec: ModelSpec, dtype: torch.dtype) -
             use_safetensors=True,
             output_loading_info=True,
             # Instead of generation_config.json, which decides no score.
-            generation_config=transformers.GenerationConfig(),  # type: ignore[no-untyped-call]
+            generation_config=transformers.GenerationConfig(),
             ignore_mismatched_sizes=True,  # `_check_loaded` refuses them, and says which they are
             **arguments,
         )
@@ -398,11 +398,11 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if shown:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            transformers_logging.enable_progress_bar()
