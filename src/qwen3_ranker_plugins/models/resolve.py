@@ -231,6 +231,7 @@ def _from_hub(name: str, patterns: list[str], revision: str | None, argument: st
     if argument != "adapter":
         what_to_do += f", or use {BUNDLED_MODEL!r}, which needs no network"
     named = f"{argument}={name!r}" + ("" if revision is None else f" with revision {revision!r}")
+    unreachable: tuple[type[Exception], ...] = (LocalEntryNotFoundError, HfHubHTTPError, *_network_errors())
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=local))
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
@@ -238,7 +239,7 @@ def _from_hub(name: str, patterns: list[str], revision: str | None, argument: st
         raise ModelNotFoundError(
             f"{named}: no such folder here, and no such {what} on the hub; {what_to_do}"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except unreachable as error:
         if revision is not None and not local:
             # For a commit, the library asks the hub for the list of its files although all may be here.
             return _from_hub(name, patterns, revision, argument, local=True)
@@ -246,6 +247,15 @@ def _from_hub(name: str, patterns: list[str], revision: str | None, argument: st
             f"{named}: no such folder here, not in the hub's cache, and the hub cannot be reached "
             f"({type(error).__name__}); {what_to_do}"
         ) from error
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub lets through when the hub cannot be reached: errors of httpx; OSErrors before version 1."""
+    try:
+        from httpx import HTTPError
+    except ModuleNotFoundError:
+        return (OSError,)
+    return (OSError, HTTPError)
 
 
 def _check_base(adapter: Path, base: Path) -> None:
