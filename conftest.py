@@ -59,6 +59,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Extension modules report objects that are still there when the process ends."""
+    gc.unfreeze()
+
+
 def _group(nodeid: str) -> str:
     """Name of the group whose tests one process runs: a file, because its tests share fixtures."""
     path = nodeid.partition("::")[0]
