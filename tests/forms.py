@@ -18,6 +18,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from qwen3_ranker_plugins.prompt import DEFAULT_INSTRUCTION, TEMPLATES
+
 YES, NO = 9693, 2152
 
 #: As zeroentropy/zerank-2 renders a pair: the query is the system turn, the document the user's.
@@ -26,6 +28,20 @@ ZERANK_CHAT = (
     "{{- '<|im_start|>system\n' + message.content + '<|im_end|>\n' }}{%- elif message.role == 'document' %}"
     "{{- '<|im_start|>user\n' + message.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
     "{{- '<|im_start|>assistant\n' }}"
+)
+
+#: As Qwen3-Reranker renders a pair, with its own instruction unless there is a system message.
+QWEN3_CHAT = (
+    "{%- set said = namespace(instruction='" + DEFAULT_INSTRUCTION + "') -%}"
+    "{%- for m in messages if m.role == 'system' %}{%- set said.instruction = m.content -%}{%- endfor -%}"
+    + TEMPLATES["standard"].format(
+        instruction="{{ said.instruction }}",
+        **{
+            role: f"{{{{ (messages | selectattr('role', 'equalto', '{role}') | map(attribute='content') | first) }}}}"
+            for role in ("query", "document")
+        },
+    )
+    + "{{ '' }}"  # jinja drops a line break at the end
 )
 
 
@@ -98,7 +114,7 @@ def write_with_added_words(causal: Path, target: Path, words: list[str]) -> Path
 
 
 def write_cross_encoder(
-    causal: Path, target: Path, true_id: int, false_id: int | None, chat_template: str | None = None
+    causal: Path, target: Path, true_id: int, false_id: int | None, chat_template: str = QWEN3_CHAT
 ) -> Path:
     """As sentence-transformers saves a reranker that reads logits."""
     from sentence_transformers import CrossEncoder
@@ -106,8 +122,7 @@ def write_cross_encoder(
     from sentence_transformers.cross_encoder.modules import LogitScore
 
     transformer = Transformer(str(causal), transformer_task="text-generation")
-    if chat_template is not None:
-        transformer.tokenizer.chat_template = chat_template
+    transformer.tokenizer.chat_template = chat_template
     model = CrossEncoder(modules=[transformer, LogitScore(true_id, false_id)])
     model.save_pretrained(str(target), create_model_card=False)
     return target

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from qwen3_ranker_plugins import RankerError, Reranker, model_files
 from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.models import resolve_checkpoint
-from tests.forms import ZERANK_CHAT
+from tests.forms import QWEN3_CHAT, ZERANK_CHAT
 
 MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
@@ -77,6 +77,9 @@ def write_form(form: str, tiny: Path, folder: Path) -> Path:
         (folder / "1_LogitScore" / "config.json").write_text('{"true_token_id": 9693, "false_token_id": 2152}')
         (folder / "config_sentence_transformers.json").write_text('{"model_type": "CrossEncoder"}')
         (folder / "sentence_bert_config.json").write_text('{"modality_config": {"message": {}}}')
+        settings = json.loads((tiny / "tokenizer_config.json").read_text()) | {"chat_template": QWEN3_CHAT}
+        (folder / "tokenizer_config.json").unlink()
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     elif form == "divided":
         (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
         names = {"model.norm.weight": "model-00001-of-00001.safetensors"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from qwen3_ranker_plugins import InvalidInputError, UnsupportedModelError
+from qwen3_ranker_plugins import InvalidInputError, Reranker, UnsupportedModelError
 from qwen3_ranker_plugins.models import Scoring, read_spec, resolve_checkpoint
 from qwen3_ranker_plugins.models.chat_template import ChatTemplate
 from qwen3_ranker_plugins.models.cross_encoder_files import CrossEncoderFiles
@@ -73,7 +73,9 @@ def test_stronger_evidence_than_a_name_decides(tiny: Path, tmp_path: Path) -> No
         spec = read_spec(labels, name=name)
         assert (spec.family, str(spec.scoring)) == ("qwen3-reranker", "yes - no")
     edit_json(labels / "1_LogitScore" / "config.json", true_token_id=capital, false_token_id=None)
-    assert str(read_spec(labels, name="ours-from-zerank").scoring) == "Yes / 5"
+    (labels / "chat_template.jinja").unlink()
+    spec = read_spec(labels, name="ours-from-zerank", template=TEMPLATES["standard"])
+    assert str(spec.scoring) == "Yes / 5"
 
     chat = copy_of(tiny, tmp_path / "chat")
     (chat / "chat_template.jinja").write_text(ZERANK_CHAT)
@@ -181,10 +183,48 @@ def test_a_classifier_tells_by_its_head_on_what_it_was_trained(tiny: Path, tmp_p
     with pytest.raises(UnsupportedModelError, match=r"opposite sign of 'yes - no'"):
         read_spec(write_head(tiny, tmp_path / "swapped", no - yes))
     other = write_head(tiny, tmp_path / "other", noise)
-    with pytest.raises(UnsupportedModelError, match=r"on which prompt it was trained.*scoring='score-head'"):
-        read_spec(other)
+    for name in ("", "my-reranker", "qwen3-reranker-ours"):
+        with pytest.raises(UnsupportedModelError, match=r"on which prompt it was trained.*scoring='score-head'"):
+            read_spec(other, name=name)
     assert read_spec(other, scoring="score-head").family == "qwen3-reranker"
-    assert read_spec(other, name="my-reranker").family == "qwen3-reranker"
+    assert read_spec(other, template="{query} {document}").family == "qwen3-reranker"
+    assert read_spec(other, name="tomaarsen/Qwen3-Reranker-0.6B-seq-cls").family == "qwen3-reranker"
+    edit_json(other / "config.json", sentence_transformers={"version": "5.0.0"})
+    with pytest.raises(UnsupportedModelError, match=r"key 'sentence_transformers', so a CrossEncoder.*no prompt"):
+        read_spec(other)
+
+
+@pytest.mark.parametrize("architecture", ["Qwen3ForSequenceClassification", "Qwen2ForSequenceClassification"])
+def test_a_classifiers_chat_template_for_pairs_says_its_prompt(architecture: str, tiny: Path, tmp_path: Path) -> None:
+    """CrossEncoder scores it, whatever the model's name and its score head are."""
+    folder = write_head(tiny, tmp_path / "model", np.ones(256, np.float32))
+    edit_json(folder / "config.json", architectures=[architecture], model_type=architecture[:5].lower())
+    (folder / "chat_template.jinja").write_text(PAIR.replace("CONTENT", "m.content"))
+    spec = read_spec(folder)
+    assert (str(spec.scoring), spec.instruction) == ("score-head", None)
+    assert spec.template == "query: {query}document: {document}A:"
+    assert "its chat template" in spec.sources["family"]
+
+
+def test_the_length_of_zeranks_head_tells_whether_it_is_divided(tiny: Path, tmp_path: Path) -> None:
+    capital = load_tokenizer(tiny).find("Yes")
+    assert capital is not None
+    [row] = read_rows(tiny, "model.embed_tokens.weight", [capital])  # type: ignore[misc]
+    for length, scoring in ((1.0, "score-head / 5"), (0.2, "score-head"), (0.1999, "score-head")):
+        folder = write_head(tiny, tmp_path / f"length_{length}", row * np.float32(length))
+        for given in (None, "score-head"):
+            assert str(read_spec(folder, scoring=given).scoring) == scoring
+    other = np.random.default_rng(0).normal(size=row.shape).astype(np.float32)
+    for name, head, found in (("half", row / 2, r"0\.5 times the length of"), ("zerank-2", other, "not made of")):
+        folder = write_head(tiny, tmp_path / name, head)
+        for given in (None, "score-head"):
+            with pytest.raises(
+                UnsupportedModelError, match=rf"{found} the row of 'Yes'.*'score-head / 1' if.*'score-head / 5' if"
+            ):
+                read_spec(folder, scoring=given)
+        for given, divisor in (("score-head / 1", 1), ("score-head / 5", 5)):
+            spec = read_spec(folder, scoring=given)
+            assert (spec.family, spec.scoring.divisor) == ("zerank", divisor)
 
 
 PAIR = "{%- for m in messages if m.role in ('query', 'document') %}{{- m.role ~ ': ' ~ (CONTENT) }}{%- endfor %}A:"
@@ -326,11 +366,37 @@ def test_a_chat_template_that_is_no_prompt_is_refused(tiny: Path, tmp_path: Path
     assert str(folder) in str(caught.value)
 
 
-def test_a_chat_template_that_refuses_the_roles_of_a_reranker_is_none(tiny: Path, tmp_path: Path) -> None:
-    """It is for chats: the prompt of the family remains."""
-    chat = "{{ raise_exception('roles must alternate') }}"
-    folder = write_cross_encoder(tiny, tmp_path / "model", YES, NO, chat)
-    assert read_spec(folder).template == read_spec(tiny).template
+@pytest.mark.parametrize(
+    "chat",
+    [None, "{{ raise_exception('roles must alternate') }}", "{% for m in messages if m.role == 'user' %}{% endfor %}"],
+)
+def test_modules_without_a_chat_template_for_pairs_are_refused(chat: str | None, tiny: Path, tmp_path: Path) -> None:
+    """CrossEncoder refuses them, or gives a classifier the two texts with no prompt."""
+    folder = write_cross_encoder(tiny, tmp_path / "model", YES, NO)
+    prompts = {"prompts": {"web": "Find answers."}, "default_prompt_name": "web"}
+    edit_json(folder / "config_sentence_transformers.json", **prompts)
+    (folder / "chat_template.jinja").unlink()
+    if chat is not None:
+        (folder / "chat_template.jinja").write_text(chat)
+    message = r"model has .*modules\.json, and no chat template that renders.*copy chat_template\.jinja.*template="
+    for scoring in (None, "yes - no"):
+        with pytest.raises(UnsupportedModelError, match=message):
+            read_spec(folder, scoring=scoring)
+    spec = resolve_checkpoint(folder, template=TEMPLATES["standard"]).spec
+    assert (str(spec.scoring), spec.instruction) == ("yes - no", "Find answers.")
+    with Reranker(folder, template=TEMPLATES["standard"]) as reranker, Reranker(tiny) as original:
+        [hit], [due] = reranker.rerank("q", ["d"]), original.rerank("q", ["d"], instruction="Find answers.")
+        assert hit.margin == pytest.approx(due.margin, abs=1e-4)
+    yes, no = read_rows(tiny, "model.embed_tokens.weight", [YES, NO])  # type: ignore[misc]
+    change_weights(folder, score__weight=torch.from_numpy(yes - no)[None])
+    edit_json(folder / "config.json", architectures=["Qwen3ForSequenceClassification"])
+    (folder / "modules.json").write_text(json.dumps([MODEL]))
+    edit_json(
+        folder / "sentence_bert_config.json", transformer_task="sequence-classification", module_output_name="scores"
+    )
+    for scoring in (None, "score-head"):
+        with pytest.raises(UnsupportedModelError, match=message):
+            read_spec(folder, scoring=scoring)
 
 
 @pytest.mark.parametrize("file", ["modules.json", "sentence_bert_config.json"])

@@ -73,6 +73,17 @@ class ChatTemplate:
         """Whether it names the roles that sentence-transformers uses for a query and a document."""
         return all(re.search(rf"""['"]{role}['"]""", self.text) for role in ("query", "document"))
 
+    def renders_pairs(self, empty_documents: Collection[str]) -> bool:
+        """Whether it renders a query and a document, with an instruction or without one.
+
+        Args:
+            empty_documents: as for `as_template`, which raises the same errors.
+        """
+        return any(
+            self.as_template(with_instruction=each, empty_documents=empty_documents) is not None
+            for each in (False, True)
+        )
+
     def as_template(self, *, with_instruction: bool, empty_documents: Collection[str] = ("",)) -> str | None:
         """The chat template as the text of one of our templates; None if it drops the query, document or instruction.
 

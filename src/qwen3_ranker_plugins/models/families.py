@@ -69,6 +69,7 @@ QWEN3_RERANKER = Family(
     negative="no",
     divisor=1.0,
     source="model card of Qwen/Qwen3-Reranker-0.6B",
+    published=r"qwen3-reranker-[\d.]+b",
 )
 
 ZERANK = Family(

@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 from ..errors import UnsupportedModelError
 from .chat_template import ChatTemplate
 from .families import FAMILIES, MXBAI_RERANK_V2, QWEN3_RERANKER, QWEN3_VL_RERANKER, Family
+from .json_files import read_json
 from .score_head import family_of_head
 from .spec import Scoring
 
@@ -27,6 +28,8 @@ def choose_family(
     labels: tuple[int, int | None] | None,
     chat: ChatTemplate | None,
     given: Scoring | None,
+    *,
+    has_template: bool,
 ) -> tuple[Family, str]:
     """(the family whose defaults apply, what says so).
 
@@ -37,6 +40,7 @@ def choose_family(
         labels: ids of the label tokens that sentence-transformers' files name; None for none.
         chat: the chat template, if it is for a query and a document.
         given: `scoring=` of the user.
+        has_template: whether the user gave the prompt.
 
     Raises:
         UnsupportedModelError: the evidence is contradictory or missing; the message says what to give.
@@ -54,10 +58,11 @@ def choose_family(
     _refuse_document_first(folder, called, architecture, given)
     for family in FAMILIES:
         if family.word and any(family.word in each for each in called):
-            why = _why_named(folder, family, called, architecture, labels, given, has_prompt=prompt is not None)
+            why = _why_named(folder, family, called, architecture, labels, given, has_prompt=chat is not None)
             if why is not None:
                 return family, why
-    return _family_of_architecture(folder, called, architecture, given)
+    says_prompt = "the prompt that was given" if has_template else "its chat template" if chat is not None else None
+    return _family_of_architecture(folder, called, architecture, labels, given, says_prompt)
 
 
 def _names(folder: Path, name: str) -> Iterator[str]:
@@ -136,32 +141,53 @@ def _why_named(
 
 
 def _family_of_architecture(
-    folder: Path, called: list[str], architecture: str, given: Scoring | None
+    folder: Path,
+    called: list[str],
+    architecture: str,
+    labels: tuple[int, int | None] | None,
+    given: Scoring | None,
+    says_prompt: str | None,
 ) -> tuple[Family, str]:
-    """The family of a model whose chat template, score head and name say nothing.
+    """The family of a model whose score head and name say nothing, and whose chat template is of no known family.
+
+    Args:
+        folder, architecture, labels, given: as for `choose_family`.
+        called: names of the model.
+        says_prompt: what says the prompt; None if nothing does.
 
     Raises:
         UnsupportedModelError: the architecture does not tell either.
     """
-    if architecture.startswith("Qwen2"):
-        if given is not None and (_has_labels(MXBAI_RERANK_V2, given) or given.is_score_head):
-            return MXBAI_RERANK_V2, f"the scoring that was given, and {architecture}"
-        raise UnsupportedModelError(
-            f"{folder} holds {architecture} and does not say how it judges a document: neither a chat template with a "
-            "query and a document, nor a known name such as mxbai-rerank-base-v2 was found; if it is such a model, "
-            f"give {_scoring_of(MXBAI_RERANK_V2, architecture)}"
+    is_classifier = architecture.endswith("ForSequenceClassification")
+    family = MXBAI_RERANK_V2 if architecture.startswith("Qwen2") else QWEN3_RERANKER
+    if says_prompt is not None and (is_classifier or labels is not None or given is not None):
+        return family, f"{architecture}, and {says_prompt}"  # nothing of the family's prompt is used
+    if family is MXBAI_RERANK_V2:
+        if given is not None and (_has_labels(family, given) or given.is_score_head):
+            return family, f"the scoring that was given, and {architecture}"
+        missing = (
+            "neither a chat template with a query and a document, nor a known name"
+            if says_prompt is None
+            else (f"{says_prompt} names no labels, and no known name")
         )
-    if (
-        architecture.endswith("ForSequenceClassification")
-        and given is None
-        and not any("rerank" in each for each in called)
-    ):
+        raise UnsupportedModelError(
+            f"{folder} holds {architecture} and does not say how it judges a document: {missing} such as "
+            f"mxbai-rerank-base-v2 was found; if it is such a model, give {_scoring_of(family, architecture)}"
+        )
+    if is_classifier and given is None and not any(re.match(family.published, each) for each in called):
+        older = (
+            "; its config.json has the key 'sentence_transformers', so a CrossEncoder without chat templates saved it, "
+            "which gives the model the two texts with no prompt"
+            if "sentence_transformers" in read_json(folder / "config.json")
+            else ""
+        )
         raise UnsupportedModelError(
             f"{folder} holds {architecture} and does not say on which prompt it was trained: neither a chat template "
-            "with a query and a document, nor a score head made of the rows of 'yes' and 'no', nor a name with "
-            "'rerank' was found; if it was converted from a Qwen3-Reranker, give scoring='score-head'"
+            "with a query and a document, nor a score head made of the rows of 'yes' and 'no', nor a name that begins "
+            f"as Qwen3-Reranker-0.6B was found{older}; if it was trained on the prompt of Qwen3-Reranker, give "
+            "scoring='score-head', else the text of its prompt as template="
         )
-    return QWEN3_RERANKER, f"{architecture} with nothing else said"
+    return family, f"{architecture} with nothing else said"
 
 
 def _has_labels(family: Family, given: Scoring) -> bool:

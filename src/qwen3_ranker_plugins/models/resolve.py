@@ -70,7 +70,11 @@ class Checkpoint:
 
 
 def resolve_checkpoint(
-    model: str | os.PathLike[str], *, adapter: str | os.PathLike[str] | None = None, scoring: str | None = None
+    model: str | os.PathLike[str],
+    *,
+    adapter: str | os.PathLike[str] | None = None,
+    scoring: str | None = None,
+    template: str = "standard",
 ) -> Checkpoint:
     """Find a model and read how it judges a document.
 
@@ -78,6 +82,7 @@ def resolve_checkpoint(
         model: as for `resolve_model`; the folder or the hub name of a LoRA adapter selects its base with this adapter.
         adapter: a LoRA adapter for the model: a folder or a hub name; "none" to ignore one in the model's folder.
         scoring: how to score, instead of how the checkpoint says; see `Scoring.parse`.
+        template: as for `read_spec`.
 
     Raises:
         ModelNotFoundError, UnsupportedModelError: see `resolve_model`.
@@ -102,7 +107,7 @@ def resolve_checkpoint(
             check_files(folder)
             if is_adapter(folder):
                 check_merged(folder, _local_base(folder))
-        return Checkpoint(folder, None, read_spec(folder, name=name, scoring=scoring))
+        return Checkpoint(folder, None, read_spec(folder, name=name, scoring=scoring, template=template))
     found = _find(_name(adapter), _HUB_FILES, argument="adapter")
     if not is_adapter(found):
         raise UnsupportedModelError(
@@ -113,7 +118,8 @@ def resolve_checkpoint(
     read_headers(found, adapter=True)
     check_adapters_tokenizer(found, folder)
     check_not_merged(folder, found, _local_base(found))
-    return Checkpoint(folder, found, read_spec(folder, name=name, scoring=scoring, adapter=found))
+    spec = read_spec(folder, name=name, scoring=scoring, adapter=found, template=template)
+    return Checkpoint(folder, found, spec)
 
 
 def resolve_model(model: str | os.PathLike[str]) -> Path:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import UnsupportedModelError
 from .families import FAMILIES, Family
 from .spec import Scoring
 from .weights import read_headers, read_rows
 
+if TYPE_CHECKING:
+    from ..prompt.tokenizer import ModelTokenizer
+
 # Minimum cosine similarity of a score head and the label rows from which it was made.
 _SIMILAR = 0.5
+# Maximum relative difference of a score head's length from that of the label rows from which it was made.
+_SAME_LENGTH = 0.03
 
 
 def family_of_head(folder: Path) -> Family | None:
@@ -32,14 +39,9 @@ def family_of_head(folder: Path) -> Family | None:
     tokenizer = load_tokenizer(folder)
     closest, similarity = None, 0.0
     for family in FAMILIES:
-        ids = [tokenizer.find(word) for word in (family.positive, family.negative) if word is not None]
-        if None in ids:
+        if (row := _label_row(folder, tokenizer, family)) is None:
             continue
-        rows = read_rows(folder, "model.embed_tokens.weight", [each for each in ids if each is not None])
-        if rows is None:
-            return None
-        row = rows[0] if len(rows) == 1 else rows[0] - rows[1]
-        cosine = float(row @ head[0]) / max(float(np.linalg.norm(row) * np.linalg.norm(head[0])), 1e-30)
+        cosine = _cosine(row, head[0])
         if abs(cosine) > abs(similarity):
             closest, similarity = family, cosine
     if similarity < -_SIMILAR:
@@ -49,6 +51,51 @@ def family_of_head(folder: Path) -> Family | None:
             "so irrelevant documents would come first: convert it again with the rows in the other order"
         )
     return closest if similarity > _SIMILAR else None
+
+
+def divisor_of_head(folder: Path, family: Family) -> float:
+    """By what the output of a classifier's score head is still to be divided to become a margin of its family.
+
+    A converter may have divided the weights by the family's divisor already.
+
+    Raises:
+        UnsupportedModelError: the length of the score head does not tell.
+    """
+    from ..prompt.tokenizer import load_tokenizer
+
+    if family.divisor == 1:
+        return 1.0
+    head = read_rows(folder, "score.weight", [0])
+    row = _label_row(folder, load_tokenizer(folder), family)
+    found = f"is not made of the row of {family.positive!r}"
+    if head is not None and row is not None and _cosine(row, head[0]) > _SIMILAR:
+        length = float(np.linalg.norm(head[0]) / np.linalg.norm(row))
+        for inside in (1.0, family.divisor):
+            if abs(length * inside - 1) <= _SAME_LENGTH:
+                return family.divisor / inside
+        found = f"has {length:.3g} times the length of the row of {family.positive!r}"
+    undivided, divided = (str(Scoring(None, None, each)) for each in (family.divisor, 1.0))
+    raise UnsupportedModelError(
+        f"{folder}: it is unclear whether its score head is already divided by {family.divisor:g}, by which "
+        f"{family.name} divides its logit, because it {found}: give scoring='{divided} / 1' if it is, and "
+        f"scoring={undivided!r} if it is not"
+    )
+
+
+def _label_row(folder: Path, tokenizer: ModelTokenizer, family: Family) -> NDArray[np.float32] | None:
+    """The score head that the tied embeddings make of a family's labels; None if they have no rows for these."""
+    ids = [tokenizer.find(word) for word in (family.positive, family.negative) if word is not None]
+    if None in ids:
+        return None
+    rows = read_rows(folder, "model.embed_tokens.weight", [each for each in ids if each is not None])
+    if rows is None:
+        return None
+    row: NDArray[np.float32] = rows[0] if len(rows) == 1 else rows[0] - rows[1]
+    return row
+
+
+def _cosine(row: NDArray[np.float32], head: NDArray[np.float32]) -> float:
+    return float(row @ head) / max(float(np.linalg.norm(row) * np.linalg.norm(head)), 1e-30)
 
 
 def check_head(folder: Path) -> None:

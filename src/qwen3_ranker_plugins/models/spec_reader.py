@@ -20,10 +20,10 @@ from ..errors import InvalidInputError, UnsupportedModelError
 from .chat_template import ChatTemplate
 from .config_settings import check_settings, check_weights, max_positions
 from .cross_encoder_files import CrossEncoderFiles
-from .families import Family
+from .families import FAMILIES, Family
 from .family_choice import choose_family
 from .json_files import read_json, shortened
-from .score_head import check_head
+from .score_head import check_head, divisor_of_head
 from .spec import ModelSpec, Scoring
 from .weights import read_headers
 
@@ -46,7 +46,14 @@ _OTHER_MECHANISMS = {
 _LABELS, _CHAT, _PROMPT = "1_LogitScore/config.json", "its chat template", "config_sentence_transformers.json"
 
 
-def read_spec(folder: Path, *, name: str = "", scoring: str | None = None, adapter: Path | None = None) -> ModelSpec:
+def read_spec(
+    folder: Path,
+    *,
+    name: str = "",
+    scoring: str | None = None,
+    adapter: Path | None = None,
+    template: str = "standard",
+) -> ModelSpec:
     """The description of a checkpoint.
 
     Args:
@@ -55,6 +62,8 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None, adapt
         scoring: how to score, instead of how the folder says; see `Scoring.parse`.
         adapter: folder of an adapter for the model. If it says how to judge, as sentence-transformers saves it, this
             takes precedence over what the folder of the model says.
+        template: as in `RerankerSettings`; another one than "standard" takes the place of the folder's prompt, so the
+            folder need not say it.
 
     Raises:
         UnsupportedModelError: the folder is damaged, holds another kind of model, or leaves open how it judges.
@@ -70,14 +79,17 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None, adapt
     check_weights(path, settings, read_headers(folder), plain=quantization is None)
     if architecture.endswith("ForSequenceClassification"):
         check_head(folder)
-    described, modules, chat = _described(folder, adapter, has_processor=decoder == "qwen3_vl")
+    has_template = template != "standard"
+    described, modules, chat = _described(
+        folder, adapter, has_processor=decoder == "qwen3_vl", has_template=has_template
+    )
     sources = {"architecture": "config.json"}
     positions = max_positions(path, settings)
     if modules.max_length is not None and modules.max_length < positions:
         positions = modules.max_length
         sources["max_positions"] = "model_max_length, max_seq_length or max_length in sentence-transformers' files"
 
-    family, why = choose_family(folder, name, architecture, modules.labels, chat, given)
+    family, why = choose_family(folder, name, architecture, modules.labels, chat, given, has_template=has_template)
     sources["family"] = why
     spec = ModelSpec(
         architecture=architecture,
@@ -93,7 +105,8 @@ def read_spec(folder: Path, *, name: str = "", scoring: str | None = None, adapt
         sources=sources | dict.fromkeys(("scoring", "template", "instruction"), family.source),
     )
     if architecture.endswith("ForSequenceClassification"):
-        head = Scoring(None, None, family.divisor)
+        is_decided = given is not None and (not given.is_score_head or "/" in str(scoring))
+        head = Scoring(None, None, family.divisor if is_decided else divisor_of_head(folder, family))
         spec = replace(spec, scoring=head, sources=dict(spec.sources) | {"scoring": "its score head"})
     elif modules.labels is not None:
         spec = _with_labels(folder, described, spec, family, modules.labels)
@@ -192,16 +205,24 @@ def _is_of_mlx(settings: Mapping[str, Any]) -> bool:
 
 
 def _described(
-    folder: Path, adapter: Path | None, *, has_processor: bool
+    folder: Path, adapter: Path | None, *, has_processor: bool, has_template: bool
 ) -> tuple[Path, CrossEncoderFiles, ChatTemplate | None]:
     """(the folder whose files say how the model judges, sentence-transformers' files, the chat template for pairs)."""
+    empty_documents = {each.empty_document for each in FAMILIES}
     for described in (folder,) if adapter is None else (adapter, folder):
         modules = CrossEncoderFiles.read(described)
         chat = ChatTemplate.read(described, modules, has_processor=has_processor)
-        if chat is not None and not (modules.present or chat.is_for_pairs):
+        if chat is not None and not ((modules.present or chat.is_for_pairs) and chat.renders_pairs(empty_documents)):
             chat = None  # it is for chats
         if modules.present or chat is not None:
             break
+    if modules.present and chat is None and not has_template:
+        raise UnsupportedModelError(
+            f"{described} has sentence-transformers' modules.json, and no chat template that renders a query and a "
+            "document, so it does not say on which prompt it was trained: copy chat_template.jinja from the original, "
+            "or give the text of the prompt as template= (Qwen3-Reranker's is "
+            "qwen3_ranker_plugins.prompt.TEMPLATES['standard'])"
+        )
     return described, modules, chat
 
 
@@ -235,14 +256,14 @@ def _with_labels(
 def _with_chat_template(
     spec: ModelSpec, chat: ChatTemplate | None, modules: CrossEncoderFiles, family: Family
 ) -> ModelSpec:
-    """The spec with the prompt of the folder's chat template, if that renders a query and a document."""
+    """The spec with the prompt of the folder's chat template, and with sentence-transformers' default prompt."""
     if chat is None:
-        return spec
+        if modules.instruction is None:
+            return spec
+        return replace(spec, instruction=modules.instruction, sources=dict(spec.sources) | {"instruction": _PROMPT})
     plain, instructed = (
         chat.as_template(with_instruction=each, empty_documents={family.empty_document}) for each in (False, True)
     )
-    if plain is None and instructed is None:
-        return spec
     known = {family.template, family.template_without_instruction}
     if modules.instruction is None and plain in known:
         return spec

@@ -28,7 +28,9 @@ def settings_fingerprint(settings: RerankerSettings, calibration: Calibration | 
     Raises:
         InvalidInputError: the calibration was fitted with another model or prompt.
     """
-    checkpoint = resolve_checkpoint(settings.model, adapter=settings.adapter, scoring=settings.scoring)
+    checkpoint = resolve_checkpoint(
+        settings.model, adapter=settings.adapter, scoring=settings.scoring, template=settings.template
+    )
     spec = checkpoint.spec
     others = dict(OPTIONAL) | {"scoring": str(spec.scoring)}
     if checkpoint.adapter is not None:

@@ -232,7 +232,9 @@ def _token_budget(device: str, token_budget: int | None) -> int:
 def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:
     """See `EngineModule`."""
     options = PackedOptions.parse(engine, settings.engine_options)
-    checkpoint = resolve_checkpoint(settings.model, adapter=settings.adapter, scoring=settings.scoring)
+    checkpoint = resolve_checkpoint(
+        settings.model, adapter=settings.adapter, scoring=settings.scoring, template=settings.template
+    )
     folder = checkpoint.folder
     encoder = make_encoder(checkpoint.spec, folder, settings.template, settings.max_length)
     device, dtype = resolve_device(settings.device, settings.dtype)

@@ -28,7 +28,9 @@ def resolve(engine: str, settings: RerankerSettings) -> ResolvedSettings:
     import torch
 
     options, template, window = apply_to_prompts(engine, settings)
-    checkpoint = resolve_checkpoint(settings.model, adapter=settings.adapter, scoring=settings.scoring)
+    checkpoint = resolve_checkpoint(
+        settings.model, adapter=settings.adapter, scoring=settings.scoring, template=template
+    )
     check_form(engine, checkpoint)
     folder = checkpoint.folder
     tokenizer = folder if options.tokenizer is None else resolve_model(options.tokenizer)
