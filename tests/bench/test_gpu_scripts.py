@@ -64,7 +64,7 @@ def test_processor_time_of_a_process_and_its_children() -> None:
     script = (
         "import subprocess, sys, threading, time\n"
         "child = subprocess.Popen([sys.executable, '-c', 'input()', 'the-child'], stdin=subprocess.PIPE)\n"
-        "print('ready', flush=True)\n"
+        "print('ready', flush=True); input()\n"
         "threading.Thread(target=time.sleep, args=(1,)).start()\n"
         "ends = time.process_time() + 0.5\n"
         "while time.process_time() < ends: pass\n"
@@ -72,9 +72,11 @@ def test_processor_time_of_a_process_and_its_children() -> None:
     )
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         host = HostTime(process.pid)
+        print(file=process.stdin, flush=True)
         assert process.stdout.readline() == "done\n"
         found = host.figures(seconds=1.0)
         own, child = found["processes"]
