@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from qwen3_ranker_plugins import UnsupportedModelError
 from qwen3_ranker_plugins.models import read_spec, resolve_checkpoint
-from tests.contract.test_forms import DOCUMENTS, NO, QUERY, TOLERANCE, YES, difference, margins, prompts
+from tests.contract.test_forms import DOCUMENTS, NO, QUERY, TOLERANCE, YES, difference, last_logits, margins, prompts
 from tests.forms import change_weights, copy_of, edit_json, write_adapter, write_cross_encoder
 
 Edit = Callable[[Path], None]
@@ -359,13 +359,22 @@ def test_adapters_that_cannot_be_merged_are_refused(tiny: Path, tmp_path: Path) 
 
 
 def test_an_adapter_of_a_classifier_on_a_causal_base_is_refused(tiny: Path, tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
 
     base = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=1, dtype=torch.float32)
     config = LoraConfig(target_modules=["q_proj"], r=2, task_type="SEQ_CLS")
     get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(UnsupportedModelError, match=r"score head.*num_labels=1"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"score head.*num_labels=1.*the tokenizer.*scoring='score-head' if.*template="
+    ):
         margins(tmp_path / "adapter")
+    base = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=1, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "merged")
+    merged.config.pad_token_id = 0
+    expected = [float(each[0]) for each in last_logits(merged, tiny, prompts(tiny))]
+    assert margins(tmp_path / "merged", scoring="score-head") == pytest.approx(expected, abs=TOLERANCE)
 
 
 @pytest.mark.filterwarnings("ignore:.*missing adapter keys.*:UserWarning")

@@ -74,13 +74,49 @@ def test_weights_that_can_run_code_are_refused(copy: Path) -> None:
         resolve_model(copy)
 
 
-def test_code_in_the_folder_is_not_run(copy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "auto_map"),
+    [
+        ("config.json", {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}),
+        ("config.json", {"AutoModel": "somebody/model--evil.Model"}),
+        ("config.json", {"AutoTokenizer": ["evil.Model", None]}),
+        ("tokenizer_config.json", {"AutoTokenizer": [None, "evil.Model"]}),
+        ("tokenizer_config.json", ["evil.Model", None]),
+    ],
+)
+def test_code_in_the_folder_is_neither_run_nor_ignored(file: str, auto_map: object, copy: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    (copy / "evil.py").write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\nclass Model: ...\n")
+    settings = json.loads((copy / file).read_text())
+    (copy / file).write_text(json.dumps(settings | {"auto_map": auto_map}))
+    with pytest.raises(UnsupportedModelError, match=rf"{file} says auto_map=.*evil\.Model.*remove auto_map if"):
+        Reranker(copy)
+    assert not ran.exists()
+
+
+def test_the_path_of_a_file_or_a_folder_too_high_is_answered_with_the_folder(copy: Path, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "config.json"):
+        with pytest.raises(ModelNotFoundError, match=rf"{name}' is a file: give its folder, '{copy}'"):
+            resolve_model(copy / name)
+    with pytest.raises(
+        UnsupportedModelError, match=rf"has no config\.json: give the model's folder below it, '{copy}'"
+    ):
+        resolve_model(tmp_path)
+    snapshot = tmp_path / "cache" / "models--x--y" / "snapshots" / "abc"
+    shutil.copytree(copy, snapshot)
+    with pytest.raises(UnsupportedModelError, match=rf"models--x--y has no config\.json: give .*, '{snapshot}'"):
+        resolve_model(snapshot.parent.parent)
+    with pytest.raises(UnsupportedModelError, match=r"cache has no config\.json: give the folder of a transformers"):
+        resolve_model(tmp_path / "cache")
+
+
+def test_code_of_a_configuration_is_not_run(copy: Path, tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     (copy / "evil.py").write_text(
         f"import pathlib\npathlib.Path({str(ran)!r}).touch()\nclass Config: ...\nclass Model: ...\n"
     )
     config = json.loads((copy / "config.json").read_text())
-    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    config["auto_map"] = {"AutoConfig": "evil.Config"}
     (copy / "config.json").write_text(json.dumps(config))
     with Reranker(copy) as safe:
         safe.score("q", ["d"])
@@ -379,6 +415,11 @@ def test_damaged_files_are_named(copy: Path, file: str, content: bytes, message:
             {"hidden_act": "gelu", "pad_token_id": "x"},
             r"config\.json: transformers refuses a setting \(.*'pad_token_id' with value 'x' .*\): write the",
         ),
+        (
+            {"problem_type": "single_label_classification", "id2label": {"0": "LABEL_0"}},
+            "problem_type='single_label_classification', which .* a single label: remove it",
+        ),
+        ({"problem_type": "ranking"}, "problem_type='ranking', which transformers refuses: remove it"),
         ({"hidden_act": None}, "says hidden_act=None, which is not the name of an activation"),
         ({"hidden_act": "swish9"}, "cannot be loaded .*swish9"),
         ({"model_type": "llama"}, "model_type='llama' and Qwen3ForCausalLM"),

@@ -24,6 +24,7 @@ _SIZES = (
 _DERIVED, _DERIVED_BY_QWEN3 = ("num_key_value_heads", "head_dim"), ("num_key_value_heads",)
 _NUMBERS = ("rms_norm_eps", "rope_theta", "partial_rotary_factor", "attention_dropout")
 _SWITCHES = ("tie_word_embeddings", "attention_bias", "use_sliding_window", "is_causal")
+_PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 #: Kinds of rotary embeddings that transformers computes -> the numbers that each needs.
 _ROTARY = {
     "default": (),
@@ -89,11 +90,48 @@ def check_settings(path: Path, config: Mapping[str, Any]) -> None:
             raise _wrong(path, name, config[name], "true or false")
     if not isinstance(config.get("hidden_act", ""), str):
         raise _wrong(path, "hidden_act", config["hidden_act"], "the name of an activation, such as 'silu'")
+    _check_problem_type(path, config)
     types = config.get("layer_types")
     if types is not None and not (isinstance(types, list) and all(isinstance(each, str) for each in types)):
         raise _wrong(path, "layer_types", types, "a list of the kinds of the layers, such as 'full_attention'")
     for name in ("rope_parameters", "rope_scaling"):
         _check_rotary(path, name, config.get(name))
+
+
+def _check_problem_type(path: Path, config: Mapping[str, Any]) -> None:
+    kind, labels = config.get("problem_type"), config.get("id2label")
+    count = len(labels) if isinstance(labels, Mapping) else config.get("num_labels")
+    if kind not in _PROBLEM_TYPES or (kind == "single_label_classification" and count == 1):
+        raise UnsupportedModelError(
+            f"{path} says problem_type={shortened(kind)}, which transformers refuses"
+            f"{' for a single label' if kind in _PROBLEM_TYPES else ''}: remove it, because only the loss of a "
+            "training depends on it"
+        )
+
+
+def check_own_code(path: Path, settings: Mapping[str, Any], classes: str) -> None:
+    """Make sure that a folder brings no code of its own for the classes that a model is loaded with.
+
+    Args:
+        path: of the file, for messages.
+        settings: of the file.
+        classes: pattern with which the names of these classes begin in `auto_map`.
+
+    Raises:
+        UnsupportedModelError: it does. The code is never run, and the scores would not be those that it computes.
+    """
+    named = settings.get("auto_map") or {}
+    found = (
+        {name: each for name, each in named.items() if each is not None and re.match(classes, name)}
+        if isinstance(named, Mapping)
+        else named
+    )
+    if found:
+        raise UnsupportedModelError(
+            f"{path} says auto_map={shortened(found)}: the folder brings code of its own, which this package does not "
+            "run; remove auto_map if the code computes what transformers' own class does, else use the library that "
+            "the model's card names"
+        )
 
 
 def _check_rotary(path: Path, name: str, rotary: object) -> None:

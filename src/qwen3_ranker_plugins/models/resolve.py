@@ -188,6 +188,8 @@ def _find(
     if path.is_symlink():
         gone = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         raise ModelNotFoundError(f"{argument}={name!r}: {reason_and_remedy(path, gone)}")
+    if path.is_file():
+        raise ModelNotFoundError(f"{argument}={name!r} is a file: give its folder, {str(path.absolute().parent)!r}")
     if _looks_like_path(name) or path.suffix == ".gguf":
         remedy = (
             "give an existing folder, or a hub name"
@@ -300,9 +302,13 @@ def _check(folder: Path) -> None:
             raise UnsupportedModelError(
                 f"{folder} is an adapter without adapter_config.json, which says how it is merged: download that file"
             )
-        raise UnsupportedModelError(
-            f"{folder} has no config.json: give the folder of a transformers model, or the path of a GGUF file"
+        below = [repr(str(each)) for each in _models_below(folder)]
+        remedy = (
+            f"give the model's folder below it, {' or '.join(below[:3])}"
+            if below
+            else "give the folder of a transformers model, or the path of a GGUF file"
         )
+        raise UnsupportedModelError(f"{folder} has no config.json: {remedy}")
     check_file(folder / "config.json")
     if not weight_files(folder):
         strays = sorted(path.name for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_"))
@@ -317,3 +323,13 @@ def _check(folder: Path) -> None:
             f"{folder} has no *.safetensors weights{found}; convert them with model.save_pretrained(folder)"
         )
     read_headers(folder)
+
+
+def _models_below(folder: Path) -> list[Path]:
+    """The folders of models and adapters in a folder, or in a repository of the hub's cache."""
+    snapshots = folder / "snapshots"
+    return sorted(
+        each
+        for each in (snapshots if snapshots.is_dir() else folder).iterdir()
+        if is_adapter(each) or (is_listed(each / "config.json") and has_whole_weights(each))
+    )

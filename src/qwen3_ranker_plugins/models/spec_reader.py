@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import InvalidInputError, UnsupportedModelError
 from .chat_template import ChatTemplate
-from .config_settings import check_settings, check_weights, max_positions
+from .config_settings import check_own_code, check_settings, check_weights, max_positions
 from .cross_encoder_files import CrossEncoderFiles
 from .families import FAMILIES, Family
 from .family_choice import choose_family
@@ -157,6 +157,7 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> str:
             f"{folder}/config.json says is_causal=false: its attention is bidirectional, so no prefix can be shared; "
             "use the library that its model card names"
         )
+    check_own_code(folder / "config.json", config, "AutoModel")
     return names[0]
 
 

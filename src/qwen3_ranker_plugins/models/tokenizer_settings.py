@@ -17,6 +17,7 @@ from ..errors import UnsupportedModelError
 from ..model_files import is_listed
 from ..prompt import ModelTokenizer, load_tokenizer
 from ..prompt.tokenizer import has_split_of_qwen
+from .config_settings import check_own_code
 from .json_files import read_json, shortened
 
 # Classes that make ids as tokenizer.json says, except that Qwen's bring their own normalizer and pre-tokenizer.
@@ -48,6 +49,8 @@ def check_tokenizer(folder: Path) -> None:
             f"{place} says tokenizer_class={kind!r}, which is not a tokenizer of Qwen: use the tokenizer of the "
             "checkpoint's base"
         )
+    check_own_code(path, said, "Auto(Tokenizer|Processor)")
+    check_own_code(file, config, "Auto(Tokenizer|Processor)")
     for name in ("add_prefix_space", "split_special_tokens", "fast_tokenizer_files"):
         if said.get(name):
             raise UnsupportedModelError(

@@ -285,7 +285,9 @@ def _merged(model: Any, adapter: Path) -> Any:
         if any(name.endswith(".score.weight") for name in strangers):
             raise UnsupportedModelError(
                 f"{adapter} was trained on a sequence classifier, and has its score head: merge it with peft into "
-                "AutoModelForSequenceClassification with num_labels=1, and give the merged folder as model"
+                "AutoModelForSequenceClassification with num_labels=1, save the merged model and the tokenizer in a "
+                "folder, and give that as model, with scoring='score-head' if the adapter was trained on the prompt of "
+                "Qwen3-Reranker, else with the text of its prompt as template="
             )
         if lacking := sorted(loaded - stored):
             raise UnsupportedModelError(
