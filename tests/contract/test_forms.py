@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,23 @@ def test_a_bias_of_a_classifier_counts(tiny: Path, tmp_path: Path) -> None:
     folder = write_classifier(tiny, tmp_path / "classifier")
     change_weights(folder, score__bias=torch.tensor([0.75]))
     assert margins(folder) == pytest.approx(margins(tiny) + 0.75, abs=TOLERANCE)
+
+
+def test_an_older_cross_encoder_has_no_prompt(tiny: Path, tmp_path: Path) -> None:
+    """The refusal names the template that gives the model the two texts, each encoded on its own."""
+    from sentence_transformers import CrossEncoder
+
+    folder = write_classifier(tiny, tmp_path / "my-reranker")
+    (folder / "chat_template.jinja").unlink()  # of the base, for chats
+    torch.manual_seed(1)
+    change_weights(folder, score__weight=torch.randn(1, 256))
+    edit_json(folder / "config.json", sentence_transformers={"version": "5.0.0"}, pad_token_id=0)
+    template = "{query}{|}{document}"
+    with pytest.raises(UnsupportedModelError, match=re.escape(f"(template={template!r} does the same)")):
+        margins(folder)
+    reference = CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    raw = [reference.predict([(QUERY, each)], activation_fn=torch.nn.Identity())[0] for each in DOCUMENTS[:3]]
+    assert margins(folder, DOCUMENTS[:3], template=template) == pytest.approx(raw, abs=TOLERANCE)
 
 
 def test_an_adapter_is_merged_once_however_it_is_given(tiny: Path, tmp_path: Path) -> None:

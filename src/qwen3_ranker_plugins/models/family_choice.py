@@ -177,7 +177,7 @@ def _family_of_architecture(
     if is_classifier and given is None and not any(re.match(family.published, each) for each in called):
         older = (
             "; its config.json has the key 'sentence_transformers', so a CrossEncoder without chat templates saved it, "
-            "which gives the model the two texts with no prompt"
+            "which gives the model the two texts with no prompt (template='{query}{|}{document}' does the same)"
             if "sentence_transformers" in read_json(folder / "config.json")
             else ""
         )
