@@ -296,6 +296,10 @@ COMPRESSED: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 }
 
 
+#: Presets of compressed-tensors for weights in float4, which its library turns into bfloat16.
+FLOAT4 = ("NVFP4A16", "MXFP4A16")
+
+
 def write_compressed(causal: Path, target: Path, scheme: str) -> Path:
     """Quantised by the compressed-tensors library, rounded to nearest."""
     from compressed_tensors.compressors import ModelCompressor
@@ -304,24 +308,34 @@ def write_compressed(causal: Path, target: Path, scheme: str) -> Path:
         QuantizationConfig,
         QuantizationScheme,
         apply_quantization_config,
+        preset_name_to_scheme,
     )
-    from compressed_tensors.quantization.utils import calculate_qparams
+    from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 
-    weights, activations = COMPRESSED[scheme]
-    arguments = QuantizationArgs(**weights)
-    group = QuantizationScheme(
-        targets=["Linear"],
-        weights=arguments,
-        input_activations=None if activations is None else QuantizationArgs(**activations),
-    )
-    model = AutoModelForCausalLM.from_pretrained(causal, dtype=torch.float32)
+    if scheme in FLOAT4:
+        group = preset_name_to_scheme(scheme, ["Linear"])
+        arguments = group.weights
+    else:
+        weights, activations = COMPRESSED[scheme]
+        arguments = QuantizationArgs(**weights)
+        group = QuantizationScheme(
+            targets=["Linear"],
+            weights=arguments,
+            input_activations=None if activations is None else QuantizationArgs(**activations),
+        )
+    dtype = torch.bfloat16 if scheme in FLOAT4 else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(causal, dtype=dtype)
     config = QuantizationConfig(config_groups={"group_0": group}, quantization_status="frozen", ignore=["lm_head"])
     apply_quantization_config(model, config)
     for module in model.modules():
         if getattr(module, "quantization_scheme", None) is not None:
             weight = module.weight.data
             parts = weight if arguments.group_size is None else weight.unflatten(1, (-1, arguments.group_size))
-            scale, _ = calculate_qparams(parts.amin(-1), parts.amax(-1), arguments)
+            for_all = None
+            if hasattr(module, "weight_global_scale"):
+                for_all = generate_gparam(weight.amin(), weight.amax())
+                module.weight_global_scale.data.copy_(for_all)
+            scale, _ = calculate_qparams(parts.amin(-1), parts.amax(-1), arguments, global_scale=for_all)
             module.weight_scale.data.copy_(scale.reshape(module.weight_scale.shape))
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)

@@ -21,6 +21,15 @@ def is_listed(path: Path) -> bool:
     return os.path.lexists(path)
 
 
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder whose names match a pattern, sorted.
+
+    Hidden files are left out, as by the shell and by vLLM. macOS writes a `._model.safetensors`, which holds no
+    weights, for a `model.safetensors` that it copies to a foreign disk.
+    """
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
 def check_file(path: Path) -> None:
     """Make sure that a path leads to a file with content of its own.
 

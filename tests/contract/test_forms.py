@@ -22,6 +22,7 @@ from qwen3_ranker_plugins.models import read_spec, resolve_checkpoint
 from qwen3_ranker_plugins.prompt import load_tokenizer
 from tests.forms import (
     COMPRESSED,
+    FLOAT4,
     FLOAT8,
     NO,
     YES,
@@ -51,6 +52,7 @@ DOCUMENTS = [
     "",
 ]
 TOLERANCE = 1e-4
+INT8 = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}}
 
 
 def margins(model: Path, documents: list[str] = DOCUMENTS, **settings: Any) -> NDArray[np.float32]:
@@ -271,6 +273,25 @@ def test_compressed_tensors(tiny: Path, tmp_path: Path, scheme: str) -> None:
     check_plain_weights(folder)
 
 
+@pytest.mark.parametrize("scheme", FLOAT4)
+def test_float4_of_compressed_tensors(tiny: Path, tmp_path: Path, scheme: str) -> None:
+    folder = write_compressed(write_shallow(tiny, tmp_path / "shallow", 2), tmp_path / "compressed", scheme)
+    assert margins(folder) == pytest.approx(margins(folder, dtype="bfloat16"), abs=0.02)
+    assert margins(folder) != pytest.approx(margins(tmp_path / "shallow"), abs=1e-3)
+    check_plain_weights(folder)
+
+
+def test_keys_and_values_are_not_quantised(tiny: Path, tmp_path: Path) -> None:
+    folder = write_compressed(write_shallow(tiny, tmp_path / "shallow", 1), tmp_path / "compressed", "int8")
+    settings = json.loads((folder / "config.json").read_text())["quantization_config"]
+    expected = margins(folder)
+    scheme = {"num_bits": 8, "type": "float", "strategy": "tensor"}
+    edit_json(folder / "config.json", quantization_config=settings | {"kv_cache_scheme": scheme})
+    assert margins(folder) == pytest.approx(expected)
+    change_weights(folder, **{f"model__layers__0__self_attn__{part}_scale": torch.tensor([1.0]) for part in "kv"})
+    assert margins(folder) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("style", list(FLOAT8))
 def test_float8(tiny: Path, tmp_path: Path, style: str) -> None:
     folder = write_float8(tiny, tmp_path / "float8", style, tmp_path / "plain")
@@ -340,6 +361,7 @@ def test_a_part_of_a_quantised_matrix_that_is_missing_or_wrong_is_named(tiny: Pa
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "because vLLM does not"),
         ({"quant_method": "gptq", "bits": 3}, "unquantised checkpoint, because vLLM does not"),
         ({"quant_method": "compressed-tensors", "format": "int-quantized"}, "config_groups=.*remove quantiza"),
+        ({"quant_method": "compressed-tensors", "config_groups": INT8}, "not quantised.*remove quantization_config"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "not quantised.*remove quantization_config"),
     ],
     ids=str,

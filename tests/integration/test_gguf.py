@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from typer.testing import CliRunner
 
 from qwen3_ranker_plugins import ModelNotFoundError, Reranker, UnsupportedModelError
 from qwen3_ranker_plugins.cli.app import app
+from qwen3_ranker_plugins.models import ModelSpec
 from qwen3_ranker_plugins.models.resolve import resolve_checkpoint, resolve_model
-from qwen3_ranker_plugins.prompt import load_tokenizer
+from qwen3_ranker_plugins.prompt import TEMPLATES, load_tokenizer
 from tests.forms import NO, YES, copy_of
 
 QUERY = "how are volcanoes formed?"
@@ -170,6 +172,53 @@ def test_a_folder_with_one_file_is_unpacked_once(tmp_path: Path, saved: Path, ca
     (folder / "other.gguf").write_bytes(b"")
     with pytest.raises(UnsupportedModelError, match=r"2 GGUF files, other\.gguf, reranker\.gguf: give the path of one"):
         resolve_checkpoint(folder)
+
+
+#: As llama.cpp's convert_hf_to_gguf.py writes it.
+OF_LLAMA_CPP = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: Given a web '
+    "search query, retrieve relevant passages that answer the query\n<Query>: {query}\n<Document>: {document}"
+    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+PAIRS = "{% for m in messages %}{% if m['role'] in ('query', 'document') %}[{{ m['content'] }}]{% endif %}{% endfor %}"
+
+
+def write_prompt(tiny: Path, path: Path, **chat: str) -> Path:
+    written = Written(tiny, head=True)
+    written.shorten_vocabulary()
+    written.fields |= {f"tokenizer.chat_template{name}": text for name, text in chat.items()}
+    return written.save(path)
+
+
+def test_the_prompt_of_a_file_is_followed(tiny: Path, tmp_path: Path) -> None:
+    def spec(name: str, **chat: str) -> ModelSpec:
+        return resolve_checkpoint(write_prompt(tiny, tmp_path / name, **chat)).spec
+
+    usual = spec(
+        "qwen3-reranker-0.6b-f16.GGUF", **{".rerank": OF_LLAMA_CPP, "": "{% for m in messages %}{{ m }}{% endfor %}"}
+    )
+    assert (usual.template, usual.family) == (TEMPLATES["standard"], "qwen3-reranker")
+    assert "rerank, which is llama.cpp's text of it, has single line breaks" in usual.facts["template"]
+    other = spec("qwen3-reranker-0.6b-other.gguf", **{".rerank": '{"q": {query}} {document}?', "": PAIRS})
+    assert other.template == other.template_without_instruction == '{{"q": {query}}} {document}?'
+    assert (other.instruction, other.facts["template"]) == (None, "its own (the file's tokenizer.chat_template.rerank)")
+    assert spec("qwen3-reranker-0.6b-pairs.gguf", **{"": PAIRS}).template == "[{query}][{document}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{document} {query}", "it needs {query} once, and {document} once after it"),
+        ("{query} {query} {document}", "it needs {query} once"),
+        ("no fields", "it needs {query} once"),
+        ("{instruction} {query} {document}", "it has the field {instruction}, which llama.cpp does not replace"),
+    ],
+)
+def test_a_prompt_of_a_file_that_cannot_be_followed(text: str, why: str, tiny: Path, tmp_path: Path) -> None:
+    path = write_prompt(tiny, tmp_path / "file.gguf", **{".rerank": text})
+    with pytest.raises(UnsupportedModelError, match=rf"file.gguf.*rerank cannot be followed.*{re.escape(why)}.*; use"):
+        resolve_checkpoint(path)
 
 
 def test_doctor_takes_a_file(saved: Path) -> None:

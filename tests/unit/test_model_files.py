@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from qwen3_ranker_plugins import RankerError, Reranker, model_files
 from qwen3_ranker_plugins.cli.app import app
 from qwen3_ranker_plugins.models import resolve_checkpoint
-from tests.forms import QWEN3_CHAT, ZERANK_CHAT
+from tests.forms import QWEN3_CHAT, ZERANK_CHAT, copy_of
 
 MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
@@ -300,6 +300,24 @@ def test_weights_without_a_header_are_damaged(header: bytes, tiny: Path, tmp_pat
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(RankerError, match=r"model\.safetensors is damaged .*download it again"):
+        resolve_checkpoint(folder)
+
+
+def test_names_of_files_and_tensors(tiny: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny, tmp_path / "folder")
+    weights = folder / "model.safetensors"
+    (folder / "._model.safetensors").write_bytes(b"\x00\x05\x16\x07")  # as macOS writes it
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizer"}')
+    resolve_checkpoint(folder)
+    other = weights.rename(folder / "model (1).safetensors")
+    with pytest.raises(
+        RankerError, match=r"has model \(1\)\.safetensors, .* holds all weights, rename it to model.safe"
+    ):
+        resolve_checkpoint(folder)
+    other.unlink()
+    embeddings = np.zeros((2, 2), np.float32)
+    save_file({"_orig_mod.model.embed_tokens.weight": embeddings}, weights)
+    with pytest.raises(RankerError, match=r"is named _orig_mod\.model\.embed_.*save the model inside the wrapper with"):
         resolve_checkpoint(folder)
 
 

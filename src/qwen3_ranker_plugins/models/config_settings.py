@@ -60,6 +60,9 @@ _SHAPES = {
 #: Of transformers' Qwen3Config, for settings that are left out.
 _DEFAULTS = {"num_hidden_layers": 32, "head_dim": 128, "num_key_value_heads": 32}
 _NEVER_QUANTISED = ("norm.weight", "layers.0.self_attn.q_norm.weight")
+_EMBEDDING = "embed_tokens.weight"
+#: What precedes the names of a decoder's tensors.
+_PREFIX = re.compile(r"(model\.)?(language_model\.)?")
 #: In the header of a safetensors file.
 _WHOLE_NUMBERS = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"}
 _CORRECT = "write the value that the checkpoint's base has, or download the checkpoint again"
@@ -200,10 +203,17 @@ def check_weights(
                 "that says what they stand for: download both files again"
             )
     shapes = {name: entry["shape"] for name, (_, entry) in headers.items()}
-    embedding = next((name for name in shapes if name.endswith("embed_tokens.weight")), None)
-    if embedding is None:
+    prefixes = [name.removesuffix(_EMBEDDING) for name in shapes if name.endswith(_EMBEDDING)]
+    if not prefixes:
         return
-    prefix = embedding.removesuffix("embed_tokens.weight")
+    prefix = next((each for each in prefixes if _PREFIX.fullmatch(each)), None)
+    if prefix is None:
+        file = headers[f"{prefixes[0]}{_EMBEDDING}"][0]
+        raise UnsupportedModelError(
+            f"{file}: config.json and the weights do not match, missing keys: model.{_EMBEDDING} is named "
+            f"{prefixes[0]}{_EMBEDDING}, as saved from a wrapper such as torch.compile's ('_orig_mod.') or peft's "
+            "('base_model.'): save the model inside the wrapper with save_pretrained, or rename the tensors"
+        )
     found = [re.match(rf"{re.escape(prefix)}layers\.(\d+)\.", name) for name in shapes]
     layers = 1 + max((int(match[1]) for match in found if match), default=-1)
     defaults = _DEFAULTS if str(config.get("model_type")).startswith("qwen3") else {}

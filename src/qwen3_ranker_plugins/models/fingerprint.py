@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..config import RerankerSettings
 from ..content import THOROUGH, add_content
+from ..model_files import find_files
 from ..prompt import Template
 from .spec import ModelSpec
 
@@ -22,7 +23,7 @@ def model_hash(folder: Path, *, is_adapter: bool = False) -> str:
     digest = hashlib.sha256()
     named = [folder / name for name in ("config.json", "adapter_config.json", "tokenizer.json")]
     paths = [path for path in named if is_adapter or path.name != "adapter_config.json" or not named[0].exists()]
-    paths += sorted(folder.glob("*.safetensors"))
+    paths += find_files(folder, "*.safetensors")
     for path in paths:
         if path.is_file():
             digest.update(f"{path.name} {path.stat().st_size} ".encode())

@@ -30,14 +30,15 @@ from numpy.typing import NDArray
 
 from ..content import THOROUGH, add_content
 from ..errors import MissingDependencyError, UnsupportedModelError
-from ..model_files import check_file
+from ..model_files import check_file, find_files
 from ..pip_command import pip_install
 from ..prompt.tokenizer import QWEN_SPLIT
 from .config_settings import check_settings, check_weights, max_positions
+from .gguf_prompt import FILE, KEY, as_template
 
 _log = logging.getLogger(__name__)
 #: Part of the cache's key: raise it when the same file is unpacked differently.
-_VERSION = 1
+_VERSION = 2
 #: Bytes of a safetensors file, so that a large model need not fit into memory.
 _SHARD = 4 * 2**30
 _INSTEAD = "use the checkpoint that it was made from, such as Qwen/Qwen3-Reranker-0.6B"
@@ -80,11 +81,11 @@ def find_gguf(place: Path) -> Path | None:
     Raises:
         UnsupportedModelError: a folder has several.
     """
-    if place.suffix == ".gguf" and place.is_file():
+    if place.suffix.lower() == ".gguf" and place.is_file():
         return place
-    if not place.is_dir() or any(place.glob("*.safetensors")):
+    if not place.is_dir() or find_files(place, "*.safetensors"):
         return None
-    files = sorted(place.glob("*.gguf"))
+    files = find_files(place, "*.[gG][gG][uU][fF]")
     if len(files) > 1:
         raise UnsupportedModelError(
             f"{place} holds {len(files)} GGUF files, {', '.join(each.name for each in files[:3])}: give the path of "
@@ -174,6 +175,15 @@ class _GgufFile:
             contents = {"config.json": self._config(), "tokenizer.json": self._tokenizer()}
         self._check(contents["config.json"])
         contents["tokenizer_config.json"] = {"tokenizer_class": "Qwen2Tokenizer"}
+        # A checkpoint's own chat template, for chats or for pairs. Those with names, besides "rerank", are for chats.
+        if (chat := self._text("tokenizer.chat_template")) is not None:
+            contents["tokenizer_config.json"]["chat_template"] = chat
+        if (prompt := self._text(KEY)) is not None:
+            try:
+                as_template(prompt)
+            except ValueError as error:
+                raise self._refused(f"its {KEY} cannot be followed, because {error}") from error
+            (folder / FILE).write_text(prompt, encoding="utf-8", newline="")
         for name, content in contents.items():
             (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
         self._write_weights(folder)
@@ -188,6 +198,12 @@ class _GgufFile:
 
     def _refused(self, why: str, remedy: str = _INSTEAD) -> UnsupportedModelError:
         return UnsupportedModelError(f"{self._path} cannot be scored: {why}; {remedy}")
+
+    def _text(self, name: str) -> str | None:
+        found = self._fields.get(name)
+        if found is not None and not isinstance(found, str):
+            raise self._refused(f"its {name}={found!r} is not a text", _AGAIN)
+        return found
 
     @contextmanager
     def _damage_explained(self) -> Iterator[None]:
@@ -294,6 +310,7 @@ class _GgufFile:
         kind = (stated.get("tokenizer.ggml.model"), stated.get("tokenizer.ggml.pre"))
         if kind != ("gpt2", "qwen2"):
             raise self._refused(f"its tokenizer is {kind!r} instead of Qwen's ('gpt2', 'qwen2')")
+        # add_eos_token has no effect: llama.cpp's server adds no special tokens to the prompt of a reranker either.
         for name in ("add_bos_token", "add_space_prefix"):
             if stated.get(f"tokenizer.ggml.{name}"):
                 raise self._refused(f"it states tokenizer.ggml.{name}=true, unlike Qwen's tokenizer")

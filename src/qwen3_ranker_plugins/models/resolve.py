@@ -11,7 +11,7 @@ from pathlib import Path
 from ..checks import check_text
 from ..config import BUNDLED_MODEL
 from ..errors import ModelNotFoundError, UnsupportedModelError
-from ..model_files import check_file, is_listed, reason_and_remedy
+from ..model_files import check_file, find_files, is_listed, reason_and_remedy
 from ..pip_command import pip_install
 from .adapters import (
     base_of,
@@ -190,7 +190,7 @@ def _find(
         raise ModelNotFoundError(f"{argument}={name!r}: {reason_and_remedy(path, gone)}")
     if path.is_file():
         raise ModelNotFoundError(f"{argument}={name!r} is a file: give its folder, {str(path.absolute().parent)!r}")
-    if _looks_like_path(name) or path.suffix == ".gguf":
+    if _looks_like_path(name) or path.suffix.lower() == ".gguf":
         remedy = (
             "give an existing folder, or a hub name"
             if argument == "adapter"
@@ -311,11 +311,15 @@ def _check(folder: Path) -> None:
         raise UnsupportedModelError(f"{folder} has no config.json: {remedy}")
     check_file(folder / "config.json")
     if not weight_files(folder):
-        strays = sorted(path.name for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_"))
+        names = [path.name for path in find_files(folder, "*.safetensors")]
+        strays = [name for name in names if not name.startswith("adapter_")]
         if strays:
+            remedy = "download what is missing"
+            if len(strays) == 1:
+                remedy = f"if the file holds all weights, rename it to model.safetensors, else {remedy}"
             raise UnsupportedModelError(
                 f"{folder} has {', '.join(strays[:3])}, but neither model.safetensors nor model.safetensors.index.json "
-                "(the list of a divided model's files): download what is missing"
+                f"(the list of a divided model's files): {remedy}"
             )
         other = sorted(path.name for path in folder.glob("*.bin"))
         found = f" (only {', '.join(other)}, which can run code when loaded)" if other else ""

@@ -22,6 +22,7 @@ from .config_settings import check_own_code, check_settings, check_weights, max_
 from .cross_encoder_files import CrossEncoderFiles
 from .families import FAMILIES, Family
 from .family_choice import choose_family
+from .gguf_prompt import with_stated_prompt
 from .json_files import read_json, shortened
 from .score_head import check_head, divisor_of_head
 from .spec import ModelSpec, Scoring
@@ -116,7 +117,9 @@ def read_spec(
             "scoring=, such as 'yes - no', or remove modules.json"
         )
     spec = _with_chat_template(spec, chat, modules, family)
-    if described != folder:
+    if described == folder:
+        spec = with_stated_prompt(folder, spec)
+    else:
         files = (_LABELS, _CHAT, _PROMPT)
         spec = replace(spec, sources={k: f"{v} of the adapter" if v in files else v for k, v in spec.sources.items()})
     if given is not None:

@@ -20,9 +20,10 @@ from ..prompt.tokenizer import has_split_of_qwen
 from .config_settings import check_own_code
 from .json_files import read_json, shortened
 
-# Classes that make ids as tokenizer.json says, except that Qwen's bring their own normalizer and pre-tokenizer.
+# Classes that make ids as tokenizer.json says, except that Qwen's bring their own normalizer and pre-tokenizer. For the
+# base class PreTrainedTokenizer, AutoTokenizer makes a TokenizersBackend too.
 _QWEN = re.compile(r"Qwen[23]\w*Tokenizer(Fast)?")
-GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
+GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer")
 _NORMALIZER = {"type": "NFC"}
 #: Settings of the model in tokenizer.json that transformers replaces by these, which are the defaults, for Qwen.
 _MERGING = {"type": "BPE", "unk_token": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UnsupportedModelError
-from ..model_files import check_file, is_listed, reason_and_remedy
+from ..model_files import check_file, find_files, is_listed, reason_and_remedy
 from .json_files import read_json, shortened
 
 # Bytes; the safetensors library has the same limit.
@@ -36,7 +36,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not is_listed(index):
         if not is_listed(whole):
             return []
-        names = (path.name for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_"))
+        names = (path.name for path in find_files(folder, "*.safetensors") if not path.name.startswith("adapter_"))
         if strays := sorted(set(names) - {whole.name}):
             raise _ambiguous(folder, strays[0])
         return [whole]

@@ -30,10 +30,11 @@ from ...pip_command import pip_install
 from ...prompt import ModelTokenizer
 from ..attention.interface import ATTENTION_NAME, register
 from . import qwen3
-from .quantised import dequantising, plain_tensors
+from .quantised import OF_CACHE, check_scales, dequantising, plain_tensors
 
 # Tensors that a conversion leaves in place although its architecture does not read them.
 _LEFT_OVER = {"Qwen3ForSequenceClassification": ("lm_head.weight", "score.bias")}
+_PLAIN = (torch.float32, torch.float16, torch.bfloat16)
 # Tensors of a LoRA adapter for the embeddings or the output matrix.
 _OF_EMBEDDINGS = re.compile(r"(lm_head|embed_tokens)\.lora_")
 
@@ -139,7 +140,8 @@ def _load_with_transformers(folder: Path, spec: ModelSpec, dtype: torch.dtype) -
             else:
                 del config.quantization_config
                 arguments["state_dict"] = tensors
-    with _without_adapter(folder) as plain, damage_explained(folder), _quiet():
+    is_quantised = spec.quantization is not None
+    with _without_adapter(folder) as plain, damage_explained(folder, is_quantised=is_quantised), _quiet():
         model: Any
         loaded: dict[str, Any]
         model, loaded = kind.from_pretrained(
@@ -158,6 +160,11 @@ def _load_with_transformers(folder: Path, spec: ModelSpec, dtype: torch.dtype) -
         )
         if spec.quantization == "bitsandbytes":
             model = model.dequantize(dtype)
+        if spec.quantization == "compressed-tensors":  # some of its formats become bfloat16 in any case
+            for parameter in model.parameters():
+                if parameter.dtype in _PLAIN:
+                    parameter.data = parameter.data.to(dtype)
+            check_scales(folder)
     _check_loaded(folder, spec, loaded)
     return model
 
@@ -246,6 +253,8 @@ def _check_loaded(folder: Path, spec: ModelSpec, loaded: dict[str, Any]) -> None
             problems = [each for each in problems if not each.startswith("visual.")]
         if kind == "unexpected_keys":  # quantisers store biases of zeros for projections without a bias
             problems = [each for each in problems if not (each.endswith("_proj.bias") and _is_zero(folder, each))]
+            if spec.quantization is not None:
+                problems = [each for each in problems if not each.endswith(OF_CACHE)]
         if problems:
             raise UnsupportedModelError(
                 f"{folder}: config.json and the weights do not match, {kind.replace('_', ' ')}: "
@@ -347,8 +356,12 @@ def _without_adapter(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def damage_explained(folder: Path) -> Iterator[None]:
+def damage_explained(folder: Path, *, is_quantised: bool = False) -> Iterator[None]:
     """Turn what a load raises into an error that says what to do.
+
+    Args:
+        folder: with the files, for messages.
+        is_quantised: whether a wrong value is most likely one of quantization_config.
 
     Raises:
         ModelError: memory ran out, or torch's threads were made before a fork.
@@ -371,7 +384,8 @@ def damage_explained(folder: Path) -> Iterator[None]:
                 f"{folder} cannot be loaded, because torch.set_num_threads was called before a fork ({reason}): set "
                 "the environment variable OMP_NUM_THREADS instead, or start workers with the 'spawn' method"
             ) from error
-        if type(error).__name__ == "ValidationError":  # pydantic's, of compressed-tensors
+        # pydantic's ValidationError, of compressed-tensors
+        if type(error).__name__ == "ValidationError" or (is_quantised and isinstance(error, ValueError)):
             raise UnsupportedModelError(
                 f"{folder}/config.json has a quantization_config that cannot be followed ({reason}): write the value "
                 "that the original has, or download the file again"
@@ -388,6 +402,8 @@ def _first_sentence(message: str) -> str:
     sentence = lines.pop(0)
     if re.search(r"\d+ validation errors? for ", sentence):  # pydantic names the setting and the reason in two lines
         sentence = ": ".join([sentence, *lines[:2]])
+        sentence = re.sub(r"\.function-after\[[^\]]*\]|Value error, ", "", sentence)
+        sentence = re.sub(r" \[type=value_error, input_value=\{.*\]$", "", sentence)  # an object with a wrong part
         sentence = re.sub(r" \[type=.*?(, input_value=(.*), input_type=.*)?\]$", r", not \2", sentence)
     while sentence.endswith(":") and lines:
         sentence = f"{sentence} {lines.pop(0)}"

@@ -32,7 +32,9 @@ _READ_BY_VLLM = {
 }
 #: Ends of the names of what bitsandbytes stores with a weight of 4 bits and of 8 bits.
 _OF_BITSANDBYTES = (".absmax", ".SCB")
-_OF_ACTIVATIONS = (".input_scale", ".output_scale", ".k_scale", ".v_scale", ".q_scale")
+#: Ends of the names of the scales with which vLLM quantises cached keys and values, and queries for them.
+OF_CACHE = (".k_scale", ".v_scale", ".q_scale")
+_OF_ACTIVATIONS = (".input_scale", ".output_scale", *OF_CACHE)
 # AutoAWQ's order of the eight columns in a 32-bit number, lowest bits first, inverted.
 _AWQ_COLUMNS = (0, 4, 1, 5, 2, 6, 3, 7)
 
@@ -62,7 +64,23 @@ def dequantising(folder: Path, method: str, config: Any) -> Any:
             f"{folder}/config.json has a quantization_config of 'bitsandbytes', and its weights are not quantised (no "
             f"tensor's name ends in {' or '.join(_OF_BITSANDBYTES)}): remove quantization_config"
         )
+    if method == "compressed-tensors":
+        # No keys and values are cached in fewer bits here, so scales for them need not be stored.
+        return dict(found) | {"dequantize": True, "kv_cache_scheme": None}
     return dict(found) if method == "bitsandbytes" else dict(found) | {"dequantize": True}
+
+
+def check_scales(folder: Path) -> None:
+    """Make sure that weights which config.json describes as compressed-tensors are not plain ones.
+
+    Raises:
+        UnsupportedModelError: they are.
+    """
+    if not any(name.endswith(".weight_scale") for name in read_headers(folder)):
+        raise UnsupportedModelError(
+            f"{folder}/config.json has a quantization_config of 'compressed-tensors', and its weights are not "
+            "quantised (no tensor's name ends in .weight_scale): remove quantization_config"
+        )
 
 
 def _not_read(folder: Path, scheme: str, *, by_vllm: bool) -> UnsupportedModelError:
