@@ -385,6 +385,16 @@ def test_a_plain_tensor_of_another_shape_in_a_quantised_checkpoint_is_named(tiny
         margins(folder)
 
 
+def test_another_number_of_bits_than_the_weights_have_is_named(tiny: Path, tmp_path: Path) -> None:
+    """compressed-tensors unpacks weights with any number of bits."""
+    folder = write_compressed(write_shallow(tiny, tmp_path / "shallow", 1), tmp_path / "quantised", "int8")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["quantization_config"]["config_groups"]["group_0"]["weights"]["num_bits"] = 4
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UnsupportedModelError, match=r"num_bits=\[4\].*0\.self_attn\.q_proj.* has 64 columns"):
+        margins(folder)
+
+
 def test_a_setting_of_compressed_tensors_is_named(tiny: Path, tmp_path: Path) -> None:
     folder = copy_of(tiny, tmp_path / "model")
     group = {"targets": ["Linear"], "weights": {"num_bits": "many", "type": "int"}}

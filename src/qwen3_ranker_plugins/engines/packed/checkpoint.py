@@ -30,7 +30,7 @@ from ...pip_command import pip_install
 from ...prompt import ModelTokenizer
 from ..attention.interface import ATTENTION_NAME, register
 from . import qwen3
-from .quantised import OF_CACHE, check_scales, dequantising, plain_tensors
+from .quantised import OF_CACHE, check_compressed, dequantising, plain_tensors
 
 # Tensors that a conversion leaves in place although its architecture does not read them.
 _LEFT_OVER = {"Qwen3ForSequenceClassification": ("lm_head.weight", "score.bias")}
@@ -164,7 +164,7 @@ def _load_with_transformers(folder: Path, spec: ModelSpec, dtype: torch.dtype) -
             for parameter in model.parameters():
                 if parameter.dtype in _PLAIN:
                     parameter.data = parameter.data.to(dtype)
-            check_scales(folder)
+            check_compressed(folder, model.config.get_text_config().hidden_size)
     _check_loaded(folder, spec, loaded)
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from ...errors import MissingDependencyError, UnsupportedModelError
+from ...models.json_files import read_json
 from ...models.weights import read_headers
 
 #: `quant_method` -> the module that transformers needs to turn it into plain weights (None: nothing), the pip command.
@@ -70,17 +72,33 @@ def dequantising(folder: Path, method: str, config: Any) -> Any:
     return dict(found) if method == "bitsandbytes" else dict(found) | {"dequantize": True}
 
 
-def check_scales(folder: Path) -> None:
-    """Make sure that weights which config.json describes as compressed-tensors are not plain ones.
+def check_compressed(folder: Path, hidden_size: int) -> None:
+    """Make sure that config.json describes compressed-tensors weights as they are.
+
+    Whether they are quantised at all, and with how many bits where they are packed into numbers of 32 bits: the library
+    unpacks with any number of bits, without a comparison of shapes.
 
     Raises:
-        UnsupportedModelError: they are.
+        UnsupportedModelError: they are otherwise.
     """
-    if not any(name.endswith(".weight_scale") for name in read_headers(folder)):
+    headers = read_headers(folder)
+    if not any(name.endswith(".weight_scale") for name in headers):
         raise UnsupportedModelError(
             f"{folder}/config.json has a quantization_config of 'compressed-tensors', and its weights are not "
             "quantised (no tensor's name ends in .weight_scale): remove quantization_config"
         )
+    groups = read_json(folder / "config.json")["quantization_config"]["config_groups"].values()
+    if not all(isinstance(group, dict) and group.get("weights") for group in groups):  # presets of the library
+        return
+    stated = {group["weights"]["num_bits"] for group in groups}
+    columns = {math.ceil(hidden_size / (32 // bits)) for bits in stated}
+    for name, (_, tensor) in headers.items():
+        if name.endswith(".q_proj.weight_packed") and tensor["dtype"] == "I32" and tensor["shape"][1] not in columns:
+            raise UnsupportedModelError(
+                f"{folder}/config.json says num_bits={sorted(stated)} in its quantization_config, and {name} has "
+                f"{tensor['shape'][1]} columns of 32 bits for {hidden_size} numbers: write the num_bits with which the "
+                "weights were quantised, or download the checkpoint again"
+            )
 
 
 def _not_read(folder: Path, scheme: str, *, by_vllm: bool) -> UnsupportedModelError:
