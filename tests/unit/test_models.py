@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from qwen3_ranker_plugins import ModelNotFoundError, Reranker, ScoringError, UnsupportedModelError
 from qwen3_ranker_plugins.config import DEFAULT_MODEL
-from qwen3_ranker_plugins.engines.packed.checkpoint import damage_explained
+from qwen3_ranker_plugins.engines.packed.damage import damage_explained
 from qwen3_ranker_plugins.errors import ModelError
 from qwen3_ranker_plugins.models import resolve_model
 from qwen3_ranker_plugins.prompt.tokenizer import load_tokenizer
