@@ -105,11 +105,16 @@ def general(change: Edit) -> Edit:
     return edit
 
 
-def prefix_space(folder: Path) -> None:
-    path = folder / "tokenizer.json"
-    found = json.loads(path.read_text())
-    found["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = True
-    path.write_text(json.dumps(found))
+def byte_level(**changes: Any) -> Edit:
+    """Of the second step of the pre-tokenizer."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        found = json.loads(path.read_text())
+        found["pre_tokenizer"]["pretokenizers"][1] |= changes
+        path.write_text(json.dumps(found))
+
+    return edit
 
 
 def model(**changes: Any) -> Edit:
@@ -121,13 +126,6 @@ def model(**changes: Any) -> Edit:
         path.write_text(json.dumps(found | {"model": found["model"] | changes}))
 
     return edit
-
-
-def split_by_bytes(folder: Path) -> None:
-    path = folder / "tokenizer.json"
-    found = json.loads(path.read_text())
-    found["pre_tokenizer"]["pretokenizers"][1]["use_regex"] = True
-    path.write_text(json.dumps(found))
 
 
 def words_of_config(**changes: Any) -> Edit:
@@ -224,7 +222,10 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "no control tokens": (without_control_tokens, "does not know"),
     "another normalizer": (tokenizer(normalizer={"type": "Lowercase"}), "another normalizer than Qwen's"),
     "a suffix of words": (suffix_of_words, "'yes' becomes.*use the tokenizer of the checkpoint's base"),
-    "a space in front of every text, as tokenizer.json says": (general(prefix_space), "'yes' becomes 'Ġyes'"),
+    "a space in front of every text, as tokenizer.json says": (
+        general(byte_level(add_prefix_space=True)),
+        "'yes' becomes 'Ġyes'",
+    ),
     "no space at the ends of a text": (
         general(tokenizer(normalizer={"type": "Strip", "strip_left": True, "strip_right": True})),
         "' yes' becomes 'yes'",
@@ -257,7 +258,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "a prefix of parts of words": (subword_prefix, "says model.continuing_subword_prefix='##'.*write null"),
     "parts that are merged at once": (model(ignore_merges=True), "model.ignore_merges=True, and transformers would"),
     "a token for the unknown": (model(unk_token="!"), "model.unk_token='!', and transformers would"),  # noqa: S106
-    "a second pattern": (split_by_bytes, "another pre_tokenizer than Qwen's"),
+    "a second pattern": (byte_level(use_regex=True), "another pre_tokenizer than Qwen's"),
     "a word found in another form": (words_of_config(normalized=True), "normalized=True of the token 'volcanoes'"),
     "a word that transformers does not know": (without_a_word, "without 'volcanoes'.*or add the entry"),
     "a word in added_tokens.json": (older_file("added_tokens.json", crust=14463), r"'crust' \(14463\) in added_tokens"),

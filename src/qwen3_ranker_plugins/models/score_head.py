@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..errors import UnsupportedModelError
 from .families import FAMILIES, Family
 from .spec import Scoring
-from .weights import read_headers, read_rows
+from .weights import Headers, read_headers, read_rows
 
 if TYPE_CHECKING:
     from ..prompt.tokenizer import ModelTokenizer
@@ -33,13 +33,13 @@ def family_of_head(folder: Path) -> Family | None:
     """
     from ..prompt.tokenizer import load_tokenizer
 
-    head = read_rows(folder, "score.weight", [0])
+    headers, tokenizer = read_headers(folder), load_tokenizer(folder)
+    head = read_rows(headers, "score.weight", [0])
     if head is None:
         return None
-    tokenizer = load_tokenizer(folder)
     closest, similarity = None, 0.0
     for family in FAMILIES:
-        if (row := _label_row(folder, tokenizer, family)) is None:
+        if (row := _label_row(headers, tokenizer, family)) is None:
             continue
         cosine = _cosine(row, head[0])
         if abs(cosine) > abs(similarity):
@@ -65,8 +65,8 @@ def divisor_of_head(folder: Path, family: Family) -> float:
 
     if family.divisor == 1:
         return 1.0
-    head = read_rows(folder, "score.weight", [0])
-    row = _label_row(folder, load_tokenizer(folder), family)
+    headers = read_headers(folder)
+    head, row = read_rows(headers, "score.weight", [0]), _label_row(headers, load_tokenizer(folder), family)
     found = f"is not made of the row of {family.positive!r}"
     if head is not None and row is not None and _cosine(row, head[0]) > _SIMILAR:
         length = float(np.linalg.norm(head[0]) / np.linalg.norm(row))
@@ -82,12 +82,12 @@ def divisor_of_head(folder: Path, family: Family) -> float:
     )
 
 
-def _label_row(folder: Path, tokenizer: ModelTokenizer, family: Family) -> NDArray[np.float32] | None:
+def _label_row(headers: Headers, tokenizer: ModelTokenizer, family: Family) -> NDArray[np.float32] | None:
     """The score head that the tied embeddings make of a family's labels; None if they have no rows for these."""
     ids = [tokenizer.find(word) for word in (family.positive, family.negative) if word is not None]
     if None in ids:
         return None
-    rows = read_rows(folder, "model.embed_tokens.weight", [each for each in ids if each is not None])
+    rows = read_rows(headers, "model.embed_tokens.weight", [each for each in ids if each is not None])
     if rows is None:
         return None
     row: NDArray[np.float32] = rows[0] if len(rows) == 1 else rows[0] - rows[1]

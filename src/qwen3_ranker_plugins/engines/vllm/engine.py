@@ -8,6 +8,7 @@ from ...checks import check_json
 from ...config import EngineConfig, RerankerSettings
 from ...content import ModelFiles
 from ...errors import InvalidInputError
+from ...model_files import find_files
 from ...models import make_encoder, resolve_checkpoint, resolve_model
 from .. import ResolvedSettings
 from ..devices import report_idle_gpus, resolve_device
@@ -74,5 +75,5 @@ def _gpus_needed(folder: Path, gpu_bytes: int) -> int:
 
     A model that fits into one GPU is slower on several, because they exchange the activations of every layer.
     """
-    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    weights = sum(file.stat().st_size for file in find_files(folder, "*.safetensors"))
     return -(-2 * weights // gpu_bytes) or 1

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from ..garbage_collection import no_garbage_collection
 from .block_hashes import PrefixBlockHasher
 from .generate import GenerateTask
 from .messages import LoadModel, PromptMargins, ScorePrompts
@@ -96,7 +95,8 @@ class Runner:
                 self._add(*prompts[index], index, waiting, answer)
             return True
 
-        with _no_garbage_collection():
+        # Each call makes thousands of objects, hardly any of them in cycles.
+        with no_garbage_collection():
             while add_portion():
                 while self.engine.has_unfinished_requests():
                     self._meanwhile = add_portion
@@ -219,18 +219,6 @@ def scoring_task(load: LoadModel) -> ScoringTask:
     if load.engine == "vllm_packed":
         return PackedTask(load.yes_id, load.no_id, load.marker_id)
     return GenerateTask(load.yes_id, load.no_id, load.label_logprobs)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Turn off garbage collection, which would visit the thousands of objects, hardly any in cycles, of each call."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def check_platform(device: str, version: str) -> None:
